@@ -1,0 +1,101 @@
+"""Bytes to frames, with every way a peer can get it wrong named."""
+
+import functools
+from typing import Final
+
+import polars as pl
+import pyarrow as pa
+from pyarrow import ipc
+
+from idlewatt.stream.errors import UnreadableMessageError
+from idlewatt.stream.records import NAME_KEY, SCHEMAS, VERSION_KEY, Schema
+
+_CONTINUATION: Final = b"\xff\xff\xff\xff"
+_POLARS_TYPES: Final[dict[pa.DataType, pl.DataType]] = {
+    pa.int64(): pl.Int64(),
+    pa.float64(): pl.Float64(),
+    pa.large_string(): pl.String(),
+    pa.bool_(): pl.Boolean(),
+    pa.large_list(pa.large_string()): pl.List(pl.String()),
+}
+
+
+@functools.cache
+def frame_schema(schema: Schema) -> pl.Schema:
+    """The schema as polars types, in the order of the row's fields."""
+    return pl.Schema({field.name: _POLARS_TYPES[field.type] for field in schema.arrow})
+
+
+def empty_frame(schema: Schema) -> pl.DataFrame:
+    """A frame of the schema with no rows."""
+    return pl.DataFrame(schema=frame_schema(schema))
+
+
+def decode(message: bytes) -> tuple[Schema, pl.DataFrame]:
+    """Decode one message into its schema and a frame with exactly that schema's columns.
+
+    Unknown columns are dropped, missing optional ones are null. Raises UnreadableMessageError with reason
+    not_arrow, unknown_schema, schema_version, missing_column, column_type or null_value.
+    """
+    schema = _schema_of(_schema_message(message))
+    try:
+        # one message holds one stream; polars reads only the first of two
+        frame = pl.read_ipc_stream(message)
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        raise UnreadableMessageError("not_arrow", f"the Arrow stream breaks off: {error}") from error
+    return schema, _conform(schema, frame)
+
+
+def _schema_message(message: bytes) -> bytes:
+    """The bytes of the stream's first part, which holds the schema: the same for all messages of a kind."""
+    if message[:4] != _CONTINUATION:
+        raise UnreadableMessageError("not_arrow", "the message does not begin like an Arrow IPC stream")
+    length = int.from_bytes(message[4:8], "little")
+    if not 0 < length <= len(message) - 8 or length > 1 << 20:
+        raise UnreadableMessageError("not_arrow", "the length of the Arrow schema makes no sense")
+    return message[: 8 + length]
+
+
+# Parsing a schema costs six times the decoding of a whole message, and a topic carries few different ones.
+@functools.lru_cache(maxsize=256)
+def _schema_of(schema_message: bytes) -> Schema:
+    try:
+        metadata = ipc.read_schema(pa.py_buffer(schema_message)).metadata or {}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UnreadableMessageError("not_arrow", f"the Arrow schema cannot be read: {error}") from error
+    name = metadata.get(NAME_KEY, b"").decode(errors="replace")
+    version = metadata.get(VERSION_KEY, b"").decode(errors="replace")
+    schema = SCHEMAS.get(name)
+    if schema is None:
+        raise UnreadableMessageError(
+            "unknown_schema", f"no schema is called {name!r}; known: {', '.join(SCHEMAS)}"
+        )
+    if version.partition(".")[0] != str(schema.major):
+        raise UnreadableMessageError(
+            "schema_version",
+            f"{name} has version {version!r}, this Idlewatt reads {schema.major}.x: upgrade the older side",
+        )
+    return schema
+
+
+def _conform(schema: Schema, frame: pl.DataFrame) -> pl.DataFrame:
+    wanted = frame_schema(schema)
+    if frame.schema == wanted:
+        conformed = frame
+    else:
+        missing = [name for name in schema.required if name not in frame.columns]
+        if missing:
+            raise UnreadableMessageError("missing_column", f"{schema.name} lacks {', '.join(missing)}")
+        try:
+            conformed = frame.select(
+                pl.col(name).cast(dtype) if name in frame.columns else pl.lit(None, dtype).alias(name)
+                for name, dtype in wanted.items()
+            )
+        except pl.exceptions.PolarsError as error:
+            raise UnreadableMessageError(
+                "column_type", f"a column of {schema.name} has the wrong type: {error}"
+            ) from error
+    for name in schema.required:
+        if conformed.get_column(name).null_count():
+            raise UnreadableMessageError("null_value", f"{schema.name}.{name} has rows without a value")
+    return conformed

@@ -1,0 +1,69 @@
+"""The log, behind one small protocol with two homes: Apache Kafka and an embedded SQLite file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A message to be written."""
+
+    topic: str
+    key: bytes
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message that was read."""
+
+    topic: str
+    partition: int
+    offset: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """What one poll of a stage's inputs brought."""
+
+    messages: Sequence[Message] = ()
+    # partition -> the snapshot of its last commit, None if it never had one. Comes before its messages.
+    assigned: Mapping[int, bytes | None] = field(default_factory=dict)
+    revoked: frozenset[int] = frozenset()
+    # (topic, partition) -> messages still to be read after this poll; 0 means caught up
+    behind: Mapping[tuple[str, int], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What becomes true at once, or not at all."""
+
+    records: Sequence[Record]
+    # partition -> the state that has folded everything before `resume`
+    snapshots: Mapping[int, bytes]
+    # (topic, partition) -> offset to read from after a restart
+    resume: Mapping[tuple[str, int], int]
+
+
+class Appender(Protocol):
+    """Writes messages of collectors."""
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Return when the log holds the records; raise LogUnavailableError when it does not take them."""
+
+    def close(self) -> None: ...
+
+
+class StageLog(Protocol):
+    """One stage's inputs, and the transaction in which it moves on. Used from one thread."""
+
+    def poll(self, timeout_s: float) -> Poll:
+        """Wait for messages, at most `timeout_s`. Raises LogUnavailableError while the log is away."""
+
+    def commit(self, commit: Commit) -> None:
+        """Commit as one transaction. Raises RewindError if that did not happen or nobody knows."""
+
+    def close(self) -> None:
+        """Give the partitions back without committing anything."""

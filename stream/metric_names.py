@@ -1,0 +1,211 @@
+"""Every Prometheus metric Idlewatt exports: names are a public interface, renaming one is a breaking change."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One family. `name` is what PromQL sees, with `_total` for counters."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    labels: tuple[str, ...]
+    help: str
+    stage: Literal["meter", "economy", "pipeline", "collector"]
+
+
+def _meter(name: str, kind: Literal["counter", "gauge"], labels: str, text: str) -> Metric:
+    return Metric(name, kind, ("site", "pool", *labels.split()), text, "meter")
+
+
+def _economy(name: str, kind: Literal["counter", "gauge"], labels: str, text: str) -> Metric:
+    return Metric(name, kind, ("site", "pool", *labels.split()), text, "economy")
+
+
+TOKENS: Final = _meter(
+    "idlewatt_tokens_total",
+    "counter",
+    "model_name kind",
+    "Tokens by model; kind is output, input (computed) or cached_input.",
+)
+ENERGY: Final = _meter(
+    "idlewatt_energy_joules_total",
+    "counter",
+    "state scope",
+    "Energy drawn by GPUs, by what they were doing; scope is it (the boards) or facility (times PUE).",
+)
+HEADROOM: Final = _meter(
+    "idlewatt_headroom_joules_total",
+    "counter",
+    "state",
+    "Energy that was available and not drawn, by what the GPUs were doing.",
+)
+AVAILABLE: Final = _meter(
+    "idlewatt_available_joules_total", "counter", "", "Energy that the enforced power limits made available."
+)
+GPU_SECONDS: Final = _meter(
+    "idlewatt_gpu_seconds_total", "counter", "state product", "GPU time by what the GPUs were doing."
+)
+LOST_TOKENS: Final = _meter(
+    "idlewatt_lost_tokens_total",
+    "counter",
+    "state part demand",
+    "Output tokens that the idle joules would have made at the yardstick's yield.",
+)
+POWER: Final = _meter(
+    "idlewatt_power_watts",
+    "gauge",
+    "state part",
+    "Mean watts in the last closed window; part is draw or headroom. All of them add up to the available watts.",
+)
+GPUS: Final = _meter(
+    "idlewatt_gpus",
+    "gauge",
+    "state product",
+    "GPUs by what they were doing in the last closed window, as a mean over the window.",
+)
+TOKENS_PER_JOULE: Final = _meter(
+    "idlewatt_tokens_per_joule",
+    "gauge",
+    "window kind",
+    "Rolling tokens per joule of board energy (tokens/s per watt); absent while coverage or tokens are too low.",
+)
+COVERAGE: Final = _meter(
+    "idlewatt_coverage_ratio",
+    "gauge",
+    "window of",
+    "Share of the interval for which the watts or tokens of the entities known to be there were measured.",
+)
+YARDSTICK: Final = _meter(
+    "idlewatt_yardstick_tokens_per_joule",
+    "gauge",
+    "product model_name origin",
+    "Yield an idle joule is held against, and where it comes from.",
+)
+GPU_WASTED_WATTS: Final = _meter(
+    "idlewatt_gpu_wasted_watts",
+    "gauge",
+    "node gpu_uuid product state",
+    "Watts burnt by a GPU while idle, in the last closed window; the worst offenders only.",
+)
+UNACCOUNTED: Final = _meter(
+    "idlewatt_unaccounted_joules_total",
+    "counter",
+    "",
+    "Joules measured less joules accounted for. Anything but 0 is a bug.",
+)
+WINDOW_END: Final = _meter(
+    "idlewatt_window_end_timestamp_seconds",
+    "gauge",
+    "",
+    "End of the pool's last closed window, Unix seconds.",
+)
+
+LOST_REVENUE: Final = _economy(
+    "idlewatt_lost_revenue_total",
+    "counter",
+    "state part demand currency",
+    "Revenue that the lost tokens would have brought at the realised blended price.",
+)
+BENCHMARK_LOST_REVENUE: Final = _economy(
+    "idlewatt_benchmark_lost_revenue_total",
+    "counter",
+    "state part currency",
+    "Idle kWh at the benchmark of 150 bn USD per gigawatt-year (17.12 USD/kWh). Never add it to idlewatt_lost_revenue_total.",
+)
+REVENUE: Final = _economy(
+    "idlewatt_revenue_total", "counter", "model_name tier currency", "Tokens made, at the price book."
+)
+LOST_REVENUE_PER_HOUR: Final = _economy(
+    "idlewatt_lost_revenue_per_hour", "gauge", "window currency", "Rolling lost revenue, per hour."
+)
+BENCHMARK_LOST_REVENUE_PER_HOUR: Final = _economy(
+    "idlewatt_benchmark_lost_revenue_per_hour",
+    "gauge",
+    "window currency",
+    "Rolling benchmark loss, per hour.",
+)
+UNPRICED_TOKENS: Final = _economy(
+    "idlewatt_unpriced_tokens_total",
+    "counter",
+    "model_name",
+    "Output tokens of models that the price book does not name: they brought no revenue here and none is assumed.",
+)
+
+
+def _pipeline(name: str, kind: Literal["counter", "gauge"], labels: str, text: str) -> Metric:
+    return Metric(name, kind, tuple(labels.split()), text, "pipeline")
+
+
+MESSAGES: Final = _pipeline("idlewatt_messages_total", "counter", "topic partition", "Messages read.")
+REJECTED_MESSAGES: Final = _pipeline(
+    "idlewatt_rejected_messages_total", "counter", "topic reason", "Messages that could not be read."
+)
+ROWS: Final = _pipeline("idlewatt_rows_total", "counter", "topic", "Rows read.")
+REJECTED_ROWS: Final = _pipeline(
+    "idlewatt_rejected_rows_total", "counter", "topic reason", "Rows that were read and cannot be true."
+)
+LATE_ROWS: Final = _pipeline(
+    "idlewatt_late_rows_total",
+    "counter",
+    "topic",
+    "Rows for windows that were closed already; they amend them.",
+)
+EVENT_TIME_LAG: Final = _pipeline(
+    "idlewatt_event_time_lag_seconds", "gauge", "stage partition", "Now less the newest event time read."
+)
+BEHIND: Final = _pipeline(
+    "idlewatt_behind_messages", "gauge", "topic partition", "Messages in the log that are still to be read."
+)
+CHECKPOINT_SECONDS: Final = _pipeline(
+    "idlewatt_checkpoint_seconds", "gauge", "stage", "Duration of the last commit."
+)
+CHECKPOINT_BYTES: Final = _pipeline(
+    "idlewatt_checkpoint_bytes", "gauge", "stage", "Size of the snapshots in the last commit."
+)
+REWINDS: Final = _pipeline(
+    "idlewatt_rewinds_total",
+    "counter",
+    "stage",
+    "Commits that did not happen; the work since the one before was done again.",
+)
+
+
+def _collector(name: str, kind: Literal["counter", "gauge"], labels: str, text: str) -> Metric:
+    return Metric(name, kind, tuple(labels.split()), text, "collector")
+
+
+SCRAPE_SUCCESS: Final = _collector(
+    "idlewatt_scrape_success",
+    "gauge",
+    "source",
+    "1 if the last scrape of the source brought rows, 0 if it failed or hangs.",
+)
+SCRAPE_DURATION: Final = _collector(
+    "idlewatt_scrape_duration_seconds",
+    "gauge",
+    "source",
+    "Duration of the last scrape; while one hangs, how long it has.",
+)
+SCRAPE_ERRORS: Final = _collector(
+    "idlewatt_scrape_errors_total", "counter", "source reason", "Failed scrapes, by reason."
+)
+SAMPLE_ERRORS: Final = _collector(
+    "idlewatt_sample_errors_total",
+    "counter",
+    "source reason",
+    "Readings left out of an otherwise good scrape, by reason.",
+)
+SENT_ROWS: Final = _collector("idlewatt_sent_rows_total", "counter", "topic", "Rows the log has taken.")
+DROPPED_ROWS: Final = _collector(
+    "idlewatt_spool_dropped_rows_total",
+    "counter",
+    "topic",
+    "Rows dropped because the log was away for longer than the spool holds.",
+)
+SPOOL_BYTES: Final = _collector(
+    "idlewatt_spool_bytes", "gauge", "", "Bytes waiting for the log to come back."
+)
+
+METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

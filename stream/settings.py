@@ -1,0 +1,225 @@
+"""Every setting there is: its name, unit, default, and the sentence that documents it.
+
+The sample file and docs/configuration.md are printed from this tree. How the file and the environment are
+read stands in cli/config.py.
+"""
+
+import socket
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+Name = Annotated[
+    str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\s/\x00-\x1f][^/\x00-\x1f]*$")
+]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Money = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Log(_Section):
+    """Where the stream lives."""
+
+    kind: Literal["embedded", "kafka"] = Field(
+        "embedded", description="embedded: one SQLite file for one box. kafka: Apache Kafka for many."
+    )
+    path: str = Field("idlewatt.db", description="File of the embedded log.")
+    bootstrap_servers: str = Field(
+        "127.0.0.1:9092", description="Kafka brokers, host:port, separated by commas."
+    )
+    partitions: int = Field(
+        12,
+        ge=1,
+        le=4096,
+        description="Partitions of the topics Idlewatt creates: the most processors that can share the work.",
+    )
+    replication_factor: int = Field(
+        1, ge=1, le=7, description="Replicas of the topics Idlewatt creates; 3 in production."
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="How to talk to the brokers."
+    )
+    ssl_cafile: str | None = Field(None, description="CA certificates of the brokers, PEM.")
+    ssl_certfile: str | None = Field(None, description="Client certificate, PEM.")
+    ssl_keyfile: str | None = Field(None, description="Client key, PEM.")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        None, description="SASL mechanism."
+    )
+    sasl_username: str | None = Field(None, description="SASL user.")
+    sasl_password: str | None = Field(
+        None, description="SASL password; better given as IDLEWATT_LOG__SASL_PASSWORD."
+    )
+
+    @model_validator(mode="after")
+    def _sasl_is_whole(self) -> "Log":
+        # kafka-python builds this error for SCRAM and never raises it
+        if self.security_protocol.startswith("SASL") and not (
+            self.sasl_mechanism and self.sasl_username and self.sasl_password
+        ):
+            raise ValueError("security_protocol SASL_* needs sasl_mechanism, sasl_username and sasl_password")
+        return self
+
+
+class Engine(_Section):
+    """One inference server to scrape."""
+
+    url: str = Field(
+        description="Its metrics page, such as http://127.0.0.1:8000/metrics.",
+        pattern=r"^https?://[^\s/]+(/\S*)?$",
+    )
+    server: str = Field("vllm", description="Server kind: a file in collectors/engines.")
+    name: Name | None = Field(None, description="Name in the figures; host:port of the URL if left out.")
+    pool: Name | None = Field(None, description="Pool it serves in; collect.pool if left out.")
+    gpus: tuple[str, ...] = Field(
+        (),
+        description="UUIDs of the GPUs it holds. Left out: the GPUs of this node that have a process and no other engine.",
+    )
+
+
+class Collect(_Section):
+    """What is read on this node."""
+
+    node: Name = Field(default_factory=socket.gethostname, description="Name of this host.")
+    pool: Name | None = Field(None, description="Pool of this node's GPUs; the node's name if left out.")
+    gpu: Literal["nvml", "simulated", "none"] = Field("nvml", description="Where GPU readings come from.")
+    gpu_interval_s: Annotated[float, Field(ge=0.1, le=60)] = Field(
+        1.0, description="Seconds between readings of the GPUs."
+    )
+    engine_interval_s: Annotated[float, Field(ge=0.1, le=60)] = Field(
+        1.0, description="Seconds between readings of an engine."
+    )
+    timeout_s: Annotated[float, Field(gt=0, le=60)] = Field(
+        3.0, description="A reading that takes longer has failed."
+    )
+    send_interval_s: Annotated[float, Field(ge=0.05, le=60)] = Field(
+        1.0, description="Rows are packed for this long into one message."
+    )
+    max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
+        16 * 1024 * 1024, description="A metrics page larger than this is refused."
+    )
+    engine: tuple[Engine, ...] = Field((), description="Inference servers on this node.")
+
+
+class Yardstick(_Section):
+    """A configured yield; the first entry that matches counts, and beats the learned one."""
+
+    product: str = Field("*", description="GPU product, * and ? match.")
+    model: str = Field(
+        "*", description="Model name, * and ? match; an idle GPU without a model matches * only."
+    )
+    tokens_per_joule: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        description="Output tokens per joule of board energy."
+    )
+
+
+class PoolOverride(_Section):
+    """What is known of one pool beforehand."""
+
+    provisioned_watts_per_gpu: Annotated[float, Field(gt=0, le=1e5)] | None = Field(
+        None,
+        description="Watts set aside for each GPU of the pool; replaces the enforced power limit as what is available.",
+    )
+
+
+class Process(_Section):
+    """How rows become figures."""
+
+    stages: tuple[Literal["meter", "economy"], ...] = Field(
+        ("meter", "economy"), min_length=1, description="Stages this process runs."
+    )
+    window_s: Annotated[int, Field(ge=1, le=60)] = Field(
+        10, description="Length of a window; must divide 60."
+    )
+    grace_s: Annotated[float, Field(ge=0.5, le=3600)] = Field(
+        15.0,
+        description="A window closes this long after its end in event time. At least 1.5 times the slowest reading interval.",
+    )
+    forget_after_s: Seconds = Field(
+        86_400.0,
+        description="A GPU or engine silent for longer is no longer known to be there, and no longer booked as dark.",
+    )
+    coverage_floor: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.9, description="Ratios that stand on less coverage are withheld."
+    )
+    min_tokens: Annotated[int, Field(ge=1)] = Field(
+        100, description="Ratios that stand on fewer output tokens are withheld."
+    )
+    worst_offenders: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        50, description="GPUs named in idlewatt_gpu_wasted_watts."
+    )
+    group: Name = Field("idlewatt", description="Prefix of the Kafka consumer groups.")
+    yardstick: tuple[Yardstick, ...] = Field((), description="Configured yields.")
+    pool: dict[str, PoolOverride] = Field(
+        default_factory=dict, description="What is known of a pool beforehand, by its name."
+    )
+
+    @model_validator(mode="after")
+    def _window_divides_a_minute(self) -> "Process":
+        if 60 % self.window_s:
+            raise ValueError(
+                f"window_s must divide 60 (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60), not {self.window_s}"
+            )
+        return self
+
+
+class Price(_Section):
+    """Price of a model's tokens, in the currency per million tokens; the first entry that matches counts."""
+
+    model: str = Field(description="Model name, * and ? match.")
+    output: Money = Field(description="Per million output tokens.")
+    input: Money = Field(0.0, description="Per million input tokens computed.")
+    cached_input: Money = Field(0.0, description="Per million input tokens answered from cache.")
+
+
+IdlePart = Literal["idle_loaded.draw", "idle_loaded.headroom", "idle_free.draw", "idle_free.headroom"]
+
+
+class Economy(_Section):
+    """What tokens and watts are worth."""
+
+    currency: Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")] = Field(
+        "USD", description="ISO 4217 code of every price here."
+    )
+    pue: Annotated[float, Field(ge=1, le=5)] | None = Field(
+        None, description="Power usage effectiveness; set, energy is also shown as facility energy."
+    )
+    lost_revenue_counts: tuple[IdlePart, ...] = Field(
+        ("idle_loaded.draw", "idle_loaded.headroom", "idle_free.draw", "idle_free.headroom"),
+        description="Which idle watts count as lost revenue.",
+    )
+    price: tuple[Price, ...] = Field((), description="Prices of models.")
+
+
+class Serve(_Section):
+    """Where /metrics listens."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    port: Annotated[int, Field(ge=0, le=65_535)] = Field(
+        9477, description="Port of /metrics; 0 takes a free one. IDLEWATT_PORT moves it."
+    )
+
+
+class Simulate(_Section):
+    """The simulated AI factory (collect.gpu = "simulated")."""
+
+    seed: int = Field(1, description="The same seed gives the same factory and load.")
+    day_s: Seconds = Field(120.0, description="Seconds in which the load rises and falls once.")
+    outage_every_s: Seconds = Field(90.0, description="Mean time between outages of an engine or node.")
+
+
+class Settings(_Section):
+    """Everything Idlewatt can be told."""
+
+    site: Name = Field(
+        "default",
+        description="The power budget with an address these watts belong to: a data hall, a cluster.",
+    )
+    log: Log = Field(default_factory=lambda: Log())
+    collect: Collect = Field(default_factory=lambda: Collect())
+    process: Process = Field(default_factory=lambda: Process())
+    economy: Economy = Field(default_factory=lambda: Economy())
+    serve: Serve = Field(default_factory=lambda: Serve())
+    simulate: Simulate = Field(default_factory=lambda: Simulate())
