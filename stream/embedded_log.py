@@ -1,0 +1,221 @@
+"""The log in one SQLite file, for one box: no Kafka needed, the same promises.
+
+Every topic has one partition, 0. Offsets count through all topics, so that a stage reads its inputs in the
+order in which they were written, also when it catches up.
+"""
+
+import heapq
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import Final
+
+from idlewatt.stream.clock import Clock, unix_ms
+from idlewatt.stream.embedded_file import bell_of, open_file, open_readonly, transaction
+from idlewatt.stream.errors import LogUnavailableError, RewindError
+from idlewatt.stream.log import Commit, Message, Poll, Record
+from idlewatt.stream.topics import RETENTION_MS
+
+# Appends of another process do not ring our bell.
+_OTHER_PROCESS_POLL_S: Final = 0.2
+_READ_PAGE: Final = 1000
+
+
+class EmbeddedAppender:
+    """Writes messages, and forgets old ones by topics.RETENTION_MS. May be used from several threads."""
+
+    RETENTION_INTERVAL_MS: Final = 60_000
+    # What one clearing looks at per topic: it never holds the file for long.
+    RETENTION_ROWS: Final = 5000
+
+    def __init__(self, path: str | Path, clock: Clock = unix_ms) -> None:
+        self._connection = open_file(path)
+        self._path = path
+        self._bell = bell_of(path)
+        self._clock = clock
+        self._next_clearing_ms = 0
+        self._lock = threading.Lock()
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Write all records or none. Raises LogUnavailableError."""
+        now_ms = self._clock()
+        with self._lock:
+            try:
+                with transaction(self._connection):
+                    _insert(self._connection, records, now_ms)
+            except sqlite3.Error as error:
+                raise LogUnavailableError(f"log.path: {self._path} takes no messages: {error}") from error
+            self._bell.ring()
+            if now_ms >= self._next_clearing_ms:
+                self._clear(now_ms)
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def _clear(self, now_ms: int) -> None:
+        """Delete what is older than its topic's retention and behind every known stage."""
+        more = False
+        try:
+            with transaction(self._connection):
+                for topic, retention_ms in RETENTION_MS.items():
+                    deleted = self._connection.execute(
+                        """DELETE FROM messages WHERE appended_ms < :before_ms AND "offset" IN (
+                            SELECT "offset" FROM messages WHERE topic = :topic AND "offset" < coalesce(
+                                (SELECT min("offset") FROM resume WHERE topic = :topic), 9223372036854775807)
+                            ORDER BY "offset" LIMIT :rows)""",
+                        {"topic": topic, "before_ms": now_ms - retention_ms, "rows": self.RETENTION_ROWS},
+                    ).rowcount
+                    more = more or deleted == self.RETENTION_ROWS
+        except sqlite3.Error:
+            # the messages are written; clearing can wait for a better minute
+            more = False
+        self._next_clearing_ms = now_ms if more else now_ms + self.RETENTION_INTERVAL_MS
+
+
+class EmbeddedStageLog:
+    """One stage on the embedded log. Used from one thread.
+
+    Two processes that run the same stage on one file cannot both count a message: whoever commits second gets
+    RewindError.
+    """
+
+    POLL_MESSAGES: Final = 2000
+    POLL_BYTES: Final = 64 * 1024 * 1024
+
+    def __init__(self, path: str | Path, stage: str, inputs: tuple[str, ...], clock: Clock = unix_ms) -> None:
+        self._connection = open_file(path)
+        self._path = path
+        self._bell = bell_of(path)
+        self._clock = clock
+        self._stage = stage
+        self._inputs = inputs
+        # topic -> next offset to read; None until assigned
+        self._positions: dict[str, int] | None = None
+        self._commits = 0
+
+    def poll(self, timeout_s: float) -> Poll:
+        """The first poll, and the first after RewindError, assigns partition 0 and brings no messages."""
+        deadline = time.monotonic() + timeout_s
+        try:
+            if self._positions is None:
+                return self._assign()
+            while True:
+                rings = self._bell.rings
+                poll = self._read(self._positions)
+                left_s = deadline - time.monotonic()
+                if poll.messages or left_s <= 0:
+                    return poll
+                self._bell.wait(rings, min(left_s, _OTHER_PROCESS_POLL_S))
+        except sqlite3.Error as error:
+            raise LogUnavailableError(f"log.path: {self._path} gives no messages: {error}") from error
+
+    def commit(self, commit: Commit) -> None:
+        """Write records, state and offsets in one SQLite transaction. Raises RewindError."""
+        if self._positions is None:
+            raise RewindError(f"stage {self._stage} is not assigned; poll first")
+        try:
+            with transaction(self._connection):
+                self._write(commit)
+        except sqlite3.Error as error:
+            self._positions = None
+            raise RewindError(f"log.path: {self._path} took no commit: {error}") from error
+        except RewindError:
+            self._positions = None
+            raise
+        self._commits += 1
+        if commit.records:
+            self._bell.ring()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _assign(self) -> Poll:
+        with transaction(self._connection):
+            self._connection.execute("INSERT OR IGNORE INTO stages VALUES (?, 0, NULL)", (self._stage,))
+            # Retention asks these rows what is still to be read.
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO resume VALUES (?, ?, 0)",
+                [(self._stage, topic) for topic in self._inputs],
+            )
+            self._commits, snapshot = self._connection.execute(
+                "SELECT commits, snapshot FROM stages WHERE stage = ?", (self._stage,)
+            ).fetchone()
+            resume: dict[str, int] = dict(
+                self._connection.execute('SELECT topic, "offset" FROM resume WHERE stage = ?', (self._stage,))
+            )
+            positions = {topic: resume[topic] for topic in self._inputs}
+            behind = self._behind(positions)
+        self._positions = positions
+        return Poll(assigned={0: snapshot}, behind=behind)
+
+    def _read(self, positions: dict[str, int]) -> Poll:
+        messages: list[Message] = []
+        size = 0
+        with transaction(self._connection, "DEFERRED"):
+            cursors = [
+                self._connection.execute(
+                    'SELECT topic, 0, "offset", value FROM messages WHERE topic = ? AND "offset" >= ? ORDER BY "offset"',
+                    (topic, offset),
+                )
+                for topic, offset in positions.items()
+            ]
+            streams = ((Message(*row) for row in cursor) for cursor in cursors)
+            full = False
+            for message in heapq.merge(*streams, key=attrgetter("offset")):
+                messages.append(message)
+                size += len(message.value)
+                positions[message.topic] = message.offset + 1
+                if full := len(messages) >= self.POLL_MESSAGES or size >= self.POLL_BYTES:
+                    break
+            for cursor in cursors:
+                cursor.close()
+            # counting is only needed where reading stopped early
+            behind = self._behind(positions) if full else {(topic, 0): 0 for topic in positions}
+        return Poll(messages=messages, behind=behind)
+
+    def _behind(self, positions: dict[str, int]) -> dict[tuple[str, int], int]:
+        query = 'SELECT count(*) FROM messages WHERE topic = ? AND "offset" >= ?'
+        return {
+            (topic, 0): self._connection.execute(query, (topic, offset)).fetchone()[0]
+            for topic, offset in positions.items()
+        }
+
+    def _write(self, commit: Commit) -> None:
+        moved = self._connection.execute(
+            "UPDATE stages SET commits = commits + 1, snapshot = coalesce(?, snapshot) WHERE stage = ? AND commits = ?",
+            (commit.snapshots.get(0), self._stage, self._commits),
+        ).rowcount
+        if not moved:
+            raise RewindError(
+                f"another process runs stage {self._stage} on {self._path}: stop one, or let them share by Kafka"
+            )
+        _insert(self._connection, commit.records, self._clock())
+        self._connection.executemany(
+            'UPDATE resume SET "offset" = ? WHERE stage = ? AND topic = ?',
+            [(offset, self._stage, topic) for (topic, _), offset in commit.resume.items()],
+        )
+
+
+def read_messages(path: str | Path, topic: str, from_offset: int = 0) -> Iterator[Message]:
+    """Every message of a topic from an offset to the newest. Raises ConfigError."""
+    connection = open_readonly(path)
+    try:
+        while page := connection.execute(
+            'SELECT topic, 0, "offset", value FROM messages WHERE topic = ? AND "offset" >= ? ORDER BY "offset" LIMIT ?',
+            (topic, from_offset, _READ_PAGE),
+        ).fetchall():
+            yield from (Message(*row) for row in page)
+            from_offset = page[-1][2] + 1
+    finally:
+        connection.close()
+
+
+def _insert(connection: sqlite3.Connection, records: Sequence[Record], now_ms: int) -> None:
+    connection.executemany(
+        "INSERT INTO messages (topic, appended_ms, key, value) VALUES (?, ?, ?, ?)",
+        [(record.topic, now_ms, record.key, record.value) for record in records],
+    )
