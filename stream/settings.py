@@ -9,8 +9,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+# `accepts` says in words what a pattern asks for
 Name = Annotated[
-    str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\s/\x00-\x1f][^/\x00-\x1f]*$")
+    str,
+    StringConstraints(min_length=1, max_length=120, pattern=r"^[^\s/\x00-\x1f][^/\x00-\x1f]*$"),
+    Field(
+        json_schema_extra={"accepts": "text of 1 to 120 characters with no / and no blank before it"}
+    ),
 ]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Money = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
@@ -42,15 +47,23 @@ class Log(_Section):
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="How to talk to the brokers."
     )
-    ssl_cafile: str | None = Field(None, description="CA certificates of the brokers, PEM.")
-    ssl_certfile: str | None = Field(None, description="Client certificate, PEM.")
-    ssl_keyfile: str | None = Field(None, description="Client key, PEM.")
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
-        None, description="SASL mechanism."
+    ssl_cafile: str | None = Field(
+        None, description="CA certificates of the brokers, PEM.", examples=["/etc/idlewatt/kafka-ca.pem"]
     )
-    sasl_username: str | None = Field(None, description="SASL user.")
+    ssl_certfile: str | None = Field(
+        None, description="Client certificate, PEM.", examples=["/etc/idlewatt/client.pem"]
+    )
+    ssl_keyfile: str | None = Field(
+        None, description="Client key, PEM.", examples=["/etc/idlewatt/client.key"]
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        None, description="SASL mechanism.", examples=["SCRAM-SHA-512"]
+    )
+    sasl_username: str | None = Field(None, description="SASL user.", examples=["idlewatt"])
     sasl_password: str | None = Field(
-        None, description="SASL password; better given as IDLEWATT_LOG__SASL_PASSWORD."
+        None,
+        description="SASL password; better given as IDLEWATT_LOG__SASL_PASSWORD.",
+        examples=["change me"],
     )
 
     @model_validator(mode="after")
@@ -67,23 +80,35 @@ class Engine(_Section):
     """One inference server to scrape."""
 
     url: str = Field(
-        description="Its metrics page, such as http://127.0.0.1:8000/metrics.",
+        description="Its metrics page.",
+        examples=["http://127.0.0.1:8000/metrics"],
         pattern=r"^https?://[^\s/]+(/\S*)?$",
+        json_schema_extra={"accepts": "an address that begins with http:// or https://"},
     )
     server: str = Field("vllm", description="Server kind: a file in collectors/engines.")
-    name: Name | None = Field(None, description="Name in the figures; host:port of the URL if left out.")
-    pool: Name | None = Field(None, description="Pool it serves in; collect.pool if left out.")
+    name: Name | None = Field(
+        None, description="Name in the figures; host:port of the URL if left out.", examples=["chat-0"]
+    )
+    pool: Name | None = Field(
+        None, description="Pool it serves in; collect.pool if left out.", examples=["chat"]
+    )
     gpus: tuple[str, ...] = Field(
         (),
-        description="UUIDs of the GPUs it holds. Left out: the GPUs of this node that have a process and no other engine.",
+        description="UUIDs of the GPUs it holds. Empty: the GPUs of this node that have a process and no other engine.",
     )
 
 
 class Collect(_Section):
     """What is read on this node."""
 
-    node: Name = Field(default_factory=socket.gethostname, description="Name of this host.")
-    pool: Name | None = Field(None, description="Pool of this node's GPUs; the node's name if left out.")
+    node: Name = Field(
+        default_factory=socket.gethostname,
+        description="Name of this node; the host's own name if left out.",
+        examples=["gpu-node-1"],
+    )
+    pool: Name | None = Field(
+        None, description="Pool of this node's GPUs; the node's name if left out.", examples=["chat"]
+    )
     gpu: Literal["nvml", "simulated", "none"] = Field("nvml", description="Where GPU readings come from.")
     gpu_interval_s: Annotated[float, Field(ge=0.1, le=60)] = Field(
         1.0, description="Seconds between readings of the GPUs."
@@ -111,7 +136,7 @@ class Yardstick(_Section):
         "*", description="Model name, * and ? match; an idle GPU without a model matches * only."
     )
     tokens_per_joule: Annotated[float, Field(gt=0, le=1e6)] = Field(
-        description="Output tokens per joule of board energy."
+        description="Output tokens per joule of board energy.", examples=[3.5]
     )
 
 
@@ -121,6 +146,7 @@ class PoolOverride(_Section):
     provisioned_watts_per_gpu: Annotated[float, Field(gt=0, le=1e5)] | None = Field(
         None,
         description="Watts set aside for each GPU of the pool; replaces the enforced power limit as what is available.",
+        examples=[1000.0],
     )
 
 
@@ -168,8 +194,8 @@ class Process(_Section):
 class Price(_Section):
     """Price of a model's tokens, in the currency per million tokens; the first entry that matches counts."""
 
-    model: str = Field(description="Model name, * and ? match.")
-    output: Money = Field(description="Per million output tokens.")
+    model: str = Field(description="Model name, * and ? match.", examples=["llama-3.1-8b*"])
+    output: Money = Field(description="Per million output tokens.", examples=[0.4])
     input: Money = Field(0.0, description="Per million input tokens computed.")
     cached_input: Money = Field(0.0, description="Per million input tokens answered from cache.")
 
@@ -181,10 +207,14 @@ class Economy(_Section):
     """What tokens and watts are worth."""
 
     currency: Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")] = Field(
-        "USD", description="ISO 4217 code of every price here."
+        "USD",
+        description="ISO 4217 code of every price here.",
+        json_schema_extra={"accepts": "three capital letters"},
     )
     pue: Annotated[float, Field(ge=1, le=5)] | None = Field(
-        None, description="Power usage effectiveness; set, energy is also shown as facility energy."
+        None,
+        description="Power usage effectiveness; set, energy is also shown as facility energy.",
+        examples=[1.2],
     )
     lost_revenue_counts: tuple[IdlePart, ...] = Field(
         ("idle_loaded.draw", "idle_loaded.headroom", "idle_free.draw", "idle_free.headroom"),
@@ -203,7 +233,7 @@ class Serve(_Section):
 
 
 class Simulate(_Section):
-    """The simulated AI factory (collect.gpu = "simulated")."""
+    """The simulated AI factory, read where collect.gpu is "simulated"."""
 
     seed: int = Field(1, description="The same seed gives the same factory and load.")
     day_s: Seconds = Field(120.0, description="Seconds in which the load rises and falls once.")
