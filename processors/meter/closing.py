@@ -1,0 +1,196 @@
+"""One step of the meter: from one window edge to the next, readings in, ledger rows out."""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import polars as pl
+
+from idlewatt.processors.meter import activity, rolling, tokens, totals, waterfall, yardstick
+from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.state import (
+    ENGINE_CARRY,
+    ENGINE_INTERVAL,
+    GPU_CARRY,
+    GPU_INTERVAL,
+    OFFENDER_COLUMNS,
+    SAMPLE_COLUMNS,
+    MeterState,
+)
+from idlewatt.processors.meter.timeline import Advance, Edges, advance, silence, split, still_open, with_gaps
+
+MINUTE_MS: Final = 60_000
+_ENERGY: Final = ("energy_mj",)
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """What a step adds to the ledger."""
+
+    power: pl.DataFrame
+    tokens: pl.DataFrame
+    minutes: pl.DataFrame
+    dropped: dict[tuple[str, str], int]
+
+
+def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterState, Closing]:
+    """Close the windows up to `edges.edge_ms`."""
+    learned = state
+    if edges.previous_ms % MINUTE_MS == 0 and state.samples.height:
+        # Whole minutes at a time, so that the yardstick of a window does not depend on how many close at once.
+        histogram = yardstick.learn(state.histogram, state.samples, config.min_tokens, edges.edge_ms)
+        learned = replace(state, histogram=histogram, samples=state.samples.clear())
+
+    engines = advance(state.engines, state.pending_engines, edges, tokens.TOKEN_KINDS, ENGINE_CARRY)
+    gpus = advance(state.gpus, state.pending_gpus, edges, _ENERGY, GPU_CARRY, ceiling=waterfall.CEILING)
+    engine_intervals = with_gaps(tokens.without_unknown(engines.intervals), tokens.TOKEN_KINDS)
+    gpu_intervals = with_gaps(waterfall.integrate_missing(gpus.intervals), _ENERGY).select(*GPU_INTERVAL)
+
+    segments = activity.remember(state.segments, activity.segments_of(engine_intervals), edges.edge_ms)
+    held = activity.holders(engines.last, gpus.last)
+    gpu_windows = _gpu_windows(state, gpus, gpu_intervals, segments, held, edges, config)
+    engine_windows = _engine_windows(state, engines, engine_intervals, edges, config)
+
+    since_ms = (
+        edges.previous_ms if gpu_windows.is_empty() else gpu_windows.get_column("window_start_ms").min()
+    )
+    assert isinstance(since_ms, int)
+    demand = activity.demand(segments, since_ms, edges.edge_ms, edges.window_ms)
+    named = gpus.last.select("id", "site", "pool", "product")
+    pairs = gpu_windows.join(named, on="id").select("site", "pool", "product", "model_name").unique()
+    yields = yardstick.yields(learned.histogram, pairs, config)
+    power = waterfall.power_rows(gpu_windows, named, demand, yields, edges.window_ms)
+    shares = tokens.serving_shares(gpu_windows, engine_windows, engines.last, held, segments, edges.window_ms)
+    token_rows = tokens.token_rows(engine_windows, shares, engines.last, edges.window_ms)
+    minutes, open_minutes = _minutes(state.minutes, gpu_windows, gpus.last, edges)
+
+    on_time = pl.col("window_start_ms") >= edges.previous_ms
+    samples = _samples(engine_windows.filter(on_time), shares, engines.last, named)
+    forgotten = edges.edge_ms - config.forget_ms
+    kept_gpus = gpus.last.filter(pl.col("ts_ms") > forgotten)
+    kept_engines = engines.last.filter(pl.col("ts_ms") > forgotten)
+    after = replace(
+        learned,
+        edge_ms=edges.edge_ms,
+        gpus=kept_gpus,
+        open_gpus=still_open(pl.concat([state.open_gpus, gpu_intervals]), edges),
+        engines=kept_engines,
+        open_engines=still_open(
+            pl.concat([state.open_engines, engine_intervals.select(*ENGINE_INTERVAL)]), edges
+        ),
+        segments=segments,
+        minutes=open_minutes,
+        samples=pl.concat([learned.samples, samples]),
+        history=rolling.extend(
+            state.history, power.filter(on_time), token_rows.filter(on_time), edges.edge_ms
+        ),
+        power_totals=totals.add_power(state.power_totals, power),
+        token_totals=totals.add_tokens(state.token_totals, token_rows),
+        measured_totals=totals.add_measured(state.measured_totals, gpu_intervals, gpus.last),
+        gpu_index=_known(state.gpu_index, kept_gpus, gpus),
+        pending_gpus=gpus.pending,
+        engine_index=_known(state.engine_index, kept_engines, engines),
+        pending_engines=engines.pending,
+        latest_power=power.filter(pl.col("window_start_ms") == edges.edge_ms - edges.window_ms),
+        offenders=_offenders(gpu_windows, gpus.last, edges, config),
+        yields=yields,
+    )
+    dropped = {("gpu", reason): n for reason, n in gpus.dropped.items()}
+    dropped |= {("engine", reason): n for reason, n in engines.dropped.items()}
+    return after, Closing(power, token_rows, minutes, dropped)
+
+
+def _gpu_windows(
+    state: MeterState,
+    gpus: Advance,
+    intervals: pl.DataFrame,
+    segments: pl.DataFrame,
+    held: pl.DataFrame,
+    edges: Edges,
+    config: MeterConfig,
+) -> pl.DataFrame:
+    silent = silence(gpus.last, edges, config.forget_ms, _ENERGY, ("power_limit_mw", "has_process"))
+    silent = silent.with_columns(pl.col("start_ms").alias("t0_ms"), pl.lit(False).alias("estimated"))
+    pieces = pl.concat(
+        [
+            split(state.open_gpus, edges, _ENERGY, opened=True),
+            split(intervals, edges, _ENERGY, opened=False),
+            split(silent.select(*GPU_INTERVAL), edges, _ENERGY, opened=False),
+        ]
+    )
+    return waterfall.gpu_windows(activity.classify(pieces, segments, held), edges)
+
+
+def _engine_windows(
+    state: MeterState, engines: Advance, intervals: pl.DataFrame, edges: Edges, config: MeterConfig
+) -> pl.DataFrame:
+    silent = silence(engines.last, edges, config.forget_ms, tokens.TOKEN_KINDS, ())
+    silent = silent.with_columns(pl.col("start_ms").alias("t0_ms"))
+    pieces = pl.concat(
+        [
+            split(state.open_engines, edges, tokens.TOKEN_KINDS, opened=True),
+            split(intervals.select(*ENGINE_INTERVAL), edges, tokens.TOKEN_KINDS, opened=False),
+            split(silent.select(*ENGINE_INTERVAL), edges, tokens.TOKEN_KINDS, opened=False),
+        ]
+    )
+    return tokens.engine_windows(pieces)
+
+
+def _minutes(
+    open_minutes: pl.DataFrame, gpu_windows: pl.DataFrame, gpus: pl.DataFrame, edges: Edges
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """GPU rows per minute: those of minutes that are over, and those to be kept."""
+    minute = (pl.col("window_start_ms") // MINUTE_MS * MINUTE_MS).alias("minute_start_ms")
+    key = ("site", "pool", "node", "gpu_uuid", "product", "minute_start_ms", "state")
+    new = gpu_windows.with_columns(minute).join(gpus.select("id", *key[:5]), on="id")
+    rows = (
+        pl.concat([open_minutes, new.select(open_minutes.columns)])
+        .group_by(*key)
+        .agg(pl.col("gpu_ms", "draw_mj", "headroom_mj").sum())
+        .select(open_minutes.columns)
+    )
+    over = pl.col("minute_start_ms") + MINUTE_MS <= edges.edge_ms
+    return rows.filter(over).sort(*key), rows.filter(~over)
+
+
+def _samples(
+    engine_windows: pl.DataFrame, shares: pl.DataFrame, engines: pl.DataFrame, gpus: pl.DataFrame
+) -> pl.DataFrame:
+    """Yields of this step's windows that were wholly measured. An engine's GPUs are taken to be of one product."""
+    energy = (
+        shares.join(gpus.select(gpu_id="id", product="product"), on="gpu_id")
+        .group_by("id", "window_start_ms")
+        .agg(pl.col("serving_mj").sum(), pl.col("product").min())
+    )
+    # a counter that moves at a request's end gives zero, then a spike: its windows say nothing of the yield
+    steady = engines.filter(pl.col("advance") != "request_end").select("id", "site", "pool", "model_name")
+    return (
+        engine_windows.filter(pl.col("silent_ms") == 0)
+        .join(energy, on=["id", "window_start_ms"])
+        .join(steady, on="id")
+        .group_by("site", "pool", "product", "model_name", "window_start_ms")
+        .agg(pl.col("output_tokens", "serving_mj").sum())
+        .select(*SAMPLE_COLUMNS)
+    )
+
+
+def _offenders(
+    gpu_windows: pl.DataFrame, gpus: pl.DataFrame, edges: Edges, config: MeterConfig
+) -> pl.DataFrame:
+    last_window = pl.col("window_start_ms") == edges.edge_ms - edges.window_ms
+    return (
+        gpu_windows.filter(last_window & pl.col("state").is_in(waterfall.IDLE) & (pl.col("draw_mj") > 0))
+        .group_by("id", "state")
+        .agg(pl.col("draw_mj").sum().alias("wasted_mj"))
+        .join(gpus.select("id", "site", "pool", "node", "gpu_uuid", "product"), on="id")
+        .sort("wasted_mj", "gpu_uuid", descending=[True, False])
+        .head(config.worst_offenders)
+        .select(*OFFENDER_COLUMNS)
+    )
+
+
+def _known(index: pl.DataFrame, kept: pl.DataFrame, step: Advance) -> pl.DataFrame:
+    """The index without entities that are forgotten and have nothing waiting."""
+    if kept.height == index.height:
+        return index
+    alive = pl.concat([kept.select("id"), step.pending.select("id")]).unique()
+    return index.join(alive, on="id", how="semi", maintain_order="left")

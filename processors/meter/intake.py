@@ -1,0 +1,93 @@
+"""Rows from the wire to rows that may be taken: what cannot be true is left out and counted by reason."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import polars as pl
+
+# Unsupported counters show up as values just under 2^63 (dcgm's "blank"); no real counter gets there.
+LARGEST_COUNTER: Final = 1 << 60
+LARGEST_POWER_MW: Final = 100_000_000
+
+GPU_COLUMNS: Final = {
+    "ts_ms": pl.Int64,
+    "site": pl.String,
+    "pool": pl.String,
+    "node": pl.String,
+    "gpu_uuid": pl.String,
+    "product": pl.String,
+    "energy_mj": pl.Int64,
+    "power_mw": pl.Int64,
+    "power_limit_mw": pl.Int64,
+    "epoch_ms": pl.Int64,
+    "has_process": pl.Boolean,
+}
+ENGINE_COLUMNS: Final = {
+    "ts_ms": pl.Int64,
+    "site": pl.String,
+    "pool": pl.String,
+    "node": pl.String,
+    "engine": pl.String,
+    "model_name": pl.String,
+    "output_tokens": pl.Int64,
+    "input_tokens": pl.Int64,
+    "cached_input_tokens": pl.Int64,
+    "advance": pl.String,
+    "requests_running": pl.Int64,
+    "requests_waiting": pl.Int64,
+    "epoch_ms": pl.Int64,
+    "gpus": pl.List(pl.String),
+}
+ADVANCES: Final = ("step", "prefill_end", "request_end")
+
+
+def gpu_rows(
+    rows: pl.DataFrame, now_ms: int, grace_ms: int, provisioned_mw: Mapping[str, int]
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """GPU rows with GPU_COLUMNS and src; and how many were left out, by reason."""
+    faults = {
+        **_clock_faults(now_ms, grace_ms),
+        "negative": pl.any_horizontal(
+            pl.col("energy_mj", "power_mw").lt(0).fill_null(False),
+            pl.col("power_limit_mw").le(0).fill_null(False),
+        ),
+        "implausible": pl.any_horizontal(
+            pl.col("energy_mj").ge(LARGEST_COUNTER).fill_null(False),
+            pl.col("power_mw", "power_limit_mw").ge(LARGEST_POWER_MW).fill_null(False),
+        ),
+        # presence without joules would be read as zero watts
+        "no_power": pl.col("energy_mj").is_null() & pl.col("power_mw").is_null(),
+    }
+    kept, left_out = _without(rows.select(*GPU_COLUMNS, "src"), faults)
+    if provisioned_mw:
+        limit = pl.col("pool").replace_strict(provisioned_mw, default=None, return_dtype=pl.Int64)
+        kept = kept.with_columns(power_limit_mw=pl.coalesce(limit, "power_limit_mw"))
+    return kept, left_out
+
+
+def engine_rows(rows: pl.DataFrame, now_ms: int, grace_ms: int) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Engine rows with ENGINE_COLUMNS and src; and how many were left out, by reason."""
+    counters = pl.col("output_tokens", "input_tokens", "cached_input_tokens")
+    faults = {
+        **_clock_faults(now_ms, grace_ms),
+        "negative": pl.any_horizontal(counters.lt(0).fill_null(False)),
+        "implausible": pl.any_horizontal(counters.ge(LARGEST_COUNTER).fill_null(False)),
+        "unknown_advance": ~pl.col("advance").is_in(ADVANCES),
+    }
+    return _without(rows.select(*ENGINE_COLUMNS, "src"), faults)
+
+
+def _clock_faults(now_ms: int, grace_ms: int) -> dict[str, pl.Expr]:
+    # one clock ahead would close every window of its partition before the others' rows are there
+    return {
+        "clock_ahead": pl.col("ts_ms") > now_ms + grace_ms,
+        "clock_before_1990": pl.col("ts_ms") < 631_152_000_000,
+    }
+
+
+def _without(rows: pl.DataFrame, faults: Mapping[str, pl.Expr]) -> tuple[pl.DataFrame, dict[str, int]]:
+    found = rows.select(**{reason: fault.sum() for reason, fault in faults.items()}).row(0, named=True)
+    left_out = {reason: int(count) for reason, count in found.items() if count}
+    if left_out:
+        rows = rows.filter(~pl.any_horizontal(*faults.values()))
+    return rows, left_out

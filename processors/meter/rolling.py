@@ -1,0 +1,79 @@
+"""Rolling figures per pool from its closed windows: sums first, ratios at the end, withheld where they would lie."""
+
+from typing import Final
+
+import polars as pl
+
+from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.tokens import TOKEN_KINDS
+
+ROLLING_MS: Final = {"1m": 60_000, "5m": 300_000, "1h": 3_600_000}
+HISTORY_COLUMNS: Final = {
+    "site": pl.String,
+    "pool": pl.String,
+    "window_start_ms": pl.Int64,
+    "draw_mj": pl.Int64,
+    "gpu_ms": pl.Int64,
+    "dark_ms": pl.Int64,
+    **dict.fromkeys(TOKEN_KINDS, pl.Int64),
+    "measured_ms": pl.Int64,
+    "silent_ms": pl.Int64,
+    # tokens of a server whose counter jumps at a request's end
+    "request_end": pl.Boolean,
+}
+_KEY: Final = ("site", "pool", "window_start_ms")
+
+
+def extend(history: pl.DataFrame, power: pl.DataFrame, tokens: pl.DataFrame, edge_ms: int) -> pl.DataFrame:
+    """Add the closed windows of these ledger rows; keep an hour."""
+    watts = power.group_by(*_KEY).agg(
+        pl.col("draw_mj").sum(),
+        pl.col("gpu_ms").sum(),
+        pl.col("gpu_ms").filter(pl.col("state") == "dark").sum().alias("dark_ms"),
+    )
+    served = tokens.group_by(*_KEY).agg(
+        pl.col(*TOKEN_KINDS, "measured_ms", "silent_ms").sum(),
+        (pl.col("advance") == "request_end").any().alias("request_end"),
+    )
+    both = watts.join(served, on=list(_KEY), how="full", coalesce=True).with_columns(
+        pl.col(pl.Int64).fill_null(0), pl.col("request_end").fill_null(False)
+    )
+    recent = pl.col("window_start_ms") >= edge_ms - max(ROLLING_MS.values())
+    return pl.concat([history, both.select(*HISTORY_COLUMNS)]).filter(recent).sort(*_KEY)
+
+
+def rolling(history: pl.DataFrame, edge_ms: int, config: MeterConfig) -> pl.DataFrame:
+    """Per (site, pool, window): tokens per joule by kind (null where withheld) and coverage of watts and tokens."""
+    return pl.concat(_over(history, edge_ms, name, length, config) for name, length in ROLLING_MS.items())
+
+
+def _over(
+    history: pl.DataFrame, edge_ms: int, name: str, length_ms: int, config: MeterConfig
+) -> pl.DataFrame:
+    sums = (
+        history.filter(pl.col("window_start_ms") >= edge_ms - length_ms)
+        .group_by("site", "pool")
+        .agg(pl.col(pl.Int64).exclude("window_start_ms").sum(), pl.col("request_end").any())
+    )
+    expected_ms = pl.col("measured_ms") + pl.col("silent_ms")
+    coverage_watts = pl.when(pl.col("gpu_ms") > 0).then(1 - pl.col("dark_ms") / pl.col("gpu_ms"))
+    coverage_tokens = pl.when(expected_ms > 0).then(pl.col("measured_ms") / expected_ms)
+    trusted = (
+        (coverage_watts >= config.coverage_floor)
+        & (coverage_tokens >= config.coverage_floor)
+        & (pl.col("output_tokens") >= config.min_tokens)
+        & (pl.col("draw_mj") > 0)
+        # a minute is shorter than many requests: counters that move at their end would give zero, then a spike
+        & ~(pl.col("request_end") & pl.lit(length_ms <= ROLLING_MS["1m"]))
+    )
+    return sums.select(
+        "site",
+        "pool",
+        pl.lit(name).alias("window"),
+        coverage_watts.alias("coverage_watts"),
+        coverage_tokens.alias("coverage_tokens"),
+        *(
+            pl.when(trusted).then(pl.col(kind) * 1000.0 / pl.col("draw_mj")).alias(kind)
+            for kind in TOKEN_KINDS
+        ),
+    ).sort("site", "pool")

@@ -1,0 +1,149 @@
+"""All that the meter remembers of one partition between two folds."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final, Self
+
+import polars as pl
+
+from idlewatt.processors.meter.activity import SEGMENT_COLUMNS
+from idlewatt.processors.meter.intake import ENGINE_COLUMNS, GPU_COLUMNS
+from idlewatt.processors.meter.rolling import HISTORY_COLUMNS
+from idlewatt.processors.meter.tokens import TOKEN_KINDS
+from idlewatt.processors.meter.totals import MEASURED_COLUMNS, POWER_COLUMNS, TOKEN_COLUMNS
+from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, YIELD_COLUMNS
+from idlewatt.processors.snapshot import read_snapshot, write_snapshot
+from idlewatt.stream import records
+from idlewatt.stream.decoding import empty_frame, frame_schema
+
+LAYOUT: Final = "meter/1"
+GPU_KEY: Final = ("site", "pool", "gpu_uuid")
+ENGINE_KEY: Final = ("site", "pool", "engine", "model_name")
+GPU_CARRY: Final = ("power_mw", "power_limit_mw", "has_process")
+ENGINE_CARRY: Final = ("requests_running", "requests_waiting")
+
+_WAITING: Final[dict[str, Any]] = {"src": pl.Int64, "eff_ms": pl.Int64, "id": pl.Int64}
+_INTERVAL: Final[dict[str, Any]] = {
+    "id": pl.Int64,
+    "t0_ms": pl.Int64,
+    "start_ms": pl.Int64,
+    "end_ms": pl.Int64,
+    "measured": pl.Boolean,
+}
+GPU_INTERVAL: Final[dict[str, Any]] = {
+    **_INTERVAL,
+    "inc_energy_mj": pl.Int64,
+    "estimated": pl.Boolean,
+    "power_limit_mw_0": pl.Int64,
+    "has_process_0": pl.Boolean,
+}
+ENGINE_INTERVAL: Final[dict[str, Any]] = {**_INTERVAL, **{f"inc_{kind}": pl.Int64 for kind in TOKEN_KINDS}}
+SAMPLE_COLUMNS: Final = {
+    "site": pl.String,
+    "pool": pl.String,
+    "product": pl.String,
+    "model_name": pl.String,
+    "window_start_ms": pl.Int64,
+    "output_tokens": pl.Int64,
+    "serving_mj": pl.Int64,
+}
+OFFENDER_COLUMNS: Final = {
+    "site": pl.String,
+    "pool": pl.String,
+    "node": pl.String,
+    "gpu_uuid": pl.String,
+    "product": pl.String,
+    "state": pl.String,
+    "wasted_mj": pl.Int64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MeterState:
+    """Frames and clocks of one partition; a fold makes a new one."""
+
+    # Unix ms; windows before edge_ms are closed. None: nothing was read yet.
+    edge_ms: int | None
+    newest_gpu_ms: int
+    newest_engine_ms: int
+    newest_ms: int
+
+    gpus: pl.DataFrame  # last reading of each GPU, with id
+    open_gpus: pl.DataFrame  # intervals that reach past the edge
+    engines: pl.DataFrame
+    open_engines: pl.DataFrame
+    segments: pl.DataFrame  # what engines did lately
+    minutes: pl.DataFrame  # records.GpuMinuteRow of minutes that are not over
+    samples: pl.DataFrame  # yields of this minute's windows, learned when it is over
+    histogram: pl.DataFrame
+    history: pl.DataFrame  # closed windows of the last hour
+    power_totals: pl.DataFrame
+    token_totals: pl.DataFrame
+    measured_totals: pl.DataFrame
+
+    # Not in the snapshot: rows that wait are read again after a restart, the rest is shown until the next window.
+    gpu_index: pl.DataFrame
+    pending_gpus: pl.DataFrame
+    engine_index: pl.DataFrame
+    pending_engines: pl.DataFrame
+    latest_power: pl.DataFrame
+    offenders: pl.DataFrame
+    yields: pl.DataFrame
+
+    @classmethod
+    def empty(cls) -> Self:
+        frames: dict[str, Any] = {name: pl.DataFrame(schema=schema) for name, schema in _FRAMES.items()}
+        clocks: dict[str, Any] = {"edge_ms": None, "newest_gpu_ms": 0, "newest_engine_ms": 0, "newest_ms": 0}
+        return cls(**clocks, **frames, **_volatile())
+
+    def snapshot(self) -> bytes:
+        scalars = {name: getattr(self, name) for name in _SCALARS}
+        return write_snapshot(LAYOUT, scalars, {name: getattr(self, name) for name in _FRAMES})
+
+    @classmethod
+    def restore(cls, snapshot: bytes) -> Self:
+        """Raises SnapshotError where another version wrote it."""
+        scalars, frames = read_snapshot(LAYOUT, snapshot)
+        restored: dict[str, Any] = {**scalars, **frames, **_volatile()}
+        state = cls(**restored)
+        return replace(
+            state,
+            gpu_index=state.gpus.select(*GPU_KEY, "id"),
+            engine_index=state.engines.select(*ENGINE_KEY, "id"),
+        )
+
+
+_FRAMES: Final[dict[str, Any]] = {
+    "gpus": {**GPU_COLUMNS, "id": pl.Int64},
+    "open_gpus": GPU_INTERVAL,
+    "engines": {**ENGINE_COLUMNS, "id": pl.Int64},
+    "open_engines": ENGINE_INTERVAL,
+    "segments": SEGMENT_COLUMNS,
+    "minutes": frame_schema(records.GPU_MINUTE),
+    "samples": SAMPLE_COLUMNS,
+    "histogram": HISTOGRAM_COLUMNS,
+    "history": HISTORY_COLUMNS,
+    "power_totals": POWER_COLUMNS,
+    "token_totals": TOKEN_COLUMNS,
+    "measured_totals": MEASURED_COLUMNS,
+}
+
+
+def _index(key: tuple[str, ...]) -> dict[str, Any]:
+    return {**dict.fromkeys(key, pl.String), "id": pl.Int64}
+
+
+def _volatile() -> dict[str, Any]:
+    return {
+        "gpu_index": pl.DataFrame(schema=_index(GPU_KEY)),
+        "pending_gpus": pl.DataFrame(schema={**GPU_COLUMNS, **_WAITING}),
+        "engine_index": pl.DataFrame(schema=_index(ENGINE_KEY)),
+        "pending_engines": pl.DataFrame(schema={**ENGINE_COLUMNS, **_WAITING}),
+        "latest_power": empty_frame(records.POWER),
+        "offenders": pl.DataFrame(schema=OFFENDER_COLUMNS),
+        "yields": pl.DataFrame(schema=YIELD_COLUMNS),
+    }
+
+
+_SCALARS: Final = tuple(
+    f.name for f in fields(MeterState) if f.type in ("int", "int | None", int, int | None)
+)

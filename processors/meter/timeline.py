@@ -1,0 +1,263 @@
+"""Cumulative readings to pieces of time: what a counter gained, in which window, and whether it was measured.
+
+One timeline serves GPUs (energy) and engines (tokens). It moves from one window edge to the next:
+
+    readings -> advance() -> intervals between consecutive readings -> split() -> pieces within windows
+
+A reading counts once, in event-time order. At an edge each entity's first reading at or after it is taken
+too (if it comes within the lookahead), so that the interval that spans the edge can be cut there; what is
+left of that interval stays open for the next window. Windows are cut from whole intervals, always from the
+same two readings, so sums do not depend on how many windows close at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import polars as pl
+
+# A counter that restarted this long before its first reading still brings its whole value: a model server
+# answers only after its model is loaded, and counts from its start.
+RESTART_GAP_MS: Final = 3_600_000
+NEVER_MS: Final = -(1 << 62)
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """From the last closed edge to the one that closes now. All in Unix milliseconds; edges are multiples of the window."""
+
+    previous_ms: int
+    edge_ms: int
+    window_ms: int
+    # Readings further apart than this leave the time between them dark; what the counter gained still counts.
+    hold_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """What the step to the next edge took from the readings."""
+
+    # one row per interval: id, t0_ms, start_ms, end_ms, inc_<counter>, measured, <carried>_0
+    intervals: pl.DataFrame
+    last: pl.DataFrame
+    pending: pl.DataFrame
+    dropped: dict[str, int]
+
+
+def with_ids(
+    index: pl.DataFrame, rows: pl.DataFrame, key: Sequence[str]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Give rows the `id` of their entity. `index`: key columns and id; returned with new entities added."""
+    joined = rows.join(index, on=key, how="left", maintain_order="left")
+    if not joined.get_column("id").null_count():
+        return joined, index
+    first_id = 0 if index.is_empty() else int(index.get_column("id").max()) + 1  # type: ignore[arg-type]
+    new = joined.filter(pl.col("id").is_null()).select(key).unique(maintain_order=True)
+    new = new.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).add(first_id).alias("id"))
+    index = pl.concat([index, new.select(index.columns)])
+    return rows.join(index, on=key, how="left", maintain_order="left"), index
+
+
+def advance(
+    last: pl.DataFrame,
+    pending: pl.DataFrame,
+    edges: Edges,
+    counters: Sequence[str],
+    carry: Sequence[str],
+    ceiling: pl.Expr | None = None,
+) -> Advance:
+    """Take the readings that the edge needs and pair them up.
+
+    `last`: each entity's last taken reading. `pending`: readings with id, eff_ms (when they may be taken) and
+    the columns of `last`. `carry`: columns whose value at an interval's start goes with it as <name>_0.
+    `ceiling`: the most a counter can have gained over an interval, for resets of counters without an epoch.
+    """
+    dropped: dict[str, int] = {}
+    rows = _in_order(last, pending, dropped)
+    rows = _without_bad(rows, counters, dropped)
+    same = pl.col("id") == pl.col("id").shift(1)
+    rows = rows.with_columns(_late_waits(rows))
+    reach = (pl.col("ts_ms").shift(1) < edges.edge_ms) & (pl.col("eff_ms") <= edges.edge_ms + edges.hold_ms)
+    rows = rows.with_columns(
+        taken=pl.col("is_last") | (pl.col("eff_ms") <= edges.edge_ms) | (same & reach).fill_null(False)
+    )
+    taken = rows.filter("taken")
+    paired = taken.with_columns(
+        pl.col("ts_ms").shift(1).alias("t0_ms"),
+        same.fill_null(False).alias("paired"),
+        *(pl.col(name).shift(1).alias(f"{name}_0") for name in {*counters, *carry, "epoch_ms"}),
+    ).filter(pl.col("paired") & ~pl.col("is_last"))
+    newest = taken.filter((pl.col("id") != pl.col("id").shift(-1)).fill_null(True)).select(last.columns)
+    return Advance(
+        intervals=_gains(paired, edges, counters, ceiling),
+        last=newest,
+        pending=rows.filter(~pl.col("taken")).select(pending.columns),
+        dropped={reason: count for reason, count in dropped.items() if count},
+    )
+
+
+def _in_order(last: pl.DataFrame, pending: pl.DataFrame, dropped: dict[str, int]) -> pl.DataFrame:
+    """Last and pending readings by entity and time, each moment once, nothing older than the last."""
+    fresh = pending.join(last.select("id", last_ms="ts_ms"), on="id", how="left", maintain_order="left")
+    fresh = fresh.filter((pl.col("ts_ms") > pl.col("last_ms")).fill_null(True)).drop("last_ms")
+    anchors = last.with_columns(
+        pl.lit(NEVER_MS).alias("eff_ms"), pl.lit(None, pl.Int64).alias("src"), pl.lit(True).alias("is_last")
+    )
+    rows = pl.concat([anchors, fresh.with_columns(pl.lit(False).alias("is_last"))], how="diagonal")
+    rows = rows.sort("id", "ts_ms", maintain_order=True)
+    repeat = (pl.col("id") == pl.col("id").shift(1)) & (pl.col("ts_ms") == pl.col("ts_ms").shift(1))
+    rows = rows.filter(~repeat.fill_null(False))
+    dropped["repeat"] = last.height + pending.height - rows.height
+    return rows
+
+
+def _late_waits(rows: pl.DataFrame) -> pl.Expr:
+    """A reading may not be taken before an earlier one of its entity that still waits."""
+    late = (pl.col("eff_ms") > pl.col("ts_ms")).fill_null(False)
+    if rows.select(late.any()).item():
+        return pl.col("eff_ms").cum_max().over("id")
+    return pl.col("eff_ms")
+
+
+def _without_bad(rows: pl.DataFrame, counters: Sequence[str], dropped: dict[str, int]) -> pl.DataFrame:
+    """Drop readings of an epoch older than one seen, without a counter they had, or falling within a known epoch."""
+    same = pl.col("id") == pl.col("id").shift(1)
+    suspects = rows.select(
+        stale=(same & (pl.col("epoch_ms") < pl.col("epoch_ms").shift(1))).any(),
+        falls=pl.any_horizontal(
+            (
+                same & (pl.col("epoch_ms") == pl.col("epoch_ms").shift(1)) & (pl.col(c) < pl.col(c).shift(1))
+            ).any()
+            for c in counters
+        ),
+        missing=pl.any_horizontal(
+            (same & pl.col(c).is_null() & pl.col(c).shift(1).is_not_null()).any() for c in counters
+        ),
+    ).row(0)
+    if not any(suspects):
+        return rows
+    whole = rows.filter(
+        pl.all_horizontal(
+            pl.col(c).is_not_null() | ~pl.col(c).is_not_null().cum_max().over("id") for c in counters
+        )
+    )
+    dropped["counter_missing"] = rows.height - whole.height
+    kept = whole.filter(
+        (pl.col("epoch_ms") >= pl.col("epoch_ms").forward_fill().cum_max().over("id")).fill_null(True)
+    )
+    dropped["stale_epoch"] = whole.height - kept.height
+    rising = kept.filter(
+        pl.col("epoch_ms").is_null()
+        | pl.all_horizontal(
+            (pl.col(c) >= pl.col(c).cum_max().over("id", "epoch_ms")).fill_null(True) for c in counters
+        )
+    )
+    dropped["counter_decrease"] = kept.height - rising.height
+    return rising
+
+
+def _gains(
+    paired: pl.DataFrame, edges: Edges, counters: Sequence[str], ceiling: pl.Expr | None
+) -> pl.DataFrame:
+    """What each counter gained over each interval, and whether the interval was measured."""
+    elapsed_ms = pl.col("ts_ms") - pl.col("t0_ms")
+    restarted = (pl.col("epoch_ms") != pl.col("epoch_ms_0")).fill_null(False)
+    start_known = restarted & (pl.col("ts_ms") - pl.col("epoch_ms") <= RESTART_GAP_MS)
+    # a counter without an epoch that fell was reset within the interval: its value is what it gained since
+    fell = ~restarted & pl.any_horizontal((pl.col(c) < pl.col(f"{c}_0")).fill_null(False) for c in counters)
+    believable = elapsed_ms <= edges.hold_ms
+    if ceiling is not None:
+        believable &= pl.all_horizontal((pl.col(c) <= ceiling).fill_null(True) for c in counters)
+    counts_from_zero = start_known | (fell & believable)
+    unknown = (restarted & ~start_known) | (fell & ~believable)
+    gained = paired.with_columns(
+        *(
+            pl.when(unknown)
+            .then(0)
+            .when(counts_from_zero)
+            .then(c)
+            .otherwise(pl.col(c) - pl.col(f"{c}_0"))
+            .alias(f"inc_{c}")
+            for c in counters
+        ),
+        start_ms=pl.when(start_known).then(pl.max_horizontal("t0_ms", "epoch_ms")).otherwise("t0_ms"),
+        known=~unknown,
+    ).rename({"ts_ms": "end_ms"})
+    return gained.with_columns(
+        measured=pl.col("known") & (pl.col("end_ms") - pl.col("start_ms") <= edges.hold_ms)
+    )
+
+
+def with_gaps(intervals: pl.DataFrame, counters: Sequence[str]) -> pl.DataFrame:
+    """Add the unmeasured time between a reading and the restart that follows it, so that no time is missing."""
+    gaps = intervals.filter(pl.col("start_ms") > pl.col("t0_ms")).with_columns(
+        pl.col("start_ms").alias("end_ms"),
+        pl.col("t0_ms").alias("start_ms"),
+        pl.lit(False).alias("measured"),
+        *(pl.lit(0, pl.Int64).alias(f"inc_{c}") for c in counters),
+    )
+    return pl.concat([intervals, gaps]) if gaps.height else intervals
+
+
+def still_open(intervals: pl.DataFrame, edges: Edges) -> pl.DataFrame:
+    """The intervals that reach past the edge; the next step goes on with them from there."""
+    return intervals.filter(pl.col("end_ms") > edges.edge_ms)
+
+
+def silence(
+    last: pl.DataFrame, edges: Edges, forget_ms: int, counters: Sequence[str], carry: Sequence[str]
+) -> pl.DataFrame:
+    """The time from each entity's last reading to the edge, as unmeasured intervals that gained nothing.
+
+    Silent for `forget_ms`, an entity is no longer known to be there.
+    """
+    return last.select(
+        "id",
+        pl.max_horizontal("ts_ms", pl.lit(edges.previous_ms)).alias("start_ms"),
+        pl.min_horizontal(pl.col("ts_ms") + forget_ms, pl.lit(edges.edge_ms)).alias("end_ms"),
+        pl.lit(False).alias("measured"),
+        *(pl.lit(0, pl.Int64).alias(f"inc_{c}") for c in counters),
+        *(pl.col(name).alias(f"{name}_0") for name in carry),
+    ).filter(pl.col("end_ms") > pl.col("start_ms"))
+
+
+def split(intervals: pl.DataFrame, edges: Edges, counters: Sequence[str], *, opened: bool) -> pl.DataFrame:
+    """Cut intervals at window edges, up to the closing edge.
+
+    `opened`: they were left open by the last step and are cut only from its edge on. Increments are split in
+    proportion to time; the last part takes the remainder. Adds window_start_ms, from_ms, to_ms, late.
+    """
+    since = pl.max_horizontal("start_ms", pl.lit(edges.previous_ms)) if opened else pl.col("start_ms")
+    cut = intervals.with_columns(
+        from_ms=since, to_ms=pl.min_horizontal("end_ms", pl.lit(edges.edge_ms))
+    ).filter(pl.col("to_ms") > pl.col("from_ms"))
+    first = pl.col("from_ms") // edges.window_ms
+    last = (pl.col("to_ms") - 1) // edges.window_ms
+    whole = (
+        (first == last) & (pl.col("from_ms") == pl.col("start_ms")) & (pl.col("to_ms") == pl.col("end_ms"))
+    )
+    window = (first * edges.window_ms).alias("window_start_ms")
+    parts = [cut.filter(whole).with_columns(window)]
+    spanning = cut.filter(~whole)
+    if spanning.height:
+        spanning = spanning.with_columns(
+            (pl.int_ranges(first, last + 1) * edges.window_ms).alias("window_start_ms")
+        ).explode("window_start_ms", empty_as_null=False)
+        spanning = spanning.with_columns(
+            pl.max_horizontal("from_ms", "window_start_ms").alias("from_ms"),
+            pl.min_horizontal("to_ms", pl.col("window_start_ms") + edges.window_ms).alias("to_ms"),
+        )
+        spanning = spanning.with_columns(
+            (_share(f"inc_{c}", "to_ms") - _share(f"inc_{c}", "from_ms")).cast(pl.Int64).alias(f"inc_{c}")
+            for c in counters
+        )
+        parts.append(spanning)
+    return pl.concat(parts).with_columns(late=pl.col("window_start_ms") < edges.previous_ms)
+
+
+def _share(increment: str, moment: str) -> pl.Expr:
+    """What of the interval's increment had been gained by the moment; 128 bits, for a day's millijoules times milliseconds."""
+    passed = (pl.col(moment) - pl.col("start_ms")).cast(pl.Int128)
+    return (
+        passed * pl.col(increment).cast(pl.Int128) // (pl.col("end_ms") - pl.col("start_ms")).cast(pl.Int128)
+    )

@@ -1,0 +1,124 @@
+"""Engine pieces to token rows, and the serving joules each engine's tokens stand on."""
+
+from typing import Final
+
+import polars as pl
+
+from idlewatt.processors.meter.activity import KEY
+
+TOKEN_KINDS: Final = ("output_tokens", "input_tokens", "cached_input_tokens")
+_WINDOW: Final = ("id", "window_start_ms")
+
+
+def without_unknown(intervals: pl.DataFrame) -> pl.DataFrame:
+    """A kind the server does not count, or counts from now on, gained nothing that anybody knows."""
+    return intervals.with_columns(pl.col(f"inc_{kind}").fill_null(0) for kind in TOKEN_KINDS)
+
+
+def engine_windows(pieces: pl.DataFrame) -> pl.DataFrame:
+    """Sum engine pieces to (id, window_start_ms): the token kinds, measured_ms, silent_ms.
+
+    Silent time that turns out to have been measured is taken back, as for GPUs.
+    """
+    span_ms = pl.col("to_ms") - pl.col("from_ms")
+    measured, late = pl.col("measured"), pl.col("late")
+    silent_ms = pl.when(~measured & ~late).then(span_ms).when(measured & late).then(-span_ms).otherwise(0)
+    return pieces.group_by(*_WINDOW).agg(
+        *(pl.col(f"inc_{kind}").sum().alias(kind) for kind in TOKEN_KINDS),
+        pl.when(measured).then(span_ms).otherwise(0).sum().alias("measured_ms"),
+        silent_ms.sum().alias("silent_ms"),
+    )
+
+
+def serving_shares(
+    gpu_windows: pl.DataFrame,
+    engine_windows: pl.DataFrame,
+    engines: pl.DataFrame,
+    held: pl.DataFrame,
+    segments: pl.DataFrame,
+    window_ms: int,
+) -> pl.DataFrame:
+    """Share each GPU's serving joules among the engines that served on it: (id, window_start_ms, gpu_id, serving_mj).
+
+    `id` is the engine and model. In proportion to output tokens, input tokens where there are none, evenly
+    where there are neither; the last takes the remainder, so that totals do not depend on the sharing.
+    """
+    serving = (
+        gpu_windows.filter(pl.col("state") == "serving")
+        .group_by(pl.col("id").alias("gpu_id"), "window_start_ms")
+        .agg(pl.col("draw_mj").sum())
+    )
+    candidates = (
+        serving.join(held.select(*KEY, pl.col("id").alias("gpu_id")), on="gpu_id")
+        .join(_active_windows(segments, serving, window_ms), on=[*KEY, "window_start_ms"])
+        .join(engines.select(*KEY, "id"), on=list(KEY))
+        .join(engine_windows.select(*_WINDOW, *TOKEN_KINDS), on=list(_WINDOW), how="left")
+        .with_columns(pl.col(TOKEN_KINDS).fill_null(0).clip(lower_bound=0))
+        .sort("gpu_id", *_WINDOW[::-1])
+    )
+    group = ("gpu_id", "window_start_ms")
+    tokens_in = pl.col("input_tokens") + pl.col("cached_input_tokens")
+    weight = (
+        pl.when(pl.col("output_tokens").sum().over(group) > 0)
+        .then("output_tokens")
+        .when(tokens_in.sum().over(group) > 0)
+        .then(tokens_in)
+        .otherwise(1)
+        .cast(pl.Int128)
+    )
+    weighed = candidates.with_columns(weight=weight)
+    upto = pl.col("weight").cum_sum().over(group)
+    total = pl.col("weight").sum().over(group)
+    energy = pl.col("draw_mj").cast(pl.Int128)
+    share = energy * upto // total - energy * (upto - pl.col("weight")) // total
+    return weighed.select(*_WINDOW, "gpu_id", share.cast(pl.Int64).alias("serving_mj"))
+
+
+def _active_windows(segments: pl.DataFrame, serving: pl.DataFrame, window_ms: int) -> pl.DataFrame:
+    """The windows of `serving` in which each engine was active."""
+    if serving.is_empty():
+        since_ms = until_ms = 0
+    else:
+        since_ms, last_ms = serving.select(
+            a=pl.col("window_start_ms").min(), b=pl.col("window_start_ms").max()
+        ).row(0)
+        until_ms = last_ms + window_ms
+    clipped = (
+        segments.filter("active")
+        .with_columns(
+            pl.max_horizontal("start_ms", pl.lit(since_ms)).alias("start_ms"),
+            pl.min_horizontal("end_ms", pl.lit(until_ms)).alias("end_ms"),
+        )
+        .filter(pl.col("end_ms") > pl.col("start_ms"))
+    )
+    windows = (
+        pl.int_ranges(pl.col("start_ms") // window_ms, (pl.col("end_ms") - 1) // window_ms + 1) * window_ms
+    )
+    return clipped.select(*KEY, windows.alias("window_start_ms")).explode("window_start_ms").unique()
+
+
+def token_rows(
+    engine_windows: pl.DataFrame, shares: pl.DataFrame, engines: pl.DataFrame, window_ms: int
+) -> pl.DataFrame:
+    """Ledger rows (records.TokenRow). `engines`: last reading of each engine and model, with id."""
+    joules = shares.group_by(*_WINDOW).agg(pl.col("serving_mj").sum())
+    return (
+        engine_windows.join(joules, on=list(_WINDOW), how="full", coalesce=True)
+        .join(engines.select("id", *KEY, "model_name", "advance"), on="id")
+        .with_columns(pl.col(*TOKEN_KINDS, "measured_ms", "silent_ms", "serving_mj").fill_null(0))
+        .select(
+            "site",
+            "pool",
+            "window_start_ms",
+            pl.lit(window_ms, pl.Int64).alias("window_ms"),
+            "node",
+            "engine",
+            "model_name",
+            "advance",
+            *TOKEN_KINDS,
+            "serving_mj",
+            "measured_ms",
+            "silent_ms",
+        )
+        .sort("site", "pool", "window_start_ms", "engine", "model_name")
+    )

@@ -1,0 +1,49 @@
+"""What Prometheus counters show: everything ever booked, restored with the state, never stepping back."""
+
+from typing import Final
+
+import polars as pl
+
+from idlewatt.processors.meter.tokens import TOKEN_KINDS
+
+_POWER_KEY: Final = ("site", "pool", "product", "state", "demand")
+_POWER_SUMS: Final = ("gpu_ms", "draw_mj", "headroom_mj", "lost_tokens_draw", "lost_tokens_headroom")
+# Dark time can be taken back. A counter may not fall, so it stands until dark time has caught up with it.
+_SHOWN: Final = {"gpu_ms": "shown_gpu_ms", "headroom_mj": "shown_headroom_mj"}
+_TOKEN_KEY: Final = ("site", "pool", "model_name")
+
+POWER_COLUMNS: Final = {
+    **dict.fromkeys(_POWER_KEY, pl.String),
+    **dict.fromkeys(_POWER_SUMS, pl.Int64),
+    **dict.fromkeys(_SHOWN.values(), pl.Int64),
+}
+TOKEN_COLUMNS: Final = {**dict.fromkeys(_TOKEN_KEY, pl.String), **dict.fromkeys(TOKEN_KINDS, pl.Int64)}
+MEASURED_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "measured_mj": pl.Int64}
+
+
+def add_power(totals: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
+    """Add ledger rows of watts. A sum of which every part is withheld stays withheld (null)."""
+    shown = [pl.lit(0, pl.Int64).alias(name) for name in _SHOWN.values()]
+    rows = pl.concat([totals, power.select(*_POWER_KEY, *_POWER_SUMS, *shown)])
+    return (
+        rows.group_by(*_POWER_KEY)
+        .agg(
+            *(pl.when(pl.col(c).count() > 0).then(pl.col(c).sum()).alias(c) for c in _POWER_SUMS),
+            *(pl.col(name).max() for name in _SHOWN.values()),
+        )
+        .with_columns(pl.max_horizontal(raw, name).alias(name) for raw, name in _SHOWN.items())
+        .sort(*_POWER_KEY)
+    )
+
+
+def add_tokens(totals: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:
+    """Add ledger rows of tokens."""
+    rows = pl.concat([totals, tokens.select(*_TOKEN_KEY, *TOKEN_KINDS)])
+    return rows.group_by(*_TOKEN_KEY).agg(pl.col(TOKEN_KINDS).sum()).sort(*_TOKEN_KEY)
+
+
+def add_measured(totals: pl.DataFrame, intervals: pl.DataFrame, gpus: pl.DataFrame) -> pl.DataFrame:
+    """Add what the readings themselves differ by: the other side of the books."""
+    rows = intervals.join(gpus.select("id", "site", "pool"), on="id")
+    rows = pl.concat([totals, rows.select("site", "pool", pl.col("inc_energy_mj").alias("measured_mj"))])
+    return rows.group_by("site", "pool").agg(pl.col("measured_mj").sum()).sort("site", "pool")

@@ -1,0 +1,117 @@
+"""GPU pieces to the waterfall of watts: by state, draw and headroom add up to what was available."""
+
+from typing import Final
+
+import polars as pl
+
+from idlewatt.processors.meter.timeline import Edges
+
+IDLE: Final = ("idle_loaded", "idle_free")
+STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
+# power cannot exceed the limit for long; an unstamped reset that claims more is no reset
+CEILING: Final = pl.col("power_limit_mw_0") * 13 // 10 * (pl.col("ts_ms") - pl.col("t0_ms")) // 1000
+
+SUMS: Final = ("gpu_ms", "draw_mj", "headroom_mj", "estimated_mj")
+_BY_GPU: Final = ("id", "window_start_ms", "state", "model_name")
+
+
+def integrate_missing(intervals: pl.DataFrame) -> pl.DataFrame:
+    """Where a GPU has no energy counter, integrate its power (trapezoid) and mark the joules as estimated.
+
+    mW x ms = uJ. Over a gap the samples say nothing: no joules, not measured.
+    """
+    span_ms = pl.col("end_ms") - pl.col("t0_ms")
+    trapezoid = (pl.col("power_mw") + pl.col("power_mw_0")) * span_ms // 2000
+    missing = pl.col("inc_energy_mj").is_null()
+    usable = missing & pl.col("measured") & trapezoid.is_not_null()
+    return intervals.with_columns(
+        inc_energy_mj=pl.when(usable).then(trapezoid).otherwise(pl.col("inc_energy_mj").fill_null(0)),
+        estimated=usable,
+        measured=pl.col("measured") & (~missing | usable),
+    )
+
+
+def gpu_windows(pieces: pl.DataFrame, edges: Edges) -> pl.DataFrame:
+    """Sum classified pieces to (id, window_start_ms, state, model_name): SUMS.
+
+    Time that was dark when its window closed and turns out to have been measured is taken back from dark, by
+    exactly what was booked. Time that stays dark keeps the joules its counter gained meanwhile, under dark.
+    """
+    available = _available_mj("to_ms") - _available_mj("from_ms")
+    rows = pieces.with_columns(available_mj=available, gpu_ms=pl.col("to_ms") - pl.col("from_ms"))
+    booked_already = pl.col("late") & ~pl.col("measured")
+    booked = rows.select(
+        *_BY_GPU,
+        pl.when(booked_already).then(0).otherwise("gpu_ms").alias("gpu_ms"),
+        pl.when(booked_already).then(0).otherwise("available_mj").alias("available_mj"),
+        pl.col("inc_energy_mj").alias("draw_mj"),
+        pl.when("estimated").then("inc_energy_mj").otherwise(0).alias("estimated_mj"),
+    )
+    taken_back = rows.filter(pl.col("late") & pl.col("measured")).select(
+        "id",
+        "window_start_ms",
+        pl.lit("dark").alias("state"),
+        pl.lit("").alias("model_name"),
+        -pl.col("gpu_ms"),
+        -pl.col("available_mj"),
+        pl.lit(0, pl.Int64).alias("draw_mj"),
+        pl.lit(0, pl.Int64).alias("estimated_mj"),
+    )
+    sums = (
+        pl.concat([booked, taken_back])
+        .group_by(*_BY_GPU)
+        .agg(pl.col("gpu_ms", "available_mj", "draw_mj", "estimated_mj").sum())
+    )
+    # A board can draw a little more than its limit for a moment: then what it drew was available.
+    spare = pl.col("available_mj") - pl.col("draw_mj")
+    return sums.select(
+        *_BY_GPU,
+        "gpu_ms",
+        "draw_mj",
+        pl.when(pl.col("state") == "dark")
+        .then(spare)
+        .otherwise(spare.clip(lower_bound=0))
+        .alias("headroom_mj"),
+        "estimated_mj",
+    )
+
+
+def _available_mj(moment: str) -> pl.Expr:
+    """What the limit had made available since the window began; differences of it add up however time is cut."""
+    return pl.col("power_limit_mw_0").fill_null(0) * (pl.col(moment) - pl.col("window_start_ms")) // 1000
+
+
+def power_rows(
+    windows: pl.DataFrame, gpus: pl.DataFrame, demand: pl.DataFrame, yields: pl.DataFrame, window_ms: int
+) -> pl.DataFrame:
+    """GPU windows to ledger rows (records.PowerRow). `gpus`: id, site, pool, product; `yields`: see yardstick.py."""
+    rows = (
+        windows.join(gpus.select("id", "site", "pool", "product"), on="id")
+        .group_by("site", "pool", "window_start_ms", "product", "model_name", "state")
+        .agg(pl.col(SUMS).sum())
+        .join(demand, on=["site", "pool", "window_start_ms"], how="left")
+        .join(yields.drop("origin"), on=["site", "pool", "product", "model_name"], how="left")
+    )
+    idle = pl.col("state").is_in(IDLE)
+    return rows.select(
+        "site",
+        "pool",
+        "window_start_ms",
+        pl.lit(window_ms, pl.Int64).alias("window_ms"),
+        "product",
+        "model_name",
+        "state",
+        pl.when(idle)
+        .then(pl.col("demand").fill_null("unknown"))
+        .otherwise(pl.lit("unknown"))
+        .alias("demand"),
+        *SUMS,
+        pl.when(idle).then(_tokens("draw_mj")).alias("lost_tokens_draw"),
+        pl.when(idle).then(_tokens("headroom_mj")).alias("lost_tokens_headroom"),
+    ).sort("site", "pool", "window_start_ms", "product", "model_name", "state")
+
+
+def _tokens(energy_mj: str) -> pl.Expr:
+    """Tokens the energy would have made: mJ x micro-tokens per joule / 10^9, rounded to the nearest."""
+    product = pl.col(energy_mj).cast(pl.Int128) * pl.col("yield_utpj").cast(pl.Int128)
+    return ((product + 500_000_000) // 1_000_000_000).cast(pl.Int64)

@@ -1,0 +1,107 @@
+"""The yardstick: the yield, in output tokens per joule, that an idle joule is held against.
+
+Configured, else learned as the 90th percentile of the pair's serving windows over a trailing day, else the
+pool's, else withheld. Yields are kept as hourly histograms with 32 buckets per doubling: 2 % wide.
+"""
+
+import math
+from typing import Final
+
+import polars as pl
+
+from idlewatt.processors.meter.config import MeterConfig
+
+HOUR_MS: Final = 3_600_000
+TRAILING_HOURS: Final = 24
+# fewer serving windows than this say nothing about a percentile
+MIN_WINDOWS: Final = 6
+QUANTILE: Final = 0.9
+_BUCKETS_PER_DOUBLING: Final = 32
+_PAIR: Final = ("site", "pool", "product", "model_name")
+
+HISTOGRAM_COLUMNS: Final = {
+    "site": pl.String,
+    "pool": pl.String,
+    "product": pl.String,
+    "model_name": pl.String,
+    "hour": pl.Int64,
+    "bucket": pl.Int64,
+    "windows": pl.Int64,
+}
+YIELD_COLUMNS: Final = {
+    "site": pl.String,
+    "pool": pl.String,
+    "product": pl.String,
+    "model_name": pl.String,
+    "yield_utpj": pl.Int64,
+    "origin": pl.String,
+}
+
+
+def learn(histogram: pl.DataFrame, samples: pl.DataFrame, min_tokens: int, edge_ms: int) -> pl.DataFrame:
+    """Count the yields of closed windows.
+
+    `samples`: site, pool, product, model_name, window_start_ms, output_tokens, serving_mj of windows that
+    were wholly measured, by servers whose counter moves while they work.
+    """
+    usable = samples.filter((pl.col("output_tokens") >= min_tokens) & (pl.col("serving_mj") > 0))
+    # the pool as a whole stands under an empty model name
+    pool = usable.with_columns(pl.lit("").alias("model_name"))
+    both = (
+        pl.concat([usable, pool])
+        .group_by(*_PAIR, "window_start_ms")
+        .agg(pl.col("output_tokens", "serving_mj").sum())
+    )
+    per_joule = pl.col("output_tokens") * 1000.0 / pl.col("serving_mj")
+    counted = both.select(
+        *_PAIR,
+        (pl.col("window_start_ms") // HOUR_MS).alias("hour"),
+        (per_joule.log(2) * _BUCKETS_PER_DOUBLING).floor().cast(pl.Int64).alias("bucket"),
+        pl.lit(1, pl.Int64).alias("windows"),
+    )
+    recent = pl.col("hour") > edge_ms // HOUR_MS - TRAILING_HOURS
+    return (
+        pl.concat([histogram, counted])
+        .filter(recent)
+        .group_by(*_PAIR, "hour", "bucket")
+        .agg(pl.col("windows").sum())
+        .sort(*_PAIR, "hour", "bucket")
+    )
+
+
+def yields(histogram: pl.DataFrame, pairs: pl.DataFrame, config: MeterConfig) -> pl.DataFrame:
+    """The yardstick of each (site, pool, product, model_name) in `pairs`: YIELD_COLUMNS, no row where withheld."""
+    learned = _percentiles(histogram)
+    own = learned.rename({"learned_utpj": "own_utpj"})
+    pool = learned.filter(pl.col("model_name") == "").drop("model_name").rename({"learned_utpj": "pool_utpj"})
+    rows = (
+        pairs.select(*_PAIR)
+        .unique()
+        .join(own, on=list(_PAIR), how="left")
+        .join(pool, on=["site", "pool", "product"], how="left")
+        .sort(*_PAIR)
+    )
+    out: list[tuple[str, str, str, str, int, str]] = []
+    for site, pool_name, product, model, own_utpj, pool_utpj in rows.iter_rows():
+        configured = config.configured_yield(product, model)
+        if configured is not None:
+            out.append((site, pool_name, product, model, round(configured * 1e6), "configured"))
+        elif own_utpj is not None and model:
+            out.append((site, pool_name, product, model, own_utpj, "learned"))
+        elif pool_utpj is not None:
+            out.append((site, pool_name, product, model, pool_utpj, "pool"))
+    return pl.DataFrame(out, schema=YIELD_COLUMNS, orient="row")
+
+
+def _percentiles(histogram: pl.DataFrame) -> pl.DataFrame:
+    """(site, pool, product, model_name, learned_utpj) of those with enough windows; micro-tokens per joule."""
+    counts = histogram.group_by(*_PAIR, "bucket").agg(pl.col("windows").sum()).sort(*_PAIR, "bucket")
+    total = pl.col("windows").sum().over(_PAIR)
+    reached = pl.col("windows").cum_sum().over(_PAIR) >= QUANTILE * total
+    middle = ((pl.col("bucket") + 0.5) / _BUCKETS_PER_DOUBLING * math.log(2)).exp()
+    return (
+        counts.filter((total >= MIN_WINDOWS) & reached)
+        .group_by(*_PAIR, maintain_order=True)
+        .agg(pl.col("bucket").first())
+        .select(*_PAIR, (middle * 1e6).round().cast(pl.Int64).alias("learned_utpj"))
+    )

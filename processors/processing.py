@@ -1,0 +1,86 @@
+"""The stages of one process: a runner and a log for each, and the page that /metrics serves."""
+
+import threading
+
+import structlog
+from prometheus_client import Metric
+from prometheus_client.exposition import generate_latest
+
+from idlewatt.processors.economy.config import EconomyConfig
+from idlewatt.processors.economy.stage import EconomyStage
+from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.stage import MeterStage
+from idlewatt.processors.pipeline_figures import PipelineFigures
+from idlewatt.processors.runner import Runner
+from idlewatt.processors.stage import Stage
+from idlewatt.stream.clock import Clock, unix_ms
+from idlewatt.stream.opening import open_stage_log
+from idlewatt.stream.settings import Settings
+
+_log = structlog.get_logger()
+
+
+class _Families:
+    """What generate_latest asks of a registry."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+class Processing:
+    """Runs settings.process.stages, each on a thread of its own, until stopped."""
+
+    def __init__(self, settings: Settings, clock: Clock = unix_ms) -> None:
+        """Opens the log. Raises ConfigError or LogUnavailableError."""
+        self._figures = PipelineFigures()
+        self._stop = threading.Event()
+        self._pages: dict[str, bytes] = {}
+        self._failure: BaseException | None = None
+        self._threads = [
+            self._thread(name, settings, clock) for name in dict.fromkeys(settings.process.stages)
+        ]
+
+    def _thread(self, name: str, settings: Settings, clock: Clock) -> threading.Thread:
+        stage: Stage[object] = (
+            MeterStage(MeterConfig.of(settings))
+            if name == "meter"
+            else EconomyStage(EconomyConfig.of(settings))
+        )  # type: ignore[assignment]
+        log = open_stage_log(settings, stage.name, stage.inputs)
+        runner = Runner(stage, log, clock, self._figures, lambda families: self._render(name, families))
+        return threading.Thread(target=self._guard, args=(runner,), name=f"idlewatt-{name}", daemon=True)
+
+    def _guard(self, runner: Runner[object]) -> None:
+        try:
+            runner.run(self._stop)
+        except BaseException as error:  # noqa: BLE001
+            self._failure = error
+            self._stop.set()
+
+    def _render(self, name: str, families: list[Metric]) -> None:
+        # Rendered once per commit, served many times: a scrape never holds up the loop.
+        self._pages[name] = generate_latest(_Families(families))  # type: ignore[arg-type]
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended a stage, if one ended by itself; the process should end then, to be started afresh."""
+        return self._failure
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Commit what is folded and end; False if a stage did not end in time."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout_s / len(self._threads))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def metrics_body(self) -> bytes:
+        """The page of /metrics: what is committed, and this process's own figures."""
+        own = generate_latest(_Families(list(self._figures.collect())))  # type: ignore[arg-type]
+        return b"".join([*self._pages.values(), own])

@@ -1,0 +1,240 @@
+"""The one loop that runs a stage: poll, decode, fold, commit. Everything that touches the outside stands here."""
+
+import contextlib
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Generic, TypeVar
+
+import polars as pl
+import structlog
+from prometheus_client import Metric
+
+from idlewatt.processors.pipeline_figures import PipelineFigures
+from idlewatt.processors.stage import Batch, Folded, Stage
+from idlewatt.stream import metric_names as names
+from idlewatt.stream import records, topics
+from idlewatt.stream.clock import Clock
+from idlewatt.stream.decoding import decode, empty_frame
+from idlewatt.stream.encoding import encode_rows
+from idlewatt.stream.errors import LogUnavailableError, RewindError, UnreadableMessageError
+from idlewatt.stream.log import Commit, Message, Poll, Record, StageLog
+from idlewatt.stream.records import Schema
+
+S = TypeVar("S")
+_log = structlog.get_logger()
+
+POLL_S: Final = 0.25
+# A Kafka transaction takes about 0.1 s of waiting: not one per poll.
+COMMIT_INTERVAL_S: Final = 0.5
+UNAVAILABLE_PAUSE_S: Final = 1.0
+SAY_AGAIN_S: Final = 60.0
+
+
+class Runner(Generic[S]):
+    """Runs one stage over its log until stopped. State is per partition and dropped whenever a commit fails."""
+
+    def __init__(
+        self,
+        stage: Stage[S],
+        log: StageLog,
+        clock: Clock,
+        figures: PipelineFigures,
+        publish: Callable[[list[Metric]], None],
+    ) -> None:
+        self._stage = stage
+        self._stage_log = log
+        self._clock = clock
+        self._figures = figures
+        self._publish = publish
+        self._states: dict[int, S] = {}
+        self._committed: dict[int, S] = {}
+        self._positions: dict[tuple[str, int], int] = {}
+        self._resume: dict[tuple[str, int], int] = {}
+        # partition -> records of folds that are not committed; a key without records is a state that moved
+        self._outbox: dict[int, list[Record]] = {}
+        self._committed_at = 0.0
+        self._said: dict[str, float] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Loop until `stop` is set, then commit what is folded and give the partitions back."""
+        try:
+            while not stop.is_set():
+                self.step(POLL_S, stop)
+            if self._outbox:
+                with contextlib.suppress(RewindError, LogUnavailableError):
+                    self._commit()
+        finally:
+            self._stage_log.close()
+
+    def step(self, timeout_s: float, stop: threading.Event | None = None) -> None:
+        """One poll, and what follows from it."""
+        try:
+            poll = self._stage_log.poll(timeout_s)
+        except LogUnavailableError as error:
+            self._say("log_unavailable", error=str(error))
+            (stop or threading.Event()).wait(UNAVAILABLE_PAUSE_S)
+            return
+        self._hand_over(poll)
+        self._fold(poll)
+        if self._outbox and time.monotonic() - self._committed_at >= COMMIT_INTERVAL_S:
+            try:
+                self._commit()
+            except (RewindError, LogUnavailableError) as error:
+                self._rewind(error)
+
+    def _hand_over(self, poll: Poll) -> None:
+        if not poll.revoked and not poll.assigned:
+            return
+        for partition in poll.revoked:
+            self._drop(partition)
+        for partition, snapshot in poll.assigned.items():
+            self._drop(partition)
+            state = self._stage.empty() if snapshot is None else self._stage.restore(snapshot)
+            self._states[partition] = self._committed[partition] = state
+        self._show()
+
+    def _drop(self, partition: int) -> None:
+        """Forget a partition with its uncommitted work: whoever owns it now folds that again."""
+        self._states.pop(partition, None)
+        self._committed.pop(partition, None)
+        self._outbox.pop(partition, None)
+        for topic in self._stage.inputs:
+            self._positions.pop((topic, partition), None)
+            self._resume.pop((topic, partition), None)
+            self._figures.forget(names.BEHIND, topic, str(partition))
+        self._figures.forget(names.EVENT_TIME_LAG, self._stage.name, str(partition))
+
+    def _rewind(self, error: Exception) -> None:
+        self._figures.count(names.REWINDS, self._stage.name)
+        self._say("rewound", error=str(error))
+        for partition in list(self._states):
+            self._drop(partition)
+
+    def _fold(self, poll: Poll) -> None:
+        by_partition: dict[int, list[Message]] = defaultdict(list)
+        for message in poll.messages:
+            by_partition[message.partition].append(message)
+        now_ms = self._clock()
+        for partition in self._states:
+            at_end = frozenset(t for t in self._stage.inputs if poll.behind.get((t, partition)) == 0)
+            self._fold_partition(partition, by_partition.get(partition, []), at_end, now_ms)
+        for (topic, partition), behind in poll.behind.items():
+            if partition in self._states:
+                self._figures.show(names.BEHIND, topic, str(partition), value=behind)
+
+    def _fold_partition(
+        self, partition: int, messages: list[Message], at_end: frozenset[str], now_ms: int
+    ) -> None:
+        frames, records = self._decode(messages, now_ms)
+        try:
+            folded = self._stage.fold(self._states[partition], Batch(frames, now_ms, at_end))
+        except Exception:
+            if len(messages) <= 1:
+                if not messages:
+                    raise
+                # The state is as it was: this message alone is set aside, and nothing else is lost.
+                _log.exception(
+                    "fold_failed", stage=self._stage.name, topic=messages[0].topic, offset=messages[0].offset
+                )
+                records = [self._reject(messages[0], "fold_failed", "the stage could not fold it", now_ms)]
+                self._keep_place(partition, messages, {})
+                self._outbox.setdefault(partition, []).extend(records)
+                return
+            for message in messages:
+                self._fold_partition(partition, [message], frozenset(), now_ms)
+            return
+        self._take(partition, folded, records, now_ms)
+        self._keep_place(partition, messages, folded.needed)
+
+    def _take(self, partition: int, folded: Folded[S], records: Sequence[Record], now_ms: int) -> None:
+        self._states[partition] = folded.state
+        if folded.moved or records:
+            self._outbox.setdefault(partition, []).extend([*folded.records, *records])
+        for (schema, reason), count in folded.rejected.items():
+            self._figures.count(names.REJECTED_ROWS, schema, reason, by=count)
+            # repeats are what a restart or a retried append brings: nothing to report
+            if reason != "repeat":
+                self._say("rows_rejected", schema=schema, reason=reason, count=count)
+        for schema, count in folded.late.items():
+            self._figures.count(names.LATE_ROWS, schema, by=count)
+        if folded.event_ms is not None:
+            lag_s = (now_ms - folded.event_ms) / 1000
+            self._figures.show(names.EVENT_TIME_LAG, self._stage.name, str(partition), value=lag_s)
+
+    def _keep_place(self, partition: int, messages: Sequence[Message], needed: Mapping[str, int]) -> None:
+        for message in messages:
+            self._positions[message.topic, partition] = message.offset + 1
+        for topic in self._stage.inputs:
+            position = self._positions.get((topic, partition))
+            if position is not None:
+                self._resume[topic, partition] = min(needed.get(topic, position), position)
+
+    def _decode(
+        self, messages: Sequence[Message], now_ms: int
+    ) -> tuple[dict[str, pl.DataFrame], list[Record]]:
+        parts: dict[Schema, list[pl.DataFrame]] = {schema: [] for schema in self._stage.schemas}
+        rejected: list[Record] = []
+        for message in messages:
+            self._figures.count(names.MESSAGES, message.topic, str(message.partition))
+            try:
+                schema, frame = decode(message.value)
+                if schema not in parts:
+                    raise UnreadableMessageError(
+                        "wrong_topic", f"{schema.name} rows do not belong in {message.topic}"
+                    )
+            except UnreadableMessageError as error:
+                rejected.append(self._reject(message, error.reason, str(error), now_ms))
+                continue
+            self._figures.count(names.ROWS, message.topic, by=frame.height)
+            parts[schema].append(frame.with_columns(pl.lit(message.offset, pl.Int64).alias("src")))
+        frames = {}
+        for schema, found in parts.items():
+            nothing = empty_frame(schema).with_columns(pl.lit(None, pl.Int64).alias("src"))
+            frames[schema.name] = pl.concat(found) if found else nothing
+        return frames, rejected
+
+    def _reject(self, message: Message, reason: str, detail: str, now_ms: int) -> Record:
+        self._figures.count(names.REJECTED_MESSAGES, message.topic, reason)
+        self._say(
+            "message_rejected", topic=message.topic, reason=reason, offset=message.offset, detail=detail
+        )
+        row = records.RejectedRow(
+            ts_ms=now_ms,
+            topic=message.topic,
+            partition=message.partition,
+            offset=message.offset,
+            reason=reason,
+            detail=detail,
+        )
+        return Record(topics.REJECTED, message.topic.encode(), encode_rows(records.REJECTED, [row]))
+
+    def _commit(self) -> None:
+        began = time.monotonic()
+        snapshots = {partition: self._stage.snapshot(self._states[partition]) for partition in self._outbox}
+        self._stage_log.commit(
+            Commit(
+                records=[record for waiting in self._outbox.values() for record in waiting],
+                snapshots=snapshots,
+                resume={place: offset for place, offset in self._resume.items() if place[1] in snapshots},
+            )
+        )
+        self._committed |= {partition: self._states[partition] for partition in snapshots}
+        self._outbox.clear()
+        self._committed_at = time.monotonic()
+        self._figures.show(names.CHECKPOINT_SECONDS, self._stage.name, value=self._committed_at - began)
+        self._figures.show(names.CHECKPOINT_BYTES, self._stage.name, value=sum(map(len, snapshots.values())))
+        self._show()
+
+    def _show(self) -> None:
+        """Publish what is committed, and nothing else: a counter shown and then lost would step back."""
+        self._publish(self._stage.families(list(self._committed.values())))
+
+    def _say(self, event: str, **what: object) -> None:
+        """One line per event and reason and minute."""
+        key = f"{event} {what.get('topic')} {what.get('schema')} {what.get('reason')}"
+        now = time.monotonic()
+        if now - self._said.get(key, -SAY_AGAIN_S) >= SAY_AGAIN_S:
+            self._said[key] = now
+            _log.warning(event, stage=self._stage.name, **what)

@@ -1,0 +1,63 @@
+"""What the runner asks of a stage: a pure fold over frames, one state per partition."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import polars as pl
+from prometheus_client import Metric
+
+from idlewatt.stream.log import Record
+from idlewatt.stream.records import Schema
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One partition's messages of one poll, decoded."""
+
+    # per schema name: the rows, with `src`, the offset of the message each came in
+    frames: Mapping[str, pl.DataFrame]
+    now_ms: int
+    # input topics of this partition with nothing more to read
+    at_end: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Folded(Generic[S]):
+    """What a fold made of a state and a batch."""
+
+    state: S
+    records: Sequence[Record] = ()
+    # topic -> lowest offset that is still needed after a restart; topics that are not here need nothing
+    needed: Mapping[str, int] = field(default_factory=dict)
+    # (schema name, reason) -> rows left out
+    rejected: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    late: Mapping[str, int] = field(default_factory=dict)
+    # newest event time read, Unix ms
+    event_ms: int | None = None
+    # the state has moved on: there is something to commit
+    moved: bool = False
+
+
+class Stage(Protocol[S]):
+    """meter or economy."""
+
+    name: str
+    inputs: tuple[str, ...]
+    # schema names its inputs carry
+    schemas: tuple[Schema, ...]
+
+    def empty(self) -> S:
+        """The state of a partition that was never read."""
+
+    def snapshot(self, state: S) -> bytes: ...
+
+    def restore(self, snapshot: bytes) -> S: ...
+
+    def fold(self, state: S, batch: Batch) -> Folded[S]:
+        """Never raises for what a peer may send."""
+
+    def families(self, states: Sequence[S]) -> list[Metric]:
+        """Prometheus families of the committed states; no label set twice."""
