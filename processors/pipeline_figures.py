@@ -51,5 +51,6 @@ class PipelineFigures:
 
     def collect(self) -> Iterable[Metric]:
         with self._lock:
-            figures = {**self._counters, **self._gauges}
-            return [family(metric, list(samples.items())) for metric, samples in figures.items()]
+            counters = [family(metric, list(samples.items())) for metric, samples in self._counters.items()]
+            gauges = [family(metric, list(samples.items())) for metric, samples in self._gauges.items()]
+        return counters + gauges

@@ -1,6 +1,7 @@
 """The stages of one process: a runner and a log for each, and the page that /metrics serves."""
 
 import threading
+from typing import Any
 
 import structlog
 from prometheus_client import Metric
@@ -44,25 +45,25 @@ class Processing:
         ]
 
     def _thread(self, name: str, settings: Settings, clock: Clock) -> threading.Thread:
-        stage: Stage[object] = (
+        stage: Stage[Any] = (
             MeterStage(MeterConfig.of(settings))
             if name == "meter"
             else EconomyStage(EconomyConfig.of(settings))
-        )  # type: ignore[assignment]
+        )
         log = open_stage_log(settings, stage.name, stage.inputs)
         runner = Runner(stage, log, clock, self._figures, lambda families: self._render(name, families))
         return threading.Thread(target=self._guard, args=(runner,), name=f"idlewatt-{name}", daemon=True)
 
-    def _guard(self, runner: Runner[object]) -> None:
+    def _guard(self, runner: Runner[Any]) -> None:
         try:
             runner.run(self._stop)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             self._failure = error
             self._stop.set()
 
     def _render(self, name: str, families: list[Metric]) -> None:
         # Rendered once per commit, served many times: a scrape never holds up the loop.
-        self._pages[name] = generate_latest(_Families(families))  # type: ignore[arg-type]
+        self._pages[name] = generate_latest(_Families(families))
 
     @property
     def failure(self) -> BaseException | None:
@@ -82,5 +83,5 @@ class Processing:
 
     def metrics_body(self) -> bytes:
         """The page of /metrics: what is committed, and this process's own figures."""
-        own = generate_latest(_Families(list(self._figures.collect())))  # type: ignore[arg-type]
+        own = generate_latest(_Families(list(self._figures.collect())))
         return b"".join([*self._pages.values(), own])

@@ -44,10 +44,17 @@ class Folded(Generic[S]):
 class Stage(Protocol[S]):
     """meter or economy."""
 
-    name: str
-    inputs: tuple[str, ...]
-    # schema names its inputs carry
-    schemas: tuple[Schema, ...]
+    @property
+    def name(self) -> str:
+        """Names its state, its consumer group and its series."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Topics it reads; partition n of each belongs together."""
+
+    @property
+    def schemas(self) -> tuple[Schema, ...]:
+        """Kinds of rows its inputs carry."""
 
     def empty(self) -> S:
         """The state of a partition that was never read."""

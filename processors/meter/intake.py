@@ -9,7 +9,7 @@ import polars as pl
 LARGEST_COUNTER: Final = 1 << 60
 LARGEST_POWER_MW: Final = 100_000_000
 
-GPU_COLUMNS: Final = {
+GPU_COLUMNS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "ts_ms": pl.Int64,
     "site": pl.String,
     "pool": pl.String,
@@ -22,7 +22,7 @@ GPU_COLUMNS: Final = {
     "epoch_ms": pl.Int64,
     "has_process": pl.Boolean,
 }
-ENGINE_COLUMNS: Final = {
+ENGINE_COLUMNS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "ts_ms": pl.Int64,
     "site": pl.String,
     "pool": pl.String,
