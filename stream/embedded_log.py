@@ -115,6 +115,10 @@ class EmbeddedStageLog:
 
     def commit(self, commit: Commit) -> None:
         """Write records, state and offsets in one SQLite transaction. Raises RewindError."""
+        if set(commit.snapshots) != {0} or {partition for _, partition in commit.resume} - {0}:
+            raise ValueError(
+                "a commit needs the snapshot of every partition that moves on; here there is one, 0"
+            )
         if self._positions is None:
             raise RewindError(f"stage {self._stage} is not assigned; poll first")
         try:
@@ -186,8 +190,8 @@ class EmbeddedStageLog:
 
     def _write(self, commit: Commit) -> None:
         moved = self._connection.execute(
-            "UPDATE stages SET commits = commits + 1, snapshot = coalesce(?, snapshot) WHERE stage = ? AND commits = ?",
-            (commit.snapshots.get(0), self._stage, self._commits),
+            "UPDATE stages SET commits = commits + 1, snapshot = ? WHERE stage = ? AND commits = ?",
+            (commit.snapshots[0], self._stage, self._commits),
         ).rowcount
         if not moved:
             raise RewindError(

@@ -41,7 +41,8 @@ class Commit:
     """What becomes true at once, or not at all."""
 
     records: Sequence[Record]
-    # partition -> the state that has folded everything before `resume`
+    # partition -> the state that has folded everything before `resume`; each partition in `resume` needs one,
+    # and an input left out of `resume` stays where the last commit put it
     snapshots: Mapping[int, bytes]
     # (topic, partition) -> offset to read from after a restart
     resume: Mapping[tuple[str, int], int]
@@ -63,7 +64,10 @@ class StageLog(Protocol):
         """Wait for messages, at most `timeout_s`. Raises LogUnavailableError while the log is away."""
 
     def commit(self, commit: Commit) -> None:
-        """Commit as one transaction. Raises RewindError if that did not happen or nobody knows."""
+        """Commit as one transaction. Raises RewindError if that did not happen or nobody knows.
+
+        ValueError: no snapshot, or a partition that moves on without one.
+        """
 
     def close(self) -> None:
         """Give the partitions back without committing anything."""

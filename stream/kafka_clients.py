@@ -1,0 +1,258 @@
+"""The one border to kafka-python, which carries no types: options, opening and closing of its clients.
+
+Whatever it raises while a client is opened becomes ConfigError or LogUnavailableError here.
+"""
+
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import crc32c  # noqa: F401  without it kafka-python computes checksums in Python, at a fifth of the speed
+import zstandard  # noqa: F401  kafka-python would say "libraries not found" at the first message
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka import TopicPartition as TopicPartition
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.errors import AuthorizationError, KafkaConfigurationError, SaslAuthenticationFailedError
+from kafka.errors import KafkaError as KafkaError
+from kafka.net.compat import KafkaNetClient
+from kafka.structs import OffsetAndMetadata as OffsetAndMetadata
+
+from idlewatt.stream.errors import ConfigError, LogUnavailableError
+from idlewatt.stream.settings import Log
+
+# One message: topics, producers and consumers agree on it. Snapshots are cut into pieces far smaller.
+MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024
+_BOOTSTRAP_TIMEOUT_MS: Final = 5_000
+_REQUEST_TIMEOUT_MS: Final = 8_000
+# A member that dies without a word is missed after this long.
+_SESSION_TIMEOUT_MS: Final = 20_000
+# A member that hangs holds up a rebalance for this long; longer than a commit may take.
+_MAX_POLL_INTERVAL_MS: Final = 60_000
+# A transaction whose process died is aborted after this long, and until then holds up its readers.
+_TRANSACTION_TIMEOUT_MS: Final = 30_000
+
+
+class ConsumedRecord(Protocol):
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+
+
+class GroupMetadata(Protocol):
+    generation_id: int
+    member_id: str
+
+
+class Consumer(Protocol):
+    """What we use of KafkaConsumer. A TopicPartition equals the tuple (topic, partition)."""
+
+    def subscribe(self, topics: Sequence[str], *, listener: Any) -> None: ...
+    def assign(self, partitions: Sequence[Any]) -> None: ...
+    def poll(
+        self, timeout_ms: int, max_records: int | None = None
+    ) -> Mapping[tuple[str, int], Sequence[ConsumedRecord]]: ...
+    def seek(self, partition: Any, offset: int) -> None: ...
+    def seek_to_beginning(self, *partitions: Any) -> None: ...
+    def pause(self, *partitions: Any) -> None: ...
+    def resume(self, *partitions: Any) -> None: ...
+    def position(self, partition: Any, timeout_ms: int) -> int | None: ...
+    def highwater(self, partition: Any) -> int | None: ...
+    def committed(self, partition: Any, timeout_ms: int) -> int | None: ...
+    def beginning_offsets(self, partitions: Sequence[Any], timeout_ms: int) -> dict[tuple[str, int], int]: ...
+    def end_offsets(self, partitions: Sequence[Any], timeout_ms: int) -> dict[tuple[str, int], int]: ...
+    def partitions_for_topic(self, topic: str) -> set[int]: ...
+    def group_metadata(self) -> GroupMetadata: ...
+    def close(self, *, timeout_ms: int) -> None: ...
+
+
+class Delivery(Protocol):
+    """The future of one sent message."""
+
+    def get(self, timeout: float) -> Any: ...
+
+
+class Producer(Protocol):
+    """What we use of KafkaProducer."""
+
+    def send(self, topic: str, value: bytes, key: bytes, *, partition: int | None = None) -> Delivery: ...
+    def init_transactions(self) -> None: ...
+    def begin_transaction(self) -> None: ...
+    def send_offsets_to_transaction(self, offsets: Mapping[Any, Any], group: GroupMetadata) -> None: ...
+    def commit_transaction(self) -> None: ...
+    def close(self, timeout: float) -> None: ...
+
+
+class RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Records what the group coordinator assigned. Called on kafka-python's IO thread, where nothing may block.
+
+    With the range assignor every rebalance takes all partitions away before it gives any.
+    """
+
+    def __init__(self) -> None:
+        # (number of changes so far, what is ours since the last one); replaced whole, so reading needs no lock
+        self.change: tuple[int, frozenset[tuple[str, int]]] = (0, frozenset())
+
+    def on_partitions_revoked(self, revoked: Any) -> None:
+        self.change = (self.change[0] + 1, frozenset())
+
+    def on_partitions_lost(self, lost: Any) -> None:
+        # by default it is taken for a revocation, after which one may still commit; so is every change here
+        self.on_partitions_revoked(lost)
+
+    def on_partitions_assigned(self, assigned: Any) -> None:
+        self.change = (self.change[0] + 1, frozenset((tp.topic, tp.partition) for tp in assigned))
+
+
+def open_group_consumer(log: Log, client_id: str, group: str, instance: str | None) -> Consumer:
+    """A member of a consumer group that commits nothing by itself."""
+    return _open_consumer(
+        log,
+        client_id,
+        group_id=group,
+        group_instance_id=instance,
+        # Range gives partition n of every topic with the same number of partitions to the same member, so
+        # that the joules and tokens of a pool meet. kafka-python's cooperative assignor does not promise that.
+        partition_assignment_strategy=(RangePartitionAssignor,),
+        session_timeout_ms=_SESSION_TIMEOUT_MS,
+        max_poll_interval_ms=_MAX_POLL_INTERVAL_MS,
+    )
+
+
+def open_reader(log: Log, client_id: str) -> Consumer:
+    """A consumer outside any group, for partitions that are assigned by hand."""
+    return _open_consumer(log, client_id, group_id=None)
+
+
+def _open_consumer(log: Log, client_id: str, **options: Any) -> Consumer:
+    consumer: Consumer = _open(
+        KafkaConsumer,
+        log,
+        client_id,
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        allow_auto_create_topics=False,
+        max_partition_fetch_bytes=MAX_MESSAGE_BYTES,
+        fetch_max_wait_ms=250,
+        **options,
+    )
+    return consumer
+
+
+def open_producer(log: Log, client_id: str, transactional_id: str | None = None) -> Producer:
+    producer: Producer = _open(
+        KafkaProducer,
+        log,
+        client_id,
+        # said aloud: otherwise a conflicting option turns it off with no more than a warning
+        enable_idempotence=True,
+        acks="all",
+        transactional_id=transactional_id,
+        transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS,
+        compression_type="zstd",
+        batch_size=256 * 1024,
+        linger_ms=5,
+        max_request_size=MAX_MESSAGE_BYTES,
+        max_block_ms=_REQUEST_TIMEOUT_MS,
+        delivery_timeout_ms=_REQUEST_TIMEOUT_MS + 2_000,
+        allow_auto_create_topics=False,
+    )
+    return producer
+
+
+def open_admin(log: Log) -> Any:
+    """An admin client, a context manager."""
+    return _open(KafkaAdminClient, log, "idlewatt-admin")
+
+
+def close_consumer(consumer: Consumer) -> None:
+    """Leave the group and close, in bounded time, whatever state the consumer is in."""
+    with suppress(KafkaError, OSError, RuntimeError):
+        consumer.close(timeout_ms=2_000)
+
+
+def close_producer(producer: Producer) -> None:
+    """Close in bounded time without waiting for what is unsent, whatever state the producer is in."""
+    try:
+        producer.close(timeout=0.5)
+    except KafkaError:
+        # close() first flushes; when that fails it leaves its thread running, which could still send
+        producer._sender.force_close()  # type: ignore[attr-defined]
+        with suppress(KafkaError):
+            producer.close(timeout=0.5)
+
+
+def _open(kind: Callable[..., Any], log: Log, client_id: str, **options: Any) -> Any:
+    connections: list[Any] = []
+
+    def connect(**configs: Any) -> Any:
+        connections.append(KafkaNetClient(**configs))
+        return connections[-1]
+
+    try:
+        return kind(
+            **connection_options(log),
+            client_id=client_id,
+            request_timeout_ms=_REQUEST_TIMEOUT_MS,
+            bootstrap_timeout_ms=_BOOTSTRAP_TIMEOUT_MS,
+            # the default of 30 s would go on long after the broker is back
+            reconnect_backoff_max_ms=1_000,
+            kafka_client=connect,
+            **options,
+        )
+    except (SaslAuthenticationFailedError, AuthorizationError) as error:
+        _close_all(connections)
+        raise ConfigError(
+            f"log.sasl_username: the brokers at {log.bootstrap_servers} refuse it: {error}"
+        ) from error
+    except (KafkaConfigurationError, ValueError) as error:
+        _close_all(connections)
+        raise ConfigError(f"log.bootstrap_servers: {log.bootstrap_servers!r}: {error}") from error
+    except (KafkaError, OSError) as error:
+        _close_all(connections)
+        raise LogUnavailableError(
+            f"log.bootstrap_servers: no Kafka broker answers at {log.bootstrap_servers}: {error}"
+        ) from error
+
+
+def _close_all(connections: Sequence[Any]) -> None:
+    # A constructor that fails leaves its IO thread and sockets behind.
+    for connection in connections:
+        connection.close()
+
+
+def connection_options(log: Log) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "bootstrap_servers": [
+            server.strip() for server in log.bootstrap_servers.split(",") if server.strip()
+        ],
+        "security_protocol": log.security_protocol,
+    }
+    if not options["bootstrap_servers"]:
+        raise ConfigError("log.bootstrap_servers is empty; give host:port of one or more Kafka brokers")
+    if log.security_protocol in ("SSL", "SASL_SSL"):
+        options["ssl_context"] = _ssl_context(log)
+    if log.security_protocol.startswith("SASL"):
+        options["sasl_mechanism"] = log.sasl_mechanism
+        options["sasl_plain_username"] = log.sasl_username
+        options["sasl_plain_password"] = log.sasl_password
+    return options
+
+
+def _ssl_context(log: Log) -> ssl.SSLContext:
+    for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        path = getattr(log, name)
+        if path is not None and not Path(path).is_file():
+            raise ConfigError(f"log.{name}: there is no file {path}")
+    try:
+        context = ssl.create_default_context(cafile=log.ssl_cafile)
+        if log.ssl_certfile is not None:
+            context.load_cert_chain(log.ssl_certfile, log.ssl_keyfile)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError(f"log.ssl_*: the certificates cannot be used: {error}") from error
+    return context

@@ -1,0 +1,275 @@
+"""The log in Apache Kafka, for many boxes: partitions are the unit of scale, transactions the guarantee."""
+
+import heapq
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from typing import Final
+
+import structlog
+from kafka.errors import RetriableError
+
+from idlewatt.stream.errors import LogUnavailableError, RewindError
+from idlewatt.stream.kafka_clients import (
+    ConsumedRecord,
+    Consumer,
+    GroupMetadata,
+    KafkaError,
+    Producer,
+    RebalanceListener,
+    TopicPartition,
+    close_consumer,
+    close_producer,
+    connection_options,
+    open_group_consumer,
+    open_producer,
+)
+from idlewatt.stream.kafka_progress import Progress
+from idlewatt.stream.kafka_snapshots import Snapshot, SnapshotRestore, encode_chunks
+from idlewatt.stream.kafka_transactions import Outgoing, TransactionalProducer
+from idlewatt.stream.log import Commit, Message, Poll, Record
+from idlewatt.stream.settings import Log
+from idlewatt.stream.topics import STATE
+
+_log = structlog.get_logger()
+
+
+class KafkaAppender:
+    """Writes messages, keyed, idempotent. Connects at the first append. May be used from several threads."""
+
+    APPEND_TIMEOUT_S: Final = 15.0
+
+    def __init__(self, log: Log, client_id: str) -> None:
+        connection_options(log)  # a wrong setting is an error now, not at the first message
+        self._log = log
+        self._client_id = client_id
+        self._producer: Producer | None = None
+        self._lock = threading.Lock()
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Return when Kafka holds all records; raise LogUnavailableError when that is not sure for each.
+
+        Appending them again is harmless: rows carry cumulative counters, and a row that came before adds nothing.
+        """
+        deadline = time.monotonic() + self.APPEND_TIMEOUT_S
+        with self._lock:
+            try:
+                if self._producer is None:
+                    self._producer = open_producer(self._log, self._client_id)
+                deliveries = [self._producer.send(r.topic, r.value, r.key) for r in records]
+                for delivery in deliveries:
+                    delivery.get(timeout=max(deadline - time.monotonic(), 0.0))
+            except KafkaError as error:
+                self._drop()
+                raise LogUnavailableError(
+                    f"log.bootstrap_servers: Kafka at {self._log.bootstrap_servers} takes no messages: {error}"
+                ) from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._producer is not None:
+            close_producer(self._producer)
+            self._producer = None
+
+
+class KafkaStageLog:
+    """One member of a stage's consumer group. Used from one thread. Connects at the first poll.
+
+    Partition n is ours when the group gives us partition n of every input. All are taken away and given again at
+    every rebalance, and their snapshots restored: what another member did in between is never guessed.
+    `instance` makes the member a static one, which gets its partitions back when it restarts in time; it must be
+    unique in the group, and all members have one or none has.
+    """
+
+    POLL_MESSAGES: Final = 2000
+    _POLL_STEP_S: Final = 1.0
+    _RESTORE_STEP_S: Final = 0.25
+    _OFFSETS_TIMEOUT_MS: Final = 5_000
+
+    def __init__(
+        self, log: Log, group: str, stage: str, inputs: tuple[str, ...], instance: str | None = None
+    ) -> None:
+        connection_options(log)  # a wrong setting is an error now, not at the first poll
+        self._log = log
+        self._inputs = inputs
+        self._owner = f"{group}-{stage}"
+        self._instance = instance
+        self._client_id = f"{self._owner}-{instance or uuid.uuid4().hex[:12]}"
+        self._producer = TransactionalProducer(log, self._client_id)
+        self._consumer: Consumer | None = None
+        self._listener = RebalanceListener()
+        self._changes_seen = 0
+        # Commits carry the membership under which their partitions were given to us, so that the coordinator
+        # refuses them after a rebalance. Asked for at the commit, it could be a newer one already.
+        self._membership: GroupMetadata | None = None
+        self._owned: frozenset[int] = frozenset()
+        # of the owned: what poll() has handed out; the others are being restored
+        self._handed: set[int] = set()
+        self._restore: SnapshotRestore | None = None
+        # handed out, and poll() has still to say that it is gone
+        self._revoked: set[int] = set()
+        # where the last commit stands
+        self._resume: dict[tuple[str, int], int] = {}
+        self._progress = Progress(inputs)
+
+    def poll(self, timeout_s: float) -> Poll:
+        """Raises LogUnavailableError while Kafka is away, and heals by itself."""
+        deadline = time.monotonic() + timeout_s
+        try:
+            while True:
+                poll = self._poll_once(deadline)
+                if poll.messages or poll.assigned or poll.revoked or time.monotonic() >= deadline:
+                    return poll
+        except LogUnavailableError:
+            self._stop_restore()
+            raise
+        except KafkaError as error:
+            self._stop_restore()
+            if not isinstance(error, RetriableError):
+                self._leave_group()
+            raise LogUnavailableError(
+                f"log.bootstrap_servers: Kafka at {self._log.bootstrap_servers} gives no messages: {error!r}"
+            ) from error
+
+    def commit(self, commit: Commit) -> None:
+        """One Kafka transaction. Every partition that moves on needs its snapshot. Raises RewindError."""
+        partitions = set(commit.snapshots)
+        if not partitions or {n for _, n in commit.resume} - partitions:
+            raise ValueError("a commit needs the snapshot of every partition that moves on")
+        changed = self._listener.change[0] != self._changes_seen
+        if self._membership is None or changed or not partitions <= self._handed:
+            self._rewind()
+            raise RewindError(f"the group {self._owner} has given partitions to others")
+        resume = {
+            (topic, n): commit.resume.get((topic, n), self._resume[(topic, n)])
+            for n in partitions
+            for topic in self._inputs
+        }
+        messages = [Outgoing(record.topic, record.key, record.value) for record in commit.records]
+        for n, state in commit.snapshots.items():
+            snapshot = Snapshot(state, {topic: resume[(topic, n)] for topic in self._inputs})
+            messages += [Outgoing(STATE, *chunk, n) for chunk in encode_chunks(self._owner, n, snapshot)]
+        try:
+            self._producer.commit(messages, resume, self._membership)
+        except RewindError:
+            self._rewind()
+            raise
+        self._resume |= resume
+
+    def close(self) -> None:
+        self._leave_group()
+        self._producer.close()
+
+    def _poll_once(self, deadline: float) -> Poll:
+        consumer = self._consumer or self._join_group()
+        self._progress.ask(consumer, self._handed)
+        restoring = self._owned - self._handed
+        assigned = self._restore_some(consumer, restoring, deadline) if restoring else {}
+        wait_s = 0.0 if restoring else min(max(deadline - time.monotonic(), 0.0), self._POLL_STEP_S)
+        records = consumer.poll(int(wait_s * 1000), self.POLL_MESSAGES)
+        # From here on nothing may raise, or the messages were lost.
+        if self._take_change(consumer):
+            # nobody can say under whose ownership they were read; they will be read again
+            records, assigned = {}, {}
+        self._handed |= set(assigned)
+        revoked, self._revoked = frozenset(self._revoked), set()
+        messages = self._messages(records)
+        behind = self._progress.behind(consumer, self._handed)
+        self._progress.align(consumer, behind)
+        return Poll(messages=messages, assigned=assigned, revoked=revoked, behind=behind)
+
+    def _join_group(self) -> Consumer:
+        consumer = open_group_consumer(self._log, self._client_id, self._owner, self._instance)
+        self._listener = RebalanceListener()
+        self._changes_seen = 0
+        consumer.subscribe(self._inputs, listener=self._listener)
+        self._consumer = consumer
+        return consumer
+
+    def _leave_group(self) -> None:
+        self._revoked |= self._handed
+        self._rewind()
+        self._owned = frozenset()
+        self._membership = None
+        if self._consumer is not None:
+            close_consumer(self._consumer)
+            self._consumer = None
+
+    def _take_change(self, consumer: Consumer) -> bool:
+        """Apply a rebalance that the last consumer.poll() went through, if it did."""
+        changes, given = self._listener.change
+        if changes == self._changes_seen:
+            return False
+        self._changes_seen = changes
+        self._revoked |= self._handed
+        self._rewind()
+        membership = consumer.group_metadata()
+        if membership.generation_id < 0 or not membership.member_id:
+            # lost again since, which the listener will say; the coordinator would not fence such a commit
+            given = frozenset()
+        self._membership = membership
+        self._owned = frozenset(n for _, n in given if all((topic, n) in given for topic in self._inputs))
+        # the rest, where topics differ in their number of partitions, is nobody's
+        consumer.pause(*(TopicPartition(*tp) for tp in given))
+        return True
+
+    def _rewind(self) -> None:
+        """Hand everything that is ours out anew, from its last commit."""
+        self._stop_restore()
+        self._handed = set()
+
+    def _stop_restore(self) -> None:
+        if self._restore is not None:
+            self._restore.close()
+            self._restore = None
+
+    def _restore_some(
+        self, consumer: Consumer, partitions: frozenset[int], deadline: float
+    ) -> dict[int, bytes | None]:
+        if self._restore is None:
+            consumer.pause(*(TopicPartition(topic, n) for n in partitions for topic in self._inputs))
+            # settles a transaction of ours whose outcome is not known
+            self._producer.prepare()
+            self._restore = SnapshotRestore(self._log, self._client_id, self._owner, partitions)
+        left_s = max(deadline - time.monotonic(), 0.0)
+        complete = self._restore.step(min(left_s, self._RESTORE_STEP_S))
+        for n, snapshot in complete.items():
+            self._seek(consumer, n, snapshot)
+        if self._restore.done:
+            self._stop_restore()
+        return {n: snapshot.state if snapshot else None for n, snapshot in complete.items()}
+
+    def _seek(self, consumer: Consumer, partition: int, snapshot: Snapshot | None) -> None:
+        """Read on from where the snapshot stands. Without one: from the group's offsets, or from the beginning."""
+        inputs = [TopicPartition(topic, partition) for topic in self._inputs]
+        beginnings = consumer.beginning_offsets(inputs, timeout_ms=self._OFFSETS_TIMEOUT_MS)
+        for tp in inputs:
+            if snapshot is not None:
+                offset = snapshot.resume.get(tp.topic)
+            else:
+                offset = consumer.committed(tp, timeout_ms=self._OFFSETS_TIMEOUT_MS)
+            beginning = beginnings[tp]
+            if offset is not None and offset < beginning:
+                _log.warning(
+                    "messages_expired_unread",
+                    topic=tp.topic,
+                    partition=partition,
+                    messages=beginning - offset,
+                    mend="give the topic a longer retention.ms or the stage more processors",
+                )
+            self._resume[(tp.topic, partition)] = max(offset or 0, beginning)
+            consumer.seek(tp, self._resume[(tp.topic, partition)])
+        consumer.resume(*inputs)
+        self._progress.begin(partition)
+
+    def _messages(self, records: Mapping[tuple[str, int], Sequence[ConsumedRecord]]) -> list[Message]:
+        ours = {tp: batch for tp, batch in records.items() if tp[1] in self._handed}
+        self._progress.read(ours)
+        # Side by side in time, but never out of order within a partition.
+        merged = heapq.merge(*ours.values(), key=attrgetter("timestamp"))
+        return [Message(r.topic, r.partition, r.offset, r.value or b"") for r in merged]

@@ -1,0 +1,139 @@
+"""Snapshots of a stage's partitions in idlewatt.state: cut into messages, written in a commit's transaction, read back.
+
+A snapshot carries the offsets its state stands for. They, and not the group's committed offsets, say where to
+read on: Kafka forgets the offsets of a group that was away for a week, and the two topics show a commit at
+slightly different moments.
+"""
+
+import json
+import struct
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from idlewatt.stream.errors import LogUnavailableError
+from idlewatt.stream.kafka_clients import Consumer, TopicPartition, close_consumer, open_reader
+from idlewatt.stream.settings import Log
+from idlewatt.stream.topics import STATE
+
+CHUNK_BYTES: Final = 900_000
+# Longer than the broker takes to abort the transaction of a process that died.
+_RESTORE_TIMEOUT_S: Final = 120.0
+_POLL_RECORDS: Final = 64
+# magic, id of the commit, number of this chunk, how many there are
+_HEADER: Final = struct.Struct(">4s16sII")
+_MAGIC: Final = b"IWS1"
+_RESUME_LENGTH: Final = struct.Struct(">I")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """State of one partition that has folded everything before `resume` (topic -> offset)."""
+
+    state: bytes
+    resume: Mapping[str, int]
+
+
+def encode_chunks(owner: str, partition: int, snapshot: Snapshot) -> Iterator[tuple[bytes, bytes]]:
+    """Key and value of each message that the snapshot becomes. `owner` is the stage's consumer group."""
+    resume = json.dumps(dict(snapshot.resume)).encode()
+    content = _RESUME_LENGTH.pack(len(resume)) + resume + snapshot.state
+    commit_id = uuid.uuid4().bytes
+    count = -(-len(content) // CHUNK_BYTES)
+    for number in range(count):
+        header = _HEADER.pack(_MAGIC, commit_id, number, count)
+        chunk = content[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
+        yield f"{owner}/{partition}/{number}".encode(), header + chunk
+
+
+@dataclass(slots=True)
+class _Assembly:
+    """The chunks of the newest commit seen so far in one partition."""
+
+    key_prefix: bytes
+    commit_id: bytes = b""
+    count: int = 0
+    chunks: dict[int, bytes] = field(default_factory=dict)
+    # what a restore must have read: the end of the partition when it began, open transactions included
+    target: int | None = None
+
+    def add(self, key: bytes, value: bytes) -> None:
+        if not key.startswith(self.key_prefix):
+            return
+        magic, commit_id, number, count = _HEADER.unpack_from(value)
+        if magic != _MAGIC:
+            raise LogUnavailableError(f"topic {STATE} holds a snapshot this Idlewatt cannot read: upgrade it")
+        if commit_id != self.commit_id:
+            # compaction leaves odd chunks of older, longer snapshots; a newer commit replaces them all
+            self.commit_id, self.count, self.chunks = commit_id, count, {}
+        self.chunks[number] = value[_HEADER.size :]
+
+    def snapshot(self) -> Snapshot | None:
+        if not self.commit_id:
+            return None
+        if len(self.chunks) != self.count:
+            raise LogUnavailableError(
+                f"topic {STATE}: of the newest snapshot {self.key_prefix.decode()}* only {len(self.chunks)} of "
+                f"{self.count} pieces are there; was the topic's cleanup.policy ever not compact?"
+            )
+        content = b"".join(self.chunks[number] for number in range(self.count))
+        (length,) = _RESUME_LENGTH.unpack_from(content)
+        start = _RESUME_LENGTH.size + length
+        return Snapshot(content[start:], json.loads(content[_RESUME_LENGTH.size : start]))
+
+
+class SnapshotRestore:
+    """Reads the newest committed snapshots of some partitions, a step at a time.
+
+    Begin it only when no earlier owner can start another commit, which is so once the group has given us the
+    partitions. A commit that is still under way stands below the end of the partition already, because snapshots
+    are written before offsets; reading up to there waits for it.
+    """
+
+    def __init__(self, log: Log, client_id: str, owner: str, partitions: frozenset[int]) -> None:
+        self._consumer: Consumer = open_reader(log, f"{client_id}-restore")
+        self._assemblies = {n: _Assembly(f"{owner}/{n}/".encode()) for n in partitions}
+        self._deadline = time.monotonic() + _RESTORE_TIMEOUT_S
+        wanted = [TopicPartition(STATE, n) for n in sorted(partitions)]
+        self._consumer.assign(wanted)
+        self._consumer.seek_to_beginning(*wanted)
+
+    @property
+    def done(self) -> bool:
+        return not self._assemblies
+
+    def step(self, timeout_s: float) -> dict[int, Snapshot | None]:
+        """Read on, at most `timeout_s`; returns the partitions that are complete now."""
+        for records in self._consumer.poll(int(timeout_s * 1000), _POLL_RECORDS).values():
+            for record in records:
+                if (
+                    record.key is not None
+                    and record.value is not None
+                    and record.partition in self._assemblies
+                ):
+                    self._assemblies[record.partition].add(record.key, record.value)
+        complete = {
+            n: assembly.snapshot() for n, assembly in self._assemblies.items() if self._is_read(n, assembly)
+        }
+        for n in complete:
+            self._consumer.pause(TopicPartition(STATE, n))
+            del self._assemblies[n]
+        if not self.done and time.monotonic() > self._deadline:
+            raise LogUnavailableError(
+                f"topic {STATE}: partitions {sorted(self._assemblies)} could not be read to their end within "
+                f"{_RESTORE_TIMEOUT_S:.0f} s; is a transaction left open there (kafka-transactions.sh find-hanging)?"
+            )
+        return complete
+
+    def close(self) -> None:
+        close_consumer(self._consumer)
+
+    def _is_read(self, partition: int, assembly: _Assembly) -> bool:
+        tp = TopicPartition(STATE, partition)
+        if assembly.target is None:
+            assembly.target = self._consumer.highwater(tp)
+        # the position and not the last record: the marks of ended transactions take offsets too
+        position = self._consumer.position(tp, timeout_ms=1_000)
+        return assembly.target is not None and position is not None and position >= assembly.target

@@ -1,0 +1,51 @@
+"""Chooses the home of the log by settings.log.kind. A box without Kafka never imports its client."""
+
+from collections.abc import Iterator
+
+from idlewatt.stream.log import Appender, Message, StageLog
+from idlewatt.stream.settings import Settings
+
+
+def prepare(settings: Settings) -> None:
+    """Make the log ready for use: the file with its tables, or Kafka's topics. Raises ConfigError."""
+    if settings.log.kind == "kafka":
+        from idlewatt.stream.kafka_topics import create_topics
+
+        create_topics(settings.log)
+    else:
+        from idlewatt.stream.embedded_file import open_file
+
+        open_file(settings.log.path).close()
+
+
+def open_appender(settings: Settings, client_id: str) -> Appender:
+    """Open the log for writing; `client_id` names the writer in Kafka's own logs. Raises ConfigError."""
+    if settings.log.kind == "kafka":
+        from idlewatt.stream.kafka_log import KafkaAppender
+
+        return KafkaAppender(settings.log, client_id)
+    from idlewatt.stream.embedded_log import EmbeddedAppender
+
+    return EmbeddedAppender(settings.log.path)
+
+
+def open_stage_log(settings: Settings, stage: str, inputs: tuple[str, ...]) -> StageLog:
+    """Open the input topics of one stage, with its state and its place in them. Raises ConfigError."""
+    if settings.log.kind == "kafka":
+        from idlewatt.stream.kafka_log import KafkaStageLog
+
+        return KafkaStageLog(settings.log, settings.process.group, stage, inputs)
+    from idlewatt.stream.embedded_log import EmbeddedStageLog
+
+    return EmbeddedStageLog(settings.log.path, stage, inputs)
+
+
+def read_topic(settings: Settings, topic: str) -> Iterator[Message]:
+    """Every message that is committed in a topic now, oldest first within a partition. Raises ConfigError."""
+    if settings.log.kind == "kafka":
+        from idlewatt.stream.kafka_reading import read_messages as read_kafka
+
+        return read_kafka(settings.log, topic)
+    from idlewatt.stream.embedded_log import read_messages as read_embedded
+
+    return read_embedded(settings.log.path, topic)

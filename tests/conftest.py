@@ -1,0 +1,5 @@
+"""Real parts that tests share: each is a fixture in a module of its own."""
+
+pytest_plugins = [
+    "kafka_broker",
+]

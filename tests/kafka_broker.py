@@ -1,0 +1,329 @@
+"""A real Apache Kafka for tests: one KRaft node on the loopback, its own cluster id, no Docker needed.
+
+The jars come from Maven Central once and stay in .cache/kafka.
+"""
+
+import base64
+import ctypes
+import fcntl
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from idlewatt.stream import topics
+from idlewatt.stream.errors import LogUnavailableError
+from idlewatt.stream.kafka_clients import KafkaError, open_admin
+from idlewatt.stream.kafka_topics import create_topics
+from idlewatt.stream.settings import Settings
+
+KAFKA_VERSION: Final = "4.1.0"
+_IMAGE: Final = f"apache/kafka:{KAFKA_VERSION}"
+_CACHE: Final = Path(__file__).parent.parent / ".cache" / "kafka"
+_START_S: Final = 60.0
+_STOP_S: Final = 20.0
+_APT: Final = ("apt-get", "install", "-y", "--no-install-recommends", "openjdk-17-jre-headless", "maven")
+
+_POM: Final = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>idlewatt.tests</groupId>
+  <artifactId>kafka</artifactId>
+  <version>1</version>
+  <dependencies>
+    <dependency>
+      <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{KAFKA_VERSION}</version>
+    </dependency>
+    <dependency>
+      <groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version>
+    </dependency>
+  </dependencies>
+</project>
+"""
+
+
+class KafkaBroker:
+    """One broker that belongs to this test session; stop() and start() make an outage, the data stays."""
+
+    def __init__(self, folder: Path, command: Sequence[str] | None) -> None:
+        """`command` is how java is started with the jars; None runs the image in Docker."""
+        self.folder = folder
+        self.log_path = folder / "kafka.log"
+        self.cluster_id = _base64_uuid()
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+        self._name = f"idlewatt-{uuid.uuid4().hex[:12]}"
+        port, controller_port = _free_ports(2)
+        self.bootstrap_servers = f"127.0.0.1:{port}"
+        data = str(folder / "data") if command else "/var/lib/kafka/data"
+        self._properties = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+            "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "controller.listener.names": "CONTROLLER",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "log.dirs": data,
+            "auto.create.topics.enable": "false",
+            "offsets.topic.replication.factor": "1",
+            "offsets.topic.num.partitions": "4",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "transaction.state.log.num.partitions": "4",
+            "share.coordinator.state.topic.replication.factor": "1",
+            "share.coordinator.state.topic.min.isr": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            "group.min.session.timeout.ms": "1000",
+            "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
+            "log.cleaner.dedupe.buffer.size": "16777216",
+            "log.cleaner.backoff.ms": "1000",
+        }
+
+    def settings(self, **sections: Any) -> Settings:
+        """Settings with this broker as the log, four partitions and a consumer group of their own."""
+        log = {"kind": "kafka", "bootstrap_servers": self.bootstrap_servers, "partitions": 4}
+        process = {"group": f"test-{uuid.uuid4().hex[:12]}"}
+        return Settings.model_validate(
+            {
+                **sections,
+                "log": log | sections.get("log", {}),
+                "process": process | sections.get("process", {}),
+            }
+        )
+
+    def fresh_topics(self, settings: Settings) -> Settings:
+        """Make all Idlewatt topics anew and empty, with the partitions of the settings; returns them."""
+        with self.admin() as admin:
+            present = set(admin.list_topics()) & set(topics.ALL)
+            if present:
+                admin.delete_topics(sorted(present))
+                _wait_until(lambda: not set(admin.list_topics()) & present, "the topics are deleted")
+        create_topics(settings.log)
+        return settings
+
+    def admin(self) -> Any:
+        """An admin client of kafka-python, a context manager."""
+        return open_admin(self.settings().log)
+
+    def prepare(self) -> None:
+        """Write the configuration and format the data folder with this broker's own cluster id."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._command is None:
+            return
+        properties = self.folder / "server.properties"
+        properties.write_text("".join(f"{key}={value}\n" for key, value in self._properties.items()))
+        with self.log_path.open("ab") as log:
+            subprocess.run(
+                [
+                    *self._command,
+                    "kafka.tools.StorageTool",
+                    "format",
+                    "-t",
+                    self.cluster_id,
+                    "-c",
+                    properties,
+                ],
+                check=True,
+                stdout=log,
+                stderr=log,
+            )
+
+    def start(self) -> None:
+        """Return when the process that was started here answers with the cluster id that was formatted."""
+        if self._command is None:
+            environment = [
+                f"--env=KAFKA_{key.upper().replace('.', '_')}={value}"
+                for key, value in self._properties.items()
+            ]
+            command = [
+                *("docker", "run", "--rm", "--network=host", f"--name={self._name}"),
+                *(f"--volume={self._name}:/var/lib/kafka/data", f"--env=CLUSTER_ID={self.cluster_id}"),
+                *environment,
+                _IMAGE,
+            ]
+        else:
+            command = [*self._command, "kafka.Kafka", str(self.folder / "server.properties")]
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, preexec_fn=_die_with_parent, stdin=subprocess.DEVNULL
+            )
+        _wait_until(self._answers, f"Kafka answers (its log: {self.log_path})", _START_S)
+
+    def stop(self) -> None:
+        """Stop the broker; clients see refused connections until start()."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGCONT)
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def freeze(self) -> None:
+        """Stop answering without closing connections, until thaw(). Not for Docker."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def remove(self) -> None:
+        """Stop for good; the log stays."""
+        self.stop()
+        if self._command is None:
+            subprocess.run(
+                ["docker", "volume", "rm", "--force", self._name], check=False, capture_output=True
+            )
+        shutil.rmtree(self.folder / "data", ignore_errors=True)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise AssertionError(
+                f"Kafka ended with {self._process.returncode}:\n{self.log_path.read_text()[-3000:]}"
+            )
+        try:
+            with self.admin() as admin:
+                found = admin.describe_cluster()["cluster_id"]
+        except (LogUnavailableError, KafkaError):
+            return False
+        assert found == self.cluster_id, f"another Kafka ({found}) answers at {self.bootstrap_servers}"
+        return True
+
+
+@pytest.fixture(scope="session")
+def kafka_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    """The broker of this session. Tests take kafka_broker, which is running at their start."""
+    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"), _java_command())
+    broker.prepare()
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.remove()
+
+
+@pytest.fixture
+def kafka_broker(kafka_session: KafkaBroker) -> KafkaBroker:
+    """A running Apache Kafka."""
+    if kafka_session._process is None:  # a test that stopped it has failed
+        kafka_session.start()
+    kafka_session.thaw()
+    return kafka_session
+
+
+@pytest.fixture
+def fresh_topics(kafka_broker: KafkaBroker) -> Settings:
+    """Settings for the broker, its Idlewatt topics new and empty."""
+    return kafka_broker.fresh_topics(kafka_broker.settings())
+
+
+def _java_command() -> list[str] | None:
+    """How to start a main class of Kafka; None if it must be Docker. Skips when there is no way."""
+    if not _has_java() and os.geteuid() == 0 and shutil.which("apt-get"):
+        for command in (["apt-get", "update"], list(_APT)):
+            subprocess.run(command, check=False, capture_output=True, timeout=600)
+    if _has_java():
+        libs = _jars()
+        return [
+            "java",
+            *("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+            "-Dorg.slf4j.simpleLogger.showDateTime=true",
+            *("-cp", f"{libs}/*"),
+        ]
+    if (
+        shutil.which("docker")
+        and subprocess.run(["docker", "info"], check=False, capture_output=True).returncode == 0
+    ):
+        return None
+    pytest.skip("needs Java 17 and Maven: sudo apt-get install openjdk-17-jre-headless maven")
+
+
+def _has_java() -> bool:
+    if not (shutil.which("java") and shutil.which("mvn")):
+        return False
+    version = subprocess.run(
+        ["java", "-XshowSettings:properties", "-version"], check=False, capture_output=True, text=True
+    ).stderr
+    found = [line.split("=")[1] for line in version.splitlines() if "java.specification.version =" in line]
+    return bool(found) and found[0].strip().isdigit() and int(found[0]) >= 17
+
+
+def _jars() -> Path:
+    """The folder of Kafka's jars, filled at the first call on this machine."""
+    libs = _CACHE / f"libs-{KAFKA_VERSION}"
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    with (_CACHE / "lock").open("w") as lock:
+        # two test runs in one checkout
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not libs.is_dir():
+            (_CACHE / "pom.xml").write_text(_POM)
+            partial = _CACHE / "partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            command = [
+                "mvn",
+                "--batch-mode",
+                "--quiet",
+                "dependency:copy-dependencies",
+                "-DincludeScope=runtime",
+            ]
+            done = subprocess.run(
+                [*command, f"-DoutputDirectory={partial}"],
+                check=False,
+                cwd=_CACHE,
+                capture_output=True,
+                text=True,
+                timeout=600,
+            )
+            if done.returncode:
+                pytest.fail(
+                    f"Maven could not get Kafka {KAFKA_VERSION}:\n{done.stdout[-2000:]}{done.stderr[-1000:]}"
+                )
+            partial.rename(libs)
+    return libs
+
+
+def _base64_uuid() -> str:
+    """A cluster id as Kafka writes it: 22 characters; one that begins with a dash reads as an option."""
+    while True:
+        text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        if not text.startswith("-"):
+            return text
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [sock.getsockname()[1] for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    return ports
+
+
+def _die_with_parent() -> None:
+    # a test run that is killed leaves no broker behind
+    if sys.platform == "linux" and platform.python_implementation() == "CPython":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _wait_until(condition: Any, what: str, timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"within {timeout_s:.0f} s it did not come true that {what}")
+        time.sleep(0.05)
