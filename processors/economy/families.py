@@ -52,7 +52,7 @@ def _totals(totals: pl.DataFrame, kind: str, labels: Sequence[str]) -> Samples:
         .sort(*labels)
     )
     for *values, micro in rows.iter_rows():
-        yield tuple(values), micro * 1e-6
+        yield tuple(values), micro / 1_000_000
 
 
 def _revenue(totals: pl.DataFrame) -> Samples:

@@ -27,16 +27,16 @@ def families(states: Sequence[MeterState], config: MeterConfig) -> list[Metric]:
     return [
         family(names.TOKENS, _tokens(pl.concat([state.token_totals for state in states]))),
         family(names.ENERGY, _energy(power, config.pue)),
-        family(names.HEADROOM, _sums(power, (*_POOL, "state"), "shown_headroom_mj", 1e-3)),
+        family(names.HEADROOM, _sums(power, (*_POOL, "state"), "shown_headroom_mj", 1000)),
         family(
             names.AVAILABLE,
-            _sums(power.with_columns(a=pl.col("draw_mj") + pl.col("headroom_mj")), _POOL, "a", 1e-3),
+            _sums(power.with_columns(a=pl.col("draw_mj") + pl.col("headroom_mj")), _POOL, "a", 1000),
         ),
-        family(names.GPU_SECONDS, _sums(power, (*_POOL, "state", "product"), "shown_gpu_ms", 1e-3)),
+        family(names.GPU_SECONDS, _sums(power, (*_POOL, "state", "product"), "shown_gpu_ms", 1000)),
         family(names.LOST_TOKENS, _lost_tokens(power)),
         family(names.UNACCOUNTED, _unaccounted(states)),
         family(names.POWER, _power(latest)),
-        family(names.GPUS, _sums(_mean(latest, "gpu_ms"), (*_POOL, "state", "product"), "mean", 1.0)),
+        family(names.GPUS, _sums(_mean(latest, "gpu_ms"), (*_POOL, "state", "product"), "mean", 1)),
         family(names.GPU_WASTED_WATTS, _offenders(states, config)),
         family(names.YARDSTICK, _yardsticks(states)),
         family(names.WINDOW_END, _window_ends(states)),
@@ -44,10 +44,10 @@ def families(states: Sequence[MeterState], config: MeterConfig) -> list[Metric]:
     ]
 
 
-def _sums(frame: pl.DataFrame, labels: Sequence[str], value: str, scale: float) -> Samples:
+def _sums(frame: pl.DataFrame, labels: Sequence[str], value: str, divisor: int) -> Samples:
     rows = frame.group_by(*labels).agg(pl.col(value).sum()).sort(*labels)
     for *values, amount in rows.iter_rows():
-        yield tuple(values), amount * scale
+        yield tuple(values), amount / divisor
 
 
 def _tokens(totals: pl.DataFrame) -> Samples:
@@ -57,7 +57,7 @@ def _tokens(totals: pl.DataFrame) -> Samples:
 
 
 def _energy(power: pl.DataFrame, pue: float | None) -> Samples:
-    for labels, joules in _sums(power, (*_POOL, "state"), "draw_mj", 1e-3):
+    for labels, joules in _sums(power, (*_POOL, "state"), "draw_mj", 1000):
         yield (*labels, "it"), joules
         if pue is not None:
             yield (*labels, "facility"), joules * pue
@@ -84,7 +84,7 @@ def _unaccounted(states: Iterable[MeterState]) -> Samples:
         books = state.measured_totals.join(booked, on=_POOL, how="left").join(waiting, on=_POOL, how="left")
         rest = pl.col("measured_mj") - pl.col("draw_mj").fill_null(0) - pl.col("left_mj").fill_null(0)
         for site, pool, rest_mj in books.select(*_POOL, rest).sort(_POOL).iter_rows():
-            yield (site, pool), rest_mj * 1e-3
+            yield (site, pool), rest_mj / 1000
 
 
 def _not_yet_split(edge_ms: int | None) -> pl.Expr:
@@ -105,7 +105,7 @@ def _mean(latest: pl.DataFrame, column: str) -> pl.DataFrame:
 def _power(latest: pl.DataFrame) -> Samples:
     for part in ("draw", "headroom"):
         # mJ / ms = W
-        for (site, pool, state), watts in _sums(_mean(latest, f"{part}_mj"), (*_POOL, "state"), "mean", 1.0):
+        for (site, pool, state), watts in _sums(_mean(latest, f"{part}_mj"), (*_POOL, "state"), "mean", 1):
             yield (site, pool, state, part), watts
 
 
@@ -122,14 +122,14 @@ def _yardsticks(states: Iterable[MeterState]) -> Samples:
         for *labels, origin, utpj in state.yields.select(
             *_POOL, "product", "model_name", "origin", "yield_utpj"
         ).iter_rows():
-            yield (*labels, origin), utpj * 1e-6
+            yield (*labels, origin), utpj / 1_000_000
 
 
 def _window_ends(states: Iterable[MeterState]) -> Samples:
     for state in states:
         assert state.edge_ms is not None
         for labels in state.history.select(_POOL).unique().sort(_POOL).iter_rows():
-            yield labels, state.edge_ms * 1e-3
+            yield labels, state.edge_ms / 1000
 
 
 def _rolling(states: Iterable[MeterState], config: MeterConfig) -> list[Metric]:
