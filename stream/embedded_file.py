@@ -65,9 +65,11 @@ def open_readonly(path: str | Path) -> sqlite3.Connection:
         raise ConfigError(f"log.path: there is no file {path}")
     try:
         connection = _connect(f"{path.absolute().as_uri()}?mode=ro")
-        if connection.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
+        try:
+            _is_new(connection, path)
+        except BaseException:
             connection.close()
-            raise ConfigError(f"log.path: {path} is not an Idlewatt log")
+            raise
     except sqlite3.Error as error:
         raise ConfigError(f"log.path: {path} cannot be read: {error}") from error
     return connection
@@ -85,28 +87,43 @@ def _connect(name: str) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    # before anything is written: a file of another program stays as it is
+    is_new = _is_new(connection, path)
     _switch_to_wal(connection)
     # In WAL mode NORMAL loses nothing when the process dies. When the machine does, the newest transactions
     # may go, each of them whole: output, state and offsets still agree, and raw rows carry cumulative
     # counters, so that a lost one costs resolution only. FULL would pay an fsync for every message.
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA journal_size_limit = 67108864")
-    with transaction(connection):
-        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        if application_id == 0 and tables == 0:
-            for statement in _TABLES:
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+    if is_new:
+        with transaction(connection):
+            # another process may have been quicker
+            if _is_new(connection, path):
+                for statement in _TABLES:
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {_VERSION}")
+    else:
+        # says now whether the file can be written
+        with transaction(connection):
             connection.execute(f"PRAGMA user_version = {_VERSION}")
-        elif application_id != _APPLICATION_ID:
-            raise ConfigError(f"log.path: {path} is another program's database; name another file")
-        elif version != _VERSION:
-            raise ConfigError(
-                f"log.path: {path} has log version {version}, this Idlewatt knows {_VERSION}: "
-                "upgrade Idlewatt or name another file"
-            )
+
+
+def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether there is nothing in the file yet. Raises ConfigError if there is something that is no log of ours."""
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application_id == 0 and tables == 0:
+        return True
+    if application_id != _APPLICATION_ID:
+        raise ConfigError(f"log.path: {path} is another program's database; name another file")
+    if version != _VERSION:
+        raise ConfigError(
+            f"log.path: {path} has log version {version}, this Idlewatt knows {_VERSION}: "
+            "upgrade Idlewatt or name another file"
+        )
+    return False
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:

@@ -205,7 +205,7 @@ class EmbeddedStageLog:
 
 
 def read_messages(path: str | Path, topic: str, from_offset: int = 0) -> Iterator[Message]:
-    """Every message of a topic from an offset to the newest. Raises ConfigError."""
+    """Every message of a topic from an offset to the newest. Raises ConfigError, LogUnavailableError."""
     connection = open_readonly(path)
     try:
         while page := connection.execute(
@@ -214,6 +214,8 @@ def read_messages(path: str | Path, topic: str, from_offset: int = 0) -> Iterato
         ).fetchall():
             yield from (Message(*row) for row in page)
             from_offset = page[-1][2] + 1
+    except sqlite3.Error as error:
+        raise LogUnavailableError(f"log.path: {path} cannot be read: {error}") from error
     finally:
         connection.close()
 
