@@ -1,0 +1,237 @@
+"""NVIDIA GPUs of this node, read through NVML (nvidia-ml-py, whose module is called pynvml)."""
+
+import threading
+from collections import Counter
+from functools import partial
+from typing import Any, Final
+
+import pynvml
+import structlog
+
+from idlewatt.collectors.nvml_device import POWER_NAMES, NvmlDevice, is_due
+from idlewatt.collectors.nvml_driver import (
+    DRIVER_CODES,
+    GPU_MENDS,
+    Code,
+    GpuGoneError,
+    close_driver,
+    driver_error,
+    open_driver,
+    reason_of,
+)
+from idlewatt.collectors.source import Reading
+from idlewatt.stream.clock import Clock, unix_ms
+from idlewatt.stream.errors import SourceError
+from idlewatt.stream.records import GpuRow
+
+log = structlog.get_logger()
+
+DEVICES_EVERY_MS: Final = 30_000
+# Counts are logged by whoever schedules the source; here it is said which GPU they are about.
+_LOG_EVERY_MS: Final = 600_000
+_CLOSE_WAIT_S: Final = 1.0
+NO_GPU_MEND: Final = "see nvidia-smi; in a container, pass the GPUs in (--gpus all)"
+
+
+class NvmlGpus:
+    """All NVIDIA GPUs the driver shows to this process: one row per physical GPU, by UUID.
+
+    NVML lists physical GPUs only, so that a GPU with MIG instances is measured once.
+    """
+
+    def __init__(self, site: str, pool: str, node: str, interval_s: float, clock: Clock = unix_ms) -> None:
+        self._site = site
+        self._pool = pool
+        self._node = node
+        self._interval_s = interval_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._is_open = False
+        self._is_closed = False
+        self._devices: dict[str, NvmlDevice] = {}
+        self._devices_ms: int | None = None
+        self._absent: list[str] = []  # reasons, one for each GPU that is there and cannot be read
+        self._left_out: Counter[str] = Counter()
+        self._said_ms: dict[tuple[str, str], int] = {}
+
+    @property
+    def name(self) -> str:
+        return "nvml"
+
+    @property
+    def interval_s(self) -> float:
+        return self._interval_s
+
+    def read(self) -> Reading:
+        """One row per GPU; GPUs and figures that could not be read are counted as left out.
+
+        Raises SourceError if the driver is at fault, or if no GPU could be read.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise SourceError("closed", "the NVML source is closed")
+            try:
+                try:
+                    return self._read()
+                except pynvml.NVMLError as error:
+                    if error.value != Code.UNINITIALIZED:
+                        raise
+                # after a fork, or when somebody else in this process shut NVML down
+                self._release()
+                return self._read()
+            except pynvml.NVMLError as error:
+                self._release()
+                raise driver_error(error) from error
+
+    def close(self) -> None:
+        """Let go of the driver. Returns within a second even while a call to the driver hangs."""
+        self._is_closed = True
+        # A hung call holds the lock and may never return; whoever waits for it must not hold up the exit.
+        closer = threading.Thread(target=self._close, name="nvml-close", daemon=True)
+        closer.start()
+        closer.join(_CLOSE_WAIT_S)
+
+    def _close(self) -> None:
+        with self._lock:
+            self._release()
+
+    def _release(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._devices = {}
+            self._devices_ms = None
+            close_driver()
+
+    def _read(self) -> Reading:
+        if not self._is_open:
+            open_driver()
+            self._is_open = True
+        self._left_out = Counter()
+        now_ms = self._clock()
+        if is_due(self._devices_ms, now_ms, DEVICES_EVERY_MS):
+            self._find_devices()
+            self._devices_ms = now_ms
+        self._left_out.update(self._absent)
+        rows: list[GpuRow] = []
+        for device in list(self._devices.values()):
+            try:
+                rows.append(device.read(self._site, self._pool, self._node, self._clock))
+            except GpuGoneError as gone:
+                # its handle is of no use any more; the next look at the device list takes it up again
+                del self._devices[device.uuid]
+                self._absent.append(gone.reason)
+                self._leave_out(device.uuid, gone.reason)
+        if not rows and not self._absent:
+            raise SourceError("no_gpu", f"the NVIDIA driver shows no GPU: {NO_GPU_MEND}")
+        if not rows:
+            reason = self._absent[0]
+            raise SourceError(reason, f"no GPU of {len(self._absent)} can be read: {GPU_MENDS[reason]}")
+        return Reading(rows, dict(self._left_out))
+
+    def _find_devices(self) -> None:
+        found: dict[str, NvmlDevice] = {}
+        self._absent = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            try:
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                uuid = pynvml.nvmlDeviceGetUUID(handle)
+                device = self._devices.get(uuid)
+                if device is None or not _is_same(device.handle, handle):
+                    product = pynvml.nvmlDeviceGetName(handle)
+                    device = NvmlDevice(handle, uuid, product, partial(self._leave_out, uuid))
+                    if self._is_news("found", uuid):
+                        log.info("gpu_found", source=self.name, gpu=uuid, product=product)
+                found[uuid] = device
+            except (pynvml.NVMLError, UnicodeDecodeError) as error:
+                if getattr(error, "value", 0) in DRIVER_CODES:
+                    raise
+                self._absent.append(reason_of(error))
+                self._log_left_out(f"index {index}", reason_of(error))
+        for uuid in self._devices.keys() - found.keys():
+            if self._is_news("disappeared", uuid):
+                log.warning("gpu_disappeared", source=self.name, gpu=uuid)
+        self._devices = found
+
+    def _leave_out(self, gpu: str, reason: str) -> None:
+        self._left_out[reason] += 1
+        self._log_left_out(gpu, reason)
+
+    def _log_left_out(self, gpu: str, reason: str) -> None:
+        if self._is_news(reason, gpu):
+            log.warning("gpu_reading_left_out", source=self.name, gpu=gpu, reason=reason)
+
+    def _is_news(self, what: str, gpu: str) -> bool:
+        """Whether this was not said of the GPU lately."""
+        now_ms = self._clock()
+        if not is_due(self._said_ms.get((what, gpu)), now_ms, _LOG_EVERY_MS):
+            return False
+        self._said_ms[what, gpu] = now_ms
+        return True
+
+
+def probe_driver(timeout_s: float = 10.0) -> list[tuple[bool, str, str]]:
+    """What NVML can do here, as lines of (ok, what was found, what mends it or ""). Raises nothing."""
+    lines: list[tuple[bool, str, str]] = []
+    prober = threading.Thread(target=_probe_driver, args=(lines,), name="nvml-probe", daemon=True)
+    prober.start()
+    prober.join(timeout_s)
+    if prober.is_alive():
+        mend = "look for Xid lines in the kernel log (dmesg), then reset the GPU or reboot"
+        return [*lines, (False, f"the NVIDIA driver did not answer for {timeout_s:g} s", mend)]
+    return lines
+
+
+def _probe_driver(lines: list[tuple[bool, str, str]]) -> None:
+    try:
+        open_driver()
+        try:
+            version, count = pynvml.nvmlSystemGetDriverVersion(), pynvml.nvmlDeviceGetCount()
+            what = f"NVIDIA driver {version} shows {count} GPU{'s' if count != 1 else ''}"
+            lines.append((count > 0, what, "" if count else NO_GPU_MEND))
+            for index in range(count):
+                _probe_gpu(index, lines)
+        except pynvml.NVMLError as error:
+            raise driver_error(error) from error
+        finally:
+            close_driver()
+    except SourceError as error:
+        lines.append((False, f"NVIDIA driver: {error.reason}", str(error)))
+    except Exception as error:
+        # whatever a broken driver or binding does, the other checks must go on
+        lines.append((False, f"NVIDIA driver: {error!r}", "see whether nvidia-smi works"))
+
+
+def _probe_gpu(index: int, lines: list[tuple[bool, str, str]]) -> None:
+    name, reasons = f"GPU {index}", list[str]()
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        uuid, product = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
+        name = f"{product} {uuid}"
+        device = NvmlDevice(handle, uuid, product, reasons.append)
+        row = device.read("", "", "", unix_ms)
+        while device.meters is None:
+            row = device.read("", "", "", unix_ms)
+    except (GpuGoneError, pynvml.NVMLError) as error:
+        if getattr(error, "value", 0) in DRIVER_CODES:
+            raise
+        reason = error.reason if isinstance(error, GpuGoneError) else reason_of(error)
+        lines.append((False, f"{name}: {reason}", GPU_MENDS.get(reason, "")))
+        return
+    energy, power = device.meters.energy, device.meters.power
+    if power is None and energy is None:
+        mend = "update its driver; a virtual GPU can only be metered on its host"
+        lines.append((False, f"{name}: has neither an energy counter nor a power reading", mend))
+    else:
+        counted = "energy counter" if energy else "no energy counter (energy is estimated from power)"
+        drawn = POWER_NAMES[power] if power else "no power reading"
+        limit = f"limit {row.power_limit_mw / 1000:g} W" if row.power_limit_mw else "no power limit"
+        lines.append((True, f"{name}: {counted}, {drawn}, {limit}", ""))
+    if row.has_process is None:
+        mend = "run on the host or in its PID namespace (--pid=host, hostPID: true); for MIG GPUs as root"
+        lines.append((False, f"{name}: cannot tell whether a process holds it", mend))
+    for reason in sorted(set(reasons)):
+        lines.append((False, f"{name}: {reason}", GPU_MENDS.get(reason, "such readings are left out")))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return bytes(one) == bytes(other)

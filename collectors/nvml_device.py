@@ -1,0 +1,249 @@
+"""One NVIDIA GPU through NVML: which calls it answers, and one row's figures from them.
+
+Facts about the calls are from NVIDIA's nvml.h unless another source is named.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pynvml
+
+from idlewatt.collectors.nvml_driver import (
+    DRIVER_CODES,
+    GONE_CODES,
+    UNSUPPORTED_CODES,
+    Code,
+    GpuGoneError,
+    reason_of,
+    sees_every_process,
+)
+from idlewatt.stream.clock import Clock
+from idlewatt.stream.records import GpuRow
+
+# Where a figure comes from: (field id, scope id) of nvmlDeviceGetFieldValues, or a call's name.
+Origin = tuple[int, int] | str
+
+_GPU, _MODULE = 0, 1  # NVML_POWER_SCOPE_*; a module is a Grace superchip: CPU, GPUs and their memories
+ENERGY_FIELD: Final = (83, _GPU)
+ENERGY_CALL: Final = "nvmlDeviceGetTotalEnergyConsumption"
+AVERAGE_POWER: Final = (185, _GPU)  # one-second average; A100, Volta and Turing have none
+INSTANT_POWER: Final = (186, _GPU)
+MODULE_AVERAGE_POWER: Final = (185, _MODULE)
+MODULE_INSTANT_POWER: Final = (186, _MODULE)
+POWER_CALL: Final = "nvmlDeviceGetPowerUsage"
+_LIMIT_CALL: Final = "nvmlDeviceGetEnforcedPowerLimit"
+_MODULE_LIMIT: Final = (190, _MODULE)  # enforced, out-of-band limits included
+_MODULE_MAX_LIMIT: Final = (188, _MODULE)
+
+# in the order in which they are preferred
+POWER_NAMES: Final[dict[Origin, str]] = {
+    AVERAGE_POWER: "power as one-second average",
+    INSTANT_POWER: "power at an instant",
+    MODULE_AVERAGE_POWER: "power of the whole module as one-second average",
+    MODULE_INSTANT_POWER: "power of the whole module at an instant",
+    POWER_CALL: "power",
+}
+_MODULE_POWERS: Final = (MODULE_AVERAGE_POWER, MODULE_INSTANT_POWER)
+_ENERGIES: Final = (ENERGY_FIELD, ENERGY_CALL)
+
+# nvmlValueType_t -> member of the nvmlValue_t union
+_UNION_MEMBERS: Final = {0: "dVal", 1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal", 6: "usVal"}
+
+_UINT_SENTINEL: Final = 2**32 - 1
+_INT64_MAX: Final = 2**63 - 1
+# Short peaks pass the limit, faulty sensors pass it by far: 593 W were seen on 35 W laptop GPUs
+# (NVIDIA/open-gpu-kernel-modules#1236).
+_POWER_TOLERANCE: Final = 1.3
+
+# A process list takes milliseconds and holds the driver's lock (flightlessmango/MangoHud#2104).
+OCCUPANCY_EVERY_MS: Final = 5_000
+LIMITS_EVERY_MS: Final = 30_000
+# After this many attempts in which a call failed for no clear reason, the calls that answered decide.
+_PROBE_ATTEMPTS: Final = 5
+
+
+def is_due(last_ms: int | None, now_ms: int, every_ms: int) -> bool:
+    """Whether it is time again; a clock that was set back makes it so."""
+    return last_ms is None or not 0 <= now_ms - last_ms < every_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Meters:
+    """What a GPU's energy and power are read from, and what both of them and the limit cover.
+
+    A row has one scope, or draw and limit could not be set against each other. The GPU's own scope is
+    preferred. On a superchip the energy counter covers the module, CPU included (ml-energy/zeus#172),
+    and each GPU of a module repeats it, so there it goes with module power only.
+    """
+
+    energy: Origin | None
+    power: Origin | None
+    scope: str | None
+
+
+class NvmlDevice:
+    """One GPU. `leave_out` is told the reason of every reading that is left out of a row."""
+
+    def __init__(self, handle: Any, uuid: str, product: str, leave_out: Callable[[str], None]) -> None:
+        self.handle = handle
+        self.uuid = uuid
+        self.product = product
+        self.meters: Meters | None = None
+        self._leave_out = leave_out
+        self._unsupported: set[Origin] = set()
+        self._probe_attempts = 0
+        self._limits_ms: int | None = None
+        self._limit_mw: int | None = None
+        self._max_limit_mw: int | None = None
+        self._is_mig = False
+        self._occupancy_ms: int | None = None
+        self._memory_used_bytes: int | None = None
+        self._has_process: bool | None = None
+
+    def read(self, site: str, pool: str, node: str, clock: Clock) -> GpuRow:
+        """Read one row. Raises GpuGoneError, and pynvml.NVMLError where the whole driver is at fault."""
+        if self.meters is None:
+            self.meters = self._probe()
+        meters = self.meters or Meters(None, None, None)
+        values = self._values([origin for origin in (meters.energy, meters.power) if origin is not None])
+        ts_ms = clock()
+        if meters.energy is None and meters.power is None:
+            self._leave_out("no_power_reading")
+        if meters.scope is not None and is_due(self._limits_ms, ts_ms, LIMITS_EVERY_MS):
+            self._read_limits(ts_ms, meters.scope)
+        if is_due(self._occupancy_ms, ts_ms, OCCUPANCY_EVERY_MS):
+            self._read_occupancy(ts_ms)
+        top_mw = self._max_limit_mw or self._limit_mw
+        most_mw = int(_POWER_TOLERANCE * top_mw) if top_mw else _UINT_SENTINEL - 1
+        utilization = self._ask(pynvml.nvmlDeviceGetUtilizationRates)
+        percent = None if utilization is None else self._within("utilization", utilization.gpu, 0, 100)
+        reasons = self._ask(pynvml.nvmlDeviceGetCurrentClocksEventReasons)
+        return GpuRow(
+            ts_ms=ts_ms,
+            site=site,
+            pool=pool,
+            node=node,
+            gpu_uuid=self.uuid,
+            product=self.product,
+            energy_mj=self._within("energy", values.get(meters.energy), 1, _INT64_MAX),
+            power_mw=self._within("power", values.get(meters.power), 1, most_mw),
+            power_limit_mw=self._limit_mw,
+            sm_activity=None if percent is None else percent / 100,
+            memory_used_bytes=self._memory_used_bytes,
+            clocks_event_reasons=self._within("clocks_event_reasons", reasons, 0, _INT64_MAX),
+            has_process=self._has_process,
+            power_scope=meters.scope,
+        )
+
+    def _probe(self) -> Meters | None:
+        """Find what energy and power can be read from; None while a failed call leaves that open."""
+        origins = (*_ENERGIES, *POWER_NAMES)
+        values = self._values(origins)
+        # some drivers answer 0 or all ones where they have nothing
+        working = {origin for origin in POWER_NAMES if 0 < values.get(origin, 0) < _UINT_SENTINEL}
+        power = next((origin for origin in POWER_NAMES if origin in working), None)
+        self._probe_attempts += 1
+        if self._probe_attempts < _PROBE_ATTEMPTS:
+            failed = any(o not in values and o not in self._unsupported for o in origins)
+            is_empty = power is None and any(origin in values for origin in POWER_NAMES)
+            if failed or is_empty:
+                return None
+        has_module = not working.isdisjoint(_MODULE_POWERS)
+        scope = "module" if power in _MODULE_POWERS else "gpu"
+        energy = next((origin for origin in _ENERGIES if origin in values), None)
+        return Meters(None if has_module and scope == "gpu" else energy, power, scope)
+
+    def _read_limits(self, now_ms: int, scope: str) -> None:
+        if scope == "module":
+            origin: Origin = _MODULE_LIMIT
+            values = self._values([_MODULE_LIMIT, _MODULE_MAX_LIMIT])
+            most = values.get(_MODULE_MAX_LIMIT)
+        else:
+            origin = _LIMIT_CALL
+            values = self._values([_LIMIT_CALL])
+            constraints = self._ask(pynvml.nvmlDeviceGetPowerManagementLimitConstraints)
+            most = None if constraints is None else constraints[1]
+        self._limit_mw = self._within("limit", values.get(origin), 1, _UINT_SENTINEL - 1)
+        self._max_limit_mw = self._within("limit", most, 1, _UINT_SENTINEL - 1)
+        mig = self._ask(pynvml.nvmlDeviceGetMigMode)
+        self._is_mig = mig is not None and mig[0] == 1
+        # a limit that could not be read is asked for again at the next reading
+        self._limits_ms = now_ms if origin in values or origin in self._unsupported else None
+
+    def _read_occupancy(self, now_ms: int) -> None:
+        self._occupancy_ms = now_ms
+        memory = self._ask(pynvml.nvmlDeviceGetMemoryInfo)
+        used = None if memory is None else memory.used
+        self._memory_used_bytes = self._within("memory", used, 0, _INT64_MAX)
+        # the unversioned name answers a missing function with an error of another family
+        processes = self._ask(pynvml.nvmlDeviceGetComputeRunningProcesses_v3)
+        if processes:
+            self._has_process = True
+        elif processes is None or self._is_mig or not sees_every_process():
+            # A MIG parent lists its instances' processes only to the privileged.
+            self._has_process = None
+        else:
+            self._has_process = False
+
+    def _ask(self, call: Callable[[Any], Any]) -> Any:
+        """The call's answer, or None if it has none."""
+        if call.__name__ in self._unsupported:
+            return None
+        try:
+            return call(self.handle)
+        except pynvml.NVMLError as error:
+            self._judge(call.__name__, error)
+            return None
+
+    def _values(self, origins: Sequence[Origin]) -> dict[Origin | None, int]:
+        """The origins that answered, all fields by one call."""
+        values: dict[Origin | None, int] = {}
+        fields = [o for o in origins if not isinstance(o, str) and o not in self._unsupported]
+        for field, answer in zip(fields, self._ask_fields(fields), strict=False):
+            code = int(answer.nvmlReturn)
+            if code == Code.INVALID_ARGUMENT:
+                self._unsupported.add(field)  # an id that this driver does not know yet
+            elif code:
+                self._judge(field, pynvml.NVMLError(code))
+            else:
+                number = getattr(answer.value, _UNION_MEMBERS.get(answer.valueType, "ullVal"))
+                values[field] = round(number) if math.isfinite(number) else -1
+        for name in origins:
+            if isinstance(name, str):
+                answer = self._ask(getattr(pynvml, name))
+                if answer is not None:
+                    values[name] = answer
+        return values
+
+    def _ask_fields(self, fields: list[tuple[int, int]]) -> Sequence[Any]:
+        if not fields:
+            return ()
+        try:
+            # succeeds if any of the fields does
+            answers: Sequence[Any] = pynvml.nvmlDeviceGetFieldValues(self.handle, fields)
+        except pynvml.NVMLError as error:
+            if error.value in UNSUPPORTED_CODES:
+                self._unsupported.update(fields)  # other fields may well be there
+            else:
+                self._judge("nvmlDeviceGetFieldValues", error)
+            return ()
+        return answers
+
+    def _judge(self, origin: Origin, error: Any) -> None:
+        """Remember what is missing, count what failed, raise what is more than one reading's trouble."""
+        if error.value in DRIVER_CODES:
+            raise error
+        if error.value in GONE_CODES:
+            raise GpuGoneError(reason_of(error))
+        if error.value in UNSUPPORTED_CODES:
+            self._unsupported.add(origin)
+        else:
+            self._leave_out(reason_of(error))
+
+    def _within(self, what: str, value: int | None, least: int, most: int) -> int | None:
+        if value is None or least <= value <= most:
+            return value
+        self._leave_out(f"implausible_{what}")
+        return None

@@ -1,0 +1,576 @@
+"""NvmlGpus through the real pynvml, over a scripted NVML library."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nvml_library import NvmlReader, NvmlScript, nvml, nvml_library, nvml_reader, start_reader
+
+from idlewatt.stream.encoding import encode_rows
+from idlewatt.stream.records import GPU, GpuRow
+
+__all__ = ["nvml", "nvml_library", "nvml_reader", "start_reader"]
+pytestmark = pytest.mark.nvml
+# the fixtures are imported, so their names are the tests' arguments too
+Nvml = tuple[NvmlScript, NvmlReader]
+START = Callable[[dict[str, str]], NvmlReader]
+
+FIELDS = "nvmlDeviceGetFieldValues"
+PROCESSES = "nvmlDeviceGetComputeRunningProcesses_v3"
+LIMIT = "nvmlDeviceGetEnforcedPowerLimit"
+GH200 = """
+    gpus 1
+    0 name NVIDIA GH200 480GB
+    0 energy 5000 100
+    0 field 185 1 0 1 450000
+    0 field 186 1 0 1 460000
+    0 field 190 1 0 1 900000
+    0 field 188 1 0 1 1000000
+"""
+
+
+def uuid(index: int) -> str:
+    return f"GPU-{index:08x}-0000-0000-0000-000000000000"
+
+
+def only_row(answer: dict[str, Any]) -> dict[str, Any]:
+    assert "error" not in answer, answer
+    (row,) = answer["rows"]
+    found: dict[str, Any] = row
+    return found
+
+
+def test_a_row_carries_every_figure_of_every_gpu(nvml: Nvml) -> None:
+    """Each GPU gives one row with its UUID, product, energy counter, draw, enforced limit and occupancy."""
+    script, reader = nvml
+    script.write("""
+        gpus 2
+        0 energy 987654321000 250
+        0 power 412345
+        0 limit 600000
+        0 utilization 37
+        0 memory 42000000000
+        0 reasons 4
+        0 processes 3
+        1 uuid GPU-other
+        1 name NVIDIA A100-SXM4-80GB
+    """)
+    first = reader.read(at_s=10)
+    assert first["left_out"] == {}
+    row, other = first["rows"]
+    energy_mj = row.pop("energy_mj")
+    assert energy_mj > 987_654_321_000
+    assert row == {
+        "ts_ms": 10_000,
+        "site": "north",
+        "pool": "chat",
+        "node": "node-1",
+        "gpu_uuid": uuid(0),
+        "product": "NVIDIA H100 80GB HBM3",
+        "power_mw": 412_345,
+        "power_limit_mw": 600_000,
+        "epoch_ms": None,
+        "sm_activity": 0.37,
+        "memory_used_bytes": 42_000_000_000,
+        "clocks_event_reasons": 4,
+        "has_process": True,
+        "power_scope": "gpu",
+    }
+    assert (other["gpu_uuid"], other["product"]) == ("GPU-other", "NVIDIA A100-SXM4-80GB")
+    assert other["has_process"] is False
+    assert reader.read(at_s=11)["rows"][0]["energy_mj"] == energy_mj + 250
+
+
+def test_energy_and_power_cost_one_call_a_gpu(nvml: Nvml) -> None:
+    """A settled reading asks each GPU once for energy and power together."""
+    script, reader = nvml
+    script.write("gpus 3")
+    reader.read(at_s=1)
+    before = {call: reader.ask("calls", call=call) for call in (FIELDS, "nvmlDeviceGetPowerUsage")}
+    reader.read(at_s=2)
+    assert reader.ask("calls", call=FIELDS) == before[FIELDS] + 3
+    assert reader.ask("calls", call="nvmlDeviceGetPowerUsage") == before["nvmlDeviceGetPowerUsage"]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "power_mw"),
+    [("", 185_000), ("0 no_field 185 0", 186_000), ("0 no_field 185 0\n0 no_field 186 0", 300_000)],
+)
+def test_power_is_the_average_else_the_instant_else_the_plain_call(
+    nvml: Nvml, lacking: str, power_mw: int
+) -> None:
+    """The best power reading a GPU has is used: field 185, else 186, else nvmlDeviceGetPowerUsage."""
+    script, reader = nvml
+    script.write(
+        f"gpus 1\n0 power 300000\n0 field 185 0 0 1 185000\n0 field 186 0 0 1 186000\n{lacking}",
+    )
+    assert only_row(reader.read())["power_mw"] == power_mw
+
+
+def test_no_energy_counter_leaves_power_alone_and_is_not_asked_for_again(nvml: Nvml) -> None:
+    """Without a counter energy is null, never 0, and the calls that said so are not repeated."""
+    script, reader = nvml
+    script.write("""
+        gpus 1
+        0 no_field 83 0
+        0 return nvmlDeviceGetTotalEnergyConsumption 3
+        0 return nvmlDeviceGetUtilizationRates 13
+        0 return nvmlDeviceGetCurrentClocksEventReasons 26
+        0 return nvmlDeviceGetMemoryInfo 25
+    """)
+    lacking = ("TotalEnergyConsumption", "UtilizationRates", "CurrentClocksEventReasons", "MemoryInfo")
+    before = [reader.ask("calls", call=f"nvmlDeviceGet{call}") for call in lacking]
+    for second in range(1, 20):
+        answer = reader.read(at_s=second)
+        row = only_row(answer)
+        assert (row["energy_mj"], row["power_mw"]) == (None, 300_000)
+        assert (row["sm_activity"], row["clocks_event_reasons"], row["memory_used_bytes"]) == (None,) * 3
+        assert answer["left_out"] == {}
+    assert [reader.ask("calls", call=f"nvmlDeviceGet{call}") for call in lacking] == [n + 1 for n in before]
+
+
+def test_the_energy_call_stands_in_for_the_energy_field(nvml: Nvml) -> None:
+    """A driver without field values at all is read through the plain calls."""
+    script, reader = nvml
+    script.write("gpus 1\n0 energy 7000 10\n0 power 95000\n0 return nvmlDeviceGetFieldValues 13")
+    first, second = only_row(reader.read(at_s=1)), only_row(reader.read(at_s=2))
+    assert second["energy_mj"] == first["energy_mj"] + 10
+    assert (first["power_mw"], first["power_scope"]) == (95_000, "gpu")
+
+
+def test_a_superchip_without_gpu_power_is_measured_as_module(nvml: Nvml) -> None:
+    """Where only the module can be read, energy, power and limit are all the module's and say so."""
+    script, reader = nvml
+    script.write(GH200 + "0 no_field 185 0\n0 no_field 186 0\n0 power 111000\n0 limit 222000")
+    row = only_row(reader.read())
+    assert row["power_scope"] == "module"
+    assert (row["power_mw"], row["power_limit_mw"]) == (450_000, 900_000)
+    assert row["energy_mj"] is not None
+
+
+def test_a_module_counter_never_goes_with_gpu_power(nvml: Nvml) -> None:
+    """Where a superchip's GPU has power of its own, the counter that includes the CPU is not sent with it."""
+    script, reader = nvml
+    script.write(GH200 + "0 power 300000\n0 limit 700000")
+    row = only_row(reader.read())
+    assert (row["power_scope"], row["power_mw"], row["power_limit_mw"]) == ("gpu", 300_000, 700_000)
+    assert row["energy_mj"] is None
+
+
+def test_one_failing_field_costs_only_itself(nvml: Nvml) -> None:
+    """A field's own error is counted, the other field of the same call counts, and the next reading is whole."""
+    script, reader = nvml
+    reader.read(at_s=1)
+    script.write("gpus 1\n0 field 185 0 999 1 0")
+    answer = reader.read(at_s=2)
+    row = only_row(answer)
+    assert row["power_mw"] is None
+    assert row["energy_mj"] is not None
+    assert answer["left_out"] == {"nvml_error": 1}
+    script.write("gpus 1")
+    assert only_row(reader.read(at_s=3))["power_mw"] == 300_000
+
+
+def test_a_failure_while_probing_does_not_settle_what_a_gpu_can_do(nvml: Nvml) -> None:
+    """A call that fails for a moment at the first reading does not cost the GPU its counter for good."""
+    script, reader = nvml
+    script.write("gpus 1\n0 return nvmlDeviceGetFieldValues 999")
+    row = only_row(reader.read(at_s=1))
+    assert (row["energy_mj"], row["power_mw"]) == (None, None)
+    script.write("gpus 1\n0 field 185 0 0 1 185000")
+    row = only_row(reader.read(at_s=2))
+    assert row["energy_mj"] is not None
+    assert (row["power_mw"], row["power_limit_mw"]) == (185_000, 700_000)
+
+
+def test_a_call_that_always_fails_does_not_keep_the_others_waiting(nvml: Nvml) -> None:
+    """After a few attempts a GPU is measured by the calls that do answer."""
+    script, reader = nvml
+    script.write("gpus 1\n0 field 185 1 999 1 0")
+    rows = [only_row(reader.read(at_s=second)) for second in range(1, 7)]
+    assert rows[0]["power_mw"] is None
+    assert rows[-1]["power_mw"] == 300_000
+    assert rows[-1]["energy_mj"] is not None
+
+
+def test_a_gpu_without_any_power_reading_is_counted(nvml: Nvml) -> None:
+    """A GPU that has neither counter nor power still gives a row, with nulls, and is counted as unread."""
+    script, reader = nvml
+    script.write("gpus 1\n0 return nvmlDeviceGetFieldValues 3\n0 return nvmlDeviceGetPowerUsage 3")
+    script.path.write_text(script.path.read_text() + "0 return nvmlDeviceGetTotalEnergyConsumption 3\n")
+    answer = reader.read()
+    row = only_row(answer)
+    assert (row["energy_mj"], row["power_mw"]) == (None, None)
+    assert answer["left_out"] == {"no_power_reading": 1}
+
+
+def test_an_unknown_code_costs_one_figure_of_one_gpu(nvml: Nvml) -> None:
+    """A code newer than the bindings is counted, and every other figure still comes."""
+    script, reader = nvml
+    script.write("gpus 2\n1 return nvmlDeviceGetUtilizationRates 31\n0 utilization 50\n1 utilization 50")
+    answer = reader.read()
+    assert [row["sm_activity"] for row in answer["rows"]] == [0.5, None]
+    assert all(row["energy_mj"] for row in answer["rows"])
+    assert answer["left_out"] == {"nvml_error": 1}
+
+
+def test_an_unknown_code_of_the_driver_is_named(nvml: Nvml) -> None:
+    """A driver that fails with an unknown code fails the reading, and the message carries the code."""
+    script, reader = nvml
+    script.write("gpus 1\nreturn nvmlDeviceGetCount_v2 31")
+    answer = reader.read()
+    assert answer["error"] == "nvml_error"
+    assert "31 (a code of a later driver)" in answer["message"]
+    script.write("gpus 1")
+    assert only_row(reader.read(at_s=2))["energy_mj"]
+
+
+@pytest.mark.parametrize(("code", "reason"), [(15, "gpu_lost"), (16, "reset_required")])
+def test_a_lost_gpu_leaves_the_others_alone_and_comes_back(nvml: Nvml, code: int, reason: str) -> None:
+    """A lost GPU is left out and counted, the others go on; it is looked for every 30 s and taken up again."""
+    script, reader = nvml
+    script.write("gpus 2")
+    assert len(reader.read(at_s=0)["rows"]) == 2
+    script.write(f"gpus 2\n1 return * {code}")
+    counted, warned = 0, []
+    for second in range(1, 60):
+        answer = reader.read(at_s=second)
+        assert [row["gpu_uuid"] for row in answer["rows"]] == [uuid(0)]
+        counted += answer["left_out"].pop(reason)
+        assert answer["left_out"] == {}
+        warned += [(event["gpu"], event["reason"]) for event in answer["events"]]
+    # a lost GPU may not even tell its UUID when it is looked for
+    assert (counted, warned) == (59, [(uuid(1), reason), ("index 1", reason)])
+    script.write("gpus 2\n1 handle 7")
+    assert len(reader.read(at_s=59)["rows"]) == 1
+    back = reader.read(at_s=60)
+    assert (len(back["rows"]), back["left_out"]) == (2, {})
+
+
+def test_handles_that_changed_unseen_are_renewed(nvml: Nvml) -> None:
+    """A GPU that came back with another handle is read with it from the next look at the device list on."""
+    script, reader = nvml
+    reader.read(at_s=0)
+    script.write("gpus 1\n0 handle 3")
+    assert reader.read(at_s=1)["error"] == "gpu_lost"
+    assert only_row(reader.read(at_s=30))["gpu_uuid"] == uuid(0)
+    script.write("gpus 1\n0 handle 4")
+    assert only_row(reader.read(at_s=60))["gpu_uuid"] == uuid(0)
+
+
+def test_a_gpu_one_may_not_open_is_skipped(nvml: Nvml) -> None:
+    """NVML counts GPUs whose handle it does not give; they are counted by reason and the others are read."""
+    script, reader = nvml
+    script.write("""
+        gpus 4
+        0 return nvmlDeviceGetHandleByIndex_v2 4
+        2 return nvmlDeviceGetHandleByIndex_v2 8
+        3 return nvmlDeviceGetHandleByIndex_v2 17
+    """)
+    answer = reader.read()
+    assert only_row(answer)["gpu_uuid"] == uuid(1)
+    assert answer["left_out"] == {"no_permission": 1, "insufficient_power": 1, "blocked_by_system": 1}
+
+
+def test_no_readable_gpu_is_a_failed_reading(nvml: Nvml) -> None:
+    """If no GPU at all can be read, or none is there, the reading fails and says why."""
+    script, reader = nvml
+    script.write("gpus 2\n0 return * 15\n1 return * 15")
+    answer = reader.read(at_s=0)
+    assert answer["error"] == "gpu_lost"
+    assert "dmesg" in answer["message"]
+    script.write("gpus 0")
+    assert reader.read(at_s=30)["error"] == "no_gpu"
+
+
+def test_gpus_that_come_and_go_are_followed(nvml: Nvml) -> None:
+    """The device list is looked at every 30 s: new GPUs give rows, vanished ones give none and are logged."""
+    script, reader = nvml
+    assert len(reader.read(at_s=0)["rows"]) == 1
+    script.write("gpus 2")
+    assert len(reader.read(at_s=29)["rows"]) == 1
+    assert len(reader.read(at_s=30)["rows"]) == 2
+    script.write("gpus 1")
+    answer = reader.read(at_s=60)
+    assert only_row(answer)["gpu_uuid"] == uuid(0)
+    assert [(e["event"], e["gpu"]) for e in answer["events"]] == [("gpu_disappeared", uuid(1))]
+
+
+def test_a_clock_set_back_does_not_stop_the_slow_readings(nvml: Nvml) -> None:
+    """After the clock jumps back an hour, the device list is looked at again at once."""
+    script, reader = nvml
+    reader.read(at_s=10_000)
+    script.write("gpus 2")
+    assert len(reader.read(at_s=6_400)["rows"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "mend"),
+    [(9, "driver_not_loaded", "modprobe nvidia"), (18, "driver_mismatch", "restart Idlewatt")],
+)
+def test_a_driver_that_is_not_ready_is_tried_again(nvml: Nvml, code: int, reason: str, mend: str) -> None:
+    """A driver that cannot be initialised fails the reading with what mends it, and is read once mended."""
+    script, reader = nvml
+    script.write(f"gpus 1\nreturn nvmlInitWithFlags {code}")
+    answer = reader.read(at_s=1)
+    assert answer["error"] == reason
+    assert mend in answer["message"]
+    script.write("gpus 1")
+    assert only_row(reader.read(at_s=2))["gpu_uuid"] == uuid(0)
+
+
+@pytest.mark.parametrize("call", [FIELDS, "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetUUID"])
+def test_a_mismatch_in_the_middle_is_the_drivers_trouble_not_a_gpus(nvml: Nvml, call: str) -> None:
+    """A driver upgraded under a running collector fails the whole reading instead of leaving figures out."""
+    script, reader = nvml
+    reader.read(at_s=0)
+    script.write(f"gpus 1\n0 return {call} 18")
+    assert reader.read(at_s=30)["error"] == "driver_mismatch"
+
+
+def test_a_missing_library_is_said_and_taken_once_it_is_there(
+    nvml_library: Callable[..., Path], start_reader: START, tmp_path: Path
+) -> None:
+    """Without a loadable libnvidia-ml.so.1 the reading fails with what mends it; it is tried again."""
+    broken = tmp_path / "libnvidia-ml.so.1"
+    broken.write_text("no library")
+    script = NvmlScript(broken, tmp_path / "script")
+    reader = start_reader(script.environment)
+    answer = reader.read(at_s=1)
+    assert answer["error"] == "driver_missing"
+    assert "install the NVIDIA driver" in answer["message"]
+    assert [ok for ok, _, _ in reader.ask("probe", timeout_s=20)] == [False]
+    broken.unlink()
+    broken.symlink_to(nvml_library())
+    assert only_row(reader.read(at_s=2))["gpu_uuid"] == uuid(0)
+
+
+def test_a_function_that_the_library_lacks_costs_only_its_figure(
+    nvml_library: Callable[..., Path], start_reader: START, tmp_path: Path
+) -> None:
+    """A symbol older drivers do not export leaves its column null, and nothing is counted as failed."""
+    library = nvml_library("WITHOUT_CLOCKS_EVENT_REASONS")
+    reader = start_reader(NvmlScript(library, tmp_path / "script").environment)
+    answer = reader.read()
+    row = only_row(answer)
+    assert row["clocks_event_reasons"] is None
+    assert row["energy_mj"] is not None
+    assert answer["left_out"] == {}
+
+
+def test_a_library_shut_down_by_others_is_initialised_again(nvml: Nvml) -> None:
+    """If something else in the process shuts NVML down, the same reading opens it again."""
+    script, reader = nvml
+    reader.read(at_s=1)
+    script.write("gpus 1\nshutdown 1")
+    assert only_row(reader.read(at_s=2))["energy_mj"]
+
+
+def test_a_forked_process_initialises_its_own_library(nvml: Nvml) -> None:
+    """NVML does not live through a fork: the child initialises it anew, and the parent goes on."""
+    _, reader = nvml
+    reader.read(at_s=1)
+    assert only_row(reader.ask("read_in_fork", at_s=2))["gpu_uuid"] == uuid(0)
+    assert only_row(reader.read(at_s=3))["gpu_uuid"] == uuid(0)
+
+
+def test_a_hanging_call_does_not_hold_up_close(nvml: Nvml) -> None:
+    """Close returns while a call hangs in the driver, and lets the driver go when the call comes back."""
+    script, reader = nvml
+    reader.read(at_s=1)
+    shutdowns = reader.ask("calls", call="nvmlShutdown")
+    script.write("gpus 1\n0 hang nvmlDeviceGetFieldValues")
+    reader.ask("start_read", at_s=2)
+    assert reader.ask("close") < 5
+    assert reader.ask("calls", call="nvmlShutdown") == shutdowns
+    script.write("gpus 1")
+    assert only_row(reader.ask("finish_read"))["gpu_uuid"] == uuid(0)
+    reader.ask("await_calls", call="nvmlShutdown", times=shutdowns + 1)
+    assert reader.read(at_s=3)["error"] == "closed"
+
+
+def test_a_mig_gpu_is_measured_once_as_its_parent(nvml: Nvml) -> None:
+    """A GPU cut into instances gives one row with the whole energy, and no utilization."""
+    script, reader = nvml
+    script.write("gpus 1\n0 mig 1\n0 processes 2")
+    answer = reader.read(at_s=1)
+    row = only_row(answer)
+    assert row["energy_mj"] is not None
+    assert (row["power_mw"], row["sm_activity"], row["has_process"]) == (300_000, None, True)
+    assert answer["left_out"] == {}
+
+
+def test_an_empty_process_list_that_proves_nothing_is_null(nvml: Nvml) -> None:
+    """On a MIG parent, and outside the host's PID namespace, processes may be hidden: no list, no idle GPU."""
+    script, reader = nvml
+    script.write("gpus 2\n0 mig 1")
+    assert [row["has_process"] for row in reader.read()["rows"]] == [None, False]
+    reader.ask("close")
+    reader.ask("open", sees_every_process=False)
+    script.write("gpus 2\n1 processes 1")
+    assert [row["has_process"] for row in reader.read()["rows"]] == [None, True]
+
+
+@pytest.mark.parametrize(("code", "left_out"), [(4, {"no_permission": 1}), (999, {"nvml_error": 1}), (3, {})])
+def test_a_failed_process_query_is_null_not_idle(nvml: Nvml, code: int, left_out: dict[str, int]) -> None:
+    """If the process list cannot be read, has_process is null, even where it was known before."""
+    script, reader = nvml
+    assert only_row(reader.read(at_s=0))["has_process"] is False
+    script.write(f"gpus 1\n0 return {PROCESSES} {code}")
+    answer = reader.read(at_s=5)
+    assert only_row(answer)["has_process"] is None
+    assert answer["left_out"] == left_out
+
+
+def test_slow_figures_are_read_seldom(nvml: Nvml) -> None:
+    """In a minute at 1 Hz processes are listed 12 times and limits asked for twice, changes included."""
+    script, reader = nvml
+    before = reader.ask("calls", call=PROCESSES), reader.ask("calls", call=LIMIT)
+    rows = []
+    for second in range(60):
+        if second == 7:
+            script.write("gpus 1\n0 limit 400000\n0 processes 1")
+        rows.append(only_row(reader.read(at_s=second)))
+    # one process means two calls: how many, and which
+    assert reader.ask("calls", call=PROCESSES) - before[0] == 2 + 10 * 2
+    assert reader.ask("calls", call=LIMIT) - before[1] == 2
+    assert [row["has_process"] for row in rows].index(True) == 10
+    assert [row["power_limit_mw"] for row in rows].index(400_000) == 30
+
+
+def test_a_limit_that_could_not_be_read_is_asked_for_at_the_next_reading(nvml: Nvml) -> None:
+    """A failed limit query is counted, gives null, and is not waited for half a minute."""
+    script, reader = nvml
+    script.write(f"gpus 1\n0 return {LIMIT} 999")
+    answer = reader.read(at_s=1)
+    assert only_row(answer)["power_limit_mw"] is None
+    assert answer["left_out"] == {"nvml_error": 1}
+    script.write("gpus 1")
+    assert only_row(reader.read(at_s=2))["power_limit_mw"] == 700_000
+
+
+def test_an_energy_counter_that_starts_again_is_passed_on(nvml: Nvml) -> None:
+    """A driver reload sets the counter back; the row tells it as it is, without an epoch, for the meter to judge."""
+    script, reader = nvml
+    script.write("gpus 1\n0 energy 900000")
+    assert only_row(reader.read(at_s=1))["energy_mj"] == 900_000
+    script.write("gpus 1\n0 energy 12")
+    row = only_row(reader.read(at_s=2))
+    assert (row["energy_mj"], row["epoch_ms"]) == (12, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "column", "reason"),
+    [
+        ("0 power 593000", "power_mw", "implausible_power"),
+        ("0 power 0", "power_mw", "implausible_power"),
+        ("0 power 4294967295", "power_mw", "implausible_power"),
+        ("0 field 185 0 0 0 nan", "power_mw", "implausible_power"),
+        ("0 field 83 0 0 3 18446744073709551615", "energy_mj", "implausible_energy"),
+        ("0 field 83 0 0 3 0", "energy_mj", "implausible_energy"),
+        ("0 utilization 4294967295", "sm_activity", "implausible_utilization"),
+        ("0 reasons 18446744073709551615", "clocks_event_reasons", "implausible_clocks_event_reasons"),
+    ],
+)
+def test_impossible_figures_are_left_out(nvml: Nvml, line: str, column: str, reason: str) -> None:
+    """A figure that cannot be true is null and counted; the rest of the row stands and can be sent."""
+    script, reader = nvml
+    laptop = "gpus 1\n0 limit 35000\n0 max_limit 35000\n"
+    script.write(f"{laptop}0 power 30000")
+    assert only_row(reader.read(at_s=1))["power_mw"] == 30_000
+    script.write(f"{laptop}0 power 30000\n{line}")
+    answer = reader.read(at_s=2)
+    row = only_row(answer)
+    assert answer["left_out"] == {reason: 1}
+    assert [
+        name for name in ("power_mw", "energy_mj", "sm_activity", "clocks_event_reasons") if row[name] is None
+    ] == [column]
+    assert encode_rows(GPU, [GpuRow(**row)])
+
+
+def test_short_peaks_over_the_limit_are_believed(nvml: Nvml) -> None:
+    """Power up to 1.3 times the highest limit is no fault of the sensor, however low the limit is set."""
+    script, reader = nvml
+    script.write("gpus 1\n0 limit 200000\n0 max_limit 700000\n0 power 910000")
+    assert only_row(reader.read())["power_mw"] == 910_000
+
+
+@pytest.mark.parametrize("line", ["0 limit 0", "0 limit 4294967295"])
+def test_an_impossible_limit_is_left_out(nvml: Nvml, line: str) -> None:
+    """A limit of nothing, or of all ones, is null."""
+    script, reader = nvml
+    script.write(f"gpus 1\n{line}")
+    answer = reader.read()
+    assert only_row(answer)["power_limit_mw"] is None
+    assert answer["left_out"] == {"implausible_limit": 1}
+
+
+def test_reading_eight_gpus_costs_little(nvml: Nvml) -> None:
+    """Eight GPUs at one reading a second take less than half a percent of a core, the library's part included."""
+    script, reader = nvml
+    script.write("gpus 8\n" + "\n".join(f"{index} processes 1" for index in range(8)))
+    reader.read()
+    assert reader.ask("cpu_per_read", reads=200) < 0.005
+
+
+def test_the_probe_tells_what_each_gpu_can_do(nvml: Nvml) -> None:
+    """The doctor hears of driver version, GPU count, and per GPU how energy, power and processes are read."""
+    script, reader = nvml
+    script.write("""
+        driver 570.1
+        gpus 5
+        0 no_field 185 0
+        1 no_field 83 0
+        1 return nvmlDeviceGetTotalEnergyConsumption 3
+        1 return nvmlDeviceGetComputeRunningProcesses_v3 4
+        2 return nvmlDeviceGetHandleByIndex_v2 4
+        3 return * 15
+        4 return nvmlDeviceGetFieldValues 3
+        4 return nvmlDeviceGetTotalEnergyConsumption 3
+        4 return nvmlDeviceGetPowerUsage 3
+    """)
+    lines = reader.ask("probe", timeout_s=20)
+    assert lines[0] == [True, "NVIDIA driver 570.1 shows 5 GPUs", ""]
+    assert [(ok, what.removeprefix("NVIDIA H100 80GB HBM3 GPU-")) for ok, what, _ in lines[1:]] == [
+        (True, f"{uuid(0)[4:]}: energy counter, power at an instant, limit 700 W"),
+        (
+            True,
+            f"{uuid(1)[4:]}: no energy counter (energy is estimated from power), "
+            "power as one-second average, limit 700 W",
+        ),
+        (False, f"{uuid(1)[4:]}: cannot tell whether a process holds it"),
+        (False, f"{uuid(1)[4:]}: no_permission"),
+        (False, "GPU 2: no_permission"),
+        (False, "GPU 3: gpu_lost"),
+        (False, f"{uuid(4)[4:]}: has neither an energy counter nor a power reading"),
+        (False, f"{uuid(4)[4:]}: no_power_reading"),
+    ]
+    assert all(ok == (mend == "") for ok, _, mend in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("return nvmlInitWithFlags 18", "NVIDIA driver: driver_mismatch"),
+        ("return nvmlDeviceGetCount_v2 31", "NVIDIA driver: nvml_error"),
+        ("gpus 0", "NVIDIA driver 580.105.08 shows 0 GPUs"),
+        ("gpus 1\n0 return nvmlDeviceGetName 18", "NVIDIA driver: driver_mismatch"),
+    ],
+)
+def test_the_probe_of_a_broken_driver_is_a_line_not_an_error(nvml: Nvml, text: str, what: str) -> None:
+    """Whatever the driver answers, the doctor gets lines that say what mends it."""
+    script, reader = nvml
+    script.write(text)
+    *_, (ok, found, mend) = reader.ask("probe", timeout_s=20)
+    assert (ok, found) == (False, what)
+    assert mend
+
+
+def test_the_probe_of_a_hanging_driver_ends(nvml: Nvml) -> None:
+    """A driver that does not answer cannot hang the doctor."""
+    script, reader = nvml
+    script.write("gpus 1\n0 hang nvmlDeviceGetUUID")
+    *_, (ok, what, mend) = reader.ask("probe", timeout_s=0.3)
+    assert (ok, what) == (False, "the NVIDIA driver did not answer for 0.3 s")
+    assert "reboot" in mend
