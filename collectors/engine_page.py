@@ -1,0 +1,200 @@
+"""The samples of one page to figures per model, as the mapping of the server kind says."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from idlewatt.collectors.engines import EngineMapping, Series
+from idlewatt.collectors.exposition import Sample, fold
+from idlewatt.stream.errors import SourceError
+
+# Beyond it a double no longer counts by ones; also catches blanks such as 2^63-16 and infinity.
+_COUNT_LIMIT: Final = 2**53
+_MAX_MODELS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFigures:
+    """What a page says of one model; None where it says nothing. Tokens are cumulative."""
+
+    model_name: str
+    output_tokens: int
+    input_tokens: int | None
+    cached_input_tokens: int | None
+    requests_running: int | None
+    requests_waiting: int | None
+    kv_cache_ratio: float | None
+    epoch_ms: int | None
+    server_version: str | None
+
+
+class _LeftOutError(Exception):
+    """A value that cannot be true; the argument is the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    """A counter less another, as last told: both only grow, their difference may seem to shrink."""
+
+    epoch_ms: int | None
+    whole: int
+    part: int
+    rest: int
+
+
+class EnginePage:
+    """Reads the pages of one engine, one after the other."""
+
+    def __init__(self, mapping: EngineMapping) -> None:
+        self._mapping = mapping
+        self._differences: dict[tuple[str, str], _Difference] = {}
+
+    def read(self, samples: Iterable[Sample]) -> tuple[list[ModelFigures], Counter[str]]:
+        """Figures of each model that has an output counter, and by reason what was left out.
+
+        A model with a counter that cannot be true is left out whole. Raises SourceError (too_many_models).
+        """
+        by_model: defaultdict[str | None, defaultdict[str, list[Sample]]]
+        by_model = defaultdict(lambda: defaultdict(list))
+        for sample in samples:
+            by_model[sample.labels.get(self._mapping.model_label)][sample.name].append(sample)
+        page_wide: Mapping[str, Sequence[Sample]] = by_model.pop(None, {})
+        if len(by_model) > _MAX_MODELS:
+            raise SourceError("too_many_models", f"the page names more than {_MAX_MODELS} models")
+
+        figures = []
+        left_out: Counter[str] = Counter()
+        if any(fold(series.name) in page_wide for series in self._mapping.output_tokens):
+            left_out["no_model"] += 1
+        for model_name, of_model in by_model.items():
+            assert model_name is not None
+            try:
+                figures.append(self._figures(model_name, of_model, page_wide, left_out))
+            except _LeftOutError as error:
+                left_out[str(error)] += 1
+        # models come and go, the memory of them shall not grow
+        self._differences = {key: kept for key, kept in self._differences.items() if key[0] in by_model}
+        return figures, left_out
+
+    def _figures(
+        self,
+        model_name: str,
+        samples: Mapping[str, Sequence[Sample]],
+        page_wide: Mapping[str, Sequence[Sample]],
+        left_out: Counter[str],
+    ) -> ModelFigures:
+        mapping = self._mapping
+
+        def tokens(quantity: str, candidates: Sequence[Series]) -> int | None:
+            for series in candidates:
+                if not (picked := self._picked(series.name, series.only, samples)):
+                    continue
+                total = sum(map(_count, picked))
+                if series.less is None:
+                    return total
+                part = sum(map(_count, self._picked(series.less, series.only, samples)))
+                return self._rest((model_name, quantity), epoch_ms, total, part)
+            return None
+
+        def gauge(candidates: Sequence[Series]) -> list[float]:
+            for series in candidates:
+                try:
+                    if picked := self._picked(series.name, series.only, samples):
+                        return [_finite(sample) for sample in picked]
+                except _LeftOutError as error:
+                    left_out[str(error)] += 1
+                    break
+            return []
+
+        epoch_ms = self._epoch_ms(samples, page_wide)
+        output_tokens = tokens("output", mapping.output_tokens)
+        if output_tokens is None:
+            raise _LeftOutError("no_output_tokens")
+        running, waiting = gauge(mapping.requests_running), gauge(mapping.requests_waiting)
+        kv_cache = gauge(mapping.kv_cache_ratio)
+        if kv_cache and max(kv_cache) > 1:
+            left_out["out_of_range"] += 1
+            kv_cache = []
+        return ModelFigures(
+            model_name=model_name,
+            output_tokens=output_tokens,
+            input_tokens=tokens("input", mapping.input_tokens),
+            cached_input_tokens=tokens("cached_input", mapping.cached_input_tokens),
+            requests_running=round(sum(running)) if running else None,
+            requests_waiting=round(sum(waiting)) if waiting else None,
+            kv_cache_ratio=sum(kv_cache) / len(kv_cache) if kv_cache else None,
+            epoch_ms=epoch_ms,
+            server_version=self._version(samples, page_wide),
+        )
+
+    def _picked(
+        self, name: str, only: Mapping[str, str], samples: Mapping[str, Sequence[Sample]]
+    ) -> list[Sample]:
+        """The samples of a series that may be added up."""
+        wanted = only.items()
+        picked = [sample for sample in samples.get(fold(name), ()) if wanted <= sample.labels.items()]
+        # A label nobody foresaw, with several values: parts of one sum, or the same thing told twice?
+        others = {
+            frozenset(item for item in sample.labels.items() if item[0] not in self._mapping.sum_over)
+            for sample in picked
+        }
+        if len(others) > 1:
+            raise _LeftOutError("ambiguous_series")
+        return picked
+
+    def _rest(self, key: tuple[str, str], epoch_ms: int | None, whole: int, part: int) -> int:
+        """`whole` less `part`, which never falls while neither of the two does.
+
+        The page is written while the server counts: a request that ends in between is in `part` and not yet
+        in `whole`. Without an epoch such a fall would be taken for a restart and everything counted again.
+        """
+        rest = whole - part
+        last = self._differences.get(key)
+        if last and last.epoch_ms == epoch_ms and last.whole <= whole and last.part <= part:
+            rest = max(rest, last.rest)
+        if rest < 0:
+            raise _LeftOutError("negative")
+        self._differences[key] = _Difference(epoch_ms, whole, part, rest)
+        return rest
+
+    def _epoch_ms(
+        self, samples: Mapping[str, Sequence[Sample]], page_wide: Mapping[str, Sequence[Sample]]
+    ) -> int | None:
+        for series in self._mapping.epoch:
+            name = fold(series.name)
+            starts = [sample.value for sample in (*samples.get(name, ()), *page_wide.get(name, ()))]
+            plausible = [start for start in starts if 0 < start < _COUNT_LIMIT / 1000]
+            if plausible:
+                # Ranks are made one after the other. The first stays the same when another joins, which is
+                # no restart of what the others have counted.
+                return round(min(plausible) * 1000)
+        return None
+
+    def _version(
+        self, samples: Mapping[str, Sequence[Sample]], page_wide: Mapping[str, Sequence[Sample]]
+    ) -> str | None:
+        if self._mapping.version is None:
+            return None
+        series, label = self._mapping.version
+        name = fold(series)
+        told = {sample.labels.get(label) for sample in (*samples.get(name, ()), *page_wide.get(name, ()))}
+        return told.pop() if len(told) == 1 else None
+
+
+def _finite(sample: Sample) -> float:
+    if math.isnan(sample.value):
+        raise _LeftOutError("nan")
+    if sample.value < 0:
+        raise _LeftOutError("negative")
+    if sample.value >= _COUNT_LIMIT:
+        raise _LeftOutError("sentinel")
+    return sample.value
+
+
+def _count(sample: Sample) -> int:
+    value = _finite(sample)
+    if value != int(value):
+        raise _LeftOutError("not_whole")
+    return int(value)

@@ -1,0 +1,120 @@
+"""Prometheus text to the few samples that are wanted, refusing what would give a wrong number."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from idlewatt.stream.errors import SourceError
+
+# A page that is longer or wider than these is no metrics page of an inference server. The parser reads
+# character by character, so a hostile page would cost seconds.
+_MAX_SAMPLES: Final = 5_000
+_MAX_LINE_BYTES: Final = 2_048
+
+_SERIES_NAME: Final = re.compile(rb"[a-zA-Z_:][a-zA-Z0-9_:]*(?=[ \t{])")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One line of a page. `name` is folded."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+def fold(name: str) -> str:
+    """The name with ':' written as '_': some servers escape it even in text (prometheus_client >= 0.23)."""
+    return name.replace(":", "_")
+
+
+class SamplePicker:
+    """Picks the samples of the named series out of a page.
+
+    `required` are the names of which one must be there, `if_absent` says what to do when none is.
+    """
+
+    def __init__(self, names: Iterable[str], required: Iterable[str], if_absent: str = "") -> None:
+        self._required = tuple(required)
+        self._required_folded = frozenset(map(fold, self._required))
+        self._if_absent = if_absent
+        wanted = "|".join(re.escape(fold(name)).replace("_", "[:_]") for name in sorted(names))
+        # the name must end here: vllm:prompt_tokens_created is a time, and some histograms end in _total
+        self._lines = re.compile(rf"^[ \t]*(?:{wanted})[ \t]*[{{ \t][^\n]*".encode(), re.MULTILINE)
+
+    def pick(self, body: bytes | bytearray) -> list[Sample]:
+        """The wanted samples, in the page's order.
+
+        Raises SourceError with reason no_known_series, duplicate_series, bad_sample, too_many_series or
+        truncated.
+        """
+        samples: dict[tuple[str, frozenset[tuple[str, str]]], Sample] = {}
+        for line in self._lines.finditer(body):
+            sample = _parse(line.group())
+            key = sample.name, frozenset(sample.labels.items())
+            if key in samples:
+                raise SourceError(
+                    "duplicate_series",
+                    f"the page has {sample.name} twice with the same labels: which one is true is unknown",
+                )
+            if len(samples) == _MAX_SAMPLES:
+                raise SourceError(
+                    "too_many_series", f"the page has more than {_MAX_SAMPLES} samples of known series"
+                )
+            samples[key] = sample
+        if not any(sample.name in self._required_folded for sample in samples.values()):
+            raise SourceError("no_known_series", self._absence(body))
+        # The format ends every line with a line feed. A page cut within a line leaves a number cut short.
+        if not body.endswith(b"\n"):
+            raise SourceError("truncated", "the page breaks off within its last line")
+        return list(samples.values())
+
+    def _absence(self, body: bytes | bytearray) -> str:
+        expected = f"expected {' or '.join(self._required)}, but {_looks(body)}"
+        return f"{expected}; {self._if_absent}" if self._if_absent else expected
+
+
+def _parse(line: bytes) -> Sample:
+    if len(line) > _MAX_LINE_BYTES:
+        raise SourceError("bad_sample", f"a line is longer than {_MAX_LINE_BYTES} bytes: {_shown(line)}")
+    text = line.decode(errors="replace")
+    try:
+        # one line at a time, so that a bad one can be named
+        [family] = text_string_to_metric_families(text)
+        [sample] = family.samples
+    except (ValueError, IndexError) as error:
+        raise SourceError("bad_sample", f"a line is not in the Prometheus format: {_shown(line)}") from error
+    return Sample(fold(sample.name), sample.labels, sample.value)
+
+
+def _looks(body: bytes | bytearray) -> str:
+    """What the page is, in a few words."""
+    start = bytes(body[:1024]).lstrip()
+    if not start:
+        return "the page is empty"
+    if start.startswith(b"<"):
+        return "the page is HTML"
+    if start.startswith((b"{", b"[")):
+        return "the page is JSON"
+    prefixes = {prefix for line in bytes(body[:65_536]).split(b"\n") if (prefix := _prefix(line))}
+    if prefixes:
+        return f"its series begin with {', '.join(sorted(prefixes)[:8])}"
+    return f"the page begins with {_shown(start)}"
+
+
+def _prefix(line: bytes) -> str | None:
+    """What comes before the first ':' or '_' in the name, if the line is a sample."""
+    name = _SERIES_NAME.match(line)
+    try:
+        float(line.split()[-1])
+    except (ValueError, IndexError):
+        return None
+    found = name and re.match("[^_:]*[_:]?", name.group().decode())
+    return found.group() if found else None
+
+
+def _shown(line: bytes) -> str:
+    return repr(line[:80].decode(errors="replace"))

@@ -1,0 +1,232 @@
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+from loopback_http import LoopbackServer, page, says, serving
+
+from idlewatt.collectors.engine_source import EngineSource
+from idlewatt.stream.errors import ConfigError, SourceError
+from idlewatt.stream.records import EngineRow
+from idlewatt.stream.settings import Engine
+
+NOW_MS = 1_790_000_100_000
+
+
+def vllm(
+    output: str | int = 100,
+    *,
+    model: str = "m",
+    engine: str = "0",
+    start: float | None = 1.79e9,
+    **more: str | int,
+) -> bytes:
+    labels = f'{{model_name="{model}",engine="{engine}"}}'
+    lines = [f"vllm:generation_tokens_total{labels} {output}"]
+    lines += [f"vllm:{name}{labels} {value}" for name, value in more.items()]
+    if start is not None:
+        lines.append(f"process_start_time_seconds {start}")
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+@pytest.fixture
+def server() -> Iterator[LoopbackServer]:
+    with serving(says(page(b""))) as server:
+        yield server
+
+
+Read = Callable[..., tuple[list[EngineRow], dict[str, int]]]
+
+
+@pytest.fixture
+def read(server: LoopbackServer) -> Iterator[Read]:
+    source = source_of(Engine(url=server.url))
+
+    def read(body: bytes) -> tuple[list[EngineRow], dict[str, int]]:
+        server.answer = says(page(body))
+        reading = source.read()
+        return [row for row in reading.rows if isinstance(row, EngineRow)], dict(reading.left_out)
+
+    yield read
+    source.close()
+
+
+def source_of(engine: Engine) -> EngineSource:
+    return EngineSource(
+        engine,
+        site="hall",
+        pool="rack",
+        node="n1",
+        interval_s=1.0,
+        timeout_s=5.0,
+        max_body_bytes=1_000_000,
+        clock=lambda: NOW_MS,
+    )
+
+
+def test_a_page_becomes_a_whole_row(server: LoopbackServer) -> None:
+    """Everything the settings and the page know stands in the row, stamped with the clock."""
+    server.answer = says(
+        page(
+            vllm(
+                100,
+                prompt_tokens_total=70,
+                prompt_tokens_cached_total=30,
+                num_requests_running=3,
+                num_requests_waiting=2,
+                kv_cache_usage_perc="0.5",
+            )
+        )
+    )
+    source = source_of(Engine(url=server.url, name="chat", pool="fast", gpus=("GPU-1", "GPU-2")))
+    assert (source.name, source.interval_s) == ("chat", 1.0)
+    assert list(source.read().rows) == [
+        EngineRow(
+            ts_ms=NOW_MS,
+            site="hall",
+            pool="fast",
+            node="n1",
+            engine="chat",
+            server="vllm",
+            server_version=None,
+            model_name="m",
+            output_tokens=100,
+            input_tokens=40,
+            cached_input_tokens=30,
+            advance="step",
+            requests_running=3,
+            requests_waiting=2,
+            kv_cache_ratio=0.5,
+            epoch_ms=1_790_000_000_000,
+            gpus=["GPU-1", "GPU-2"],
+        )
+    ]
+    source.close()
+
+
+def test_the_clock_is_read_when_the_body_has_arrived(server: LoopbackServer) -> None:
+    """A slow answer is stamped with its end, not with the moment it was asked for."""
+    moments: list[str] = []
+
+    def slow(connection: socket.socket, request: bytes) -> None:
+        answer = page(vllm())
+        connection.sendall(answer[:-10])
+        moments.append("half sent")
+        connection.sendall(answer[-10:])
+
+    def clock() -> int:
+        moments.append("stamped")
+        return NOW_MS
+
+    server.answer = slow
+    source = EngineSource(
+        Engine(url=server.url),
+        site="s",
+        pool="p",
+        node="n",
+        interval_s=1,
+        timeout_s=5,
+        max_body_bytes=10_000,
+        clock=clock,
+    )
+    source.read()
+    assert moments == ["half sent", "stamped"]
+    source.close()
+
+
+def test_without_a_name_it_is_called_by_host_and_port() -> None:
+    """Pool and name have defaults; the port is spelt out even where the URL has none."""
+    assert source_of(Engine(url="http://127.0.0.1:8000/metrics")).name == "127.0.0.1:8000"
+    assert source_of(Engine(url="http://gpu-7.example/metrics")).name == "gpu-7.example:80"
+    assert source_of(Engine(url="https://[fd00::7]/metrics")).name == "[fd00::7]:443"
+
+
+def test_an_unknown_server_kind_is_a_config_error() -> None:
+    """It is refused when the source is made."""
+    with pytest.raises(ConfigError, match="known: vllm"):
+        source_of(Engine(url="http://127.0.0.1:8000/metrics", server="vllmm"))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("NaN", "nan"),
+        ("-5", "negative"),
+        ("9223372036854775794", "sentinel"),
+        ("+Inf", "sentinel"),
+        ("0.5", "not_whole"),
+    ],
+)
+def test_a_counter_that_cannot_be_true_leaves_out_its_row_only(read: Read, value: str, reason: str) -> None:
+    """The model it belongs to has no row, with the reason counted; the other models have theirs."""
+    rows, left_out = read(vllm(value, model="bad") + vllm(7, model="good", start=None))
+    assert [(row.model_name, row.output_tokens) for row in rows] == [("good", 7)]
+    assert left_out == {reason: 1}
+    rows, left_out = read(vllm(8, model="bad", prompt_tokens_total=value) + vllm(7, model="good", start=None))
+    assert [row.model_name for row in rows] == ["good"]
+    assert left_out == {reason: 1}
+
+
+def test_one_bad_rank_leaves_out_the_sum(read: Read) -> None:
+    """A sum that lacks a part would look like a counter that fell."""
+    rows, left_out = read(vllm(5, engine="0") + vllm("NaN", engine="1", start=None))
+    assert (rows, left_out) == ([], {"nan": 1})
+
+
+def test_a_gauge_that_cannot_be_true_costs_only_itself(read: Read) -> None:
+    """Tokens still count when a load gauge is nonsense."""
+    [row], left_out = read(
+        vllm(5, num_requests_running="NaN", num_requests_waiting=-1, kv_cache_usage_perc=55)
+    )
+    assert (row.output_tokens, row.requests_running, row.requests_waiting, row.kv_cache_ratio) == (
+        5,
+        None,
+        None,
+        None,
+    )
+    assert left_out == {"nan": 1, "negative": 1, "out_of_range": 1}
+
+
+def test_duplicate_series_fail_the_scrape(read: Read) -> None:
+    """Which of two equal series is true cannot be known."""
+    with pytest.raises(SourceError) as failed:
+        read(vllm(5) + vllm(6))
+    assert failed.value.reason == "duplicate_series"
+
+
+def test_a_reset_stays_visible(read: Read) -> None:
+    """A counter that falls is passed on as it is: what it means is the processor's to say."""
+    assert [read(vllm(value))[0][0].output_tokens for value in (900, 3)] == [900, 3]
+
+
+def test_a_restart_changes_the_epoch(read: Read) -> None:
+    """A new process start is a new epoch, to the millisecond; the same process keeps it."""
+    epochs = [read(vllm(5, start=start))[0][0].epoch_ms for start in (1.79e9, 1.79e9, 1790000033.25, None)]
+    assert epochs == [1_790_000_000_000, 1_790_000_000_000, 1_790_000_033_250, None]
+
+
+def test_two_engines_behind_one_server_are_one_row(read: Read) -> None:
+    """Data-parallel ranks are added up."""
+    [row], left_out = read(
+        vllm(5, engine="0", num_requests_running=1) + vllm(6, engine="1", start=None, num_requests_running=2)
+    )
+    assert (row.output_tokens, row.requests_running, left_out) == (11, 3, {})
+
+
+def test_a_server_of_two_models_gives_two_rows(read: Read) -> None:
+    """Each model has a row, all with one time."""
+    rows, _ = read(vllm(5, model="a") + vllm(6, model="b", start=None))
+    assert [(row.model_name, row.output_tokens, row.ts_ms) for row in rows] == [
+        ("a", 5, NOW_MS),
+        ("b", 6, NOW_MS),
+    ]
+
+
+def test_another_servers_page_is_told_from_a_broken_one(read: Read) -> None:
+    """The error says what was expected and what is there instead."""
+    with pytest.raises(
+        SourceError, match="expected vllm:generation_tokens_total, but its series begin with sglang:"
+    ):
+        read(b'sglang:generation_tokens_total{model_name="m"} 5\n')
+    with pytest.raises(SourceError, match="HTML") as failed:
+        read(b"<html></html>")
+    assert failed.value.reason == "no_known_series"
