@@ -2,4 +2,5 @@
 
 pytest_plugins = [
     "kafka_broker",
+    "prometheus_server",
 ]

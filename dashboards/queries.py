@@ -1,0 +1,200 @@
+"""Every PromQL expression Idlewatt ships, as functions of the metric constants.
+
+Three rules hold for all of them. A ratio is a ratio of sums, never a mean of ratios. Gauges of withheld
+figures stay absent: nothing here turns "not known" into 0. Meter and economy series carry no `instance`
+(provisioning.py drops it), so they are summed by site and pool and never by who served them.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from idlewatt.stream import metric_names as names
+from idlewatt.stream.metric_names import Metric
+from idlewatt.stream.settings import Process
+
+Where = Mapping[str, str]
+
+EVERYWHERE: Final[Where] = {}
+SELECTED: Final[Where] = {"site": "~$site", "pool": "~$pool"}
+POOL: Final = ("site", "pool")
+RATE_INTERVAL: Final = "$__rate_interval"
+RANGE: Final = "$__range"
+ROLLING: Final = "5m"
+WASTED: Final = "~idle_loaded|idle_free"
+
+COVERAGE_FLOOR: Final[float] = Process.model_fields["coverage_floor"].default
+MIN_TOKENS_PER_SECOND: Final[float] = round(Process.model_fields["min_tokens"].default / 60, 2)
+
+
+def series(metric: Metric, where: Where = EVERYWHERE) -> str:
+    """Selector of a metric; a value that begins with ~ is a regular expression.
+
+    Raises ValueError for a label that the metric does not carry.
+    """
+    _refuse_unknown_labels(metric, where)
+    matchers = (
+        f'{label}=~"{value[1:]}"' if value.startswith("~") else f'{label}="{value}"'
+        for label, value in where.items()
+    )
+    return f"{metric.name}{{{','.join(matchers)}}}" if where else metric.name
+
+
+def level(metric: Metric, where: Where = EVERYWHERE, by: tuple[str, ...] = ()) -> str:
+    """Sum of a gauge."""
+    return _aggregated("sum", metric, by, series(metric, where))
+
+
+def highest(metric: Metric, where: Where = EVERYWHERE, by: tuple[str, ...] = ()) -> str:
+    """Largest value of a gauge."""
+    return _aggregated("max", metric, by, series(metric, where))
+
+
+def rate(
+    metric: Metric, where: Where = EVERYWHERE, by: tuple[str, ...] = (), window: str = RATE_INTERVAL
+) -> str:
+    """Growth of a counter per second, summed."""
+    return _aggregated("sum", metric, by, f"rate({series(metric, where)}[{window}])")
+
+
+def increase(metric: Metric, where: Where = EVERYWHERE, by: tuple[str, ...] = (), window: str = RANGE) -> str:
+    """Growth of a counter over a window, summed. An estimate: the ledger is what to bill by."""
+    return _aggregated("sum", metric, by, f"increase({series(metric, where)}[{window}])")
+
+
+def ratio(numerator: str, denominator: str) -> str:
+    """Ratio of two sums, absent where the denominator is 0."""
+    return f"({numerator}) / ({denominator} > 0)"
+
+
+def zero_while(expression: str, alive: str) -> str:
+    """The expression, or 0 where it has no series although `alive` has: nothing happened, and we looked."""
+    return f"{expression} or 0 * {alive}"
+
+
+def output_tokens_rate(where: Where, by: tuple[str, ...] = (), window: str = RATE_INTERVAL) -> str:
+    """Output tokens per second."""
+    return rate(names.TOKENS, {**where, "kind": "output"}, by, window)
+
+
+def energy_rate(where: Where, by: tuple[str, ...] = (), window: str = RATE_INTERVAL) -> str:
+    """Board energy drawn per second: watts, by counters."""
+    return rate(names.ENERGY, {**where, "scope": "it"}, by, window)
+
+
+def wasted_energy_rate(where: Where, by: tuple[str, ...] = (), window: str = RATE_INTERVAL) -> str:
+    """Board energy that idle GPUs drew, per second; 0 for a pool that drew energy and wasted none."""
+    wasted = rate(names.ENERGY, {**where, "state": WASTED, "scope": "it"}, by, window)
+    return zero_while(wasted, energy_rate(where, by, window))
+
+
+def drawn_watts(where: Where, by: tuple[str, ...] = ()) -> str:
+    """Watts drawn in the last closed window."""
+    return level(names.POWER, {**where, "part": "draw"}, by)
+
+
+def wasted_watts_share(where: Where, by: tuple[str, ...] = POOL) -> str:
+    """Share of the drawn watts that went into idle GPUs, in the last closed window."""
+    wasted = level(names.POWER, {**where, "state": WASTED, "part": "draw"}, by)
+    return ratio(zero_while(wasted, drawn_watts(where, by)), drawn_watts(where, by))
+
+
+def coverage(where: Where, of: str) -> str:
+    """Coverage of several pools: each pool's, weighted by its GPUs."""
+    pools = highest(names.COVERAGE, {**where, "window": ROLLING, "of": of}, POOL)
+    gpus = level(names.GPUS, where, POOL)
+    return ratio(f"sum({pools} * {gpus})", f"sum({gpus} and {pools})")
+
+
+def tokens_per_joule(where: Where) -> str:
+    """Output tokens per joule of several pools together, withheld as the meter withholds a pool's.
+
+    The meter's own gauge cannot be added over pools, and pools that it withholds for want of tokens drew
+    joules nevertheless; so it is made of the counters here, under the same two conditions.
+    """
+    tokens = f"{output_tokens_rate(where)} >= {MIN_TOKENS_PER_SECOND}"
+    return " and on () ".join(
+        (
+            ratio(tokens, energy_rate(where)),
+            f"({coverage(where, 'watts')} >= {COVERAGE_FLOOR})",
+            f"({coverage(where, 'tokens')} >= {COVERAGE_FLOOR})",
+        )
+    )
+
+
+def tokens_per_second_per_megawatt(where: Where) -> str:
+    """The same figure in the unit that sites are compared by."""
+    return f"1e6 * ({tokens_per_joule(where)})"
+
+
+def pool_tokens_per_joule(where: Where) -> str:
+    """The meter's rolling output tokens per joule of each pool; absent where the meter withholds it."""
+    return highest(names.TOKENS_PER_JOULE, {**where, "kind": "output", "window": ROLLING}, POOL)
+
+
+def lost_revenue_per_hour(where: Where, by: tuple[str, ...] = ("currency",)) -> str:
+    """Revenue lost to idle watts, per hour, by the price book."""
+    return level(names.LOST_REVENUE_PER_HOUR, {**where, "window": ROLLING}, by)
+
+
+def benchmark_lost_revenue_per_hour(where: Where) -> str:
+    """Idle kWh at the benchmark, per hour. Never added to the other."""
+    return level(names.BENCHMARK_LOST_REVENUE_PER_HOUR, {**where, "window": ROLLING}, ("currency",))
+
+
+def dark_share(where: Where, by: tuple[str, ...] = POOL) -> str:
+    """Share of the GPUs that tell nothing."""
+    return ratio(level(names.GPUS, {**where, "state": "dark"}, by), level(names.GPUS, where, by))
+
+
+def unaccounted_joules(where: Where) -> str:
+    """Joules that are in no state, of all pools; one pool's surplus does not cover another's want."""
+    return f"sum(abs({series(names.UNACCOUNTED, where)}))"
+
+
+def worst_offenders(where: Where, most: int) -> str:
+    """The GPUs that waste the most watts."""
+    labels = names.GPU_WASTED_WATTS.labels
+    return f"topk({most}, {level(names.GPU_WASTED_WATTS, where, labels)})"
+
+
+def behind_messages() -> str:
+    """Messages still to be read, by topic. While a partition changes hands two may tell it: the larger counts."""
+    return f"sum by (topic) ({highest(names.BEHIND, by=('topic', 'partition'))})"
+
+
+def behind_seconds(window: str = ROLLING) -> str:
+    """How long the rest would take at the speed of late; +Inf for a partition that does not move."""
+    by = ("topic", "partition")
+    speed = zero_while(rate(names.MESSAGES, by=by, window=window), highest(names.BEHIND, by=by))
+    return f"{highest(names.BEHIND, by=by)} / ({speed})"
+
+
+def scrape_success_share() -> str:
+    """Share of the collectors' sources that answered their last scrape, by collector."""
+    by = ("instance",)
+    return ratio(level(names.SCRAPE_SUCCESS, by=by), f"count by (instance) ({names.SCRAPE_SUCCESS.name})")
+
+
+def new_events(metric: Metric, by: tuple[str, ...], window: str) -> str:
+    """Growth of a counter of things that should never happen, where there was any.
+
+    A counter that is born at its first event has no increase() yet: a series that was not there a window
+    ago counts with its whole value.
+    """
+    selector = series(metric)
+    born = f"({selector} > 0 unless {selector} offset {window})"
+    return _aggregated("sum", metric, by, f"{born} or increase({selector}[{window}]) > 0")
+
+
+def _aggregated(operator: str, metric: Metric, by: tuple[str, ...], expression: str) -> str:
+    _refuse_unknown_labels(metric, by)
+    return f"{operator} by ({', '.join(by)}) ({expression})" if by else f"{operator}({expression})"
+
+
+def _refuse_unknown_labels(metric: Metric, labels: Mapping[str, str] | tuple[str, ...]) -> None:
+    carried = {*metric.labels}
+    if metric.stage in ("pipeline", "collector"):
+        carried.add("instance")
+    for label in labels:
+        if label not in carried:
+            raise ValueError(f"{metric.name} carries no label {label}; it has {', '.join(sorted(carried))}")

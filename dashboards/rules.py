@@ -1,0 +1,284 @@
+"""Recording and alert rules as data, and their YAML.
+
+Each alert says in numbers what is the matter and links to its section in docs/runbooks.md. Thresholds
+stand here as constants; the tests hold each alert against series that must fire it, that must not, and
+that are not there.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import yaml
+
+from idlewatt.dashboards import queries as q
+from idlewatt.stream import metric_names as names
+
+RUNBOOKS: Final = "https://github.com/idlewatt/idlewatt/blob/main/docs/runbooks.md"
+# job of every Idlewatt process in prometheus.yml
+JOB: Final = "idlewatt"
+# YAML width at which no expression is folded, so that one can search for it
+WHOLE_LINES: Final = 100_000
+
+OUTPUT_TOKENS_RATE: Final = "pool:idlewatt_output_tokens:rate5m"
+ENERGY_RATE: Final = "pool:idlewatt_energy_joules:rate5m"
+WASTED_ENERGY_RATE: Final = "pool:idlewatt_wasted_energy_joules:rate5m"
+WASTED_SHARE: Final = "pool:idlewatt_wasted_energy:ratio_rate5m"
+TOKENS_PER_JOULE: Final = "pool:idlewatt_tokens_per_joule:ratio_rate5m"
+TOKENS_PER_JOULE_DAY: Final = "pool:idlewatt_tokens_per_joule:ratio_rate1d"
+
+WASTED_SHARE_LIMIT: Final = 0.3
+# of the day's own yield; load alone moves it by less in a pool that is used around the clock
+YIELD_FALL: Final = 0.5
+# under this a yield says more about the load than about the machines, tokens/s
+YIELD_MIN_TOKENS_PER_SECOND: Final = 10
+# a day's mean is no yardstick before there is a good part of a day
+YIELD_MIN_HISTORY: Final = "6h"
+DARK_SHARE_LIMIT: Final = round(1 - q.COVERAGE_FLOOR, 6)
+BEHIND_LIMIT_S: Final = 60
+# window, grace and scrape make about 45 s in the default settings
+CLOCK_LIMIT_S: Final = 120
+# a pool whose figures vanish is looked for this long
+CLOCK_LOOKBACK: Final = "6h"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingRule:
+    """A figure worth keeping, named level:metric:operation."""
+
+    record: str
+    expr: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlertRule:
+    """An alert. `description` may use Prometheus' template language."""
+
+    name: str
+    expr: str
+    lasting: str
+    severity: Literal["critical", "warning"]
+    summary: str
+    description: str
+
+    @property
+    def runbook_url(self) -> str:
+        return f"{RUNBOOKS}#{self.name.lower()}"
+
+
+_POOL_IN_WORDS: Final = "Pool {{ $labels.pool }} of site {{ $labels.site }}"
+
+
+def _lost_per_hour_in_words() -> str:
+    """What the pool loses now, in every currency it is told in; nothing where no price is known."""
+    loss = f'{names.LOST_REVENUE_PER_HOUR.name}{{window="{q.ROLLING}",site=%q,pool=%q}}'
+    query = f"printf `sum by (currency) ({loss})` $labels.site $labels.pool | query"
+    return (
+        f"{{{{ range {query} }}}}"
+        ' With the headroom of its idle GPUs it loses {{ .Value | printf "%.2f" }} {{ .Labels.currency }} an hour.'
+        "{{ end }}"
+    )
+
+
+def _value_in_words(record: str, unit: str) -> str:
+    query = f"printf `{record}{{site=%q,pool=%q}}` $labels.site $labels.pool | query"
+    return f"{{{{ range {query} }}}}{{{{ .Value | humanize }}}}{unit}{{{{ end }}}}"
+
+
+RECORDING: Final = (
+    RecordingRule(OUTPUT_TOKENS_RATE, q.output_tokens_rate(q.EVERYWHERE, q.POOL, q.ROLLING)),
+    RecordingRule(ENERGY_RATE, q.energy_rate(q.EVERYWHERE, q.POOL, q.ROLLING)),
+    RecordingRule(WASTED_ENERGY_RATE, q.wasted_energy_rate(q.EVERYWHERE, q.POOL, q.ROLLING)),
+    RecordingRule(WASTED_SHARE, q.ratio(WASTED_ENERGY_RATE, ENERGY_RATE)),
+    RecordingRule(TOKENS_PER_JOULE, q.ratio(OUTPUT_TOKENS_RATE, ENERGY_RATE)),
+)
+
+# A day of raw counters would be read over and over; the two recorded rates have the same mean.
+RECORDING_DAY: Final = (
+    RecordingRule(
+        TOKENS_PER_JOULE_DAY,
+        q.ratio(f"avg_over_time({OUTPUT_TOKENS_RATE}[1d])", f"avg_over_time({ENERGY_RATE}[1d])"),
+    ),
+)
+
+ALERTS: Final = (
+    AlertRule(
+        name="IdlewattWastedWatts",
+        expr=f"{WASTED_SHARE} > {WASTED_SHARE_LIMIT}",
+        lasting="15m",
+        severity="warning",
+        summary=f"{_POOL_IN_WORDS} burns {{{{ $value | humanizePercentage }}}} of its watts for nothing",
+        description=(
+            f"{_POOL_IN_WORDS} draws {_value_in_words(ENERGY_RATE, 'W')}, of which "
+            f"{_value_in_words(WASTED_ENERGY_RATE, 'W')} go into GPUs with nothing to do; more than "
+            f"{WASTED_SHARE_LIMIT:.0%} for 15 minutes.{_lost_per_hour_in_words()}"
+        ),
+    ),
+    AlertRule(
+        name="IdlewattTokensPerJouleFell",
+        expr=" and on (site, pool) ".join(
+            (
+                f"{q.pool_tokens_per_joule(q.EVERYWHERE)} < {YIELD_FALL} * {TOKENS_PER_JOULE_DAY}",
+                f"{OUTPUT_TOKENS_RATE} > {YIELD_MIN_TOKENS_PER_SECOND}",
+                f"{OUTPUT_TOKENS_RATE} offset {YIELD_MIN_HISTORY}",
+            )
+        ),
+        lasting="30m",
+        severity="warning",
+        summary=f"{_POOL_IN_WORDS} makes less than half the tokens per joule of its own day",
+        description=(
+            f"{_POOL_IN_WORDS} makes {{{{ $value | humanize }}}} output tokens per joule, against "
+            f"{_value_in_words(TOKENS_PER_JOULE_DAY, ' over the last day')}, at "
+            f"{_value_in_words(OUTPUT_TOKENS_RATE, ' tokens/s')}.{_lost_per_hour_in_words()}"
+        ),
+    ),
+    AlertRule(
+        name="IdlewattPoolDark",
+        expr=f"{q.dark_share(q.EVERYWHERE)} > {DARK_SHARE_LIMIT}",
+        lasting="5m",
+        severity="warning",
+        summary=f"{_POOL_IN_WORDS} is dark: {{{{ $value | humanizePercentage }}}} of its GPUs tell nothing",
+        description=(
+            "No telemetry comes from {{ $value | humanizePercentage }} of the GPUs of pool "
+            "{{ $labels.pool }} of site {{ $labels.site }}. Nobody knows what they draw: their watts are booked "
+            "as dark, not as zero, and the pool's ratios are withheld."
+        ),
+    ),
+    AlertRule(
+        name="IdlewattPipelineBehind",
+        expr=f"{q.behind_seconds()} > {BEHIND_LIMIT_S}",
+        lasting="5m",
+        severity="warning",
+        summary="Processors are behind on partition {{ $labels.partition }} of {{ $labels.topic }}",
+        description=(
+            "What is still to be read of partition {{ $labels.partition }} of {{ $labels.topic }} takes "
+            "{{ $value | humanizeDuration }} at the speed of the last 5 minutes (+Inf: it does not move). "
+            "Figures and alerts of its pools are that late; nothing is lost."
+        ),
+    ),
+    AlertRule(
+        name="IdlewattWindowClockStalled",
+        expr=(
+            f"time() - max by (site, pool) (last_over_time({q.series(names.WINDOW_END)}[{CLOCK_LOOKBACK}]))"
+            f" > {CLOCK_LIMIT_S}"
+        ),
+        lasting="5m",
+        severity="critical",
+        summary="No new figures for pool {{ $labels.pool }} of site {{ $labels.site }}",
+        description=(
+            "The last closed window of pool {{ $labels.pool }} of site {{ $labels.site }} ended "
+            "{{ $value | humanizeDuration }} ago. Its panels show old figures or none, and its other alerts "
+            "cannot fire."
+        ),
+    ),
+    AlertRule(
+        name="IdlewattNoFigures",
+        expr=f"absent({q.series(names.WINDOW_END)})",
+        lasting="5m",
+        severity="critical",
+        summary="Prometheus has no figures from any Idlewatt processor",
+        description=(
+            f"Not one series of {names.WINDOW_END.name} is there. No other alert on watts, tokens or money can "
+            "fire in this state."
+        ),
+    ),
+    AlertRule(
+        name="IdlewattTargetDown",
+        expr=f'up{{job="{JOB}"}} == 0',
+        lasting="2m",
+        severity="critical",
+        summary="{{ $labels.instance }} does not answer",
+        description=(
+            "Prometheus has not been able to read /metrics of {{ $labels.instance }} for 2 minutes. If it is a "
+            "processor, the others take over its pools within a minute; if a collector, its node goes dark."
+        ),
+    ),
+    AlertRule(
+        name="IdlewattCollectorFailing",
+        expr=f"avg_over_time({q.series(names.SCRAPE_SUCCESS)}[5m]) < 0.5",
+        lasting="2m",
+        severity="warning",
+        summary="{{ $labels.instance }} cannot read {{ $labels.source }}",
+        description=(
+            "Only {{ $value | humanizePercentage }} of the readings of {{ $labels.source }} by "
+            "{{ $labels.instance }} in the last 5 minutes brought anything. Its GPUs or tokens are booked as "
+            f"not measured. {names.SCRAPE_ERRORS.name} has the reason."
+        ),
+    ),
+    AlertRule(
+        name="IdlewattMessagesRejected",
+        expr=q.new_events(names.REJECTED_MESSAGES, ("topic", "reason"), "15m"),
+        lasting="0m",
+        severity="warning",
+        summary="Messages of {{ $labels.topic }} cannot be read: {{ $labels.reason }}",
+        description=(
+            "About {{ $value | humanize }} messages of {{ $labels.topic }} were rejected in the last 15 minutes "
+            "({{ $labels.reason }}). What they held is not in the figures; the topic idlewatt.rejected says "
+            "which they were."
+        ),
+    ),
+    AlertRule(
+        name="IdlewattRowsDropped",
+        expr=q.new_events(names.DROPPED_ROWS, ("topic", "instance"), "15m"),
+        lasting="0m",
+        severity="critical",
+        summary="{{ $labels.instance }} drops rows: its spool is full",
+        description=(
+            "{{ $labels.instance }} dropped about {{ $value | humanize }} rows for {{ $labels.topic }} in the "
+            "last 15 minutes, because the log was away for longer than the spool holds. They are lost."
+        ),
+    ),
+    AlertRule(
+        name="IdlewattUnaccountedJoules",
+        expr=f"{q.level(names.UNACCOUNTED, by=q.POOL)} != 0",
+        lasting="0m",
+        severity="critical",
+        summary="The books of pool {{ $labels.pool }} of site {{ $labels.site }} do not balance",
+        description=(
+            "{{ $value | humanize }} J were measured in pool {{ $labels.pool }} of site {{ $labels.site }} and are in "
+            "no state of the waterfall (negative: booked and never measured). This is a bug in Idlewatt; do not "
+            "bill by this pool's figures until it is found."
+        ),
+    ),
+)
+
+
+def recording_yaml() -> str:
+    """The file of recording rules."""
+    return _groups_yaml(
+        [
+            _group("idlewatt.pools", "30s", [_recorded(rule) for rule in RECORDING]),
+            _group("idlewatt.pools.day", "2m", [_recorded(rule) for rule in RECORDING_DAY]),
+        ]
+    )
+
+
+def alerts_yaml() -> str:
+    """The file of alert rules."""
+    return _groups_yaml([_group("idlewatt.alerts", "30s", [_alert(rule) for rule in ALERTS])])
+
+
+def _recorded(rule: RecordingRule) -> dict[str, Any]:
+    return {"record": rule.record, "expr": rule.expr}
+
+
+def _alert(rule: AlertRule) -> dict[str, Any]:
+    return {
+        "alert": rule.name,
+        "expr": rule.expr,
+        "for": rule.lasting,
+        "labels": {"severity": rule.severity},
+        "annotations": {
+            "summary": rule.summary,
+            "description": rule.description,
+            "runbook_url": rule.runbook_url,
+        },
+    }
+
+
+def _group(name: str, interval: str, rules: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"name": name, "interval": interval, "rules": rules}
+
+
+def _groups_yaml(groups: list[dict[str, Any]]) -> str:
+    header = "# Written by `idlewatt dashboards`; change dashboards/rules.py instead.\n"
+    return header + yaml.safe_dump({"groups": groups}, sort_keys=False, width=WHOLE_LINES, allow_unicode=True)

@@ -1,0 +1,410 @@
+"""Dashboards: the JSON Grafana gets, the figures its queries give, and the same queries on a real Prometheus."""
+
+import copy
+import itertools
+import json
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+from grafanalib._gen import DashboardEncoder
+from grafanalib.core import Dashboard, Graph, GridPos, Stat, Target, Template, Templating, Threshold
+from panel_queries import PanelQuery, dashboards, panel_queries, panels
+
+from idlewatt.dashboards import queries as q
+from idlewatt.dashboards.grafana_json import dashboard_text, modernised
+from idlewatt.dashboards.overview import UID, overview
+from idlewatt.dashboards.panels import Place, Query, bargauge, table
+from idlewatt.stream import metric_names as names
+from idlewatt.stream.metric_names import METRICS
+
+DASHBOARDS: Final = dashboards()
+PANELS: Final = [
+    pytest.param(panel, id=f"{uid}-{panel['title']}")
+    for uid, dashboard in DASHBOARDS.items()
+    for panel in panels(dashboard)
+]
+QUERIES: Final = [pytest.param(query, id=str(query)) for query in panel_queries()]
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    """The modernised JSON of a dashboard with one panel and both kinds of variable."""
+    board = Dashboard(
+        title="t",
+        uid="u-1",
+        panels=[
+            Stat(
+                title="p",
+                targets=[Target(expr="a"), Target(expr="b", legendFormat="{{x}}", instant=True)],
+                thresholds=[Threshold("green", 0, 0.0), Threshold("red", 1, 0.5)],
+                gridPos=GridPos(1, 1, 0, 0),
+            )
+        ],
+        templating=Templating(
+            list=[
+                Template(name="datasource", type="datasource", query="prometheus"),
+                Template(name="site", query="label_values(a, site)", multi=True, includeAll=True),
+            ]
+        ),
+    )
+    for name, value in changes.items():
+        setattr(board, name, value)
+    parsed: dict[str, Any] = json.loads(dashboard_text(board))
+    return parsed
+
+
+def nulls(value: Any, path: str = "") -> Iterator[str]:
+    if value is None:
+        yield path
+    for key, inner in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
+        yield from nulls(inner, f"{path}/{key}")
+
+
+def test_obsolete_and_null_keys_are_gone() -> None:
+    """Nothing of before Grafana 9 is left; null stands only where Grafana means something by it."""
+    board = small()
+    obsolete = {"rows", "sharedCrosshair", "hideControls", "style", "gnetId", "__inputs", "version"}
+    assert not obsolete & set(board)
+    panel = board["panels"][0]
+    assert not {"span", "minSpan", "height", "error", "editable", "pluginVersion", "repeat"} & set(panel)
+    assert not {"metric", "target", "step", "intervalFactor", "query"} & set(panel["targets"][0])
+    assert board["schemaVersion"] == 41
+    assert set(nulls(board)) == {"/id", "/panels/0/fieldConfig/defaults/thresholds/steps/0/value"}
+    assert panel["fieldConfig"]["defaults"]["thresholds"]["steps"] == [
+        {"color": "green", "value": None},
+        {"color": "red", "value": 0.5},
+    ]
+
+
+def test_targets_have_letters_and_the_data_source_as_an_object() -> None:
+    """Queries are told apart by refId and use the data source the reader chooses."""
+    panel = small()["panels"][0]
+    source = {"type": "prometheus", "uid": "${datasource}"}
+    assert panel["datasource"] == source
+    assert [(t["refId"], t["datasource"], t["editorMode"]) for t in panel["targets"]] == [
+        ("A", source, "code"),
+        ("B", source, "code"),
+    ]
+    assert [(t["instant"], t["range"]) for t in panel["targets"]] == [(False, True), (True, False)]
+
+
+def test_variables_are_objects() -> None:
+    """Variables ask the chosen data source again when the time range changes."""
+    source, site = small()["templating"]["list"]
+    assert (source["type"], source["query"]) == ("datasource", "prometheus")
+    assert site["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    assert site["query"]["query"] == site["definition"] == "label_values(a, site)"
+    assert site["query"]["refId"]
+    assert site["refresh"] == 2
+
+
+def test_the_same_dashboard_gives_the_same_text() -> None:
+    """Text is reproducible and sorted, so that a change shows as a small difference."""
+    assert dashboard_text(overview()) == dashboard_text(overview())
+    board = small()
+    assert list(board) == sorted(board)
+
+
+def test_panels_that_grafana_12_cannot_draw_are_refused() -> None:
+    """An Angular panel is an error when it is written, not an empty box on the wall."""
+    with pytest.raises(ValueError, match=r"'old' has type 'graph'.*timeseries"):
+        small(panels=[Graph(title="old", targets=[])])
+
+
+@pytest.mark.parametrize("uid", [None, "", "a" * 41, "has space"])
+def test_a_bad_uid_is_refused(uid: str | None) -> None:
+    """Links to a dashboard stand on its uid, so it must be given and be one Grafana takes."""
+    with pytest.raises(ValueError, match="uid"):
+        small(uid=uid)
+
+
+def test_other_variables_are_refused() -> None:
+    """A kind of variable nobody has put right yet is an error."""
+    with pytest.raises(ValueError, match="'v' has type 'interval'"):
+        small(templating=Templating(list=[Template(name="v", type="interval", query="1m")]))
+
+
+def test_modernised_leaves_its_input_alone() -> None:
+    """It is a pure function: what it was given is the same afterwards."""
+    raw = json.loads(json.dumps(overview().auto_panel_ids().to_json_data(), cls=DashboardEncoder))
+    before = copy.deepcopy(raw)
+    assert modernised(raw) == modernised(raw)
+    assert raw == before
+
+
+def test_bar_gauge_and_table_take_today_s_shape() -> None:
+    """Their units, limits and cell options stand where Grafana looks for them now."""
+    place = Place(0, 0, 4, 4)
+    bar = bargauge("b", Query("x"), unit="watt", description="d", place=place, maximum=7)
+    rows = table(
+        "t", Query("x"), value="W", columns={"pool": "Pool"}, unit="watt", description="d", place=place
+    )
+    bar_json, rows_json = small(panels=[bar, rows])["panels"]
+    assert "fieldOptions" not in bar_json["options"]
+    assert bar_json["options"]["reduceOptions"]["calcs"] == ["lastNotNull"]
+    assert bar_json["fieldConfig"]["defaults"]["unit"] == "watt"
+    assert bar_json["fieldConfig"]["defaults"]["max"] == 7
+    assert not {"columns", "fontSize", "styles", "color", "mappings"} & set(rows_json)
+    assert rows_json["fieldConfig"]["defaults"]["custom"]["cellOptions"] == {"type": "auto"}
+    assert rows_json["targets"][0]["format"] == "table"
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_every_panel_explains_itself(panel: dict[str, Any]) -> None:
+    """Title, description and unit: a figure without them is misread."""
+    assert panel["title"]
+    assert len(panel["description"]) > 20
+    units = {panel["fieldConfig"]["defaults"].get("unit")} | {
+        p["value"] for o in panel["fieldConfig"]["overrides"] for p in o["properties"] if p["id"] == "unit"
+    }
+    assert units - {None, "", "none"}
+    assert panel["targets"]
+
+
+@pytest.mark.parametrize("uid", DASHBOARDS)
+def test_panels_lie_side_by_side(uid: str) -> None:
+    """No two panels cover the same place, none leaves the 24 columns, ids and titles are unique."""
+    board = DASHBOARDS[uid]
+    taken: dict[tuple[int, int], str] = {}
+    for panel in board["panels"]:
+        grid = panel["gridPos"]
+        assert grid["x"] >= 0
+        assert grid["x"] + grid["w"] <= 24
+        for cell in itertools.product(
+            range(grid["x"], grid["x"] + grid["w"]), range(grid["y"], grid["y"] + grid["h"])
+        ):
+            assert cell not in taken, f"{panel['title']} covers {taken[cell]}"
+            taken[cell] = panel["title"]
+    for key in ("id", "title"):
+        values = [panel[key] for panel in board["panels"]]
+        assert len(values) == len(set(values))
+
+
+def test_the_overview_keeps_its_address_and_its_variables() -> None:
+    """Links and bookmarks hold: the uid is stable, and readers can choose data source, sites and pools."""
+    assert UID == "idlewatt-overview"
+    board = DASHBOARDS[UID]
+    assert board["title"] == "Idlewatt / AI factory"
+    variables = {variable["name"]: variable for variable in board["templating"]["list"]}
+    assert list(variables) == ["datasource", "site", "pool"]
+    for name in ("site", "pool"):
+        assert variables[name]["multi"]
+        assert variables[name]["includeAll"]
+        assert variables[name]["current"]["value"] == ["$__all"]
+
+
+def test_the_benchmark_is_labelled_as_such() -> None:
+    """Nobody can take the benchmark loss for their own, and it is added to nothing."""
+    showing = [
+        panel
+        for panel in panels(DASHBOARDS[UID])
+        if any("benchmark" in target["expr"] for target in panel["targets"])
+    ]
+    assert showing
+    for panel in showing:
+        assert panel["title"].startswith("Benchmark")
+        for target in panel["targets"]:
+            assert not re.search(r"idlewatt_lost_revenue", target["expr"])
+
+
+def test_an_unknown_label_is_refused_where_the_query_is_made() -> None:
+    """A label that the metric does not carry would match nothing, silently."""
+    with pytest.raises(ValueError, match="idlewatt_gpus carries no label part"):
+        q.series(names.GPUS, {"part": "draw"})
+    with pytest.raises(ValueError, match="idlewatt_gpus carries no label instance"):
+        q.level(names.GPUS, by=("instance",))
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_queries_use_exported_metrics_and_their_labels(query: PanelQuery) -> None:
+    """Every selector names a metric of metric_names and only labels it carries."""
+    exported = {metric.name: metric for metric in METRICS}
+    selectors = re.findall(r"(idlewatt_\w+)(?:\{([^}]*)\})?", query.expr)
+    assert selectors
+    carried: set[str] = set()
+    for name, matchers in selectors:
+        metric = exported[name]
+        labels = {*metric.labels, *(("instance",) if metric.stage in ("pipeline", "collector") else ())}
+        assert set(re.findall(r'(\w+)=~?"', matchers)) <= labels
+        carried |= labels
+    for group in re.findall(r"\bby \(([^)]*)\)", query.expr):
+        assert set(group.split(", ")) <= carried
+
+
+@pytest.mark.parametrize("uid", DASHBOARDS)
+def test_legends_name_labels_that_the_query_keeps(uid: str) -> None:
+    """A legend never shows an empty name because the sum dropped its label."""
+    for panel in panels(DASHBOARDS[uid]):
+        for target in panel["targets"]:
+            kept = {
+                label
+                for group in re.findall(r"\bby \(([^)]*)\)", target["expr"])
+                for label in group.split(", ")
+            }
+            assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= kept, panel["title"]
+
+
+def test_rates_follow_the_zoom() -> None:
+    """Rates of panels use $__rate_interval, never a fixed window that skips samples on a wide range."""
+    for dashboard in DASHBOARDS.values():
+        for panel in panels(dashboard):
+            for target in panel["targets"]:
+                assert set(re.findall(r"\[([^\]]+)\]", target["expr"])) <= {"$__rate_interval", "$__range"}
+
+
+def promtool(folder: Path, *arguments: str) -> None:
+    done = subprocess.run(["promtool", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.prometheus
+def test_every_query_is_promql(prometheus_tools: None, tmp_path: Path) -> None:
+    """Prometheus' own parser takes every query of every panel."""
+    rules = [{"record": f"panel:query:{i}", "expr": query.expr} for i, query in enumerate(panel_queries())]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    promtool(tmp_path, "check", "rules", "rules.yaml")
+
+
+ANYWHERE: Final[Mapping[str, str]] = {"site": "~.+", "pool": "~.+"}
+# two pools of one site: a serves with 1000 W and 2000 tokens/s, b idles with 600 W
+FACTORY: Final = {
+    'idlewatt_tokens_total{site="n",pool="a",model_name="m",kind="output"}': "1000000+20000x60",
+    'idlewatt_tokens_total{site="n",pool="a",model_name="m",kind="input"}': "1000000+90000x60",
+    'idlewatt_energy_joules_total{site="n",pool="a",state="serving",scope="it"}': "1000000+10000x60",
+    'idlewatt_energy_joules_total{site="n",pool="a",state="serving",scope="facility"}': "1000000+13000x60",
+    'idlewatt_energy_joules_total{site="n",pool="b",state="idle_free",scope="it"}': "1000000+6000x60",
+    'idlewatt_power_watts{site="n",pool="a",state="serving",part="draw"}': "1000x60",
+    'idlewatt_power_watts{site="n",pool="a",state="serving",part="headroom"}': "400x60",
+    'idlewatt_power_watts{site="n",pool="b",state="idle_free",part="draw"}': "600x60",
+    'idlewatt_power_watts{site="n",pool="b",state="idle_free",part="headroom"}': "5000x60",
+    'idlewatt_gpus{site="n",pool="a",state="serving",product="H100"}': "2x60",
+    'idlewatt_gpus{site="n",pool="b",state="idle_free",product="H100"}': "8x60",
+    'idlewatt_unaccounted_joules_total{site="n",pool="a"}': "3x60",
+    'idlewatt_unaccounted_joules_total{site="n",pool="b"}': "-3x60",
+}
+
+
+def covered(watts_a: float, watts_b: float, tokens_a: float) -> dict[str, str]:
+    """Coverage of the two pools; b has no engine, so nothing is known of its tokens."""
+    at = {("a", "watts"): watts_a, ("b", "watts"): watts_b, ("a", "tokens"): tokens_a}
+    return {
+        f'idlewatt_coverage_ratio{{site="n",pool="{pool}",window="5m",of="{of}"}}': f"{share}x60"
+        for (pool, of), share in at.items()
+    }
+
+
+FIGURES: Final = (
+    ("tokens per second", FACTORY, q.output_tokens_rate(ANYWHERE, window="1m"), {"{}": 2000}),
+    ("watts drawn", FACTORY, q.drawn_watts(ANYWHERE), {"{}": 1600}),
+    ("available watts are the sum of all parts", FACTORY, q.level(names.POWER, ANYWHERE), {"{}": 7000}),
+    (
+        "tokens per joule: sum by sum, with the idle pool's joules",
+        FACTORY | covered(1, 1, 1),
+        q.tokens_per_joule(ANYWHERE),
+        {"{}": 1.25},
+    ),
+    (
+        "tokens/s per MW is the same in millions",
+        FACTORY | covered(1, 1, 1),
+        q.tokens_per_second_per_megawatt(ANYWHERE),
+        {"{}": 1_250_000},
+    ),
+    (
+        "withheld when the large pool is dark: 2 x 1.0 + 8 x 0.8 of 10 GPUs",
+        FACTORY | covered(1, 0.8, 1),
+        q.tokens_per_joule(ANYWHERE),
+        {},
+    ),
+    ("withheld when tokens are not measured", FACTORY | covered(1, 1, 0.8), q.tokens_per_joule(ANYWHERE), {}),
+    ("withheld when nothing says how much was measured", FACTORY, q.tokens_per_joule(ANYWHERE), {}),
+    (
+        "withheld when there are too few tokens",
+        FACTORY
+        | covered(1, 1, 1)
+        | {'idlewatt_tokens_total{site="n",pool="a",model_name="m",kind="output"}': "1000000+10x60"},
+        q.tokens_per_joule(ANYWHERE),
+        {},
+    ),
+    (
+        "coverage weighs by GPUs",
+        FACTORY | covered(0.5, 1, 1),
+        q.coverage(ANYWHERE, "watts"),
+        {"{}": 0.9},
+    ),
+    (
+        "coverage of tokens is that of the pools that have engines",
+        FACTORY | covered(1, 1, 0.7),
+        q.coverage(ANYWHERE, "tokens"),
+        {"{}": 0.7},
+    ),
+    (
+        "wasted share: 0 where a pool wastes nothing, not absent",
+        FACTORY,
+        q.wasted_watts_share(ANYWHERE),
+        {'{site="n",pool="a"}': 0, '{site="n",pool="b"}': 1},
+    ),
+    ("surplus and want do not cancel out", FACTORY, q.unaccounted_joules(ANYWHERE), {"{}": 6}),
+    ("no GPU was ever dark", FACTORY, q.dark_share(ANYWHERE), {}),
+    (
+        "half of the sources answer",
+        {
+            'idlewatt_scrape_success{source="gpu",instance="c:1"}': "1x60",
+            'idlewatt_scrape_success{source="e",instance="c:1"}': "0x60",
+        },
+        q.scrape_success_share(),
+        {'{instance="c:1"}': 0.5},
+    ),
+    (
+        "nothing was rejected while messages came",
+        {'idlewatt_messages_total{topic="t",partition="0",instance="p:1"}': "0+5x60"},
+        q.zero_while(
+            q.rate(names.REJECTED_MESSAGES, by=("topic", "reason"), window="1m"),
+            q.rate(names.MESSAGES, by=("topic",), window="1m"),
+        ),
+        {'{topic="t"}': 0},
+    ),
+    (
+        "a partition told twice while it changes hands counts once",
+        {
+            'idlewatt_behind_messages{topic="t",partition="0",instance="p:1"}': "7x60",
+            'idlewatt_behind_messages{topic="t",partition="0",instance="p:2"}': "9x60",
+            'idlewatt_behind_messages{topic="t",partition="1",instance="p:1"}': "1x60",
+        },
+        q.behind_messages(),
+        {'{topic="t"}': 10},
+    ),
+)
+
+
+@pytest.mark.prometheus
+@pytest.mark.parametrize(
+    ("series", "expr", "expected"), [f[1:] for f in FIGURES], ids=[f[0] for f in FIGURES]
+)
+def test_figures(
+    prometheus_tools: None,
+    tmp_path: Path,
+    series: Mapping[str, str],
+    expr: str,
+    expected: Mapping[str, float],
+) -> None:
+    """A figure has the value its definition gives, and is absent where it would lie."""
+    # thousandths as whole numbers: the last digits of a float are not promised
+    thousandths = f"floor(({expr.replace(q.RATE_INTERVAL, '1m')}) * 1000 + 0.5)"
+    samples = [{"labels": labels, "value": round(number * 1000)} for labels, number in expected.items()]
+    document = {
+        "tests": [
+            {
+                "interval": "10s",
+                "input_series": [{"series": s, "values": v} for s, v in series.items()],
+                "promql_expr_test": [{"expr": thousandths, "eval_time": "9m", "exp_samples": samples}],
+            }
+        ],
+    }
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump(document))
+    promtool(tmp_path, "test", "rules", "test.yaml")
