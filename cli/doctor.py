@@ -1,0 +1,225 @@
+"""`idlewatt doctor`: looks at every part that is needed and says, a line each, what it saw and what to do."""
+
+import http.client
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from idlewatt.cli.config import FILE_VARIABLE, load_settings
+from idlewatt.cli.exit_codes import ExitCode
+from idlewatt.collectors.engine_source import EngineSource
+from idlewatt.stream import topics
+from idlewatt.stream.clock import unix_ms
+from idlewatt.stream.decoding import decode
+from idlewatt.stream.errors import ConfigError, IdlewattError, SourceError, UnreadableMessageError
+from idlewatt.stream.metrics_server import MetricsServer, PortTakenError
+from idlewatt.stream.settings import Engine, Settings
+
+# Clocks that a time service keeps are within milliseconds; file systems stamp to the second or better.
+_CLOCK_TOLERANCE_MS: Final = 2_000
+_HTTP_TIMEOUT_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was seen, and what to do about it."""
+
+    level: Literal["ok", "warn", "FAIL"]
+    part: str
+    seen: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level:<4}  {self.part:<7}  {self.seen}" + (f": {self.mend}" if self.mend else "")
+
+
+def examine(config: Path | None, environ: Mapping[str, str]) -> ExitCode:
+    """Print every finding as it comes; UNREACHABLE if one is FAIL."""
+    failed = False
+    for finding in _findings(config, environ):
+        print(finding, flush=True)
+        failed = failed or finding.level == "FAIL"
+    return ExitCode.UNREACHABLE if failed else ExitCode.OK
+
+
+def _findings(config: Path | None, environ: Mapping[str, str]) -> Iterator[Finding]:
+    try:
+        settings = load_settings(config, environ)
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            yield Finding("FAIL", "config", line)
+        return
+    yield Finding("ok", "config", str(config or environ.get(FILE_VARIABLE) or "no file: defaults"))
+    yield from _gpus(settings)
+    for engine in settings.collect.engine:
+        yield _engine(settings, engine)
+    yield from _kafka(settings) if settings.log.kind == "kafka" else _file(settings)
+    yield _port(settings)
+
+
+def _gpus(settings: Settings) -> Iterator[Finding]:
+    if settings.collect.gpu != "nvml":
+        yield Finding("ok", "gpu", f"collect.gpu is {settings.collect.gpu}: no driver is needed")
+        return
+    from idlewatt.collectors.gpu_nvml import probe_driver
+
+    for ok, seen, mend in probe_driver():
+        yield Finding(("warn" if mend else "ok") if ok else "FAIL", "gpu", seen, mend)
+
+
+def _engine(settings: Settings, engine: Engine) -> Finding:
+    collect = settings.collect
+    try:
+        source = EngineSource(
+            engine,
+            site=settings.site,
+            pool=collect.pool or collect.node,
+            node=collect.node,
+            interval_s=collect.engine_interval_s,
+            timeout_s=collect.timeout_s,
+            max_body_bytes=collect.max_body_bytes,
+        )
+    except ConfigError as error:
+        return Finding("FAIL", "engine", engine.url, str(error))
+    try:
+        reading = source.read()
+    except SourceError as error:
+        return Finding("FAIL", "engine", f"{source.name}: {error.reason}", str(error))
+    finally:
+        source.close()
+    models = ", ".join(sorted({row.model_name for row in reading.rows if hasattr(row, "model_name")}))
+    if reading.left_out:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(reading.left_out.items()))
+        return Finding("warn", "engine", f"{source.name} serves {models or 'no model'}; left out: {reasons}")
+    if not models:
+        return Finding("warn", "engine", f"{source.name} names no model yet", "send it a request, ask again")
+    return Finding("ok", "engine", f"{source.name} serves {models}")
+
+
+def _kafka(settings: Settings) -> Iterator[Finding]:
+    from idlewatt.stream.kafka_probe import missing_topics, newest_messages
+
+    servers = settings.log.bootstrap_servers
+    try:
+        missing = missing_topics(settings.log)
+        if missing:
+            yield Finding(
+                "warn",
+                "log",
+                f"Kafka answers at {servers} and lacks {', '.join(sorted(missing))}",
+                "run, collect and process create them, if the brokers let this user",
+            )
+        else:
+            yield Finding("ok", "log", f"Kafka answers at {servers} and has all {len(topics.ALL)} topics")
+        newest = [
+            (message.appended_ms, message.value)
+            for topic in (topics.GPU, topics.ENGINE)
+            if topic not in missing
+            for message in newest_messages(settings.log, topic)
+        ]
+    except IdlewattError as error:
+        yield Finding("FAIL", "log", str(error))
+        return
+    yield from _broker_clock(settings, newest)
+
+
+def _broker_clock(settings: Settings, newest: list[tuple[int, bytes]]) -> Iterator[Finding]:
+    """The broker stamps what comes in with its own clock; rows carry their sender's."""
+    if not newest:
+        yield Finding(
+            "warn", "clock", "no rows in Kafka yet to compare clocks by", "ask again when they come"
+        )
+        return
+    behind_ms = max(appended_ms for appended_ms, _ in newest) - unix_ms()
+    if behind_ms > _CLOCK_TOLERANCE_MS:
+        yield Finding("FAIL", "clock", f"this clock is {_s(behind_ms)} behind the brokers'", _SYNC)
+    grace_ms = settings.process.grace_s * 1000
+    skewed = False
+    for appended_ms, value in newest:
+        try:
+            frame = decode(value)[1]
+        except UnreadableMessageError:
+            # the processors reject and count it; it tells no time
+            continue
+        ahead_ms = frame.get_column("ts_ms").max()
+        ahead_ms = int(ahead_ms) - appended_ms if isinstance(ahead_ms, int) else 0
+        if ahead_ms > _CLOCK_TOLERANCE_MS:
+            skewed = True
+            node = frame.get_column("node")[0]
+            refused = "refused" if ahead_ms > grace_ms else "soon refused"
+            seen = f"the clock of {node} is {_s(ahead_ms)} ahead of the brokers', its rows are {refused}"
+            yield Finding("FAIL" if ahead_ms > grace_ms else "warn", "clock", seen, _SYNC)
+    if not skewed and behind_ms <= _CLOCK_TOLERANCE_MS:
+        yield Finding("ok", "clock", f"this clock and those of {len(newest)} senders agree with the brokers'")
+
+
+def _file(settings: Settings) -> Iterator[Finding]:
+    path = Path(settings.log.path)
+    folder = path.absolute().parent
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".idlewatt-doctor-") as probe:
+            before_ms = unix_ms()
+            os.utime(probe.name)
+            skew_ms = round(Path(probe.name).stat().st_mtime * 1000) - before_ms
+        if path.exists():
+            from idlewatt.stream.embedded_file import open_file
+
+            open_file(path).close()
+            if not os.access(path, os.W_OK):
+                raise PermissionError(13, "Permission denied")
+    except IdlewattError as error:
+        yield Finding("FAIL", "log", str(error))
+        return
+    except OSError as error:
+        mend = "name a folder this user may write to with log.path (IDLEWATT_LOG__PATH)"
+        yield Finding("FAIL", "log", f"{path} cannot be written to: {error.strerror}", mend)
+        return
+    yield Finding(
+        "ok", "log", f"{path} {'is ours' if path.exists() else 'can be made'} and can be written to"
+    )
+    if abs(skew_ms) > _CLOCK_TOLERANCE_MS:
+        seen = f"the file system of {folder} is {_s(abs(skew_ms))} {'ahead' if skew_ms > 0 else 'behind'}"
+        yield Finding("FAIL", "clock", seen, _SYNC)
+    else:
+        yield Finding(
+            "ok", "clock", f"this clock agrees with the file system, {time.strftime('%FT%TZ', time.gmtime())}"
+        )
+
+
+_SYNC: Final = "let a time service (chrony, systemd-timesyncd) keep the clocks of all hosts"
+
+
+def _s(milliseconds: float) -> str:
+    return f"{milliseconds / 1000:.1f} s"
+
+
+def _port(settings: Settings) -> Finding:
+    host, port = settings.serve.host, settings.serve.port
+    server = MetricsServer(host, port, bytes)
+    try:
+        server.start()
+    except PortTakenError as error:
+        if _is_idlewatt(server.url, port):
+            return Finding("warn", "port", f"an Idlewatt serves {server.url} already")
+        return Finding("FAIL", "port", str(error))
+    except ConfigError as error:
+        return Finding("FAIL", "port", str(error))
+    server.stop()
+    return Finding("ok", "port", f"{server.url} is free" if port else "serve.port is 0: any free port")
+
+
+def _is_idlewatt(url: str, port: int) -> bool:
+    connection = http.client.HTTPConnection(
+        url.removeprefix("http://").partition("/")[0], timeout=_HTTP_TIMEOUT_S
+    )
+    try:
+        connection.request("GET", "/metrics")
+        return b"idlewatt_" in connection.getresponse().read(1 << 20)
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,151 @@
+"""The one command: `idlewatt` and its subcommands."""
+
+import argparse
+import contextlib
+import importlib.metadata
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from idlewatt.cli.config import load_settings
+from idlewatt.cli.config_sample import sample
+from idlewatt.cli.exit_codes import MEANINGS, ExitCode, exit_code_of
+from idlewatt.cli.logs import configure_logs
+from idlewatt.stream.errors import IdlewattError
+from idlewatt.stream.settings import Settings
+
+_EXAMPLES: Final = """\
+examples:
+  idlewatt demo                              a simulated AI factory, on this screen
+  idlewatt config > idlewatt.toml            a file with every setting, commented out
+  idlewatt doctor --config idlewatt.toml     what is missing, and how to mend it
+  idlewatt run --config idlewatt.toml        meter this box: no Kafka needed
+  idlewatt collect --config idlewatt.toml    on every GPU node, into Kafka
+  idlewatt process --config idlewatt.toml    beside the cluster, as many as you like
+  idlewatt dashboards --out deploy           Grafana dashboards, Prometheus rules
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        return int(_run(arguments))
+    except IdlewattError as error:
+        for line in str(error).splitlines():
+            print(f"idlewatt: {line}", file=sys.stderr)
+        return exit_code_of(error)
+    except KeyboardInterrupt:
+        return ExitCode.OK
+    except BrokenPipeError:
+        # the reader of a pipe went away; nothing may be flushed into it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except Exception:
+        structlog.get_logger().exception("unexpected_error", command=arguments.command)
+        return ExitCode.UNEXPECTED
+
+
+def _run(arguments: argparse.Namespace) -> ExitCode:
+    # a command loads what it needs and no more: `idlewatt config` needs no polars
+    match arguments.command:
+        case "config":
+            print(sample(), end="", flush=True)
+            return ExitCode.OK
+        case "dashboards":
+            from idlewatt.dashboards.writing import write_all
+
+            configure_logs()
+            write_all(arguments.out)
+            return ExitCode.OK
+        case "demo":
+            from idlewatt.cli.demo import demo
+
+            # its outages are part of the show, and lines would tear the screen
+            configure_logs(logging.ERROR)
+            return demo(os.environ, arguments.seconds)
+        case "doctor":
+            from idlewatt.cli.doctor import examine
+
+            return examine(arguments.config, os.environ)
+        case command:
+            from idlewatt.cli.serving import serve
+
+            configure_logs()
+            settings = load_settings(arguments.config, os.environ)
+            if command == "process" and arguments.stage:
+                settings = _only(settings, arguments.stage)
+            return serve(settings, collect=command != "process", process=command != "collect")
+
+
+def _only(settings: Settings, stage: str) -> Settings:
+    process = settings.process.model_copy(update={"stages": (stage,)})
+    return settings.model_copy(update={"process": process})
+
+
+def _parser() -> argparse.ArgumentParser:
+    codes = "exit codes:\n" + "\n".join(f"  {code}  {meaning}" for code, meaning in MEANINGS.items())
+    parser = argparse.ArgumentParser(
+        prog="idlewatt",
+        description="The meter an AI factory is run by: tokens per watt, and the revenue lost to idle watts.",
+        epilog=f"{_EXAMPLES}\n{codes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"idlewatt {importlib.metadata.version('idlewatt')}"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="show a simulated AI factory on this screen")
+    demo.add_argument(
+        "--seconds",
+        type=_seconds,
+        # argparse checks a default that is text like an argument
+        default=os.environ.get("DEMO_SECONDS") or None,
+        help="end by itself after so many seconds; DEMO_SECONDS if left out",
+    )
+    configured = [
+        commands.add_parser("run", help="meter this box: collectors and processors in one process"),
+        commands.add_parser("collect", help="read this node's GPUs and engines into the log"),
+        commands.add_parser("process", help="turn what was read into figures on /metrics"),
+        commands.add_parser("doctor", help="check every part and say what to do"),
+    ]
+    configured[2].add_argument("--stage", choices=("meter", "economy"), help="run one stage only")
+    for command in configured:
+        command.add_argument(
+            "--config",
+            type=Path,
+            metavar="FILE",
+            help="settings in TOML; IDLEWATT_CONFIG if left out, else defaults",
+        )
+    dashboards = commands.add_parser("dashboards", help="write Grafana dashboards and Prometheus rules")
+    dashboards.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    commands.add_parser("config", help="print a settings file with every key, commented out")
+    return parser
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+        if 0 < seconds < 1e6:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds; write it plainly, such as 40")
+
+
+def _stop(*_: object) -> None:
+    # the stop takes its few seconds in peace
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
