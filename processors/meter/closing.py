@@ -6,6 +6,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.meter import activity, rolling, tokens, totals, waterfall, yardstick
+from idlewatt.processors.meter.classifying import classify
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.state import (
     ENGINE_CARRY,
@@ -45,8 +46,10 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     engine_intervals = with_gaps(tokens.without_unknown(engines.intervals), tokens.TOKEN_KINDS)
     gpu_intervals = with_gaps(waterfall.integrate_missing(gpus.intervals), _ENERGY).select(*GPU_INTERVAL)
 
-    segments = activity.remember(state.segments, activity.segments_of(engine_intervals), edges.edge_ms)
-    held = activity.holders(engines.last, gpus.last)
+    segments = activity.remember(
+        state.segments, activity.segments_of(engine_intervals, state.engine_index), edges.edge_ms
+    )
+    held = activity.holders(state.engine_index, engines.last, state.gpu_index, gpus.last)
     gpu_windows = _gpu_windows(state, gpus, gpu_intervals, segments, held, edges, config)
     engine_windows = _engine_windows(state, engines, engine_intervals, edges, config)
 
@@ -54,17 +57,18 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         edges.previous_ms if gpu_windows.is_empty() else gpu_windows.get_column("window_start_ms").min()
     )
     assert isinstance(since_ms, int)
-    demand = activity.demand(segments, since_ms, edges.edge_ms, edges.window_ms)
-    named = gpus.last.select("id", "site", "pool", "product")
-    pairs = gpu_windows.join(named, on="id").select("site", "pool", "product", "model_name").unique()
+    demand = activity.demand(segments, state.engine_index, since_ms, edges.edge_ms, edges.window_ms)
+    pairs = gpu_windows.select("id", "model_name").unique().join(state.gpu_index, on="id")
     yields = yardstick.yields(learned.histogram, pairs, config)
-    power = waterfall.power_rows(gpu_windows, named, demand, yields, edges.window_ms)
-    shares = tokens.serving_shares(gpu_windows, engine_windows, engines.last, held, segments, edges.window_ms)
-    token_rows = tokens.token_rows(engine_windows, shares, engines.last, edges.window_ms)
-    minutes, open_minutes = _minutes(state.minutes, gpu_windows, gpus.last, edges)
+    power = waterfall.power_rows(gpu_windows, state.gpu_index, demand, yields, edges.window_ms)
+    shares = tokens.serving_shares(
+        gpu_windows, engine_windows, state.engine_index, held, segments, edges.window_ms
+    )
+    token_rows = tokens.token_rows(engine_windows, shares, state.engine_index, edges.window_ms)
+    minutes, open_minutes = _minutes(state.minutes, gpu_windows, state.gpu_index, edges)
 
     on_time = pl.col("window_start_ms") >= edges.previous_ms
-    samples = _samples(engine_windows.filter(on_time), shares, engines.last, named)
+    samples = _samples(engine_windows.filter(on_time), shares, state.engine_index, state.gpu_index)
     forgotten = edges.edge_ms - config.forget_ms
     kept_gpus = gpus.last.filter(pl.col("ts_ms") > forgotten)
     kept_engines = engines.last.filter(pl.col("ts_ms") > forgotten)
@@ -85,13 +89,13 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         ),
         power_totals=totals.add_power(state.power_totals, power),
         token_totals=totals.add_tokens(state.token_totals, token_rows),
-        measured_totals=totals.add_measured(state.measured_totals, gpu_intervals, gpus.last),
+        measured_totals=totals.add_measured(state.measured_totals, gpu_intervals, state.gpu_index),
         gpu_index=_known(state.gpu_index, kept_gpus, gpus),
         pending_gpus=gpus.pending,
         engine_index=_known(state.engine_index, kept_engines, engines),
         pending_engines=engines.pending,
         latest_power=power.filter(pl.col("window_start_ms") == edges.edge_ms - edges.window_ms),
-        offenders=_offenders(gpu_windows, gpus.last, edges, config),
+        offenders=_offenders(gpu_windows, state.gpu_index, edges, config),
         yields=yields,
     )
     dropped = {("gpu", reason): n for reason, n in gpus.dropped.items()}
@@ -117,7 +121,8 @@ def _gpu_windows(
             split(silent.select(*GPU_INTERVAL), edges, _ENERGY, opened=False),
         ]
     )
-    return waterfall.gpu_windows(activity.classify(pieces, segments, held), edges)
+    classified = classify(waterfall.with_amounts(pieces), segments, held, edges.window_ms)
+    return waterfall.gpu_windows(classified, state.engine_index)
 
 
 def _engine_windows(

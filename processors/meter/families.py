@@ -67,7 +67,7 @@ def _lost_tokens(power: pl.DataFrame) -> Samples:
     for part in ("draw", "headroom"):
         known = power.filter(pl.col(f"lost_tokens_{part}").is_not_null())
         for (site, pool, state, demand), lost in _sums(
-            known, (*_POOL, "state", "demand"), f"lost_tokens_{part}", 1.0
+            known, (*_POOL, "state", "demand"), f"lost_tokens_{part}", 1
         ):
             yield (site, pool, state, part, demand), lost
 
@@ -77,7 +77,7 @@ def _unaccounted(states: Iterable[MeterState]) -> Samples:
         booked = state.power_totals.group_by(_POOL).agg(pl.col("draw_mj").sum())
         waiting = state.open_gpus.with_columns(left_mj=_not_yet_split(state.edge_ms))
         waiting = (
-            waiting.join(state.gpus.select("id", *_POOL), on="id")
+            waiting.join(state.gpu_index.select("id", *_POOL), on="id")
             .group_by(_POOL)
             .agg(pl.col("left_mj").sum())
         )

@@ -66,7 +66,7 @@ def gpu_rows(
 
 
 def engine_rows(rows: pl.DataFrame, now_ms: int, grace_ms: int) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Engine rows with ENGINE_COLUMNS and src; and how many were left out, by reason."""
+    """Engine rows with ENGINE_COLUMNS (gpus as lines) and src; and how many were left out, by reason."""
     counters = pl.col("output_tokens", "input_tokens", "cached_input_tokens")
     faults = {
         **_clock_faults(now_ms, grace_ms),
@@ -74,7 +74,9 @@ def engine_rows(rows: pl.DataFrame, now_ms: int, grace_ms: int) -> tuple[pl.Data
         "implausible": pl.any_horizontal(counters.ge(LARGEST_COUNTER).fill_null(False)),
         "unknown_advance": ~pl.col("advance").is_in(ADVANCES),
     }
-    return _without(rows.select(*ENGINE_COLUMNS, "src"), faults)
+    named = pl.col("gpus").list.join("\n").fill_null("")
+    kept, left_out = _without(rows.select(*ENGINE_COLUMNS, "src"), faults)
+    return kept.with_columns(named), left_out
 
 
 def _clock_faults(now_ms: int, grace_ms: int) -> dict[str, pl.Expr]:

@@ -8,10 +8,11 @@ import polars as pl
 from prometheus_client import Metric
 
 from idlewatt.processors.meter import intake
+from idlewatt.processors.meter.activity import with_servers
 from idlewatt.processors.meter.closing import MINUTE_MS, Closing, close
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.families import families
-from idlewatt.processors.meter.state import ENGINE_KEY, GPU_KEY, MeterState
+from idlewatt.processors.meter.state import ENGINE_ATTRIBUTES, ENGINE_KEY, GPU_ATTRIBUTES, GPU_KEY, MeterState
 from idlewatt.processors.meter.timeline import Edges, with_ids
 from idlewatt.processors.stage import Batch, Folded
 from idlewatt.stream import records, topics
@@ -91,7 +92,7 @@ class MeterStage:
                 state = replace(state, edge_ms=min(firsts) // config.window_ms * config.window_ms)
         if gpus.height:
             gpus = self._waiting(gpus, state, 0, late, records.GPU)
-            gpus, index = with_ids(state.gpu_index, gpus, GPU_KEY)
+            gpus, index = with_ids(state.gpu_index, gpus, GPU_KEY, GPU_ATTRIBUTES)
             state = replace(
                 state,
                 gpu_index=index,
@@ -100,9 +101,9 @@ class MeterStage:
         if engines.height:
             # what engines did must be known before the GPU rows of the same time are judged
             engines = self._waiting(engines, state, config.hold_ms, late, records.ENGINE)
-            engines, index = with_ids(state.engine_index, engines, ENGINE_KEY)
+            engines, index = with_ids(state.engine_index, engines, ENGINE_KEY, ENGINE_ATTRIBUTES)
             pending = pl.concat([state.pending_engines, _like(engines, state.pending_engines)])
-            state = replace(state, engine_index=index, pending_engines=pending)
+            state = replace(state, engine_index=with_servers(index), pending_engines=pending)
         return state, rejected, late
 
     def _waiting(

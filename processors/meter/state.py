@@ -1,12 +1,11 @@
 """All that the meter remembers of one partition between two folds."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Final, Self
 
 import polars as pl
 
 from idlewatt.processors.meter.activity import SEGMENT_COLUMNS
-from idlewatt.processors.meter.intake import ENGINE_COLUMNS, GPU_COLUMNS
 from idlewatt.processors.meter.rolling import HISTORY_COLUMNS
 from idlewatt.processors.meter.tokens import TOKEN_KINDS
 from idlewatt.processors.meter.totals import MEASURED_COLUMNS, POWER_COLUMNS, TOKEN_COLUMNS
@@ -17,11 +16,31 @@ from idlewatt.stream.decoding import empty_frame, frame_schema
 
 LAYOUT: Final = "meter/1"
 GPU_KEY: Final = ("site", "pool", "gpu_uuid")
+GPU_ATTRIBUTES: Final = ("node", "product")
 ENGINE_KEY: Final = ("site", "pool", "engine", "model_name")
+# gpus: the UUIDs it names, one a line
+ENGINE_ATTRIBUTES: Final = ("node", "advance", "gpus")
 GPU_CARRY: Final = ("power_mw", "power_limit_mw", "has_process")
 ENGINE_CARRY: Final = ("requests_running", "requests_waiting")
 
-_WAITING: Final[dict[str, Any]] = {"src": pl.Int64, "eff_ms": pl.Int64, "id": pl.Int64}
+GPU_READING: Final[dict[str, Any]] = {
+    "ts_ms": pl.Int64,
+    "energy_mj": pl.Int64,
+    "power_mw": pl.Int64,
+    "power_limit_mw": pl.Int64,
+    "epoch_ms": pl.Int64,
+    "has_process": pl.Boolean,
+    "id": pl.Int64,
+}
+ENGINE_READING: Final[dict[str, Any]] = {
+    "ts_ms": pl.Int64,
+    **dict.fromkeys(TOKEN_KINDS, pl.Int64),
+    "requests_running": pl.Int64,
+    "requests_waiting": pl.Int64,
+    "epoch_ms": pl.Int64,
+    "id": pl.Int64,
+}
+_WAITING: Final[dict[str, Any]] = {"src": pl.Int64, "eff_ms": pl.Int64}
 _INTERVAL: Final[dict[str, Any]] = {
     "id": pl.Int64,
     "t0_ms": pl.Int64,
@@ -67,9 +86,11 @@ class MeterState:
     newest_engine_ms: int
     newest_ms: int
 
-    gpus: pl.DataFrame  # last reading of each GPU, with id
+    gpu_index: pl.DataFrame  # names of each GPU: GPU_KEY, GPU_ATTRIBUTES, id
+    gpus: pl.DataFrame  # last reading of each GPU
     open_gpus: pl.DataFrame  # intervals that reach past the edge
-    engines: pl.DataFrame
+    engine_index: pl.DataFrame  # names of each engine and model: ENGINE_KEY, ENGINE_ATTRIBUTES, id, server
+    engines: pl.DataFrame  # last reading of each engine and model
     open_engines: pl.DataFrame
     segments: pl.DataFrame  # what engines did lately
     minutes: pl.DataFrame  # records.GpuMinuteRow of minutes that are not over
@@ -81,9 +102,7 @@ class MeterState:
     measured_totals: pl.DataFrame
 
     # Not in the snapshot: rows that wait are read again after a restart, the rest is shown until the next window.
-    gpu_index: pl.DataFrame
     pending_gpus: pl.DataFrame
-    engine_index: pl.DataFrame
     pending_engines: pl.DataFrame
     latest_power: pl.DataFrame
     offenders: pl.DataFrame
@@ -104,18 +123,19 @@ class MeterState:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
         restored: dict[str, Any] = {**scalars, **frames, **_volatile()}
-        state = cls(**restored)
-        return replace(
-            state,
-            gpu_index=state.gpus.select(*GPU_KEY, "id"),
-            engine_index=state.engines.select(*ENGINE_KEY, "id"),
-        )
+        return cls(**restored)
 
 
 _FRAMES: Final[dict[str, Any]] = {
-    "gpus": {**GPU_COLUMNS, "id": pl.Int64},
+    "gpu_index": {**dict.fromkeys((*GPU_KEY, *GPU_ATTRIBUTES), pl.String), "id": pl.Int64},
+    "gpus": GPU_READING,
     "open_gpus": GPU_INTERVAL,
-    "engines": {**ENGINE_COLUMNS, "id": pl.Int64},
+    "engine_index": {
+        **dict.fromkeys((*ENGINE_KEY, *ENGINE_ATTRIBUTES), pl.String),
+        "id": pl.Int64,
+        "server": pl.Int64,
+    },
+    "engines": ENGINE_READING,
     "open_engines": ENGINE_INTERVAL,
     "segments": SEGMENT_COLUMNS,
     "minutes": frame_schema(records.GPU_MINUTE),
@@ -128,16 +148,10 @@ _FRAMES: Final[dict[str, Any]] = {
 }
 
 
-def _index(key: tuple[str, ...]) -> dict[str, Any]:
-    return {**dict.fromkeys(key, pl.String), "id": pl.Int64}
-
-
 def _volatile() -> dict[str, Any]:
     return {
-        "gpu_index": pl.DataFrame(schema=_index(GPU_KEY)),
-        "pending_gpus": pl.DataFrame(schema={**GPU_COLUMNS, **_WAITING}),
-        "engine_index": pl.DataFrame(schema=_index(ENGINE_KEY)),
-        "pending_engines": pl.DataFrame(schema={**ENGINE_COLUMNS, **_WAITING}),
+        "pending_gpus": pl.DataFrame(schema={**GPU_READING, **_WAITING}),
+        "pending_engines": pl.DataFrame(schema={**ENGINE_READING, **_WAITING}),
         "latest_power": empty_frame(records.POWER),
         "offenders": pl.DataFrame(schema=OFFENDER_COLUMNS),
         "yields": pl.DataFrame(schema=YIELD_COLUMNS),

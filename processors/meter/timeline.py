@@ -20,6 +20,8 @@ import polars as pl
 # answers only after its model is loaded, and counts from its start.
 RESTART_GAP_MS: Final = 3_600_000
 NEVER_MS: Final = -(1 << 62)
+# 2^41 ms are 69 years between the oldest and the newest reading; 2^22 entities in a partition
+_TIME_BITS: Final = 41
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +47,32 @@ class Advance:
 
 
 def with_ids(
-    index: pl.DataFrame, rows: pl.DataFrame, key: Sequence[str]
+    index: pl.DataFrame, rows: pl.DataFrame, key: Sequence[str], attributes: Sequence[str]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Give rows the `id` of their entity. `index`: key columns and id; returned with new entities added."""
-    joined = rows.join(index, on=key, how="left", maintain_order="left")
-    if not joined.get_column("id").null_count():
-        return joined, index
-    first_id = 0 if index.is_empty() else int(index.get_column("id").max()) + 1  # type: ignore[arg-type]
-    new = joined.filter(pl.col("id").is_null()).select(key).unique(maintain_order=True)
-    new = new.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).add(first_id).alias("id"))
-    index = pl.concat([index, new.select(index.columns)])
-    return rows.join(index, on=key, how="left", maintain_order="left"), index
+    """Give rows the `id` of their entity instead of its names, which are heavy to move and to sort.
+
+    `index`: key, attributes and id of each entity, attributes as its newest reading says; returned up to date.
+    """
+    known = {name: f"known_{name}" for name in attributes}
+    joined = rows.join(index.rename(known), on=key, how="left", maintain_order="left")
+    unknown = joined.get_column("id").null_count() > 0
+    differs = pl.any_horizontal(pl.col(name).ne_missing(pl.col(was)) for name, was in known.items())
+    changed = joined.filter(differs).select(*key, *attributes, "ts_ms", "id")
+    if changed.height:
+        newest = changed.sort("ts_ms").unique(key, keep="last", maintain_order=True).drop("ts_ms")
+        new = newest.filter(pl.col("id").is_null())
+        first_id = 1 + _highest(index)
+        new = new.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).add(first_id).alias("id"))
+        moved = newest.filter(pl.col("id").is_not_null()).select("id", *attributes)
+        index = pl.concat([index.update(moved, on="id", maintain_order="left"), new], how="diagonal")
+    if unknown:
+        joined = rows.join(index.select(*key, "id"), on=key, how="left", maintain_order="left")
+    return joined.select(pl.exclude(*key, *attributes, *known.values())), index
+
+
+def _highest(entities: pl.DataFrame) -> int:
+    highest = entities.get_column("id").max()
+    return highest if isinstance(highest, int) else -1
 
 
 def advance(
@@ -98,13 +115,17 @@ def advance(
 
 def _in_order(last: pl.DataFrame, pending: pl.DataFrame, dropped: dict[str, int]) -> pl.DataFrame:
     """Last and pending readings by entity and time, each moment once, nothing older than the last."""
-    fresh = pending.join(last.select("id", last_ms="ts_ms"), on="id", how="left", maintain_order="left")
-    fresh = fresh.filter((pl.col("ts_ms") > pl.col("last_ms")).fill_null(True)).drop("last_ms")
+    entities = 1 + max(_highest(last), _highest(pending))
+    last_ms = pl.repeat(NEVER_MS, entities, dtype=pl.Int64, eager=True)
+    last_ms = last_ms.scatter(last.get_column("id"), last.get_column("ts_ms"))
+    fresh = pending.filter(pending.get_column("ts_ms") > last_ms.gather(pending.get_column("id")))
     anchors = last.with_columns(
         pl.lit(NEVER_MS).alias("eff_ms"), pl.lit(None, pl.Int64).alias("src"), pl.lit(True).alias("is_last")
     )
     rows = pl.concat([anchors, fresh.with_columns(pl.lit(False).alias("is_last"))], how="diagonal")
-    rows = rows.sort("id", "ts_ms", maintain_order=True)
+    # one integer sorts several times faster than two columns
+    order = pl.col("id") * (1 << _TIME_BITS) + (pl.col("ts_ms") - pl.col("ts_ms").min())
+    rows = rows.sort(order, maintain_order=True)
     repeat = (pl.col("id") == pl.col("id").shift(1)) & (pl.col("ts_ms") == pl.col("ts_ms").shift(1))
     rows = rows.filter(~repeat.fill_null(False))
     dropped["repeat"] = last.height + pending.height - rows.height

@@ -4,9 +4,15 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.activity import KEY
+from idlewatt.processors.meter.activity import in_windows
 
 TOKEN_KINDS: Final = ("output_tokens", "input_tokens", "cached_input_tokens")
+SHARE_COLUMNS: Final = {
+    "id": pl.Int64,
+    "window_start_ms": pl.Int64,
+    "gpu_id": pl.Int64,
+    "serving_mj": pl.Int64,
+}
 _WINDOW: Final = ("id", "window_start_ms")
 
 
@@ -33,7 +39,7 @@ def engine_windows(pieces: pl.DataFrame) -> pl.DataFrame:
 def serving_shares(
     gpu_windows: pl.DataFrame,
     engine_windows: pl.DataFrame,
-    engines: pl.DataFrame,
+    engine_index: pl.DataFrame,
     held: pl.DataFrame,
     segments: pl.DataFrame,
     window_ms: int,
@@ -48,13 +54,19 @@ def serving_shares(
         .group_by(pl.col("id").alias("gpu_id"), "window_start_ms")
         .agg(pl.col("draw_mj").sum())
     )
+    if serving.is_empty():
+        return pl.DataFrame(schema=SHARE_COLUMNS)
+    since_ms, last_ms = serving.select(
+        a=pl.col("window_start_ms").min(), b=pl.col("window_start_ms").max()
+    ).row(0)
+    active = in_windows(segments.filter("active"), since_ms, last_ms + window_ms, window_ms)
     candidates = (
-        serving.join(held.select(*KEY, pl.col("id").alias("gpu_id")), on="gpu_id")
-        .join(_active_windows(segments, serving, window_ms), on=[*KEY, "window_start_ms"])
-        .join(engines.select(*KEY, "id"), on=list(KEY))
+        serving.join(held.select("server", pl.col("id").alias("gpu_id")), on="gpu_id")
+        .join(active.select("server", "window_start_ms").unique(), on=["server", "window_start_ms"])
+        .join(engine_index.select("server", "id"), on="server")
         .join(engine_windows.select(*_WINDOW, *TOKEN_KINDS), on=list(_WINDOW), how="left")
         .with_columns(pl.col(TOKEN_KINDS).fill_null(0).clip(lower_bound=0))
-        .sort("gpu_id", *_WINDOW[::-1])
+        .sort("gpu_id", "window_start_ms", "id")
     )
     group = ("gpu_id", "window_start_ms")
     tokens_in = pl.col("input_tokens") + pl.col("cached_input_tokens")
@@ -74,37 +86,14 @@ def serving_shares(
     return weighed.select(*_WINDOW, "gpu_id", share.cast(pl.Int64).alias("serving_mj"))
 
 
-def _active_windows(segments: pl.DataFrame, serving: pl.DataFrame, window_ms: int) -> pl.DataFrame:
-    """The windows of `serving` in which each engine was active."""
-    if serving.is_empty():
-        since_ms = until_ms = 0
-    else:
-        since_ms, last_ms = serving.select(
-            a=pl.col("window_start_ms").min(), b=pl.col("window_start_ms").max()
-        ).row(0)
-        until_ms = last_ms + window_ms
-    clipped = (
-        segments.filter("active")
-        .with_columns(
-            pl.max_horizontal("start_ms", pl.lit(since_ms)).alias("start_ms"),
-            pl.min_horizontal("end_ms", pl.lit(until_ms)).alias("end_ms"),
-        )
-        .filter(pl.col("end_ms") > pl.col("start_ms"))
-    )
-    windows = (
-        pl.int_ranges(pl.col("start_ms") // window_ms, (pl.col("end_ms") - 1) // window_ms + 1) * window_ms
-    )
-    return clipped.select(*KEY, windows.alias("window_start_ms")).explode("window_start_ms").unique()
-
-
 def token_rows(
-    engine_windows: pl.DataFrame, shares: pl.DataFrame, engines: pl.DataFrame, window_ms: int
+    engine_windows: pl.DataFrame, shares: pl.DataFrame, engine_index: pl.DataFrame, window_ms: int
 ) -> pl.DataFrame:
-    """Ledger rows (records.TokenRow). `engines`: last reading of each engine and model, with id."""
+    """Ledger rows (records.TokenRow)."""
     joules = shares.group_by(*_WINDOW).agg(pl.col("serving_mj").sum())
     return (
         engine_windows.join(joules, on=list(_WINDOW), how="full", coalesce=True)
-        .join(engines.select("id", *KEY, "model_name", "advance"), on="id")
+        .join(engine_index, on="id")
         .with_columns(pl.col(*TOKEN_KINDS, "measured_ms", "silent_ms", "serving_mj").fill_null(0))
         .select(
             "site",

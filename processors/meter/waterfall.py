@@ -4,15 +4,12 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.timeline import Edges
-
 IDLE: Final = ("idle_loaded", "idle_free")
 STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
 # power cannot exceed the limit for long; an unstamped reset that claims more is no reset
 CEILING: Final = pl.col("power_limit_mw_0") * 13 // 10 * (pl.col("ts_ms") - pl.col("t0_ms")) // 1000
 
 SUMS: Final = ("gpu_ms", "draw_mj", "headroom_mj", "estimated_mj")
-_BY_GPU: Final = ("id", "window_start_ms", "state", "model_name")
 
 
 def integrate_missing(intervals: pl.DataFrame) -> pl.DataFrame:
@@ -31,27 +28,37 @@ def integrate_missing(intervals: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def gpu_windows(pieces: pl.DataFrame, edges: Edges) -> pl.DataFrame:
-    """Sum classified pieces to (id, window_start_ms, state, model_name): SUMS.
+def with_amounts(pieces: pl.DataFrame) -> pl.DataFrame:
+    """Add gpu_ms, available_mj and estimated_mj to pieces of GPU time."""
+    return pieces.with_columns(
+        gpu_ms=pl.col("to_ms") - pl.col("from_ms"),
+        available_mj=_available_mj("to_ms") - _available_mj("from_ms"),
+        estimated_mj=pl.when("estimated").then("inc_energy_mj").otherwise(0),
+    )
+
+
+def gpu_windows(classified: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
+    """Classified sums to (id, window_start_ms, state, model_name): SUMS. `models`: id, model_name.
 
     Time that was dark when its window closed and turns out to have been measured is taken back from dark, by
     exactly what was booked. Time that stays dark keeps the joules its counter gained meanwhile, under dark.
     """
-    available = _available_mj("to_ms") - _available_mj("from_ms")
-    rows = pieces.with_columns(available_mj=available, gpu_ms=pl.col("to_ms") - pl.col("from_ms"))
     booked_already = pl.col("late") & ~pl.col("measured")
-    booked = rows.select(
-        *_BY_GPU,
+    booked = classified.select(
+        "id",
+        "window_start_ms",
+        "state",
+        "model",
         pl.when(booked_already).then(0).otherwise("gpu_ms").alias("gpu_ms"),
         pl.when(booked_already).then(0).otherwise("available_mj").alias("available_mj"),
         pl.col("inc_energy_mj").alias("draw_mj"),
-        pl.when("estimated").then("inc_energy_mj").otherwise(0).alias("estimated_mj"),
+        "estimated_mj",
     )
-    taken_back = rows.filter(pl.col("late") & pl.col("measured")).select(
+    taken_back = classified.filter(pl.col("late") & pl.col("measured")).select(
         "id",
         "window_start_ms",
         pl.lit("dark").alias("state"),
-        pl.lit("").alias("model_name"),
+        pl.lit(None, pl.Int64).alias("model"),
         -pl.col("gpu_ms"),
         -pl.col("available_mj"),
         pl.lit(0, pl.Int64).alias("draw_mj"),
@@ -59,13 +66,17 @@ def gpu_windows(pieces: pl.DataFrame, edges: Edges) -> pl.DataFrame:
     )
     sums = (
         pl.concat([booked, taken_back])
-        .group_by(*_BY_GPU)
+        .group_by("id", "window_start_ms", "state", "model")
         .agg(pl.col("gpu_ms", "available_mj", "draw_mj", "estimated_mj").sum())
+        .join(models.select(model="id", model_name="model_name"), on="model", how="left")
     )
     # A board can draw a little more than its limit for a moment: then what it drew was available.
     spare = pl.col("available_mj") - pl.col("draw_mj")
     return sums.select(
-        *_BY_GPU,
+        "id",
+        "window_start_ms",
+        "state",
+        pl.col("model_name").fill_null(""),
         "gpu_ms",
         "draw_mj",
         pl.when(pl.col("state") == "dark")
