@@ -1,0 +1,104 @@
+"""Everything one node collects, built from its settings."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from prometheus_client.registry import Collector
+
+from idlewatt.collectors.engine_source import EngineSource
+from idlewatt.collectors.scheduler import Scheduler
+from idlewatt.collectors.self_metrics import CollectorMetrics
+from idlewatt.collectors.sink import Sink
+from idlewatt.collectors.source import Source
+from idlewatt.stream.clock import Clock, unix_ms
+from idlewatt.stream.errors import ConfigError
+from idlewatt.stream.log import Appender
+from idlewatt.stream.settings import Settings
+
+
+class Collection:
+    """Sources, scheduler and sink of one node. The appender stays its owner's to close, after stop()."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        appender: Appender,
+        clock: Clock = unix_ms,
+        extra_sources: Sequence[Source] = (),
+    ) -> None:
+        """Raises ConfigError where the settings name nothing to read, or two sources alike."""
+        collect = settings.collect
+        sources, self._close_gpus = _gpu_sources(settings, clock)
+        try:
+            sources += [
+                EngineSource(
+                    engine,
+                    site=settings.site,
+                    pool=collect.pool or collect.node,
+                    node=collect.node,
+                    interval_s=collect.engine_interval_s,
+                    timeout_s=collect.timeout_s,
+                    max_body_bytes=collect.max_body_bytes,
+                    clock=clock,
+                )
+                for engine in collect.engine
+            ]
+            sources += extra_sources
+            _check(sources)
+        except ConfigError:
+            for source in sources:
+                source.close()
+            self._close_gpus()
+            raise
+        self._sink = Sink(appender, collect.send_interval_s)
+        self._scheduler = Scheduler(sources, lambda reading: self._sink.put(reading.rows), collect.timeout_s)
+
+    @property
+    def metrics(self) -> Collector:
+        """The collector's own figures, to be registered with a prometheus_client registry."""
+        return CollectorMetrics(self._scheduler.states, self._sink.state)
+
+    def start(self) -> None:
+        """Start reading and sending."""
+        self._sink.start()
+        self._scheduler.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """Stop reading, send what waits, and return within `timeout_s` whatever hangs."""
+        deadline = time.monotonic() + timeout_s
+        # a source that hangs must leave the sink time to send
+        self._scheduler.stop(timeout_s / 2)
+        self._close_gpus()
+        self._sink.stop(max(deadline - time.monotonic(), 0))
+
+
+def _gpu_sources(settings: Settings, clock: Clock) -> tuple[list[Source], Callable[[], None]]:
+    """Sources of GPU readings, and what to call when they have been stopped."""
+    collect = settings.collect
+    # imported when asked for: a node without GPUs needs no driver library, one with GPUs no factory
+    if collect.gpu == "nvml":
+        from idlewatt.collectors.gpu_nvml import NvmlGpus
+
+        pool = collect.pool or collect.node
+        return [NvmlGpus(settings.site, pool, collect.node, collect.gpu_interval_s, clock)], lambda: None
+    if collect.gpu == "simulated":
+        from idlewatt.collectors.simulated.building import build_simulated_sources
+
+        return build_simulated_sources(settings, clock)
+    return [], lambda: None
+
+
+def _check(sources: Sequence[Source]) -> None:
+    if not sources:
+        raise ConfigError(
+            'nothing to read: collect.gpu is "none" and no [[collect.engine]] is configured; set one of them'
+        )
+    named = defaultdict(list)
+    for source in sources:
+        named[source.name].append(source)
+    twice = sorted(name for name, alike in named.items() if len(alike) > 1)
+    if twice:
+        raise ConfigError(
+            f"two sources are called {', '.join(twice)}: give each [[collect.engine]] a name of its own"
+        )

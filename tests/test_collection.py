@@ -1,0 +1,162 @@
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from loopback_http import LoopbackServer, page, says, serving
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from idlewatt.collectors.collection import Collection
+from idlewatt.collectors.source import Reading
+from idlewatt.stream import metric_names, topics
+from idlewatt.stream.decoding import decode
+from idlewatt.stream.errors import ConfigError, LogUnavailableError
+from idlewatt.stream.log import Record
+from idlewatt.stream.records import GpuRow
+from idlewatt.stream.settings import Collect, Engine, Settings
+
+PAGE = page(
+    b'vllm:generation_tokens_total{model_name="m",engine="0"} 5\n'
+    b'vllm:generation_tokens_total{model_name="bad",engine="0"} NaN\n'
+)
+
+
+class Shelf:
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.away = False
+
+    def append(self, records: Sequence[Record]) -> None:
+        if self.away:
+            raise LogUnavailableError("nobody there")
+        self.records += records
+
+    def close(self) -> None: ...
+
+
+class OneGpu:
+    name = "one-gpu"
+    interval_s = 0.02
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def read(self) -> Reading:
+        row = GpuRow(
+            ts_ms=1, site="hall", pool="rack", node="n1", gpu_uuid="GPU-1", product="x", power_mw=70_000
+        )
+        return Reading([row])
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def server() -> Iterator[LoopbackServer]:
+    with serving(says(PAGE)) as server:
+        yield server
+
+
+def settings(*engines: Engine) -> Settings:
+    return Settings(
+        site="hall",
+        collect=Collect(
+            node="n1",
+            pool="rack",
+            gpu="none",
+            engine_interval_s=0.1,
+            send_interval_s=0.05,
+            timeout_s=0.5,
+            engine=engines,
+        ),
+    )
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.005)
+
+
+def metrics(collection: Collection) -> dict[tuple[str, ...], float]:
+    registry = CollectorRegistry()
+    registry.register(collection.metrics)
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    # name, then source or topic, then reason
+    order = ("source", "topic", "reason")
+    return {
+        (sample.name, *(sample.labels[label] for label in order if label in sample.labels)): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_rows_of_all_sources_reach_the_log_and_are_accounted_for(server: LoopbackServer) -> None:
+    """Engines and GPUs are read side by side; each collector metric has the name the contract gives it."""
+    shelf, gpu = Shelf(), OneGpu()
+    engines = (Engine(url=server.url, name="good"), Engine(url="http://127.0.0.1:1/metrics", name="gone"))
+    collection = Collection(settings(*engines), shelf, clock=lambda: 42, extra_sources=[gpu])
+    collection.start()
+    wait_until(lambda: {record.topic for record in shelf.records} == {topics.GPU, topics.ENGINE})
+    wait_until(lambda: ("idlewatt_scrape_errors_total", "gone", "unreachable") in metrics(collection))
+    shown = metrics(collection)
+    collection.stop(5)
+
+    assert shown["idlewatt_scrape_success", "good"] == shown["idlewatt_scrape_success", "one-gpu"] == 1
+    assert shown["idlewatt_scrape_success", "gone"] == 0
+    assert 0 < shown["idlewatt_scrape_duration_seconds", "good"] < 0.5
+    assert shown["idlewatt_sample_errors_total", "good", "nan"] >= 1
+    assert {name[0] for name in shown} == {m.name for m in metric_names.METRICS if m.stage == "collector"}
+    rows = [row for record in shelf.records for row in decode(record.value)[1].to_dicts()]
+    engine_rows = [row for row in rows if "engine" in row]
+    assert {(row["engine"], row["pool"], row["ts_ms"], row["output_tokens"]) for row in engine_rows} == {
+        ("good", "rack", 42, 5)
+    }
+    assert gpu.closed
+    ended = metrics(collection)
+    assert ended["idlewatt_sent_rows_total", topics.GPU] + ended[
+        "idlewatt_sent_rows_total", topics.ENGINE
+    ] == len(rows)
+    # the sources are gone, and so are their series
+    assert not any(name[0].startswith("idlewatt_scrape") for name in ended)
+
+
+def test_stop_is_in_time_while_everything_hangs(server: LoopbackServer) -> None:
+    """A silent engine and a log that is away take no more than the time given."""
+    server.answer = lambda connection, request: None
+    shelf = Shelf()
+    shelf.away = True
+    collection = Collection(settings(Engine(url=server.url)), shelf, extra_sources=[OneGpu()])
+    collection.start()
+    wait_until(lambda: bool(server.requests) and metrics(collection)["idlewatt_spool_bytes",] > 0)
+    started = time.monotonic()
+    collection.stop(0.6)
+    assert time.monotonic() - started < 1.2
+
+
+def test_sources_must_have_names_of_their_own(server: LoopbackServer) -> None:
+    """Two engines at one address, or with one name, could not be told apart in any figure."""
+    twice = Engine(url=server.url)
+    with pytest.raises(ConfigError, match=rf"{server.address}.*name"):
+        Collection(settings(twice, twice), Shelf())
+    gpu = OneGpu()
+    with pytest.raises(ConfigError, match="one-gpu"):
+        Collection(settings(Engine(url=server.url, name="one-gpu")), Shelf(), extra_sources=[gpu])
+    assert gpu.closed
+
+
+def test_nothing_to_read_is_a_config_error() -> None:
+    """A collector without sources would be silent for ever."""
+    with pytest.raises(ConfigError, match=r"collect\.gpu.*collect\.engine"):
+        Collection(settings(), Shelf())
+
+
+def test_collectors_do_not_load_what_processors_need() -> None:
+    """Importing polars would double the memory of the agent on every node."""
+    modules = "idlewatt.collectors.collection, idlewatt.collectors.gpu_nvml, idlewatt.stream.metrics_server"
+    script = f"import sys, {modules}; print('polars' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
