@@ -36,6 +36,7 @@ class EngineSource:
         )
         self._page = EnginePage(mapping)
         self._engine = engine
+        self._name = engine.name or _default_name(self._http, node)
         self._advance = mapping.advance
         self._site = site
         self._pool = engine.pool or pool
@@ -45,8 +46,8 @@ class EngineSource:
 
     @property
     def name(self) -> str:
-        """The engine's name in the settings, else host:port of its URL."""
-        return self._engine.name or self._http.address
+        """The engine's name in the settings, else host:port of its URL, with the node's name for a loopback host."""
+        return self._name
 
     @property
     def interval_s(self) -> float:
@@ -67,7 +68,7 @@ class EngineSource:
                 site=self._site,
                 pool=self._pool,
                 node=self._node,
-                engine=self.name,
+                engine=self._name,
                 server=self._engine.server,
                 server_version=model.server_version,
                 model_name=model.model_name,
@@ -88,3 +89,9 @@ class EngineSource:
     def close(self) -> None:
         """Close the connection."""
         self._http.close()
+
+
+def _default_name(page: HttpPage, node: str) -> str:
+    # Two nodes of a pool would both have a 127.0.0.1:8000, and their counters would be taken for one's.
+    loopback = page.host == "localhost" or page.host.startswith("127.") or page.host == "[::1]"
+    return f"{node if loopback else page.host}:{page.port}"

@@ -58,17 +58,18 @@ class HttpPage:
             raise ConfigError(f"{url!r} is not a URL: {error}") from error
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise ConfigError(f"{url!r} is not a URL such as http://127.0.0.1:8000/metrics")
-        port = parsed.port or (443 if parsed.scheme == "https" else 80)
-        # without the credentials a URL may hold: it stands in logs and figures
-        self.address = f"{parsed.host}:{port}"
-        self._shown = f"{parsed.scheme}://{self.address}{parsed.path or '/'}"
+        # an IPv6 address keeps its brackets
+        self.host = parsed.host
+        self.port = parsed.port or (443 if parsed.scheme == "https" else 80)
+        # without the credentials a URL may hold: it stands in logs
+        self._shown = f"{parsed.scheme}://{self.host}:{self.port}{parsed.path or '/'}"
         self._target = parsed.request_uri
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
         self._headers = dict(_HEADERS)
         if parsed.auth:
             self._headers |= urllib3.make_headers(basic_auth=urllib.parse.unquote(parsed.auth))
-        host = parsed.host.strip("[]")
+        host, port = self.host.strip("[]"), self.port
         self._connection: HTTPConnection
         if parsed.scheme == "https":
             context = ssl.create_default_context()

@@ -13,9 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 Name = Annotated[
     str,
     StringConstraints(min_length=1, max_length=120, pattern=r"^[^\s/\x00-\x1f][^/\x00-\x1f]*$"),
-    Field(
-        json_schema_extra={"accepts": "text of 1 to 120 characters with no / and no blank before it"}
-    ),
+    Field(json_schema_extra={"accepts": "text of 1 to 120 characters with no / and no blank before it"}),
 ]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Money = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
@@ -87,7 +85,9 @@ class Engine(_Section):
     )
     server: str = Field("vllm", description="Server kind: a file in collectors/engines.")
     name: Name | None = Field(
-        None, description="Name in the figures; host:port of the URL if left out.", examples=["chat-0"]
+        None,
+        description="Name in the figures. Left out: host:port of the URL, with the node's name for a loopback host.",
+        examples=["chat-0"],
     )
     pool: Name | None = Field(
         None, description="Pool it serves in; collect.pool if left out.", examples=["chat"]

@@ -140,7 +140,7 @@ def test_stop_is_in_time_while_everything_hangs(server: LoopbackServer) -> None:
 def test_sources_must_have_names_of_their_own(server: LoopbackServer) -> None:
     """Two engines at one address, or with one name, could not be told apart in any figure."""
     twice = Engine(url=server.url)
-    with pytest.raises(ConfigError, match=rf"{server.address}.*name"):
+    with pytest.raises(ConfigError, match=rf"n1:{server.address.split(':')[1]}.*name"):
         Collection(settings(twice, twice), Shelf())
     gpu = OneGpu()
     with pytest.raises(ConfigError, match="one-gpu"):

@@ -134,10 +134,16 @@ def test_the_clock_is_read_when_the_body_has_arrived(server: LoopbackServer) -> 
 
 
 def test_without_a_name_it_is_called_by_host_and_port() -> None:
-    """Pool and name have defaults; the port is spelt out even where the URL has none."""
-    assert source_of(Engine(url="http://127.0.0.1:8000/metrics")).name == "127.0.0.1:8000"
-    assert source_of(Engine(url="http://gpu-7.example/metrics")).name == "gpu-7.example:80"
-    assert source_of(Engine(url="https://[fd00::7]/metrics")).name == "[fd00::7]:443"
+    """The port is spelt out even where the URL has none; a loopback host is called by the node's name."""
+    for url, name in (
+        ("http://gpu-7.example:8000/metrics", "gpu-7.example:8000"),
+        ("http://user:secret@gpu-7.example/metrics", "gpu-7.example:80"),
+        ("https://[fd00::7]/metrics", "[fd00::7]:443"),
+        ("http://127.0.0.1:8000/metrics", "n1:8000"),
+        ("http://localhost:8001/metrics", "n1:8001"),
+        ("http://[::1]:8002/metrics", "n1:8002"),
+    ):
+        assert source_of(Engine(url=url)).name == name
 
 
 def test_an_unknown_server_kind_is_a_config_error() -> None:

@@ -58,7 +58,7 @@ def test_sends_credentials_of_the_url_and_never_shows_them(server: LoopbackServe
     with pytest.raises(SourceError) as failed:
         client.fetch()
     assert "secr" not in str(failed.value)
-    assert client.address == server.address
+    assert f"{client.host}:{client.port}" == server.address
     client.close()
 
 
