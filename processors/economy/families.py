@@ -63,20 +63,14 @@ def _revenue(totals: pl.DataFrame) -> Samples:
 
 
 def _per_hour(losses: pl.DataFrame, windows: pl.DataFrame, kind: str) -> Samples:
-    """Losses over the rolling window, or since the pool's first window if that is nearer, scaled to an hour."""
+    """Losses per hour over the windows of the rolling interval that could be priced."""
     rows = losses.filter(pl.col("kind") == kind).join(windows, on=_POOL)
-    currencies = rows.select(*_POOL, "currency").unique()
     for name, length_ms in _ROLLING_MS.items():
-        since = pl.max_horizontal(pl.col("end_ms") - length_ms, "first_ms")
-        sums = (
-            rows.filter(pl.col("window_start_ms") >= since)
-            .group_by(*_POOL, "currency")
-            .agg(pl.col("amount_micro").sum())
-        )
+        recent = rows.filter(pl.col("window_start_ms") >= pl.col("end_ms") - length_ms)
+        # micro-units per ms x 3.6 = units per hour
         rates = (
-            currencies.join(sums, on=[*_POOL, "currency"], how="left")
-            .join(windows.with_columns(span_ms=pl.col("end_ms") - since), on=_POOL)
-            .select(*_POOL, "currency", pl.col("amount_micro").fill_null(0) * 3.6 / pl.col("span_ms"))
+            recent.group_by(*_POOL, "currency")
+            .agg(pl.col("amount_micro").sum() * 3.6 / pl.col("window_ms").sum())
             .sort(*_POOL, "currency")
         )
         for site, pool, currency, per_hour in rates.iter_rows():

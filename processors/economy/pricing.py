@@ -14,6 +14,7 @@ from idlewatt.stream.decoding import frame_schema
 
 HOUR_MS: Final = 3_600_000
 _IDLE_PARTS: Final = ("draw", "headroom")
+BENCHMARK_CURRENCY: Final = "USD"
 _POOL_WINDOW: Final = ("site", "pool", "window_start_ms", "window_ms")
 # 150 bn USD a year from 1 GW: 150e15 micro-USD / (1e9 W x 31,536,000 s x 1000 mJ/J) = 25 / 5256 micro-USD per mJ
 BENCHMARK_NUMERATOR: Final = 25
@@ -27,6 +28,16 @@ MIX_COLUMNS: Final = {
     "output_tokens": pl.Int64,
     # what the window's tokens of all kinds bring, in micro-units x 10^6
     "worth": pl.Int64,
+}
+
+WINDOW_LOSS_COLUMNS: Final = {
+    "site": pl.String,
+    "pool": pl.String,
+    "window_start_ms": pl.Int64,
+    "window_ms": pl.Int64,
+    "kind": pl.String,
+    "currency": pl.String,
+    "amount_micro": pl.Int64,
 }
 
 
@@ -67,19 +78,56 @@ def revenue_rows(priced: pl.DataFrame, config: EconomyConfig) -> pl.DataFrame:
     )
 
 
-def loss_rows(power: pl.DataFrame, mix: pl.DataFrame, config: EconomyConfig) -> pl.DataFrame:
-    """Lost revenue and the benchmark loss of idle power rows (records.MoneyRow)."""
+def idle_losses(power: pl.DataFrame, mix: pl.DataFrame, config: EconomyConfig) -> pl.DataFrame:
+    """Idle power rows by part that counts as lost, with lost_micro (null where withheld) and benchmark_micro."""
     idle = _idle_parts(power, config)
-    lost = idle.filter(pl.col("lost_tokens").is_not_null())
-    lost = lost.join(_blended(lost, mix, config), on=["site", "pool", "model_name", "window_start_ms"])
+    priced = idle.join(
+        _blended(idle, mix, config), on=["site", "pool", "model_name", "window_start_ms"], how="left"
+    )
     amount = pl.col("lost_tokens").cast(pl.Int128) * pl.col("price").cast(pl.Int128)
-    lost = lost.with_columns(amount_micro=_rounded(amount, MICRO))
-    benchmark = idle.with_columns(
-        amount_micro=_rounded(pl.col("energy_mj") * BENCHMARK_NUMERATOR, BENCHMARK_DENOMINATOR)
+    return priced.with_columns(
+        lost_micro=_rounded(amount, MICRO),
+        benchmark_micro=_rounded(pl.col("energy_mj") * BENCHMARK_NUMERATOR, BENCHMARK_DENOMINATOR),
     )
+
+
+def loss_rows(losses: pl.DataFrame, config: EconomyConfig) -> pl.DataFrame:
+    """Lost revenue and the benchmark loss (records.MoneyRow)."""
+    lost = losses.filter(pl.col("lost_micro").is_not_null()).rename({"lost_micro": "amount_micro"})
+    benchmark = losses.rename({"benchmark_micro": "amount_micro"})
     return pl.concat(
-        [_money(lost, "lost_revenue", config.currency), _money(benchmark, "benchmark_lost_revenue", "USD")]
+        [
+            _money(lost, "lost_revenue", config.currency),
+            _money(benchmark, "benchmark_lost_revenue", BENCHMARK_CURRENCY),
+        ]
     )
+
+
+def window_losses(power: pl.DataFrame, losses: pl.DataFrame, config: EconomyConfig) -> pl.DataFrame:
+    """What each pool lost in each window: WINDOW_LOSS_COLUMNS. Nothing idle is a loss of 0.
+
+    No row of lost revenue for a window in which some idle watts could not be priced: half a loss is a wrong one.
+    """
+    windows = power.select(*_POOL_WINDOW).unique()
+    sums = losses.group_by(_POOL_WINDOW).agg(
+        pl.col("lost_micro").sum(),
+        (pl.col("lost_micro").is_null() & (pl.col("energy_mj") != 0)).any().alias("withheld"),
+        pl.col("benchmark_micro").sum(),
+    )
+    rows = windows.join(sums, on=_POOL_WINDOW, how="left").with_columns(
+        pl.col("lost_micro", "benchmark_micro").fill_null(0), pl.col("withheld").fill_null(False)
+    )
+    parts = [
+        rows.filter(~pl.col("withheld")).with_columns(
+            kind=pl.lit("lost_revenue"), currency=pl.lit(config.currency), amount_micro="lost_micro"
+        ),
+        rows.with_columns(
+            kind=pl.lit("benchmark_lost_revenue"),
+            currency=pl.lit(BENCHMARK_CURRENCY),
+            amount_micro="benchmark_micro",
+        ),
+    ]
+    return pl.concat(part.select(*WINDOW_LOSS_COLUMNS) for part in parts)
 
 
 def _idle_parts(power: pl.DataFrame, config: EconomyConfig) -> pl.DataFrame:

@@ -48,8 +48,10 @@ class EconomyStage:
             return Folded(state)
         priced = pricing.priced_tokens(tokens, self._config)
         mix = pl.concat([state.mix, pricing.mix_rows(priced)])
-        losses = pricing.loss_rows(power, mix, self._config)
-        money = pl.concat([pricing.revenue_rows(priced, self._config), losses])
+        losses = pricing.idle_losses(power, mix, self._config)
+        money = pl.concat(
+            [pricing.revenue_rows(priced, self._config), pricing.loss_rows(losses, self._config)]
+        )
         windows = _windows(state.windows, power)
         folded = EconomyState(
             mix=_recent(mix, windows),
@@ -60,7 +62,7 @@ class EconomyStage:
                 (*_POOL, "model_name"),
                 "output_tokens",
             ),
-            losses=_recent(_live_losses(state, losses), windows),
+            losses=_recent(_live(state, pricing.window_losses(power, losses, self._config)), windows),
             windows=windows,
         )
         newest = windows.get_column("end_ms").max()
@@ -76,29 +78,21 @@ def _add(totals: pl.DataFrame, rows: pl.DataFrame, key: Sequence[str], amount: s
 
 
 def _windows(windows: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
-    seen = power.select(
-        *_POOL,
-        pl.col("window_start_ms").alias("first_ms"),
-        (pl.col("window_start_ms") + pl.col("window_ms")).alias("end_ms"),
-    )
-    both = pl.concat([windows, seen]).group_by(*_POOL)
-    return both.agg(pl.col("first_ms").min(), pl.col("end_ms").max()).sort(*_POOL)
+    seen = power.select(*_POOL, (pl.col("window_start_ms") + pl.col("window_ms")).alias("end_ms"))
+    return pl.concat([windows, seen]).group_by(*_POOL).agg(pl.col("end_ms").max()).sort(*_POOL)
 
 
-def _live_losses(state: EconomyState, losses: pl.DataFrame) -> pl.DataFrame:
+def _live(state: EconomyState, losses: pl.DataFrame) -> pl.DataFrame:
     """The last hour's losses; amendments of windows closed before stay out of the rolling figures."""
-    known = state.windows.select(*_POOL, "end_ms")
-    live = losses.join(known, on=_POOL, how="left").filter(
-        (pl.col("window_start_ms") >= pl.col("end_ms")).fill_null(True)
-    )
+    on_time = (pl.col("window_start_ms") >= pl.col("end_ms")).fill_null(True)
+    live = losses.join(state.windows, on=_POOL, how="left").filter(on_time)
     return pl.concat([state.losses, live.select(state.losses.columns)])
 
 
 def _recent(rows: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
     """Rows of the hour before the pool's newest window."""
-    ends = windows.select(*_POOL, "end_ms")
     recent = (pl.col("window_start_ms") >= pl.col("end_ms") - pricing.HOUR_MS).fill_null(True)
-    return rows.join(ends, on=_POOL, how="left").filter(recent).drop("end_ms")
+    return rows.join(windows, on=_POOL, how="left").filter(recent).drop("end_ms")
 
 
 def _money_records(money: pl.DataFrame) -> list[Record]:

@@ -5,7 +5,7 @@ from typing import Any, Final, Self
 
 import polars as pl
 
-from idlewatt.processors.economy.pricing import MIX_COLUMNS
+from idlewatt.processors.economy.pricing import MIX_COLUMNS, WINDOW_LOSS_COLUMNS
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 
 LAYOUT: Final = "economy/1"
@@ -20,8 +20,8 @@ class EconomyState:
     mix: pl.DataFrame  # token rows of the last hour, for the realised price
     totals: pl.DataFrame  # money ever booked: TOTAL_KEY, amount_micro
     unpriced: pl.DataFrame  # site, pool, model_name, output_tokens
-    losses: pl.DataFrame  # site, pool, currency, kind, window_start_ms, amount_micro: the last hour
-    windows: pl.DataFrame  # site, pool, first_ms, end_ms: how far each pool's windows go
+    losses: pl.DataFrame  # what each pool lost in each window of the last hour
+    windows: pl.DataFrame  # site, pool, end_ms: how far each pool's windows go
 
     @classmethod
     def empty(cls) -> Self:
@@ -40,13 +40,6 @@ _FRAMES: Final[dict[str, Any]] = {
     "mix": MIX_COLUMNS,
     "totals": {**dict.fromkeys(TOTAL_KEY, _STRING), "amount_micro": pl.Int64},
     "unpriced": {"site": _STRING, "pool": _STRING, "model_name": _STRING, "output_tokens": pl.Int64},
-    "losses": {
-        "site": _STRING,
-        "pool": _STRING,
-        "currency": _STRING,
-        "kind": _STRING,
-        "window_start_ms": pl.Int64,
-        "amount_micro": pl.Int64,
-    },
-    "windows": {"site": _STRING, "pool": _STRING, "first_ms": pl.Int64, "end_ms": pl.Int64},
+    "losses": WINDOW_LOSS_COLUMNS,
+    "windows": {"site": _STRING, "pool": _STRING, "end_ms": pl.Int64},
 }
