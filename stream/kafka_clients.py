@@ -24,7 +24,7 @@ from idlewatt.stream.settings import Log
 
 # One message: topics, producers and consumers agree on it. Snapshots are cut into pieces far smaller.
 MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024
-_BOOTSTRAP_TIMEOUT_MS: Final = 5_000
+_BOOTSTRAP_TIMEOUT_MS: Final = 4_000
 _REQUEST_TIMEOUT_MS: Final = 8_000
 # A member that dies without a word is missed after this long.
 _SESSION_TIMEOUT_MS: Final = 20_000
@@ -58,8 +58,6 @@ class Consumer(Protocol):
     ) -> Mapping[tuple[str, int], Sequence[ConsumedRecord]]: ...
     def seek(self, partition: Any, offset: int) -> None: ...
     def seek_to_beginning(self, *partitions: Any) -> None: ...
-    def pause(self, *partitions: Any) -> None: ...
-    def resume(self, *partitions: Any) -> None: ...
     def position(self, partition: Any, timeout_ms: int) -> int | None: ...
     def highwater(self, partition: Any) -> int | None: ...
     def committed(self, partition: Any, timeout_ms: int) -> int | None: ...
@@ -84,6 +82,7 @@ class Producer(Protocol):
     def begin_transaction(self) -> None: ...
     def send_offsets_to_transaction(self, offsets: Mapping[Any, Any], group: GroupMetadata) -> None: ...
     def commit_transaction(self) -> None: ...
+    def abort_transaction(self) -> None: ...
     def close(self, timeout: float) -> None: ...
 
 
@@ -137,14 +136,14 @@ def _open_consumer(log: Log, client_id: str, **options: Any) -> Consumer:
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         allow_auto_create_topics=False,
-        max_partition_fetch_bytes=MAX_MESSAGE_BYTES,
         fetch_max_wait_ms=250,
         **options,
     )
     return consumer
 
 
-def open_producer(log: Log, client_id: str, transactional_id: str | None = None) -> Producer:
+def open_producer(log: Log, client_id: str, timeout_ms: int, transactional_id: str | None = None) -> Producer:
+    """A message that was not delivered within `timeout_ms` has failed."""
     producer: Producer = _open(
         KafkaProducer,
         log,
@@ -158,8 +157,9 @@ def open_producer(log: Log, client_id: str, transactional_id: str | None = None)
         batch_size=256 * 1024,
         linger_ms=5,
         max_request_size=MAX_MESSAGE_BYTES,
-        max_block_ms=_REQUEST_TIMEOUT_MS,
-        delivery_timeout_ms=_REQUEST_TIMEOUT_MS + 2_000,
+        max_block_ms=timeout_ms,
+        request_timeout_ms=timeout_ms - 100,
+        delivery_timeout_ms=timeout_ms,
         allow_auto_create_topics=False,
     )
     return producer
@@ -198,12 +198,11 @@ def _open(kind: Callable[..., Any], log: Log, client_id: str, **options: Any) ->
         return kind(
             **connection_options(log),
             client_id=client_id,
-            request_timeout_ms=_REQUEST_TIMEOUT_MS,
             bootstrap_timeout_ms=_BOOTSTRAP_TIMEOUT_MS,
             # the default of 30 s would go on long after the broker is back
             reconnect_backoff_max_ms=1_000,
             kafka_client=connect,
-            **options,
+            **{"request_timeout_ms": _REQUEST_TIMEOUT_MS} | options,
         )
     except (SaslAuthenticationFailedError, AuthorizationError) as error:
         _close_all(connections)
@@ -212,7 +211,9 @@ def _open(kind: Callable[..., Any], log: Log, client_id: str, **options: Any) ->
         ) from error
     except (KafkaConfigurationError, ValueError) as error:
         _close_all(connections)
-        raise ConfigError(f"log.bootstrap_servers: {log.bootstrap_servers!r}: {error}") from error
+        raise ConfigError(
+            f"[log] with bootstrap_servers {log.bootstrap_servers!r} is refused by the Kafka client: {error}"
+        ) from error
     except (KafkaError, OSError) as error:
         _close_all(connections)
         raise LogUnavailableError(

@@ -1,16 +1,14 @@
-"""How far a stage has read its inputs in Kafka, and keeping them side by side while it catches up."""
+"""How far a stage has read its inputs in Kafka."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from idlewatt.stream.kafka_clients import ConsumedRecord, Consumer, KafkaError, TopicPartition
+from idlewatt.stream.kafka_clients import Consumer, KafkaError, TopicPartition
 
 _ENDS_INTERVAL_S: Final = 1.0
 _TIMEOUT_MS: Final = 3_000
-# One input may be read ahead of another by this much, so that the state of a stage that catches up stays small.
-_AHEAD_MS: Final = 30_000
 
 
 class Progress:
@@ -20,8 +18,6 @@ class Progress:
         self._inputs = inputs
         self._ends: dict[tuple[str, int], int] = {}
         self._ends_at = float("-inf")
-        # when Kafka took in the newest message that was read, Unix milliseconds
-        self._newest_ms: dict[tuple[str, int], int] = {}
 
     def ask(self, consumer: Consumer, partitions: Iterable[int]) -> None:
         """Ask where the inputs end, at most once a second; raises KafkaError when Kafka does not answer.
@@ -42,12 +38,6 @@ class Progress:
         self._ends_at = float("-inf")
         for topic in self._inputs:
             self._ends.pop((topic, partition), None)
-            self._newest_ms.pop((topic, partition), None)
-
-    def read(self, records: Mapping[tuple[str, int], Sequence[ConsumedRecord]]) -> None:
-        """Take note of messages that are handed out."""
-        for tp, batch in records.items():
-            self._newest_ms[tp] = batch[-1].timestamp
 
     def behind(self, consumer: Consumer, partitions: Iterable[int]) -> dict[tuple[str, int], int]:
         """Messages and transaction marks still to be read; at least 1 where that is not known."""
@@ -60,16 +50,3 @@ class Progress:
                 end = self._ends.get((topic, n))
                 behind[(topic, n)] = 1 if position is None or end is None else max(end - position, 0)
         return behind
-
-    def align(self, consumer: Consumer, behind: Mapping[tuple[str, int], int]) -> None:
-        """Hold an input back where another one of the same partition has older messages to be read."""
-        for n in {n for _, n in behind}:
-            oldest_ms = min(
-                (self._newest_ms.get((topic, n), 0) for topic in self._inputs if behind[(topic, n)]),
-                default=None,
-            )
-            for topic in self._inputs:
-                if oldest_ms is not None and self._newest_ms.get((topic, n), 0) > oldest_ms + _AHEAD_MS:
-                    consumer.pause(TopicPartition(topic, n))
-                else:
-                    consumer.resume(TopicPartition(topic, n))

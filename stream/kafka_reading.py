@@ -2,19 +2,24 @@
 
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
-from idlewatt.stream.kafka_clients import KafkaError, TopicPartition, close_consumer, open_reader
+from idlewatt.stream.kafka_clients import Consumer, KafkaError, TopicPartition, close_consumer, open_reader
 from idlewatt.stream.log import Message
 from idlewatt.stream.settings import Log
 
-_STALLED_S: Final = 30.0
+# longer than the broker takes to abort the transaction of a process that died
+_STALLED_S: Final = 60.0
 _TIMEOUT_MS: Final = 10_000
 
 
 def read_messages(log: Log, topic: str) -> Iterator[Message]:
-    """Every committed message of a topic, from the oldest to those that are there now; in order by partition."""
+    """Every committed message of a topic, from the oldest to those that are there now; in order by partition.
+
+    A transaction that is about to end is waited for: Kafka answers a commit a moment before it shows what was
+    committed. Raises ConfigError, LogUnavailableError.
+    """
     consumer = open_reader(log, "idlewatt-reader")
     try:
         partitions = consumer.partitions_for_topic(topic)
@@ -23,19 +28,21 @@ def read_messages(log: Log, topic: str) -> Iterator[Message]:
         left = [TopicPartition(topic, n) for n in sorted(partitions)]
         consumer.assign(left)
         consumer.seek_to_beginning(*left)
-        ends = consumer.end_offsets(left, timeout_ms=_TIMEOUT_MS)
+        # partition -> where it ended when it was first read from
+        ends: dict[int, int | None] = {}
         deadline = time.monotonic() + _STALLED_S
-        while True:
-            for records in consumer.poll(200).values():
+        while left:
+            fetched = consumer.poll(200)
+            for tp in left:
+                if ends.get(tp.partition) is None:
+                    ends[tp.partition] = consumer.highwater(tp)
+            for records in fetched.values():
                 deadline = time.monotonic() + _STALLED_S
                 for record in records:
-                    if record.offset < ends[(topic, record.partition)]:
+                    if record.offset < (ends[record.partition] or 0):
                         yield Message(topic, record.partition, record.offset, record.value or b"")
-            # positions, because the marks of ended transactions take offsets too
-            left = [tp for tp in left if (consumer.position(tp, _TIMEOUT_MS) or 0) < ends[tp]]
-            if not left:
-                return
-            if time.monotonic() > deadline:
+            left = [tp for tp in left if not _is_read(consumer, tp, ends[tp.partition])]
+            if left and time.monotonic() > deadline:
                 raise LogUnavailableError(
                     f"topic {topic}: Kafka at {log.bootstrap_servers} gives no messages"
                 )
@@ -45,3 +52,9 @@ def read_messages(log: Log, topic: str) -> Iterator[Message]:
         ) from error
     finally:
         close_consumer(consumer)
+
+
+def _is_read(consumer: Consumer, tp: Any, end: int | None) -> bool:
+    # the position and not the last record: the marks of ended transactions take offsets too
+    position = consumer.position(tp, timeout_ms=_TIMEOUT_MS)
+    return end is not None and position is not None and position >= end

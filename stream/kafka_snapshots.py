@@ -118,7 +118,6 @@ class SnapshotRestore:
             n: assembly.snapshot() for n, assembly in self._assemblies.items() if self._is_read(n, assembly)
         }
         for n in complete:
-            self._consumer.pause(TopicPartition(STATE, n))
             del self._assemblies[n]
         if not self.done and time.monotonic() > self._deadline:
             raise LogUnavailableError(

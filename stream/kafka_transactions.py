@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from idlewatt.stream.errors import ConfigError, LogUnavailableError, RewindError
@@ -17,6 +18,8 @@ from idlewatt.stream.kafka_clients import (
 from idlewatt.stream.settings import Log
 
 _COMMIT_TIMEOUT_S: Final = 20.0
+_DELIVERY_TIMEOUT_MS: Final = 10_000
+_ABORT_TIMEOUT_S: Final = 2.0
 
 
 class Outgoing(NamedTuple):
@@ -46,7 +49,7 @@ class TransactionalProducer:
         """Have a producer, with nothing of an earlier one left open. Raises LogUnavailableError, ConfigError."""
         if self._producer is not None:
             return
-        producer = open_producer(self._log, self._id, self._id)
+        producer = open_producer(self._log, self._id, _DELIVERY_TIMEOUT_MS, self._id)
         try:
             producer.init_transactions()
         except KafkaError as error:
@@ -83,6 +86,9 @@ class TransactionalProducer:
         try:
             _within(_COMMIT_TIMEOUT_S, transact)
         except Exception as error:  # kafka-python documents no complete list of what it raises
+            # Left open, the transaction would hold up every reader of its topics until it times out.
+            with suppress(Exception):
+                _within(_ABORT_TIMEOUT_S, producer.abort_transaction)
             self.close()
             raise RewindError(f"the transaction of {self._id} failed: {error!r}") from error
 

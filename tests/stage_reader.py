@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 
+from idlewatt.stream.errors import RewindError
 from idlewatt.stream.log import Commit, Message, Record, StageLog
 
 
@@ -52,5 +53,10 @@ class StageReader:
         return {(m.topic, m.partition): m.offset + 1 for m in self.messages}
 
     def commit(self, state: bytes, records: tuple[Record, ...] = ()) -> None:
-        """Commit everything that was read, with `state` as the snapshot of every partition."""
-        self.log.commit(Commit(records, dict.fromkeys(self.snapshots, state), self.resume))
+        """Commit everything that was read, with `state` as the snapshot of every partition; RewindError drops all."""
+        try:
+            self.log.commit(Commit(records, dict.fromkeys(self.snapshots, state), self.resume))
+        except RewindError:
+            self.snapshots.clear()
+            self.messages.clear()
+            raise

@@ -1,0 +1,476 @@
+"""What only the log in Kafka promises: shared partitions, fencing, and brokers that come and go."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from kafka_broker import KafkaBroker
+from stage_reader import StageReader
+
+from idlewatt.stream import kafka_clients, kafka_transactions, topics
+from idlewatt.stream.errors import ConfigError, LogUnavailableError, RewindError
+from idlewatt.stream.kafka_log import KafkaAppender, KafkaStageLog
+from idlewatt.stream.kafka_reading import read_messages
+from idlewatt.stream.kafka_topics import create_topics
+from idlewatt.stream.log import Commit, Record
+from idlewatt.stream.opening import prepare
+from idlewatt.stream.settings import Log, Settings
+
+pytestmark = pytest.mark.kafka
+METER = (topics.GPU, topics.ENGINE)
+PARTITIONS = {0, 1, 2, 3}
+OpenMember = Callable[..., StageReader]
+
+
+@pytest.fixture
+def open_member(fresh_topics: Settings) -> Iterator[OpenMember]:
+    """Opens members of the meter's group, and closes all of them at the end."""
+    opened: list[StageReader] = []
+
+    def open_one(instance: str | None = None) -> StageReader:
+        log = KafkaStageLog(fresh_topics.log, fresh_topics.process.group, "meter", METER, instance)
+        opened.append(StageReader(log))
+        return opened[-1]
+
+    yield open_one
+    for reader in opened:
+        reader.log.close()
+
+
+@pytest.fixture
+def append(fresh_topics: Settings) -> Iterator[Callable[..., None]]:
+    """Appends one message for each pool to the GPU and the engine topic, eight pools over all partitions."""
+    appender = KafkaAppender(fresh_topics.log, "test")
+
+    def append(name: str = "") -> None:
+        appender.append(
+            [
+                Record(topic, topics.pool_key("site", f"rack-{i}"), f"{name}{topic}/{i}".encode())
+                for i in range(8)
+                for topic in METER
+            ]
+        )
+
+    yield append
+    appender.close()
+
+
+def sent(name: str = "") -> set[bytes]:
+    return {f"{name}{topic}/{i}".encode() for i in range(8) for topic in METER}
+
+
+def poll_all(members: list[StageReader], condition: Callable[[], bool], timeout_s: float = 40.0) -> None:
+    """Poll members in turn until the condition holds; a rebalance needs all of them."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, [member.snapshots.keys() for member in members]
+        for member in members:
+            member.poll(0.1)
+
+
+def ledger(*values: str) -> tuple[Record, ...]:
+    return tuple(Record(topics.LEDGER, b"site", value.encode()) for value in values)
+
+
+def in_ledger(settings: Settings) -> list[bytes]:
+    return sorted(message.value for message in read_messages(settings.log, topics.LEDGER))
+
+
+def commit_what_was_read(member: StageReader) -> None:
+    """Book every message that was read, and remember how many."""
+    rows = tuple(Record(topics.LEDGER, b"site", message.value) for message in member.messages)
+    member.commit(b"%d" % len(rows), rows)
+    member.messages.clear()
+
+
+def kafka_threads() -> set[str]:
+    return {
+        thread.name for thread in threading.enumerate() if "kafka" in thread.name or "network" in thread.name
+    }
+
+
+def test_two_members_share_the_partitions(open_member: OpenMember, append: Callable[..., None]) -> None:
+    """Each partition has one owner, who gets it of both topics."""
+    first, second = open_member(), open_member()
+    first.until_assigned(4)
+    poll_all([first, second], lambda: bool(second.snapshots) and len(first.snapshots) == 2)
+    assert first.snapshots.keys() | second.snapshots.keys() == PARTITIONS
+    assert not first.snapshots.keys() & second.snapshots.keys()
+    append()
+    poll_all([first, second], lambda: len(first.messages) + len(second.messages) == 16)
+    assert {m.value for m in first.messages + second.messages} == sent()
+    for member in (first, second):
+        pools = [{m.value.partition(b"/")[2] for m in member.messages if m.topic == topic} for topic in METER]
+        assert pools[0] == pools[1] != set()
+
+
+def test_partitions_and_snapshots_follow_a_member_that_leaves(
+    open_member: OpenMember, append: Callable[..., None], fresh_topics: Settings
+) -> None:
+    """What a member committed before it closed is handed to the other with its partitions, and booked once."""
+    first, second = open_member(), open_member()
+    append("a ")
+    poll_all([first, second], lambda: len(first.snapshots) == 2 and len(second.snapshots) == 2)
+    poll_all([first, second], lambda: len(first.messages) + len(second.messages) == 16)
+    for member, state in ((first, b"first's"), (second, b"second's")):
+        member.commit(state, ledger(*(m.value.decode() for m in member.messages)))
+    firsts = set(first.snapshots)
+    append("b ")
+    poll_all([first, second], lambda: len(first.messages) + len(second.messages) == 32)
+    first.log.close()
+
+    second.messages.clear()
+    second.until_assigned(4)
+    assert second.snapshots == {n: b"first's" if n in firsts else b"second's" for n in PARTITIONS}
+    second.until(lambda: {m.value for m in second.messages} >= sent("b "))
+    assert len(second.messages) == len({m.value for m in second.messages}) == 16
+    second.commit(b"2", ledger(*(m.value.decode() for m in second.messages)))
+    assert in_ledger(fresh_topics) == sorted(sent("a ") | sent("b "))
+
+
+def test_members_come_and_go_and_each_message_counts_once(
+    open_member: OpenMember, append: Callable[..., None], fresh_topics: Settings
+) -> None:
+    """Through rebalances at any moment, with commits that fail in them, the ledger has every message once."""
+    members = [open_member()]
+    for i in range(6):
+        append(f"{i} ")
+        if i in (1, 2):
+            members.append(open_member())
+        if i in (3, 4):
+            members.pop(0).log.close()
+        deadline = time.monotonic() + 1.5
+        while time.monotonic() < deadline:
+            for member in members:
+                member.poll(0.05)
+                if member.messages:
+                    try:
+                        commit_what_was_read(member)
+                    except RewindError:
+                        continue
+    everything = sorted(set[bytes]().union(*(sent(f"{i} ") for i in range(6))))
+    deadline = time.monotonic() + 40
+    while len(in_ledger(fresh_topics)) < len(everything):
+        assert time.monotonic() < deadline
+        for member in members:
+            member.poll(0.2)
+            if member.messages:
+                commit_what_was_read(member)
+    assert in_ledger(fresh_topics) == everything
+
+
+def test_a_second_process_of_the_same_instance_fences_the_first(
+    open_member: OpenMember, append: Callable[..., None], fresh_topics: Settings
+) -> None:
+    """The first one's commit rewinds and leaves nothing behind; the second books each message once."""
+    first, second = open_member("one"), open_member("one")
+    append()
+    first.until_values(sent())
+    second.until_values(sent())
+    with pytest.raises(RewindError):
+        commit_what_was_read(first)
+    # the fenced producer of the first may have torn the second's transaction down with it, once
+    for _ in range(3):
+        try:
+            commit_what_was_read(second)
+            break
+        except RewindError:
+            second.until_values(sent())
+    assert in_ledger(fresh_topics) == sorted(sent())
+
+
+def test_a_member_that_hung_cannot_commit(
+    open_member: OpenMember,
+    append: Callable[..., None],
+    fresh_topics: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A member that did not poll for too long has lost its partitions: its commit rewinds, its output is not there."""
+    monkeypatch.setattr(kafka_clients, "_MAX_POLL_INTERVAL_MS", 3000)
+    hung, other = open_member(), open_member()
+    append()
+    hung.until_values(sent())
+    other.until_values(sent())
+    with pytest.raises(RewindError):
+        commit_what_was_read(hung)
+    commit_what_was_read(other)
+    assert in_ledger(fresh_topics) == sorted(sent())
+    poll_all([hung, other], lambda: len(hung.snapshots) == 2 and len(other.snapshots) == 2)
+
+
+COMMIT_AND_DIE = """
+    import os, signal, sys
+    from idlewatt.stream import kafka_clients
+    from idlewatt.stream.kafka_log import KafkaStageLog
+    from idlewatt.stream.log import Commit, Record
+    from idlewatt.stream.settings import Log
+
+    kafka_clients._TRANSACTION_TIMEOUT_MS = 3000
+    kafka_clients._SESSION_TIMEOUT_MS = 3500
+    log = KafkaStageLog(
+        Log(kind="kafka", bootstrap_servers=sys.argv[1]),
+        sys.argv[2], "meter", ("idlewatt.gpu", "idlewatt.engine")
+    )
+    messages, mine = [], set()
+    while len(messages) < 16:
+        poll = log.poll(1.0)
+        messages += poll.messages
+        mine |= set(poll.assigned)
+    log._producer.prepare()
+    log._producer._producer.commit_transaction = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    records = [Record("idlewatt.ledger", b"site", b"of the dead")] * 20
+    resume = {(m.topic, m.partition): m.offset + 1 for m in messages}
+    log.commit(Commit(records, dict.fromkeys(mine, b"of the dead"), resume))
+"""
+
+
+def test_a_transaction_that_is_killed_did_not_happen(
+    open_member: OpenMember, append: Callable[..., None], fresh_topics: Settings
+) -> None:
+    """Killed after everything was written but the commit itself, neither output, state nor offsets remain."""
+    append()
+    child = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent(COMMIT_AND_DIE),
+            fresh_topics.log.bootstrap_servers,
+            fresh_topics.process.group,
+        ],
+        check=False,
+        timeout=60,
+    )
+    assert child.returncode == -signal.SIGKILL
+    heir = open_member()
+    heir.until_assigned(4)
+    assert set(heir.snapshots.values()) == {None}
+    heir.until_values(sent())
+    commit_what_was_read(heir)
+    assert in_ledger(fresh_topics) == sorted(sent())
+
+
+def test_offsets_of_an_aborted_transaction_do_not_leak(
+    open_member: OpenMember, append: Callable[..., None], fresh_topics: Settings
+) -> None:
+    """After a commit of all partitions was refused, a commit of one of them moves only that one on."""
+    member = open_member()
+    append()
+    member.until_values(sent())
+    log = member.log
+    assert isinstance(log, KafkaStageLog)
+    membership = log._membership
+    log._membership = membership._replace(generation_id=membership.generation_id + 7)  # type: ignore[union-attr, attr-defined]
+    with pytest.raises(RewindError, match="CommitFailed"):
+        commit_what_was_read(member)
+    log._membership = membership
+    member.until_values(sent())
+    only = member.messages[0].partition
+    moved = {tp: offset for tp, offset in member.resume.items() if tp[1] == only}
+    log.commit(Commit((), {only: b"moved"}, moved))
+    log.close()
+
+    group = f"{fresh_topics.process.group}-meter"
+    with kafka_clients.open_admin(fresh_topics.log) as admin:
+        committed = admin.list_group_offsets({group: None})[group]
+    assert {tp.partition for tp in committed} == {only}
+    heir = open_member()
+    heir.until_assigned(4)
+    assert {n: s for n, s in heir.snapshots.items() if s} == {only: b"moved"}
+    heir.until_values({m.value for m in member.messages if m.partition != only})
+
+
+def test_the_snapshot_says_where_to_read_on(
+    open_member: OpenMember, append: Callable[..., None], fresh_topics: Settings
+) -> None:
+    """When Kafka has forgotten the group's offsets, nothing is counted twice."""
+    member = open_member()
+    append("a ")
+    member.until_values(sent("a "))
+    commit_what_was_read(member)
+    member.log.close()
+    with kafka_clients.open_admin(fresh_topics.log) as admin:
+        admin.delete_groups([f"{fresh_topics.process.group}-meter"])
+    append("b ")
+    heir = open_member()
+    heir.until_values(sent("b "))
+
+
+def test_a_member_follows_a_broker_that_restarts(
+    kafka_broker: KafkaBroker, open_member: OpenMember, append: Callable[..., None], fresh_topics: Settings
+) -> None:
+    """While Kafka is away appending and polling fail by name in bounded time; afterwards all goes on by itself."""
+    member = open_member()
+    append("a ")
+    member.until_values(sent("a "))
+    commit_what_was_read(member)
+    threads = kafka_threads()
+    kafka_broker.stop()
+    try:
+        for _ in range(2):
+            start = time.monotonic()
+            with pytest.raises(LogUnavailableError, match=r"log\.bootstrap_servers"):
+                append("lost ")
+            assert time.monotonic() - start < 20
+        start = time.monotonic()
+        with pytest.raises(LogUnavailableError, match=r"log\.bootstrap_servers"):
+            member.log.poll(0.5)
+        assert time.monotonic() - start < 10
+        assert len(kafka_threads()) <= len(threads)
+    finally:
+        kafka_broker.start()
+    append("b ")
+    deadline = time.monotonic() + 60
+    while sent("b ") - set(in_ledger(fresh_topics)):
+        assert time.monotonic() < deadline
+        try:
+            member.poll(0.5)
+            if member.messages:
+                commit_what_was_read(member)
+        except (LogUnavailableError, RewindError):
+            continue
+    booked = [value for value in in_ledger(fresh_topics) if not value.startswith(b"lost ")]
+    assert booked == sorted(sent("a ") | sent("b "))
+
+
+def test_a_commit_without_an_answer_rewinds(
+    kafka_broker: KafkaBroker,
+    open_member: OpenMember,
+    append: Callable[..., None],
+    fresh_topics: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """When the broker hangs in a commit, nobody knows its outcome: it rewinds in time, and the ledger is right."""
+    member = open_member()
+    append()
+    member.until_values(sent())
+    monkeypatch.setattr(kafka_transactions, "_COMMIT_TIMEOUT_S", 1.5)
+    kafka_broker.freeze()
+    try:
+        start = time.monotonic()
+        with pytest.raises(RewindError):
+            commit_what_was_read(member)
+        assert time.monotonic() - start < 10
+    finally:
+        kafka_broker.thaw()
+    monkeypatch.undo()
+    deadline = time.monotonic() + 60
+    while in_ledger(fresh_topics) != sorted(sent()):
+        assert time.monotonic() < deadline
+        try:
+            member.poll(0.5)
+            if member.messages:
+                commit_what_was_read(member)
+        except (LogUnavailableError, RewindError):
+            continue
+    # nothing more comes
+    for _ in range(3):
+        member.poll(0.5)
+    assert not member.messages
+
+
+def test_the_end_of_a_transactional_topic_is_reached(fresh_topics: Settings, open_member: OpenMember) -> None:
+    """The mark of a transaction at a topic's end does not keep a reader of it behind."""
+    meter = open_member()
+    meter.until_assigned(4)
+    meter.commit(b"1", ledger("row"))
+    economy = StageReader(
+        KafkaStageLog(fresh_topics.log, fresh_topics.process.group, "economy", (topics.LEDGER,))
+    )
+    economy.until_values({b"row"})
+    economy.until_assigned_and_caught_up()
+    economy.log.close()
+
+
+def test_topics_that_do_not_belong_together_are_refused(
+    kafka_broker: KafkaBroker, fresh_topics: Settings
+) -> None:
+    """Topics that a stage reads together must have as many partitions as each other, and the state enough."""
+    create_topics(fresh_topics.log)  # what is there is left alone
+    for topic, partitions, says in (
+        (topics.ENGINE, 3, "idlewatt.gpu has 4 partitions and idlewatt.engine 3"),
+        (topics.STATE, 2, "idlewatt.state has 2 partitions and needs 4"),
+    ):
+        kafka_broker.fresh_topics(fresh_topics)
+        with kafka_clients.open_admin(fresh_topics.log) as admin:
+            admin.delete_topics([topic])
+            deadline = time.monotonic() + 20
+            while topic in admin.list_topics():
+                assert time.monotonic() < deadline
+            admin.create_topics(
+                {topic: {"num_partitions": partitions, "configs": {"cleanup.policy": "compact"}}},
+                wait_for_metadata=True,
+            )
+        with pytest.raises(ConfigError, match=says):
+            prepare(fresh_topics)
+
+
+def test_too_many_replicas_are_refused(kafka_broker: KafkaBroker, fresh_topics: Settings) -> None:
+    """A replication factor that the brokers cannot give names the setting."""
+    with kafka_clients.open_admin(fresh_topics.log) as admin:
+        admin.delete_topics([topics.MONEY])
+        deadline = time.monotonic() + 20
+        while topics.MONEY in admin.list_topics():
+            assert time.monotonic() < deadline
+    with pytest.raises(ConfigError, match=r"log\.replication_factor"):
+        prepare(kafka_broker.settings(log={"replication_factor": 3}))
+
+
+def test_no_broker_is_said_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brokers that do not answer are unavailable, and every try leaves no thread behind."""
+    monkeypatch.setattr(kafka_clients, "_BOOTSTRAP_TIMEOUT_MS", 500)
+    nobody = Log(kind="kafka", bootstrap_servers="127.0.0.1:1")
+    before = kafka_threads()
+    appender = KafkaAppender(nobody, "test")
+    stage = KafkaStageLog(nobody, "test", "meter", METER)
+    for attempt in (
+        lambda: create_topics(nobody),
+        lambda: appender.append([Record(topics.GPU, b"k", b"v")]),
+        lambda: stage.poll(0.1),
+        lambda: next(read_messages(nobody, topics.GPU)),
+    ):
+        with pytest.raises(LogUnavailableError, match=r"log\.bootstrap_servers.*127\.0\.0\.1:1"):
+            attempt()
+    stage.close()
+    appender.close()
+    deadline = time.monotonic() + 10
+    while kafka_threads() - before:
+        assert time.monotonic() < deadline, kafka_threads()
+
+
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        ({"bootstrap_servers": " , "}, r"log\.bootstrap_servers is empty"),
+        ({"security_protocol": "SSL", "ssl_cafile": "/none/ca.pem"}, r"log\.ssl_cafile: there is no file"),
+        ({"security_protocol": "SSL", "ssl_cafile": __file__}, r"log\.ssl_.*cannot be used"),
+    ],
+)
+def test_wrong_options_are_named(log: dict[str, str], says: str) -> None:
+    """A wrong connection setting is an error when the log is opened, before any broker is asked."""
+    settings = Log.model_validate({"kind": "kafka", **log})
+    with pytest.raises(ConfigError, match=says):
+        KafkaAppender(settings, "test")
+    with pytest.raises(ConfigError, match=says):
+        KafkaStageLog(settings, "test", "meter", METER)
+
+
+def test_nothing_is_left_running(open_member: OpenMember, append: Callable[..., None]) -> None:
+    """Closing a stage's log ends its threads and connections."""
+    before = kafka_threads()
+    files = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        member = open_member()
+        append()
+        member.until_assigned(4)
+        member.commit(b"1")
+        member.log.close()
+    deadline = time.monotonic() + 10
+    # one producer of the appender stays
+    while len(kafka_threads() - before) > 1 or len(os.listdir("/proc/self/fd")) > files + 8:
+        assert time.monotonic() < deadline, kafka_threads()
