@@ -24,7 +24,7 @@ _BY_TIME: Final = ("server", "start_ms")
 
 def with_servers(index: pl.DataFrame) -> pl.DataFrame:
     """Give the models of one engine the same `server` for as long as any of them is known."""
-    engine = ("site", "pool", "engine")
+    engine = ("site", "pool", "node", "engine")
     return index.with_columns(
         server=pl.coalesce("server", pl.col("server").max().over(engine), pl.col("id").min().over(engine))
     )
@@ -103,8 +103,8 @@ def holders(
     named = (
         engine_index.join(engines.select("id", "ts_ms"), on="id")
         .sort("ts_ms")
-        .group_by("site", "pool", "server")
-        .agg(pl.col("node", "gpus").last())
+        .group_by("site", "pool", "node", "server")
+        .agg(pl.col("gpus").last())
     )
     explicit = (
         named.filter(pl.col("gpus") != "")

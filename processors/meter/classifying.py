@@ -35,8 +35,7 @@ def classify(
     span = pieces.select(a=pl.col("window_start_ms").min(), b=pl.col("window_start_ms").max()).row(0)
     whole = _whole_windows(segments, held, span[0], span[1] + window_ms, window_ms)
     sums = (
-        pieces.group_by(_ALIKE)
-        .agg(pl.col(AMOUNTS).sum())
+        _summed(pieces, span[0], window_ms)
         .join(held.group_by("id").agg(pl.lit(True).alias("held")), on="id", how="left")
         .join(whole, on=["id", "window_start_ms"], how="left")
     )
@@ -55,6 +54,17 @@ def classify(
         )
         parts.append(_piece_by_piece(unclear, segments, held))
     return pl.concat(parts)
+
+
+def _summed(pieces: pl.DataFrame, since_ms: int, window_ms: int) -> pl.DataFrame:
+    """AMOUNTS by _ALIKE. One integer groups twice as fast as five columns."""
+    windows = (pl.col("window_start_ms") - since_ms) // window_ms
+    flags = pl.col("measured").cast(pl.Int64) * 2 + pl.col("late").cast(pl.Int64)
+    process = pl.col("has_process_0").cast(pl.Int64).fill_null(2)
+    alike = ((pl.col("id") * (1 << 24) + windows) * 4 + flags) * 3 + process
+    return (
+        pieces.group_by(alike.alias("alike")).agg(pl.col(_ALIKE).first(), pl.col(AMOUNTS).sum()).drop("alike")
+    )
 
 
 def _judged(rows: pl.DataFrame, state: pl.Expr, model: pl.Expr) -> pl.DataFrame:

@@ -17,9 +17,10 @@ from idlewatt.stream.decoding import empty_frame, frame_schema
 LAYOUT: Final = "meter/1"
 GPU_KEY: Final = ("site", "pool", "gpu_uuid")
 GPU_ATTRIBUTES: Final = ("node", "product")
-ENGINE_KEY: Final = ("site", "pool", "engine", "model_name")
+# with the node: engines of two nodes may call themselves alike
+ENGINE_KEY: Final = ("site", "pool", "node", "engine", "model_name")
 # gpus: the UUIDs it names, one a line
-ENGINE_ATTRIBUTES: Final = ("node", "advance", "gpus")
+ENGINE_ATTRIBUTES: Final = ("advance", "gpus")
 GPU_CARRY: Final = ("power_mw", "power_limit_mw", "has_process")
 ENGINE_CARRY: Final = ("requests_running", "requests_waiting")
 

@@ -90,7 +90,8 @@ def advance(
     `ceiling`: the most a counter can have gained over an interval, for resets of counters without an epoch.
     """
     dropped: dict[str, int] = {}
-    rows = _in_order(last, pending, dropped)
+    within, later = _within_reach(pending, edges)
+    rows = _in_order(last, within, dropped)
     rows = _without_bad(rows, counters, dropped)
     same = pl.col("id") == pl.col("id").shift(1)
     rows = rows.with_columns(_late_waits(rows))
@@ -108,16 +109,30 @@ def advance(
     return Advance(
         intervals=_gains(paired, edges, counters, ceiling),
         last=newest,
-        pending=rows.filter(~pl.col("taken")).select(pending.columns),
+        pending=pl.concat([later, rows.filter(~pl.col("taken")).select(pending.columns)]),
         dropped={reason: count for reason, count in dropped.items() if count},
     )
 
 
+def _within_reach(pending: pl.DataFrame, edges: Edges) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What the step can take, and what needs no sorting yet: all but each entity's first reading after the edge."""
+    after = pl.col("ts_ms") > edges.edge_ms
+    near = after & (pl.col("eff_ms") <= edges.edge_ms + edges.hold_ms)
+    first = pending.filter(near).group_by("id").agg(pl.col("ts_ms").min())
+    first_ms = _by_id(first, 1 + _highest(pending)).gather(pending.get_column("id"))
+    within = pending.select((~after | (near & (pl.col("ts_ms") == first_ms))).alias("within")).to_series()
+    return pending.filter(within), pending.filter(~within)
+
+
+def _by_id(rows: pl.DataFrame, entities: int) -> pl.Series:
+    """The `ts_ms` of each entity as a series that its id looks up; NEVER_MS where it has none."""
+    table = pl.repeat(NEVER_MS, entities, dtype=pl.Int64, eager=True)
+    return table.scatter(rows.get_column("id"), rows.get_column("ts_ms"))
+
+
 def _in_order(last: pl.DataFrame, pending: pl.DataFrame, dropped: dict[str, int]) -> pl.DataFrame:
     """Last and pending readings by entity and time, each moment once, nothing older than the last."""
-    entities = 1 + max(_highest(last), _highest(pending))
-    last_ms = pl.repeat(NEVER_MS, entities, dtype=pl.Int64, eager=True)
-    last_ms = last_ms.scatter(last.get_column("id"), last.get_column("ts_ms"))
+    last_ms = _by_id(last, 1 + max(_highest(last), _highest(pending)))
     fresh = pending.filter(pending.get_column("ts_ms") > last_ms.gather(pending.get_column("id")))
     anchors = last.with_columns(
         pl.lit(NEVER_MS).alias("eff_ms"), pl.lit(None, pl.Int64).alias("src"), pl.lit(True).alias("is_last")
