@@ -16,7 +16,7 @@ class ExitCode(enum.IntEnum):
 MEANINGS: Final = {
     ExitCode.OK: "done, or stopped by SIGINT or SIGTERM after the last checkpoint",
     ExitCode.UNEXPECTED: "something happened that nobody foresaw: please report it",
-    ExitCode.WRONG_USE: "wrong arguments or settings",
+    ExitCode.WRONG_USE: "wrong arguments or settings, or something else that a person must mend",
     ExitCode.UNREACHABLE: "a part that is needed (Kafka, the log's file, an engine, the driver) does not answer",
 }
 

@@ -11,13 +11,15 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
 
 from idlewatt.cli.exit_codes import ExitCode
+from idlewatt.stream.log import Appender
 from idlewatt.stream.metrics_server import MetricsServer, PortTakenError
 from idlewatt.stream.opening import open_appender, prepare
 from idlewatt.stream.settings import Settings
 
-# A stop takes at most 5 s: the rest is for closing the log and /metrics.
+# A stop takes at most 5 s; what is left is for /metrics and the interpreter.
 _COLLECTION_STOP_S: Final = 1.5
-_PROCESSING_STOP_S: Final = 2.5
+_PROCESSING_STOP_S: Final = 2.0
+_APPENDER_CLOSE_S: Final = 0.5
 _WATCH_INTERVAL_S: Final = 0.5
 
 _log = structlog.get_logger()
@@ -68,7 +70,7 @@ def running(settings: Settings, ports: Iterable[int], *, collect: bool, process:
             from idlewatt.collectors.collection import Collection
 
             appender = open_appender(settings, f"idlewatt-{settings.collect.node}")
-            stack.callback(appender.close)
+            stack.callback(_close, appender)
             collection = Collection(settings, appender)
             stack.callback(collection.stop, _COLLECTION_STOP_S)
             collection.start()
@@ -94,6 +96,13 @@ def _page_of(metrics: Collector) -> Callable[[], bytes]:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(metrics)
     return lambda: generate_latest(registry)
+
+
+def _close(appender: Appender) -> None:
+    # a log that hangs holds its lock for as long as an append may take, and cannot be closed meanwhile
+    closing = threading.Thread(target=appender.close, name="close appender", daemon=True)
+    closing.start()
+    closing.join(_APPENDER_CLOSE_S)
 
 
 def _stop_processing(stop: Callable[[float], bool]) -> None:

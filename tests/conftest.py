@@ -3,4 +3,5 @@
 pytest_plugins = [
     "kafka_broker",
     "prometheus_server",
+    "skip_report",
 ]

@@ -1,0 +1,265 @@
+"""The command line: exit codes, one line for a user's mistake, and a clean end on a signal."""
+
+import signal
+import socket
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import pytest
+from idlewatt_command import COMMAND, environment, idlewatt, serving, taken_port, wait_until
+from kafka_broker import KafkaBroker
+from prometheus_client.parser import text_string_to_metric_families
+
+from idlewatt.cli.config_sample import sample
+from idlewatt.stream import metric_names
+
+COMMANDS = ("demo", "run", "collect", "process", "dashboards", "doctor", "config")
+
+
+def simulated(tmp_path: Path, more: str = "") -> str:
+    """A settings file for a simulated factory with quick windows."""
+    file = tmp_path / "idlewatt.toml"
+    file.write_text(
+        f"[log]\npath = '{tmp_path / 'log.db'}'\n"
+        "[collect]\ngpu = 'simulated'\ngpu_interval_s = 0.5\nengine_interval_s = 0.5\nsend_interval_s = 0.25\n"
+        f"[process]\nwindow_s = 1\ngrace_s = 2\n{more}"
+    )
+    return str(file)
+
+
+def families(page: str) -> dict[str, float]:
+    """The sum of each family of a metrics page, which has each family once and each series once."""
+    sums: dict[str, float] = {}
+    series = set()
+    for family in text_string_to_metric_families(page):
+        assert family.name not in sums, f"{family.name} stands twice on the page"
+        for sample_ in family.samples:
+            key = (sample_.name, tuple(sorted(sample_.labels.items())))
+            assert key not in series, f"{key} stands twice on the page"
+            series.add(key)
+        sums[family.name] = sum(sample_.value for sample_ in family.samples)
+    return sums
+
+
+def assert_one_line_errors(result: subprocess.CompletedProcess[str], *lines: str) -> None:
+    """stderr is these lines, each beginning with the command's name, and no traceback."""
+    found = result.stderr.splitlines()
+    assert len(found) == len(lines), result.stderr
+    for line, wanted in zip(found, lines, strict=True):
+        assert line.startswith("idlewatt: ")
+        assert wanted in line
+
+
+def test_help_shows_commands_examples_and_exit_codes() -> None:
+    """Help is enough to begin with."""
+    result = idlewatt("--help")
+    assert result.returncode == 0
+    for word in (*COMMANDS, "examples:", "idlewatt run --config idlewatt.toml", "exit codes:"):
+        assert word in result.stdout
+    for command in COMMANDS:
+        assert idlewatt(command, "--help").returncode == 0
+
+
+def test_version_is_told() -> None:
+    """--version prints name and version."""
+    result = idlewatt("--version")
+    assert (result.returncode, result.stdout) == (0, "idlewatt 0.1.0\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("rnu",), ("run", "--confg", "x"), ("process", "--stage", "metre"), ("demo", "--seconds", "long")],
+)
+def test_wrong_use_exits_2(arguments: tuple[str, ...]) -> None:
+    """Arguments that make no sense are exit code 2 and say what would."""
+    result = idlewatt(*arguments)
+    assert result.returncode == 2
+    assert "usage: idlewatt" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_wrong_demo_seconds_are_told() -> None:
+    """The variable is checked like the argument."""
+    result = idlewatt("demo", env={"DEMO_SECONDS": "40s"})
+    assert result.returncode == 2
+    assert "'40s' is no number of seconds; write it plainly, such as 40" in result.stderr
+
+
+def test_wrong_settings_exit_2_with_a_line_each(tmp_path: Path) -> None:
+    """Faults of a file and of the environment come as a line each."""
+    file = tmp_path / "idlewatt.toml"
+    file.write_text("[serve]\nprot = 1\n")
+    result = idlewatt("run", "--config", str(file), env={"IDLEWATT_PROT": "1"})
+    assert result.returncode == 2
+    assert_one_line_errors(
+        result, "did you mean IDLEWATT_PORT?", "[serve] has no key prot; did you mean port?"
+    )
+
+
+def test_missing_file_exits_2(tmp_path: Path) -> None:
+    """A settings file that is not there is no reason to start on defaults."""
+    result = idlewatt("collect", env={"IDLEWATT_CONFIG": str(tmp_path / "no.toml")})
+    assert result.returncode == 2
+    assert_one_line_errors(result, "there is no such file")
+
+
+def test_taken_port_exits_2(tmp_path: Path) -> None:
+    """Whoever serves does not move to another port by itself."""
+    with taken_port() as held:
+        port = str(held.getsockname()[1])
+        result = idlewatt("run", "--config", simulated(tmp_path), env={"IDLEWATT_PORT": port})
+    assert result.returncode == 2
+    assert_one_line_errors(result, f"port {port} on 127.0.0.1 is taken")
+    assert not (tmp_path / "log.db").exists()
+
+
+def test_unreachable_kafka_exits_3() -> None:
+    """A broker that does not answer at the start is exit code 3."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        servers = f"127.0.0.1:{gone.getsockname()[1]}"
+    env = {"IDLEWATT_LOG__KIND": "kafka", "IDLEWATT_LOG__BOOTSTRAP_SERVERS": servers, "IDLEWATT_PORT": "0"}
+    for command in ("collect", "process"):
+        result = idlewatt(command, env=env | {"IDLEWATT_COLLECT__GPU": "simulated"})
+        assert result.returncode == 3
+        assert servers in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_config_prints_the_sample() -> None:
+    """The sample goes to stdout, whole; a reader that goes away is no error."""
+    assert idlewatt("config").stdout == sample()
+    with subprocess.Popen(
+        [*COMMAND, "config"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 0
+
+
+def test_dashboards_are_written(tmp_path: Path) -> None:
+    """--out gets dashboards and rules; a folder that cannot be is told in a line."""
+    assert idlewatt("dashboards", "--out", str(tmp_path / "out")).returncode == 0
+    assert list((tmp_path / "out").rglob("*.json"))
+    (tmp_path / "file").touch()
+    result = idlewatt("dashboards", "--out", str(tmp_path / "file"))
+    assert result.returncode == 2
+    assert_one_line_errors(result, "cannot write")
+
+
+def test_run_serves_everything_and_goes_on_after_a_stop(tmp_path: Path) -> None:
+    """One process meters a box; SIGTERM and SIGINT end it within 5 s with exit 0, and a restart goes on."""
+    config = simulated(tmp_path, "[[economy.price]]\nmodel = '*'\noutput = 1\n")
+    energy = 0.0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with serving("run", "--config", config, log=tmp_path / "log.txt") as command:
+            # more than before the stop: it has closed windows of its own
+            wait_until(
+                lambda before=energy, command=command: (
+                    families(command.page()).get("idlewatt_energy_joules", 0.0) > before
+                ),
+                "windows close",
+            )
+            page = families(command.page())
+            assert page["idlewatt_scrape_success"] > 0
+            assert page["idlewatt_unaccounted_joules"] == 0
+            known = {metric.name.removesuffix("_total") for metric in metric_names.METRICS}
+            assert page.keys() <= known
+            assert page["idlewatt_energy_joules"] >= energy
+            energy = page["idlewatt_energy_joules"]
+            code, seconds = command.stop(number)
+            assert code == 0
+            assert seconds < 5
+            events = command.events()
+            assert [event["event"] for event in events if event["event"] in ("serving", "stopping")] == [
+                "serving",
+                "stopping",
+            ]
+            assert not [event for event in events if event["level"] == "error"]
+
+
+def test_collect_and_process_share_the_work(tmp_path: Path) -> None:
+    """Collectors and stages run apart on one log; each serves its own figures only."""
+    config = simulated(tmp_path)
+    with (
+        serving("collect", "--config", config, log=tmp_path / "collect.txt") as collect,
+        serving("process", "--config", config, "--stage", "meter", log=tmp_path / "meter.txt") as meter,
+        serving("process", "--config", config, "--stage", "economy", log=tmp_path / "economy.txt") as economy,
+    ):
+        wait_until(lambda: "idlewatt_gpus" in families(meter.page()), "the meter closes windows")
+        wait_until(
+            lambda: families(economy.page()).get("idlewatt_benchmark_lost_revenue", 0) > 0,
+            "the economy prices them",
+        )
+        pages = {"collector": collect.page(), "meter": meter.page(), "economy": economy.page()}
+        for stage, page in pages.items():
+            stages = {
+                metric.stage
+                for metric in metric_names.METRICS
+                if metric.name.removesuffix("_total") in families(page)
+            }
+            assert stages - {"pipeline"} == {stage}
+        assert [command.stop()[0] for command in (collect, meter, economy)] == [0, 0, 0]
+
+
+def test_a_hanging_engine_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """SIGTERM ends the collector within 5 s while an engine keeps it waiting."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        env = {
+            "IDLEWATT_COLLECT__GPU": "none",
+            "IDLEWATT_COLLECT__TIMEOUT_S": "60",
+            "IDLEWATT_COLLECT__ENGINE": f'[{{url = "http://127.0.0.1:{silent.getsockname()[1]}/metrics"}}]',
+            "IDLEWATT_LOG__PATH": str(tmp_path / "log.db"),
+        }
+        with serving("collect", log=tmp_path / "log.txt", env=env) as command:
+            assert command.url
+            connection, _ = silent.accept()
+            with connection:
+                code, seconds = command.stop()
+    assert code == 0
+    assert seconds < 5
+
+
+def test_a_state_that_cannot_be_read_ends_the_process(tmp_path: Path) -> None:
+    """A broken state is never passed over in silence: the process ends, with one line that says why."""
+    config = simulated(tmp_path)
+    with serving("run", "--config", config, log=tmp_path / "log.txt") as command:
+        wait_until(lambda: "idlewatt_gpus" in families(command.page()), "windows close")
+        assert command.stop()[0] == 0
+    with sqlite3.connect(tmp_path / "log.db") as file:
+        file.execute("UPDATE stages SET snapshot = ? WHERE stage = 'meter'", (b"no snapshot",))
+    file.close()
+    with serving("run", "--config", config, log=tmp_path / "log.txt") as command:
+        code = command.process.wait(40)
+        last = command.log.read_text().splitlines()[-1]
+    assert code == 2
+    assert last.startswith("idlewatt: a snapshot in idlewatt.state is not one of ours")
+
+
+@pytest.mark.kafka
+def test_a_frozen_kafka_does_not_hold_up_the_end(kafka_broker: KafkaBroker, tmp_path: Path) -> None:
+    """SIGTERM ends collector and processor within 5 s while Kafka does not answer."""
+    settings = kafka_broker.fresh_topics(kafka_broker.settings())
+    env = {
+        "IDLEWATT_LOG__KIND": "kafka",
+        "IDLEWATT_LOG__BOOTSTRAP_SERVERS": settings.log.bootstrap_servers,
+        "IDLEWATT_COLLECT__GPU": "simulated",
+        "IDLEWATT_PROCESS__WINDOW_S": "1",
+        "IDLEWATT_PROCESS__GRACE_S": "2",
+        "IDLEWATT_PROCESS__GROUP": settings.process.group,
+    }
+    with (
+        serving("collect", log=tmp_path / "collect.txt", env=env) as collect,
+        serving("process", log=tmp_path / "process.txt", env=env) as process,
+    ):
+        wait_until(lambda: "idlewatt_gpus" in families(process.page()), "windows close", 60)
+        kafka_broker.freeze()
+        try:
+            for command in (collect, process):
+                code, seconds = command.stop()
+                assert code == 0, command.log.read_text()
+                assert seconds < 5
+        finally:
+            kafka_broker.thaw()

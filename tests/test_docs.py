@@ -1,0 +1,56 @@
+"""The documentation is current: what is printed from code equals the code, and links lead somewhere."""
+
+import re
+import runpy
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from idlewatt.stream.metric_names import METRICS
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def test_generated_parts_are_current() -> None:
+    """`make docs` was run after the last change of settings or metrics."""
+    generated = runpy.run_path(str(ROOT / "docs" / "generate.py"))["generated"]()
+    assert {path.name for path in generated} == {"README.md", "configuration.md"}
+    for path, text in generated.items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is out of date: run make docs"
+
+
+def test_readme_has_every_metric_once() -> None:
+    """The table of the README lists each metric once."""
+    readme = (ROOT / "README.md").read_text()
+    for metric in METRICS:
+        assert readme.count(f"| `{metric.name}` |") == 1
+
+
+def _links(page: Path) -> Iterator[str]:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    yield from re.findall(r"\]\((?!https?://)([^)\s]+)\)", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Each relative link names a file, and a heading in it where it says so."""
+    for link in _links(page):
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), f"{page.name} links to {link}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, f"{page.name} links to {link}"
+
+
+def test_make_help_lists_every_target() -> None:
+    """A dozen targets or so, each with a word of explanation."""
+    result = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert phony is not None
+    for target in phony[1].split():
+        assert f"make {target} " in result.stdout

@@ -1,0 +1,185 @@
+"""`idlewatt doctor` says of each part what it saw and what to do, and exits 3 if one fails."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import loopback_http
+import pytest
+from idlewatt_command import idlewatt, serving, taken_port
+from kafka_broker import KafkaBroker
+from nvml_library import NvmlScript
+from nvml_library import nvml_library as nvml_library
+
+from idlewatt.stream import records, topics
+from idlewatt.stream.encoding import encode_rows
+from idlewatt.stream.log import Record
+from idlewatt.stream.opening import open_appender
+from idlewatt.stream.records import GpuRow
+
+VLLM_PAGE = (Path(__file__).parent / "testdata/engines/vllm/0.33/metrics.prom").read_bytes()
+
+
+def examine(tmp_path: Path, env: dict[str, str] | None = None) -> tuple[int, dict[str, list[str]]]:
+    """The exit code, and the lines by part; settings that are sound except for `env`."""
+    sound = {
+        "IDLEWATT_COLLECT__GPU": "none",
+        "IDLEWATT_LOG__PATH": str(tmp_path / "log.db"),
+        "IDLEWATT_PORT": "0",
+    }
+    result = idlewatt("doctor", env=sound | (env or {}))
+    assert result.stderr == ""
+    parts: dict[str, list[str]] = {}
+    for line in result.stdout.splitlines():
+        level, part, seen = line.split(maxsplit=2)
+        parts.setdefault(part, []).append(f"{level} {seen}")
+    return result.returncode, parts
+
+
+def engine(url: str) -> dict[str, str]:
+    return {"IDLEWATT_COLLECT__ENGINE": f'[{{url = "{url}", name = "chat-0"}}]'}
+
+
+def test_a_sound_box_is_all_ok(tmp_path: Path) -> None:
+    """Nothing wrong is exit code 0, a line for each part, and no trace left behind."""
+    with loopback_http.serving(loopback_http.says(loopback_http.page(VLLM_PAGE))) as server:
+        code, parts = examine(tmp_path, engine(server.url))
+    assert code == 0
+    assert list(parts) == ["config", "gpu", "engine", "log", "clock", "port"]
+    assert all(line.startswith("ok ") for lines in parts.values() for line in lines)
+    assert "chat-0 serves " in parts["engine"][0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_settings_are_all_told(tmp_path: Path) -> None:
+    """Every fault of the configuration is a line; the rest cannot be looked at."""
+    code, parts = examine(tmp_path, {"IDLEWATT_PORT": "x", "IDLEWATT_PROT": "1"})
+    assert code == 3
+    assert list(parts) == ["config"]
+    assert len(parts["config"]) == 2
+    assert all(line.startswith("FAIL environment: ") for line in parts["config"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (loopback_http.page(b"<html>hello</html>", "Content-Type: text/html"), "FAIL chat-0: "),
+        (loopback_http.page(b"", status="500 Internal Server Error"), "FAIL chat-0: http_status"),
+        (loopback_http.page(b"python_info 1\n"), "FAIL chat-0: no_known_series"),
+    ],
+    ids=["html", "error", "other_exporter"],
+)
+def test_an_engine_that_tells_nothing_fails(tmp_path: Path, answer: bytes, told: str) -> None:
+    """An engine must answer with series we know."""
+    with loopback_http.serving(loopback_http.says(answer)) as server:
+        code, parts = examine(tmp_path, engine(server.url))
+    assert code == 3
+    assert parts["engine"][0].startswith(told)
+
+
+def test_an_unknown_server_kind_fails(tmp_path: Path) -> None:
+    """A kind nobody has written is told with the kinds there are."""
+    env = {"IDLEWATT_COLLECT__ENGINE": '[{url = "http://127.0.0.1:1/metrics", server = "vlm"}]'}
+    code, parts = examine(tmp_path, env)
+    assert code == 3
+    assert "Did you mean 'vllm'?" in parts["engine"][0]
+
+
+@pytest.mark.nvml
+@pytest.mark.parametrize(
+    ("script", "code", "told"),
+    [
+        ("driver 580.1\ngpus 2", 0, "ok NVIDIA driver 580.1 shows 2 GPUs"),
+        ("return nvmlInitWithFlags 18", 3, "FAIL NVIDIA driver: driver_mismatch"),
+    ],
+    ids=["sound", "mismatch"],
+)
+def test_the_driver_is_looked_at(
+    tmp_path: Path, nvml_library: Callable[..., Path], script: str, code: int, told: str
+) -> None:
+    """With collect.gpu = "nvml" the driver library, its version and its GPUs are told."""
+    nvml = NvmlScript(nvml_library(), tmp_path / "script")
+    nvml.write(script)
+    found, parts = examine(tmp_path, nvml.environment | {"IDLEWATT_COLLECT__GPU": "nvml"})
+    assert parts["gpu"][0].startswith(told)
+    assert found == code
+
+
+def test_a_log_file_that_cannot_be_fails(tmp_path: Path) -> None:
+    """A folder that is not there, and a file of another kind, are told."""
+    other = tmp_path / "notes.txt"
+    other.write_text("dear diary, this is no database " * 100)
+    for path in (tmp_path / "no" / "log.db", other):
+        code, parts = examine(tmp_path, {"IDLEWATT_LOG__PATH": str(path)})
+        assert code == 3
+        assert parts["log"][0].startswith("FAIL ")
+        assert str(path) in parts["log"][0]
+
+
+def test_a_port_of_a_stranger_fails_and_our_own_is_a_warning(tmp_path: Path) -> None:
+    """A port taken by something else is a fault; by a running Idlewatt it is none."""
+    with taken_port() as held:
+        code, parts = examine(tmp_path, {"IDLEWATT_PORT": str(held.getsockname()[1])})
+    assert code == 3
+    assert parts["port"][0].startswith("FAIL ")
+    env = {"IDLEWATT_COLLECT__GPU": "simulated", "IDLEWATT_LOG__PATH": str(tmp_path / "other.db")}
+    with serving("collect", log=tmp_path / "log.txt", env=env) as command:
+        port = command.url.rpartition(":")[2].partition("/")[0]
+        code, parts = examine(tmp_path, {"IDLEWATT_PORT": port})
+    assert code == 0
+    assert parts["port"] == [f"warn an Idlewatt serves http://127.0.0.1:{port}/metrics already"]
+
+
+@pytest.mark.kafka
+def test_kafka_and_the_clocks_of_senders_are_looked_at(kafka_broker: KafkaBroker, tmp_path: Path) -> None:
+    """Topics that are missing are a warning; a sender whose clock runs ahead of the grace fails, by name."""
+    settings = kafka_broker.settings()
+    env = {
+        "IDLEWATT_LOG__KIND": "kafka",
+        "IDLEWATT_LOG__BOOTSTRAP_SERVERS": settings.log.bootstrap_servers,
+    }
+    with kafka_broker.admin() as admin:
+        present = sorted(set(admin.list_topics()) & set(topics.ALL))
+        if present:
+            admin.delete_topics(present)
+    code, parts = examine(tmp_path, env)
+    assert code == 0
+    assert "lacks idlewatt.engine" in parts["log"][0]
+    assert parts["clock"][0].startswith("warn no rows in Kafka yet")
+
+    kafka_broker.fresh_topics(settings)
+    appender = open_appender(settings, "test")
+    try:
+        for node, ahead_ms in (("sound-1", 0), ("fast-1", 60_000)):
+            row = GpuRow(
+                ts_ms=time.time_ns() // 1_000_000 + ahead_ms,
+                site="s",
+                pool=node,
+                node=node,
+                gpu_uuid="GPU-1",
+                product="H100",
+            )
+            key = topics.pool_key("s", node)
+            appender.append([Record(topics.GPU, key, encode_rows(records.GPU, [row]))])
+            code, parts = examine(tmp_path, env)
+            assert parts["log"] == [
+                f"ok Kafka answers at {settings.log.bootstrap_servers} and has all {len(topics.ALL)} topics"
+            ]
+            if ahead_ms:
+                assert code == 3
+                assert "the clock of fast-1 is 60.0 s ahead" in parts["clock"][0]
+                assert parts["clock"][0].startswith("FAIL ")
+            else:
+                assert code == 0
+                assert parts["clock"][0].startswith("ok ")
+    finally:
+        appender.close()
+
+
+def test_a_kafka_that_is_away_fails(tmp_path: Path) -> None:
+    """A broker that does not answer is a fault that names its address."""
+    env = {"IDLEWATT_LOG__KIND": "kafka", "IDLEWATT_LOG__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    code, parts = examine(tmp_path, env)
+    assert code == 3
+    assert parts["log"][0].startswith("FAIL ")
+    assert "127.0.0.1:1" in parts["log"][0]
