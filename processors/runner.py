@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
@@ -16,7 +16,7 @@ from idlewatt.processors.stage import Batch, Folded, Stage
 from idlewatt.stream import metric_names as names
 from idlewatt.stream import records, topics
 from idlewatt.stream.clock import Clock
-from idlewatt.stream.decoding import decode, empty_frame
+from idlewatt.stream.decoding import empty_frame, read_message, refuse_nulls
 from idlewatt.stream.encoding import encode_rows
 from idlewatt.stream.errors import LogUnavailableError, RewindError, UnreadableMessageError
 from idlewatt.stream.log import Commit, Message, Poll, Record, StageLog
@@ -30,6 +30,18 @@ POLL_S: Final = 0.25
 COMMIT_INTERVAL_S: Final = 0.5
 UNAVAILABLE_PAUSE_S: Final = 1.0
 SAY_AGAIN_S: Final = 60.0
+
+
+def _joined(schema: Schema, found: Sequence[tuple[Message, pl.DataFrame]]) -> pl.DataFrame:
+    """One frame of many messages. Raises UnreadableMessageError where a required value is missing."""
+    if not found:
+        return empty_frame(schema).with_columns(pl.lit(None, pl.Int64).alias("src"))
+    rows = pl.concat([frame for _, frame in found])
+    refuse_nulls(schema, rows)
+    sources = pl.DataFrame(
+        {"src": [message.offset for message, _ in found], "rows": [frame.height for _, frame in found]}
+    )
+    return rows.with_columns(sources.select(pl.col("src").repeat_by("rows").explode()).to_series())
 
 
 class Runner(Generic[S]):
@@ -174,25 +186,39 @@ class Runner(Generic[S]):
     def _decode(
         self, messages: Sequence[Message], now_ms: int
     ) -> tuple[dict[str, pl.DataFrame], list[Record]]:
-        parts: dict[Schema, list[pl.DataFrame]] = {schema: [] for schema in self._stage.schemas}
+        """Rows per schema, with `src`, the offset of their message; and what to say of messages that are none."""
+        parts: dict[Schema, list[tuple[Message, pl.DataFrame]]] = {
+            schema: [] for schema in self._stage.schemas
+        }
         rejected: list[Record] = []
         for message in messages:
-            self._figures.count(names.MESSAGES, message.topic, str(message.partition))
             try:
-                schema, frame = decode(message.value)
+                schema, frame = read_message(message.value)
                 if schema not in parts:
                     raise UnreadableMessageError(
                         "wrong_topic", f"{schema.name} rows do not belong in {message.topic}"
                     )
             except UnreadableMessageError as error:
                 rejected.append(self._reject(message, error.reason, str(error), now_ms))
-                continue
-            self._figures.count(names.ROWS, message.topic, by=frame.height)
-            parts[schema].append(frame.with_columns(pl.lit(message.offset, pl.Int64).alias("src")))
+            else:
+                parts[schema].append((message, frame))
         frames = {}
         for schema, found in parts.items():
-            nothing = empty_frame(schema).with_columns(pl.lit(None, pl.Int64).alias("src"))
-            frames[schema.name] = pl.concat(found) if found else nothing
+            try:
+                frames[schema.name] = _joined(schema, found)
+            except UnreadableMessageError:
+                whole = []
+                for message, frame in found:
+                    try:
+                        refuse_nulls(schema, frame)
+                        whole.append((message, frame))
+                    except UnreadableMessageError as error:
+                        rejected.append(self._reject(message, error.reason, str(error), now_ms))
+                frames[schema.name] = _joined(schema, whole)
+            for message, frame in found:
+                self._figures.count(names.ROWS, message.topic, by=frame.height)
+        for (topic, partition), count in Counter((m.topic, m.partition) for m in messages).items():
+            self._figures.count(names.MESSAGES, topic, str(partition), by=count)
         return frames, rejected
 
     def _reject(self, message: Message, reason: str, detail: str, now_ms: int) -> Record:

@@ -1,6 +1,7 @@
 """Bytes to frames, with every way a peer can get it wrong named."""
 
 import functools
+from dataclasses import dataclass
 from typing import Final
 
 import polars as pl
@@ -37,13 +38,27 @@ def decode(message: bytes) -> tuple[Schema, pl.DataFrame]:
     Unknown columns are dropped, missing optional ones are null. Raises UnreadableMessageError with reason
     not_arrow, unknown_schema, schema_version, missing_column, column_type or null_value.
     """
-    schema = _schema_of(_schema_message(message))
+    schema, frame = read_message(message)
+    refuse_nulls(schema, frame)
+    return schema, frame
+
+
+def read_message(message: bytes) -> tuple[Schema, pl.DataFrame]:
+    """decode() without the check for missing values, which costs less over many messages at once."""
+    layout = _layout(_schema_message(message))
     try:
         # one message holds one stream; polars reads only the first of two
         frame = pl.read_ipc_stream(message)
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
         raise UnreadableMessageError("not_arrow", f"the Arrow stream breaks off: {error}") from error
-    return schema, _conform(schema, frame)
+    return layout.schema, frame if layout.exact else _conform(layout.schema, frame)
+
+
+def refuse_nulls(schema: Schema, frame: pl.DataFrame) -> None:
+    """Raise UnreadableMessageError (null_value) where a required column has a row without a value."""
+    for name in schema.required:
+        if frame.get_column(name).null_count():
+            raise UnreadableMessageError("null_value", f"{schema.name}.{name} has rows without a value")
 
 
 def _schema_message(message: bytes) -> bytes:
@@ -56,13 +71,22 @@ def _schema_message(message: bytes) -> bytes:
     return message[: 8 + length]
 
 
-# Parsing a schema costs six times the decoding of a whole message, and a topic carries few different ones.
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    schema: Schema
+    # the columns are the schema's, in its order and types: nothing to conform
+    exact: bool
+
+
+# Looking at a schema costs several times the decoding of a whole message, and a topic carries few different ones.
 @functools.lru_cache(maxsize=256)
-def _schema_of(schema_message: bytes) -> Schema:
+def _layout(schema_message: bytes) -> _Layout:
     try:
-        metadata = ipc.read_schema(pa.py_buffer(schema_message)).metadata or {}
-    except (pa.ArrowInvalid, OSError) as error:
+        arrow = ipc.read_schema(pa.py_buffer(schema_message))
+        columns = pl.DataFrame(arrow.empty_table()).schema
+    except (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError) as error:
         raise UnreadableMessageError("not_arrow", f"the Arrow schema cannot be read: {error}") from error
+    metadata = arrow.metadata or {}
     name = metadata.get(NAME_KEY, b"").decode(errors="replace")
     version = metadata.get(VERSION_KEY, b"").decode(errors="replace")
     schema = SCHEMAS.get(name)
@@ -75,27 +99,19 @@ def _schema_of(schema_message: bytes) -> Schema:
             "schema_version",
             f"{name} has version {version!r}, this Idlewatt reads {schema.major}.x: upgrade the older side",
         )
-    return schema
+    return _Layout(schema, exact=columns == frame_schema(schema))
 
 
 def _conform(schema: Schema, frame: pl.DataFrame) -> pl.DataFrame:
-    wanted = frame_schema(schema)
-    if frame.schema == wanted:
-        conformed = frame
-    else:
-        missing = [name for name in schema.required if name not in frame.columns]
-        if missing:
-            raise UnreadableMessageError("missing_column", f"{schema.name} lacks {', '.join(missing)}")
-        try:
-            conformed = frame.select(
-                pl.col(name).cast(dtype) if name in frame.columns else pl.lit(None, dtype).alias(name)
-                for name, dtype in wanted.items()
-            )
-        except pl.exceptions.PolarsError as error:
-            raise UnreadableMessageError(
-                "column_type", f"a column of {schema.name} has the wrong type: {error}"
-            ) from error
-    for name in schema.required:
-        if conformed.get_column(name).null_count():
-            raise UnreadableMessageError("null_value", f"{schema.name}.{name} has rows without a value")
-    return conformed
+    missing = [name for name in schema.required if name not in frame.columns]
+    if missing:
+        raise UnreadableMessageError("missing_column", f"{schema.name} lacks {', '.join(missing)}")
+    try:
+        return frame.select(
+            pl.col(name).cast(dtype) if name in frame.columns else pl.lit(None, dtype).alias(name)
+            for name, dtype in frame_schema(schema).items()
+        )
+    except pl.exceptions.PolarsError as error:
+        raise UnreadableMessageError(
+            "column_type", f"a column of {schema.name} has the wrong type: {error}"
+        ) from error
