@@ -6,8 +6,10 @@ from typing import Final
 
 import polars as pl
 import pyarrow as pa
+from crc32c import crc32c
 from pyarrow import ipc
 
+from idlewatt.stream.encoding import SEAL, SEAL_BYTES
 from idlewatt.stream.errors import UnreadableMessageError
 from idlewatt.stream.records import NAME_KEY, SCHEMAS, VERSION_KEY, Schema
 
@@ -36,7 +38,7 @@ def decode(message: bytes) -> tuple[Schema, pl.DataFrame]:
     """Decode one message into its schema and a frame with exactly that schema's columns.
 
     Unknown columns are dropped, missing optional ones are null. Raises UnreadableMessageError with reason
-    not_arrow, unknown_schema, schema_version, missing_column, column_type or null_value.
+    not_arrow, checksum, unknown_schema, schema_version, missing_column, column_type or null_value.
     """
     schema, frame = read_message(message)
     refuse_nulls(schema, frame)
@@ -46,12 +48,13 @@ def decode(message: bytes) -> tuple[Schema, pl.DataFrame]:
 def read_message(message: bytes) -> tuple[Schema, pl.DataFrame]:
     """decode() without the check for missing values, which costs less over many messages at once."""
     layout = _layout(_schema_message(message))
-    try:
-        # one message holds one stream; polars reads only the first of two
-        frame = pl.read_ipc_stream(message)
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        raise UnreadableMessageError("not_arrow", f"the Arrow stream breaks off: {error}") from error
-    return layout.schema, frame if layout.exact else _conform(layout.schema, frame)
+    sealed = message[-SEAL_BYTES:-4] == SEAL
+    if sealed and int.from_bytes(message[-4:], "little") != crc32c(message[:-SEAL_BYTES]):
+        raise UnreadableMessageError("checksum", "the message's checksum does not fit its bytes")
+    if not (sealed and layout.exact):
+        return layout.schema, _read_foreign(layout.schema, message)
+    # polars can abort the process over bytes that are no Arrow: it gets only what our own writer has sealed
+    return layout.schema, pl.read_ipc_stream(message)
 
 
 def refuse_nulls(schema: Schema, frame: pl.DataFrame) -> None:
@@ -74,7 +77,7 @@ def _schema_message(message: bytes) -> bytes:
 @dataclass(frozen=True, slots=True)
 class _Layout:
     schema: Schema
-    # the columns are the schema's, in its order and types: nothing to conform
+    # the columns are the schema's, in its order and types
     exact: bool
 
 
@@ -83,8 +86,8 @@ class _Layout:
 def _layout(schema_message: bytes) -> _Layout:
     try:
         arrow = ipc.read_schema(pa.py_buffer(schema_message))
-        columns = pl.DataFrame(arrow.empty_table()).schema
-    except (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError) as error:
+        columns = [(field.name, field.type) for field in arrow]
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UnreadableMessageError("not_arrow", f"the Arrow schema cannot be read: {error}") from error
     metadata = arrow.metadata or {}
     name = metadata.get(NAME_KEY, b"").decode(errors="replace")
@@ -99,19 +102,30 @@ def _layout(schema_message: bytes) -> _Layout:
             "schema_version",
             f"{name} has version {version!r}, this Idlewatt reads {schema.major}.x: upgrade the older side",
         )
-    return _Layout(schema, exact=columns == frame_schema(schema))
+    return _Layout(schema, exact=columns == [(field.name, field.type) for field in schema.arrow])
 
 
-def _conform(schema: Schema, frame: pl.DataFrame) -> pl.DataFrame:
-    missing = [name for name in schema.required if name not in frame.columns]
+def _read_foreign(schema: Schema, message: bytes) -> pl.DataFrame:
+    """Messages of another writer or another minor version, through pyarrow, which survives any bytes."""
+    try:
+        table = ipc.open_stream(message).read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise UnreadableMessageError("not_arrow", f"the Arrow stream cannot be read: {error}") from error
+    missing = [name for name in schema.required if name not in table.column_names]
     if missing:
         raise UnreadableMessageError("missing_column", f"{schema.name} lacks {', '.join(missing)}")
     try:
-        return frame.select(
-            pl.col(name).cast(dtype) if name in frame.columns else pl.lit(None, dtype).alias(name)
-            for name, dtype in frame_schema(schema).items()
-        )
-    except pl.exceptions.PolarsError as error:
+        columns = [
+            table.column(field.name).cast(field.type)
+            if field.name in table.column_names
+            else pa.nulls(table.num_rows, field.type)
+            for field in schema.arrow
+        ]
+    except (pa.ArrowException, KeyError) as error:
         raise UnreadableMessageError(
             "column_type", f"a column of {schema.name} has the wrong type: {error}"
         ) from error
+    frame = pl.from_arrow(pa.table(columns, names=schema.arrow.names))
+    assert isinstance(frame, pl.DataFrame)
+    return frame

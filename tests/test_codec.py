@@ -1,0 +1,164 @@
+"""Messages: what goes in comes out, and every way a peer can get it wrong has a name."""
+
+import contextlib
+import dataclasses
+import random
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from crc32c import crc32c
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import ipc
+
+from idlewatt.stream import records
+from idlewatt.stream.decoding import decode, frame_schema
+from idlewatt.stream.encoding import SEAL, SEAL_BYTES, encode_rows
+from idlewatt.stream.errors import UnreadableMessageError
+
+_INT = st.integers(-(2**63), 2**63 - 1)
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+GPU_ROWS = st.lists(
+    st.builds(
+        records.GpuRow,
+        ts_ms=_INT,
+        site=_TEXT,
+        pool=_TEXT,
+        node=_TEXT,
+        gpu_uuid=_TEXT,
+        product=_TEXT,
+        energy_mj=st.none() | _INT,
+        power_mw=st.none() | _INT,
+        sm_activity=st.none() | st.floats(allow_nan=False),
+        has_process=st.none() | st.booleans(),
+    ),
+    max_size=5,
+)
+ROW = records.EngineRow(
+    ts_ms=1_790_000_000_000,
+    site="hall-1",
+    pool="chat",
+    node="node-1",
+    engine="node-1:8000",
+    server="vllm",
+    model_name="model",
+    output_tokens=7,
+    advance="step",
+    gpus=["GPU-a", "GPU-b"],
+)
+
+
+def reason_of(message: bytes) -> str:
+    with pytest.raises(UnreadableMessageError) as caught:
+        decode(message)
+    assert str(caught.value)
+    return caught.value.reason
+
+
+def foreign(columns: dict[str, Any], metadata: dict[bytes, bytes] | None = None) -> bytes:
+    """A message another Arrow writer made: no seal, its own types."""
+    table = pa.table(columns).replace_schema_metadata(
+        {records.NAME_KEY: b"engine", records.VERSION_KEY: b"1.0"} if metadata is None else metadata
+    )
+    sink = pa.BufferOutputStream()
+    with ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def columns_of(row: records.EngineRow) -> dict[str, Any]:
+    return {name: [value] for name, value in dataclasses.asdict(row).items() if value is not None}
+
+
+@given(GPU_ROWS)
+def test_rows_come_back_as_they_went(rows: list[records.GpuRow]) -> None:
+    """Encoding and decoding keep every value, nulls included."""
+    schema, frame = decode(encode_rows(records.GPU, rows))
+    assert schema is records.GPU
+    assert frame.schema == frame_schema(records.GPU)
+    assert frame.rows(named=True) == [dataclasses.asdict(row) for row in rows]
+
+
+def test_lists_come_back_as_they_went() -> None:
+    """The GPUs of an engine travel as a list."""
+    _, frame = decode(encode_rows(records.ENGINE, [ROW, dataclasses.replace(ROW, gpus=None)]))
+    assert frame.get_column("gpus").to_list() == [["GPU-a", "GPU-b"], None]
+
+
+def test_any_arrow_reader_opens_a_message() -> None:
+    """A message is one Arrow IPC stream with its schema's name and version; the seal after it disturbs nobody."""
+    with ipc.open_stream(encode_rows(records.ENGINE, [ROW])) as reader:
+        table = reader.read_all()
+    assert table.schema.metadata == {records.NAME_KEY: b"engine", records.VERSION_KEY: b"1.0"}
+    assert table.column("model_name").to_pylist() == ["model"]
+
+
+@pytest.mark.parametrize("schema", records.SCHEMAS.values(), ids=records.SCHEMAS)
+def test_every_schema_travels(schema: records.Schema) -> None:
+    """Each kind of row can be written and read, also empty."""
+    decoded, frame = decode(encode_rows(schema, []))
+    assert decoded is schema
+    assert frame.is_empty()
+
+
+def test_another_writers_message_is_read() -> None:
+    """Plain strings, narrower integers, an unknown column and missing optional ones are no fault."""
+    columns = columns_of(ROW) | {"colour": ["blue"], "output_tokens": pa.array([7], pa.int32())}
+    _, frame = decode(foreign(columns, {records.NAME_KEY: b"engine", records.VERSION_KEY: b"1.7"}))
+    assert frame.schema == frame_schema(records.ENGINE)
+    assert frame.row(0, named=True) == dataclasses.asdict(ROW)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (b"", "not_arrow"),
+        (b"garbage", "not_arrow"),
+        (b"<html>502 Bad Gateway</html>", "not_arrow"),
+        (b"\xff\xff\xff\xff" + b"\x00" * 100, "not_arrow"),
+        (b"\xff\xff\xff\xff\xff\xff\xff\x7f", "not_arrow"),
+        (foreign(columns_of(ROW), {}), "unknown_schema"),
+        (foreign(columns_of(ROW), {records.NAME_KEY: b"weather", records.VERSION_KEY: b"1.0"}), "unknown_schema"),
+        (foreign(columns_of(ROW), {records.NAME_KEY: b"engine", records.VERSION_KEY: b"2.0"}), "schema_version"),
+        (foreign(columns_of(ROW), {records.NAME_KEY: b"engine"}), "schema_version"),
+        (foreign({k: v for k, v in columns_of(ROW).items() if k != "model_name"}), "missing_column"),
+        (foreign(columns_of(ROW) | {"output_tokens": ["many"]}), "column_type"),
+        (foreign(columns_of(ROW) | {"output_tokens": pa.array([2**63], pa.uint64())}), "column_type"),
+        (foreign(columns_of(ROW) | {"node": pa.nulls(1, pa.string())}), "null_value"),
+    ],
+)  # fmt: skip
+def test_what_is_no_message_has_a_reason(message: bytes, reason: str) -> None:
+    """Each fault of a peer is told by its own reason."""
+    assert reason_of(message) == reason
+
+
+def test_a_flipped_bit_is_noticed() -> None:
+    """Arrow alone would read some damaged bodies as other values."""
+    message = encode_rows(records.ENGINE, [ROW])
+    for position in range(0, len(message) - SEAL_BYTES, 7):
+        damaged = bytearray(message)
+        damaged[position] ^= 1
+        with pytest.raises(UnreadableMessageError):
+            decode(bytes(damaged))
+
+
+def test_no_bytes_end_the_process() -> None:
+    """Damaged messages with and without a seal raise UnreadableMessageError, or are read; nothing worse."""
+    rng = random.Random(4)
+    message = encode_rows(records.ENGINE, [ROW] * 3)
+    stream = message[:-SEAL_BYTES]
+    for _ in range(3000):
+        damaged = bytearray(stream)
+        for _ in range(rng.randint(1, 4)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        del damaged[len(damaged) - rng.choice([0, 0, 1, 40]) :]
+        with contextlib.suppress(UnreadableMessageError):
+            decode(bytes(damaged))
+
+
+def test_the_seal_is_a_checksum_of_the_stream() -> None:
+    """The seal stands in the last eight bytes: IWC1 and the CRC-32C of all before it."""
+    message = encode_rows(records.ENGINE, [ROW])
+    assert message[-SEAL_BYTES:] == SEAL + crc32c(message[:-SEAL_BYTES]).to_bytes(4, "little")
+    assert reason_of(message[:-1] + bytes([message[-1] ^ 1])) == "checksum"

@@ -1,0 +1,215 @@
+"""The loop of a stage: what it commits, what it shows, and what cannot stop it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+import pytest
+from prometheus_client import Metric
+
+from idlewatt.processors.families import family
+from idlewatt.processors.pipeline_figures import PipelineFigures
+from idlewatt.processors.runner import Runner
+from idlewatt.processors.stage import Batch, Folded
+from idlewatt.stream import metric_names, records, topics
+from idlewatt.stream.decoding import decode
+from idlewatt.stream.encoding import encode_rows
+from idlewatt.stream.errors import LogUnavailableError, RewindError
+from idlewatt.stream.log import Commit, Message, Poll
+from idlewatt.stream.records import Schema
+
+NOW_MS = 1_790_000_000_000
+
+
+class Summing:
+    """The smallest stage: sums energy; refuses a reading of 13 mJ by raising."""
+
+    name = "summing"
+    inputs = (topics.GPU,)
+    schemas: tuple[Schema, ...] = (records.GPU,)
+
+    def empty(self) -> int:
+        return 0
+
+    def snapshot(self, state: int) -> bytes:
+        return str(state).encode()
+
+    def restore(self, snapshot: bytes) -> int:
+        return int(snapshot)
+
+    def fold(self, state: int, batch: Batch) -> Folded[int]:
+        rows = batch.frames["gpu"]
+        if rows.filter(pl.col("energy_mj") == 13).height:
+            raise ZeroDivisionError
+        gained = int(rows.get_column("energy_mj").sum())
+        waiting = rows.filter(pl.col("energy_mj") == 0).get_column("src").min()
+        needed = {topics.GPU: waiting} if isinstance(waiting, int) else {}
+        return Folded(state + gained, needed=needed, event_ms=NOW_MS - 2000, moved=gained > 0)
+
+    def families(self, states: Sequence[int]) -> list[Metric]:
+        return [family(metric_names.UNACCOUNTED, [(("site", "pool"), float(state)) for state in states])]
+
+
+@dataclass
+class ScriptedLog:
+    """Plays polls from a list and keeps what is committed."""
+
+    polls: list[Poll | Exception]
+    commits: list[Commit] = field(default_factory=list)
+    failing: int = 0
+    closed: bool = False
+
+    def poll(self, timeout_s: float) -> Poll:
+        poll = self.polls.pop(0) if self.polls else Poll()
+        if isinstance(poll, Exception):
+            raise poll
+        return poll
+
+    def commit(self, commit: Commit) -> None:
+        if self.failing:
+            self.failing -= 1
+            raise RewindError("the broker went away")
+        self.commits.append(commit)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@dataclass
+class Stand:
+    log: ScriptedLog
+    runner: Runner[int]
+    figures: PipelineFigures
+    shown: list[list[float]]
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.runner.step(0)
+
+    def figure(self, name: str) -> Mapping[tuple[str, ...], float]:
+        found = [metric for metric in self.figures.collect() if metric.name == name.removesuffix("_total")]
+        return {tuple(sample.labels.values()): sample.value for sample in found[0].samples}
+
+
+@pytest.fixture
+def stand(monkeypatch: pytest.MonkeyPatch) -> Stand:
+    monkeypatch.setattr("idlewatt.processors.runner.COMMIT_INTERVAL_S", 0.0)
+    monkeypatch.setattr("idlewatt.processors.runner.UNAVAILABLE_PAUSE_S", 0.0)
+    log, figures, shown = ScriptedLog([]), PipelineFigures(), []
+
+    def publish(families: list[Metric]) -> None:
+        shown.append([sample.value for metric in families for sample in metric.samples])
+
+    return Stand(log, Runner(Summing(), log, lambda: NOW_MS, figures, publish), figures, shown)
+
+
+def reading(offset: int, energy_mj: int | None, partition: int = 0) -> Message:
+    row = records.GpuRow(
+        ts_ms=NOW_MS, site="s", pool="p", node="n", gpu_uuid="g", product="H100", energy_mj=energy_mj
+    )
+    return Message(topics.GPU, partition, offset, encode_rows(records.GPU, [row]))
+
+
+def test_commits_records_state_and_place_together(stand: Stand) -> None:
+    """A commit holds the new snapshot and the offset after the last message."""
+    stand.log.polls = [Poll(assigned={0: b"5"}), Poll([reading(7, 10), reading(8, 20)])]
+    stand.run(2)
+    assert stand.log.commits == [Commit([], {0: b"35"}, {(topics.GPU, 0): 9})]
+    assert stand.shown == [[5.0], [35.0]]
+
+
+def test_place_stays_at_what_still_waits(stand: Stand) -> None:
+    """A message whose rows wait is read again after a restart."""
+    stand.log.polls = [Poll(assigned={0: None}), Poll([reading(7, 0), reading(8, 20)])]
+    stand.run(2)
+    assert stand.log.commits[0].resume == {(topics.GPU, 0): 7}
+
+
+def test_a_failed_commit_starts_over(stand: Stand) -> None:
+    """After a rewind nothing of the uncommitted fold is left, and nothing uncommitted was ever shown."""
+    stand.log.failing = 1
+    stand.log.polls = [
+        Poll(assigned={0: b"5"}),
+        Poll([reading(7, 10)]),
+        Poll(assigned={0: b"5"}),
+        Poll([reading(7, 10)]),
+    ]
+    stand.run(4)
+    assert [commit.snapshots for commit in stand.log.commits] == [{0: b"15"}]
+    assert [15.0] not in stand.shown[:-1]
+    assert stand.figure("idlewatt_rewinds_total") == {("summing",): 1}
+
+
+def test_a_partition_taken_away_takes_its_work_along(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uncommitted work on a partition that is gone is not committed, and its series vanish."""
+    monkeypatch.setattr("idlewatt.processors.runner.COMMIT_INTERVAL_S", 3600.0)
+    stand.runner._committed_at = float("inf")
+    stand.log.polls = [
+        Poll(assigned={0: b"1", 1: b"2"}, behind={(topics.GPU, 0): 4, (topics.GPU, 1): 0}),
+        Poll([reading(7, 10, 0), reading(3, 20, 1)]),
+        Poll(revoked=frozenset({0})),
+    ]
+    stand.run(3)
+    monkeypatch.setattr("idlewatt.processors.runner.COMMIT_INTERVAL_S", 0.0)
+    stand.runner._committed_at = 0
+    stand.run(1)
+    assert [commit.snapshots for commit in stand.log.commits] == [{1: b"22"}]
+    assert stand.shown[-2:] == [[2.0], [22.0]]
+    assert stand.figure("idlewatt_behind_messages") == {(topics.GPU, "1"): 0}
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b"not arrow", "not_arrow"),
+        (encode_rows(records.MONEY, []), "wrong_topic"),
+        (reading(0, 13).value, "fold_failed"),
+    ],
+)
+def test_a_bad_message_costs_nothing_else(stand: Stand, bad: bytes, reason: str) -> None:
+    """It goes to idlewatt.rejected with its place and reason, is counted, and its neighbours count."""
+    stand.log.polls = [
+        Poll(assigned={0: None}),
+        Poll([reading(7, 10), Message(topics.GPU, 0, 8, bad), reading(9, 20)]),
+    ]
+    stand.run(2)
+    (commit,) = stand.log.commits
+    assert commit.snapshots == {0: b"30"}
+    assert commit.resume == {(topics.GPU, 0): 10}
+    (rejected,) = [decode(record.value)[1].row(0, named=True) for record in commit.records]
+    assert (rejected["topic"], rejected["offset"], rejected["reason"]) == (topics.GPU, 8, reason)
+    assert stand.figure("idlewatt_rejected_messages_total") == {(topics.GPU, reason): 1}
+
+
+def test_a_missing_value_rejects_its_message_alone(stand: Stand) -> None:
+    """Rows are checked many messages at once; only the one at fault is set aside."""
+    table = decode(reading(0, 10).value)[1].with_columns(node=pl.lit(None, pl.String)).to_arrow()
+    sink = records.pa.BufferOutputStream()
+    with records.pa.ipc.new_stream(sink, table.schema.with_metadata(records.GPU.arrow.metadata)) as writer:
+        writer.write_table(table)
+    stand.log.polls = [
+        Poll(assigned={0: None}),
+        Poll([reading(7, 10), Message(topics.GPU, 0, 8, bytes(sink.getvalue())), reading(9, 20)]),
+    ]
+    stand.run(2)
+    assert stand.log.commits[0].snapshots == {0: b"30"}
+    assert stand.figure("idlewatt_rejected_messages_total") == {(topics.GPU, "null_value"): 1}
+
+
+def test_a_log_that_is_away_is_waited_for(stand: Stand) -> None:
+    """Polls that fail end nothing; the work goes on where it was."""
+    stand.log.polls = [
+        Poll(assigned={0: None}),
+        LogUnavailableError("away"),
+        LogUnavailableError("away"),
+        Poll([reading(7, 10)]),
+    ]
+    stand.run(4)
+    assert stand.log.commits[0].snapshots == {0: b"10"}
+
+
+def test_event_time_lag_is_shown(stand: Stand) -> None:
+    """Lag is now less the newest event time, per stage and partition."""
+    stand.log.polls = [Poll(assigned={0: None}), Poll([reading(7, 10)])]
+    stand.run(2)
+    assert stand.figure("idlewatt_event_time_lag_seconds") == {("summing", "0"): 2.0}
