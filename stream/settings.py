@@ -42,6 +42,11 @@ class Log(_Section):
     replication_factor: int = Field(
         1, ge=1, le=7, description="Replicas of the topics Idlewatt creates; 3 in production."
     )
+    session_timeout_s: Annotated[float, Field(ge=1, le=1800)] = Field(
+        20.0,
+        description="A processor that Kafka has not heard from for this long loses its partitions to the others. "
+        "Brokers take no less than 6 s unless they are told to.",
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="How to talk to the brokers."
     )
@@ -238,6 +243,12 @@ class Simulate(_Section):
     seed: int = Field(1, description="The same seed gives the same factory and load.")
     day_s: Seconds = Field(120.0, description="Seconds in which the load rises and falls once.")
     outage_every_s: Seconds = Field(90.0, description="Mean time between outages of an engine or node.")
+    start_ms: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Unix milliseconds at which the factory began: started again, it goes on where it was. "
+        "Left out: now.",
+        examples=[1_767_225_600_000],
+    )
 
 
 class Settings(_Section):

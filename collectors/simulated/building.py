@@ -22,13 +22,16 @@ def build_simulated_sources(
     """
     collect = settings.collect
     if factory is None:
+        start_ms = settings.simulate.start_ms
         factory = Factory(
             settings.simulate.seed,
-            clock(),
+            clock() if start_ms is None else start_ms,
             site=settings.site,
             day_s=settings.simulate.day_s,
             outage_every_s=settings.simulate.outage_every_s,
         )
+        # hours of a past are seconds of work, for which no reading should wait
+        factory.advance(clock())
     elif factory.site != settings.site:
         raise ValueError(f"the factory stands at site {factory.site!r}, the settings say {settings.site!r}")
     clocked = ClockedFactory(factory, clock)
