@@ -50,7 +50,8 @@ clean: ## remove what was made here, .venv and downloads included
 # Runtime, tests and checks are set up apart: a demo downloads no test tools.
 $(VENV)/.runtime: pyproject.toml | $(VENV)/bin/python
 	@echo "setting up $(VENV): this takes a minute, once"
-	@$(RUN) -m pip install -q --disable-pip-version-check -e .
+	@# setuptools warns of a danger to others: here the folders are the packages
+	@PYTHONWARNINGS=ignore $(RUN) -m pip install -q --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.runtime
