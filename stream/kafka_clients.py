@@ -22,12 +22,13 @@ from kafka.structs import OffsetAndMetadata as OffsetAndMetadata
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
 from idlewatt.stream.settings import Log
 
-# One message: topics, producers and consumers agree on it. Snapshots are cut into pieces far smaller.
-MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024
+# One message: topics and producers agree on it. Brokers take requests of up to 100 MB; snapshots are cut small.
+MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
 _BOOTSTRAP_TIMEOUT_MS: Final = 4_000
 _REQUEST_TIMEOUT_MS: Final = 8_000
-# A member that dies without a word is missed after this long.
-_SESSION_TIMEOUT_MS: Final = 20_000
+_HEARTBEATS_PER_SESSION: Final = 3
+# Members hear of a rebalance with a heartbeat, and all wait for the last.
+_HEARTBEAT_INTERVAL_MS: Final = 1_000
 # A member that hangs holds up a rebalance for this long; longer than a commit may take.
 _MAX_POLL_INTERVAL_MS: Final = 60_000
 # A transaction whose process died is aborted after this long, and until then holds up its readers.
@@ -109,6 +110,7 @@ class RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]
 
 def open_group_consumer(log: Log, client_id: str, group: str, instance: str | None) -> Consumer:
     """A member of a consumer group that commits nothing by itself."""
+    session_timeout_ms = round(log.session_timeout_s * 1000)
     return _open_consumer(
         log,
         client_id,
@@ -117,7 +119,8 @@ def open_group_consumer(log: Log, client_id: str, group: str, instance: str | No
         # Range gives partition n of every topic with the same number of partitions to the same member, so
         # that the joules and tokens of a pool meet. kafka-python's cooperative assignor does not promise that.
         partition_assignment_strategy=(RangePartitionAssignor,),
-        session_timeout_ms=_SESSION_TIMEOUT_MS,
+        session_timeout_ms=session_timeout_ms,
+        heartbeat_interval_ms=min(3_000, session_timeout_ms // _HEARTBEATS_PER_SESSION),
         max_poll_interval_ms=_MAX_POLL_INTERVAL_MS,
     )
 

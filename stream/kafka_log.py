@@ -16,7 +16,6 @@ from idlewatt.stream.kafka_clients import (
     ConsumedRecord,
     Consumer,
     GroupMetadata,
-    KafkaError,
     Producer,
     RebalanceListener,
     TopicPartition,
@@ -63,7 +62,7 @@ class KafkaAppender:
                 deliveries = [self._producer.send(r.topic, r.value, r.key) for r in records]
                 for delivery in deliveries:
                     delivery.get(timeout=max(deadline - time.monotonic(), 0.0))
-            except KafkaError as error:
+            except Exception as error:  # kafka-python documents no complete list of what it raises
                 self._drop()
                 raise LogUnavailableError(
                     f"log.bootstrap_servers: Kafka at {self._log.bootstrap_servers} takes no messages: {error}"
@@ -130,7 +129,7 @@ class KafkaStageLog:
         except LogUnavailableError:
             self._stop_restore()
             raise
-        except KafkaError as error:
+        except Exception as error:  # kafka-python documents no complete list of what it raises
             self._stop_restore()
             if not isinstance(error, RetriableError):
                 self._leave_group()
@@ -178,8 +177,9 @@ class KafkaStageLog:
         records = consumer.poll(int(wait_s * 1000), self.POLL_MESSAGES)
         # From here on nothing may raise, or the messages were lost.
         if self._take_change(consumer):
-            # nobody can say under whose ownership they were read; they will be read again
-            records, assigned = {}, {}
+            # Nothing is handed out any more, and so no message passes: nobody can say whose they were when they
+            # were read. They will be read again.
+            assigned = {}
         self._handed |= set(assigned)
         revoked, self._revoked = frozenset(self._revoked), set()
         messages = self._messages(records)

@@ -16,6 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,6 +62,7 @@ class KafkaBroker:
         self.cluster_id = _base64_uuid()
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
+        self._frozen = False
         self._name = f"idlewatt-{uuid.uuid4().hex[:12]}"
         port, controller_port = _free_ports(2)
         self.bootstrap_servers = f"127.0.0.1:{port}"
@@ -141,6 +143,11 @@ class KafkaBroker:
 
     def start(self) -> None:
         """Return when the process that was started here answers with the cluster id that was formatted."""
+        self.launch()
+        _wait_until(self.answers, f"Kafka answers (its log: {self.log_path})", _START_S)
+
+    def launch(self) -> None:
+        """Start the process and return."""
         if self._command is None:
             environment = [
                 f"--env=KAFKA_{key.upper().replace('.', '_')}={value}"
@@ -156,15 +163,14 @@ class KafkaBroker:
             command = [*self._command, "kafka.Kafka", str(self.folder / "server.properties")]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, preexec_fn=_die_with_parent, stdin=subprocess.DEVNULL
+                command, stdout=log, stderr=log, preexec_fn=die_with_parent, stdin=subprocess.DEVNULL
             )
-        _wait_until(self._answers, f"Kafka answers (its log: {self.log_path})", _START_S)
 
     def stop(self) -> None:
         """Stop the broker; clients see refused connections until start()."""
         if self._process is None:
             return
-        self._process.send_signal(signal.SIGCONT)
+        self.thaw()
         self._process.terminate()
         try:
             self._process.wait(_STOP_S)
@@ -173,14 +179,42 @@ class KafkaBroker:
             self._process.wait()
         self._process = None
 
-    def freeze(self) -> None:
-        """Stop answering without closing connections, until thaw(). Not for Docker."""
+    def kill(self) -> None:
+        """End the broker by SIGKILL; launch() starts it again on the data it left. Not for Docker."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        self._process.kill()
+        self._process.wait()
+        self._process, self._frozen = None, False
+
+    def freeze(self) -> None:
+        """Stop answering without closing connections, until thaw()."""
+        assert self._process is not None
+        if self._command is None:
+            subprocess.run(["docker", "pause", self._name], check=True, capture_output=True)
+        else:
+            self._process.send_signal(signal.SIGSTOP)
+        self._frozen = True
 
     def thaw(self) -> None:
+        """Answer again; does nothing to a broker that is not frozen."""
+        if not self._frozen:
+            return
         assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
+        if self._command is None:
+            subprocess.run(["docker", "unpause", self._name], check=True, capture_output=True)
+        else:
+            self._process.send_signal(signal.SIGCONT)
+        self._frozen = False
+
+    @property
+    def listens(self) -> bool:
+        """Whether it takes connections: at once true or false, where answers() waits."""
+        if self._frozen:
+            return False
+        host, _, port = self.bootstrap_servers.partition(":")
+        with suppress(OSError), socket.create_connection((host, int(port)), timeout=1.0):
+            return True
+        return False
 
     def remove(self) -> None:
         """Stop for good; the log stays."""
@@ -191,7 +225,8 @@ class KafkaBroker:
             )
         shutil.rmtree(self.folder / "data", ignore_errors=True)
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether the process that was started here answers; fails if it has ended or another one does."""
         assert self._process is not None
         if self._process.poll() is not None:
             raise AssertionError(
@@ -209,7 +244,7 @@ class KafkaBroker:
 @pytest.fixture(scope="session")
 def kafka_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
     """The broker of this session. Tests take kafka_broker, which is running at their start."""
-    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"), _java_command())
+    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"), java_command())
     broker.prepare()
     try:
         broker.start()
@@ -233,7 +268,7 @@ def fresh_topics(kafka_broker: KafkaBroker) -> Settings:
     return kafka_broker.fresh_topics(kafka_broker.settings())
 
 
-def _java_command() -> list[str] | None:
+def java_command() -> list[str] | None:
     """How to start a main class of Kafka; None if it must be Docker. Skips when there is no way."""
     if not _has_java() and os.geteuid() == 0 and shutil.which("apt-get"):
         for command in (["apt-get", "update"], list(_APT)):
@@ -314,7 +349,8 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For preexec_fn: the child ends when the thread that starts it does."""
     # a test run that is killed leaves no broker behind
     if sys.platform == "linux" and platform.python_implementation() == "CPython":
         pr_set_pdeathsig = 1

@@ -196,6 +196,7 @@ def test_a_member_that_hung_cannot_commit(
     hung, other = open_member(), open_member()
     append()
     hung.until_values(sent())
+    monkeypatch.undo()
     other.until_values(sent())
     with pytest.raises(RewindError):
         commit_what_was_read(hung)
@@ -211,10 +212,9 @@ COMMIT_AND_DIE = """
     from idlewatt.stream.log import Commit, Record
     from idlewatt.stream.settings import Log
 
-    kafka_clients._TRANSACTION_TIMEOUT_MS = 3000
-    kafka_clients._SESSION_TIMEOUT_MS = 3500
+    kafka_clients._TRANSACTION_TIMEOUT_MS = 2500
     log = KafkaStageLog(
-        Log(kind="kafka", bootstrap_servers=sys.argv[1]),
+        Log(kind="kafka", bootstrap_servers=sys.argv[1], session_timeout_s=3.5),
         sys.argv[2], "meter", ("idlewatt.gpu", "idlewatt.engine")
     )
     messages, mine = [], set()
@@ -302,9 +302,15 @@ def test_the_snapshot_says_where_to_read_on(
 
 
 def test_a_member_follows_a_broker_that_restarts(
-    kafka_broker: KafkaBroker, open_member: OpenMember, append: Callable[..., None], fresh_topics: Settings
+    kafka_broker: KafkaBroker,
+    open_member: OpenMember,
+    append: Callable[..., None],
+    fresh_topics: Settings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While Kafka is away appending and polling fail by name in bounded time; afterwards all goes on by itself."""
+    monkeypatch.setattr(KafkaAppender, "_DELIVERY_TIMEOUT_MS", 1500)
+    monkeypatch.setattr(kafka_clients, "_BOOTSTRAP_TIMEOUT_MS", 1500)
     member = open_member()
     append("a ")
     member.until_values(sent("a "))
@@ -324,6 +330,7 @@ def test_a_member_follows_a_broker_that_restarts(
         assert len(kafka_threads()) <= len(threads)
     finally:
         kafka_broker.start()
+    monkeypatch.undo()
     append("b ")
     deadline = time.monotonic() + 60
     while sent("b ") - set(in_ledger(fresh_topics)):
