@@ -61,15 +61,18 @@ def priced_tokens(tokens: pl.DataFrame, config: EconomyConfig) -> pl.DataFrame:
 
 
 def mix_rows(priced: pl.DataFrame) -> pl.DataFrame:
-    """What the realised price is made of: MIX_COLUMNS of priced token rows."""
-    return priced.filter(pl.col("worth").is_not_null()).select(*MIX_COLUMNS)
+    """What the realised price is made of: MIX_COLUMNS and src of priced token rows."""
+    return priced.filter(pl.col("worth").is_not_null()).select(*MIX_COLUMNS, "src")
 
 
 def revenue_rows(priced: pl.DataFrame, config: EconomyConfig) -> pl.DataFrame:
-    """Revenue per pool, window and model (records.MoneyRow)."""
+    """Revenue per pool, window and model (records.MoneyRow).
+
+    Each row is rounded by itself, so that sums do not depend on which rows are read together.
+    """
     sold = priced.filter(pl.col("worth").is_not_null() & (pl.col("worth") != 0))
     rows = sold.group_by(*_POOL_WINDOW, "model_name").agg(
-        _rounded(pl.col("worth").sum(), MICRO).alias("amount_micro")
+        _rounded(pl.col("worth"), MICRO).sum().alias("amount_micro")
     )
     return _money(
         rows.with_columns(*(pl.lit("").alias(name) for name in ("state", "part", "demand"))),
@@ -79,10 +82,13 @@ def revenue_rows(priced: pl.DataFrame, config: EconomyConfig) -> pl.DataFrame:
 
 
 def idle_losses(power: pl.DataFrame, mix: pl.DataFrame, config: EconomyConfig) -> pl.DataFrame:
-    """Idle power rows by part that counts as lost, with lost_micro (null where withheld) and benchmark_micro."""
+    """Idle power rows by part that counts as lost, with lost_micro (null where withheld) and benchmark_micro.
+
+    `mix`: mix_rows() of all token rows so far, those read together with `power` included; `src` tells their order.
+    """
     idle = _idle_parts(power, config)
     priced = idle.join(
-        _blended(idle, mix, config), on=["site", "pool", "model_name", "window_start_ms"], how="left"
+        _blended(idle, mix, config), on=["site", "pool", "model_name", "window_start_ms", "src"], how="left"
     )
     amount = pl.col("lost_tokens").cast(pl.Int128) * pl.col("price").cast(pl.Int128)
     return priced.with_columns(
@@ -135,6 +141,7 @@ def _idle_parts(power: pl.DataFrame, config: EconomyConfig) -> pl.DataFrame:
     parts = [
         power.filter(pl.col("state") == state).select(
             *_POOL_WINDOW,
+            "src",
             "model_name",
             "state",
             "demand",
@@ -154,32 +161,37 @@ def _blended(lost: pl.DataFrame, mix: pl.DataFrame, config: EconomyConfig) -> pl
 
     Of the model, else (GPUs without a model) of the pool; where neither sold anything, the list price of output
     alone. No row where the price book has nothing either: then the loss in money is withheld.
-    Columns site, pool, model_name, window_start_ms, price (micro-units per million output tokens).
+    Only what the ledger told before a row counts for it: an amendment that comes later changes no price, whether
+    it is read together with the row or not. Columns site, pool, model_name, window_start_ms, src, price (micro-units
+    per million output tokens).
     """
     key = ("site", "pool", "model_name")
-    wanted = lost.select(*key, "window_start_ms").unique()
+    moment = ("window_start_ms", "src")
+    wanted = lost.select(*key, *moment).unique()
     pool_mix = mix.with_columns(pl.lit("").alias("model_name"))
-    known = pl.concat([mix, pool_mix]).rename({"window_start_ms": "sold_ms"})
-    within = (pl.col("sold_ms") <= pl.col("window_start_ms")) & (
-        pl.col("sold_ms") > pl.col("window_start_ms") - HOUR_MS
+    known = pl.concat([mix, pool_mix]).rename({"window_start_ms": "sold_ms", "src": "sold_src"})
+    within = (
+        (pl.col("sold_ms") <= pl.col("window_start_ms"))
+        & (pl.col("sold_ms") > pl.col("window_start_ms") - HOUR_MS)
+        & (pl.col("sold_src") < pl.col("src"))
     )
     realised = (
         wanted.join(known, on=list(key))
         .filter(within)
-        .group_by(*key, "window_start_ms")
+        .group_by(*key, *moment)
         .agg(pl.col("output_tokens").sum(), pl.col("worth").sum())
         .filter(pl.col("output_tokens") > 0)
         .select(
             *key,
-            "window_start_ms",
+            *moment,
             (pl.col("worth") / pl.col("output_tokens")).round().cast(pl.Int64).alias("price"),
         )
     )
     listed = config.price_frame(wanted.get_column("model_name").unique().to_list())
     return (
-        wanted.join(realised, on=[*key, "window_start_ms"], how="left")
+        wanted.join(realised, on=[*key, *moment], how="left")
         .join(listed.select("model_name", "price_output"), on="model_name", how="left")
-        .select(*key, "window_start_ms", pl.coalesce("price", "price_output").alias("price"))
+        .select(*key, *moment, pl.coalesce("price", "price_output").alias("price"))
         .filter(pl.col("price").is_not_null())
     )
 

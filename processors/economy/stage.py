@@ -47,14 +47,16 @@ class EconomyStage:
         if power.is_empty() and tokens.is_empty():
             return Folded(state)
         priced = pricing.priced_tokens(tokens, self._config)
-        mix = pl.concat([state.mix, pricing.mix_rows(priced)])
+        # what was read before came before
+        before = state.mix.with_columns(src=pl.lit(-1, pl.Int64))
+        mix = pl.concat([before, pricing.mix_rows(priced)])
         losses = pricing.idle_losses(power, mix, self._config)
         money = pl.concat(
             [pricing.revenue_rows(priced, self._config), pricing.loss_rows(losses, self._config)]
         )
         windows = _windows(state.windows, power)
         folded = EconomyState(
-            mix=_recent(mix, windows),
+            mix=_recent(mix.drop("src"), windows),
             totals=_add(state.totals, money.select(*TOTAL_KEY, "amount_micro"), TOTAL_KEY, "amount_micro"),
             unpriced=_add(
                 state.unpriced,

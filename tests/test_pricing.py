@@ -1,0 +1,104 @@
+"""Money does not depend on which ledger messages are read together."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import polars as pl
+import pytest
+
+from idlewatt.processors.economy.config import EconomyConfig
+from idlewatt.processors.economy.stage import EconomyStage
+from idlewatt.processors.stage import Batch
+from idlewatt.stream import records, topics
+from idlewatt.stream.decoding import decode, empty_frame
+from idlewatt.stream.encoding import encode_rows
+from idlewatt.stream.records import POWER, TOKENS, PowerRow, TokenRow
+from idlewatt.stream.settings import Price
+
+START_MS = 1_700_000_000_000
+CONFIG = EconomyConfig(prices=(Price(model="*", output=0.35, input=0.1),))
+Messages = Sequence[TokenRow | PowerRow]
+
+
+def sold(window: int, tokens: int, engine: str = "e", inputs: int = 3) -> TokenRow:
+    return TokenRow(
+        site="s",
+        pool="p",
+        window_start_ms=START_MS + window * 10_000,
+        window_ms=10_000,
+        node="n",
+        engine=engine,
+        model_name="m",
+        advance="step",
+        output_tokens=tokens,
+        input_tokens=inputs * tokens,
+        cached_input_tokens=0,
+        serving_mj=0,
+        measured_ms=10_000,
+        silent_ms=0,
+    )
+
+
+def idle(window: int, lost: int) -> PowerRow:
+    return PowerRow(
+        site="s",
+        pool="p",
+        window_start_ms=START_MS + window * 10_000,
+        window_ms=10_000,
+        product="H100",
+        model_name="m",
+        state="idle_loaded",
+        demand="none",
+        gpu_ms=10_000,
+        draw_mj=lost * 500,
+        headroom_mj=0,
+        estimated_mj=0,
+        lost_tokens_draw=lost,
+        lost_tokens_headroom=0,
+    )
+
+
+def booked(messages: Messages, sizes: Sequence[int]) -> dict[tuple[str, int], int]:
+    """Micro-units by kind and window, of one-row messages folded in batches of the sizes."""
+    stage = EconomyStage(CONFIG)
+    state, total, at = stage.empty(), Counter[tuple[str, int]](), 0
+    for size in sizes:
+        frames = {
+            schema.name: pl.concat(
+                [empty_frame(schema).with_columns(pl.lit(None, pl.Int64).alias("src"))]
+                + [
+                    decode(encode_rows(schema, [row]))[1].with_columns(pl.lit(at + i, pl.Int64).alias("src"))
+                    for i, row in enumerate(messages[at : at + size])
+                    if isinstance(row, schema.row)
+                ]
+            )
+            for schema in (POWER, TOKENS)
+        }
+        folded = stage.fold(state, Batch(frames, START_MS, frozenset({topics.LEDGER})))
+        # as after a restart
+        state = stage.restore(stage.snapshot(folded.state))
+        for record in folded.records:
+            schema, frame = decode(record.value)
+            assert schema is records.MONEY
+            for row in frame.to_dicts():
+                total[row["kind"], row["window_start_ms"]] += row["amount_micro"]
+        at += size
+    assert at == len(messages)
+    return dict(total)
+
+
+@pytest.mark.parametrize("sizes", [[6], [2, 4], [3, 3], [5, 1], [4, 1, 1]], ids=str)
+def test_money_is_the_same_however_the_ledger_is_read(sizes: list[int]) -> None:
+    """Neither roundings nor an amendment that comes later depend on what else is in the batch."""
+    messages = [
+        *(sold(0, 1), sold(0, 1, "other"), idle(0, 1_000_001), sold(1, 7)),
+        # an amendment of the window whose loss is priced already
+        *(sold(0, 10_001, inputs=7), idle(1, 333_333)),
+    ]
+    assert booked(messages, sizes) == booked(messages, [1] * 6)
+
+
+def test_a_loss_is_priced_by_what_the_ledger_had_told() -> None:
+    """The realised price of a window counts its own tokens and none that were booked after its loss."""
+    # 0.35 + 3 x 0.1 micro-units per output token
+    assert booked([sold(0, 1000), idle(0, 1000), sold(0, 10**6, inputs=7)], [3])["lost_revenue", START_MS] == 650
