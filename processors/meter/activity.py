@@ -91,32 +91,47 @@ def in_windows(segments: pl.DataFrame, since_ms: int, until_ms: int, window_ms: 
     )
 
 
+def with_first(index: pl.DataFrame, intervals: pl.DataFrame, last: pl.DataFrame) -> pl.DataFrame:
+    """Note the first reading of engines that are new: they are known to be there from then on, not before."""
+    began = pl.concat([intervals.select("id", first="t0_ms"), last.select("id", first="ts_ms")])
+    return (
+        index.join(
+            began.group_by("id").agg(pl.col("first").min()), on="id", how="left", maintain_order="left"
+        )
+        .with_columns(first_ms=pl.coalesce("first_ms", "first"))
+        .drop("first")
+    )
+
+
 def holders(
     engine_index: pl.DataFrame, engines: pl.DataFrame, gpu_index: pl.DataFrame, gpus: pl.DataFrame
 ) -> pl.DataFrame:
-    """Which GPU is held by which engine: (server, id, inferred).
+    """Which GPU is held by which engine, from when on: (server, id, inferred, since_ms).
 
     `engines`, `gpus`: last readings, of those that are known to be there. An engine that names no GPUs may hold
-    those of its node that no engine names; they count only while they have a process.
+    those of its node: `inferred`. That counts only for a GPU that has a process and that no engine names.
     """
     here = gpu_index.join(gpus.select("id"), on="id", how="semi")
     named = (
         engine_index.join(engines.select("id", "ts_ms"), on="id")
         .sort("ts_ms")
         .group_by("site", "pool", "node", "server")
-        .agg(pl.col("gpus").last())
+        .agg(pl.col("gpus").last(), pl.col("first_ms").min().alias("since_ms"))
     )
     explicit = (
         named.filter(pl.col("gpus") != "")
         .with_columns(pl.col("gpus").str.split("\n"))
         .explode("gpus")
         .join(here.select("site", "pool", "id", gpus="gpu_uuid"), on=["site", "pool", "gpus"])
-        .select("server", "id", pl.lit(False).alias("inferred"))
+        .select("server", "id", pl.lit(False).alias("inferred"), "since_ms")
         .unique()
     )
-    free = here.join(explicit.select("id"), on="id", how="anti").select("site", "pool", "node", "id")
-    inferred = named.filter(pl.col("gpus") == "").join(free, on=["site", "pool", "node"])
-    return pl.concat([explicit, inferred.select("server", "id", pl.lit(True).alias("inferred"))])
+    possible = (
+        named.filter(pl.col("gpus") == "")
+        .join(here.select("site", "pool", "node", "id"), on=["site", "pool", "node"])
+        .select("server", "id", pl.lit(True).alias("inferred"), "since_ms")
+    )
+    return pl.concat([explicit, possible])
 
 
 def demand(

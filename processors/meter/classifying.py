@@ -102,7 +102,8 @@ def _whole_windows(
             "model",
         )
     )
-    alone = held.filter((pl.len().over("id") == 1) & ~pl.col("inferred")).select("server", "id")
+    named = held.filter(~pl.col("inferred"))
+    alone = named.filter(pl.len().over("id") == 1).select("server", "id")
     return alone.join(whole, on="server").select("id", "window_start_ms", "verdict", "model")
 
 
@@ -116,13 +117,19 @@ def _piece_by_piece(pieces: pl.DataFrame, segments: pl.DataFrame, held: pl.DataF
         ("loaded_inferred", pl.col("inferred")),
     ):
         rows = _overlap(rows, by_gpu.filter(chosen), name)
-    expected = held.group_by("id").agg(named=(~pl.col("inferred")).any())
-    rows = rows.join(expected, on="id", how="left")
+    since = pl.col("since_ms")
+    known = held.group_by("id").agg(
+        since.filter(~pl.col("inferred")).min().alias("named_ms"),
+        since.filter("inferred").min().alias("possible_ms"),
+    )
+    rows = rows.join(known, on="id", how="left")
+    named = (pl.col("named_ms") < pl.col("to_ms")).fill_null(False)
     has_process = pl.col("has_process_0").fill_null(False)
-    serving = pl.coalesce("serving_named", pl.when(has_process).then("serving_inferred"))
-    loaded = pl.coalesce("loaded_named", pl.when(has_process).then("loaded_inferred"))
+    possible = ~named & has_process & (pl.col("possible_ms") < pl.col("to_ms")).fill_null(False)
+    serving = pl.coalesce("serving_named", pl.when(possible).then("serving_inferred"))
+    loaded = pl.coalesce("loaded_named", pl.when(possible).then("loaded_inferred"))
     # an engine that names the GPU, or could hold it, was not heard; only a GPU without a process is known to idle
-    unheard = pl.when("named").then(pl.col("has_process_0").fill_null(True)).otherwise(has_process)
+    unheard = (named & pl.col("has_process_0").fill_null(True)) | possible
     state = (
         pl.when(serving.is_not_null())
         .then(pl.lit("serving"))

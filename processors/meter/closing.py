@@ -18,6 +18,8 @@ from idlewatt.processors.meter.state import (
     MeterState,
 )
 from idlewatt.processors.meter.timeline import Advance, Edges, advance, silence, split, still_open, with_gaps
+from idlewatt.stream import records
+from idlewatt.stream.decoding import frame_schema
 
 MINUTE_MS: Final = 60_000
 _ENERGY: Final = ("energy_mj",)
@@ -49,7 +51,8 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     segments = activity.remember(
         state.segments, activity.segments_of(engine_intervals, state.engine_index), edges.edge_ms
     )
-    held = activity.holders(state.engine_index, engines.last, state.gpu_index, gpus.last)
+    engine_index = activity.with_first(state.engine_index, engines.intervals, engines.last)
+    held = activity.holders(engine_index, engines.last, state.gpu_index, gpus.last)
     gpu_windows = _gpu_windows(state, gpus, gpu_intervals, segments, held, edges, config)
     engine_windows = _engine_windows(state, engines, engine_intervals, edges, config)
 
@@ -92,7 +95,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         measured_totals=totals.add_measured(state.measured_totals, gpu_intervals, state.gpu_index),
         gpu_index=_known(state.gpu_index, kept_gpus, gpus),
         pending_gpus=gpus.pending,
-        engine_index=_known(state.engine_index, kept_engines, engines),
+        engine_index=_known(engine_index, kept_engines, engines),
         pending_engines=engines.pending,
         latest_power=power.filter(pl.col("window_start_ms") == edges.edge_ms - edges.window_ms),
         offenders=_offenders(gpu_windows, state.gpu_index, edges, config),
@@ -141,20 +144,23 @@ def _engine_windows(
 
 
 def _minutes(
-    open_minutes: pl.DataFrame, gpu_windows: pl.DataFrame, gpus: pl.DataFrame, edges: Edges
+    open_minutes: pl.DataFrame, gpu_windows: pl.DataFrame, gpu_index: pl.DataFrame, edges: Edges
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """GPU rows per minute: those of minutes that are over, and those to be kept."""
+    """GPU rows per minute: the ledger rows of minutes that are over, and what is to be kept."""
     minute = (pl.col("window_start_ms") // MINUTE_MS * MINUTE_MS).alias("minute_start_ms")
-    key = ("site", "pool", "node", "gpu_uuid", "product", "minute_start_ms", "state")
-    new = gpu_windows.with_columns(minute).join(gpus.select("id", *key[:5]), on="id")
+    new = gpu_windows.select("id", minute, "state", "gpu_ms", "draw_mj", "headroom_mj")
     rows = (
-        pl.concat([open_minutes, new.select(open_minutes.columns)])
-        .group_by(*key)
+        pl.concat([open_minutes, new])
+        .group_by("id", "minute_start_ms", "state")
         .agg(pl.col("gpu_ms", "draw_mj", "headroom_mj").sum())
-        .select(open_minutes.columns)
     )
     over = pl.col("minute_start_ms") + MINUTE_MS <= edges.edge_ms
-    return rows.filter(over).sort(*key), rows.filter(~over)
+    ledger = (
+        rows.filter(over)
+        .sort("id", "minute_start_ms", "state")
+        .join(gpu_index, on="id", maintain_order="left")
+    )
+    return ledger.select(*frame_schema(records.GPU_MINUTE)), rows.filter(~over)
 
 
 def _samples(

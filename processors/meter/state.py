@@ -6,13 +6,14 @@ from typing import Any, Final, Self
 import polars as pl
 
 from idlewatt.processors.meter.activity import SEGMENT_COLUMNS
+from idlewatt.processors.meter.intake import ENGINE_COLUMNS, GPU_COLUMNS
 from idlewatt.processors.meter.rolling import HISTORY_COLUMNS
 from idlewatt.processors.meter.tokens import TOKEN_KINDS
 from idlewatt.processors.meter.totals import MEASURED_COLUMNS, POWER_COLUMNS, TOKEN_COLUMNS
 from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, YIELD_COLUMNS
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream import records
-from idlewatt.stream.decoding import empty_frame, frame_schema
+from idlewatt.stream.decoding import empty_frame
 
 LAYOUT: Final = "meter/1"
 GPU_KEY: Final = ("site", "pool", "gpu_uuid")
@@ -90,11 +91,13 @@ class MeterState:
     gpu_index: pl.DataFrame  # names of each GPU: GPU_KEY, GPU_ATTRIBUTES, id
     gpus: pl.DataFrame  # last reading of each GPU
     open_gpus: pl.DataFrame  # intervals that reach past the edge
-    engine_index: pl.DataFrame  # names of each engine and model: ENGINE_KEY, ENGINE_ATTRIBUTES, id, server
+    engine_index: (
+        pl.DataFrame
+    )  # names of each engine and model: ENGINE_KEY, ENGINE_ATTRIBUTES, id, server, first_ms
     engines: pl.DataFrame  # last reading of each engine and model
     open_engines: pl.DataFrame
     segments: pl.DataFrame  # what engines did lately
-    minutes: pl.DataFrame  # records.GpuMinuteRow of minutes that are not over
+    minutes: pl.DataFrame  # GPU time and energy by state of minutes that are not over
     samples: pl.DataFrame  # yields of this minute's windows, learned when it is over
     histogram: pl.DataFrame
     history: pl.DataFrame  # closed windows of the last hour
@@ -103,7 +106,9 @@ class MeterState:
     measured_totals: pl.DataFrame
 
     # Not in the snapshot: rows that wait are read again after a restart, the rest is shown until the next window.
-    pending_gpus: pl.DataFrame
+    arrived_gpus: pl.DataFrame  # since the last closing, by name
+    pending_gpus: pl.DataFrame  # by id
+    arrived_engines: pl.DataFrame
     pending_engines: pl.DataFrame
     latest_power: pl.DataFrame
     offenders: pl.DataFrame
@@ -135,11 +140,19 @@ _FRAMES: Final[dict[str, Any]] = {
         **dict.fromkeys((*ENGINE_KEY, *ENGINE_ATTRIBUTES), pl.String),
         "id": pl.Int64,
         "server": pl.Int64,
+        "first_ms": pl.Int64,
     },
     "engines": ENGINE_READING,
     "open_engines": ENGINE_INTERVAL,
     "segments": SEGMENT_COLUMNS,
-    "minutes": frame_schema(records.GPU_MINUTE),
+    "minutes": {
+        "id": pl.Int64,
+        "minute_start_ms": pl.Int64,
+        "state": pl.String,
+        "gpu_ms": pl.Int64,
+        "draw_mj": pl.Int64,
+        "headroom_mj": pl.Int64,
+    },
     "samples": SAMPLE_COLUMNS,
     "histogram": HISTOGRAM_COLUMNS,
     "history": HISTORY_COLUMNS,
@@ -151,6 +164,8 @@ _FRAMES: Final[dict[str, Any]] = {
 
 def _volatile() -> dict[str, Any]:
     return {
+        "arrived_gpus": pl.DataFrame(schema={**GPU_COLUMNS, **_WAITING}),
+        "arrived_engines": pl.DataFrame(schema={**ENGINE_COLUMNS, **_WAITING, "gpus": pl.String}),
         "pending_gpus": pl.DataFrame(schema={**GPU_READING, **_WAITING}),
         "pending_engines": pl.DataFrame(schema={**ENGINE_READING, **_WAITING}),
         "latest_power": empty_frame(records.POWER),

@@ -56,18 +56,42 @@ def serving_shares(
     )
     if serving.is_empty():
         return pl.DataFrame(schema=SHARE_COLUMNS)
-    since_ms, last_ms = serving.select(
+    named = held.filter(~pl.col("inferred"))
+    held = pl.concat([named, held.join(named, on="id", how="anti")])
+    alone = _alone(held, engine_index)
+    sole = serving.join(alone, on="gpu_id").select(*_WINDOW, "gpu_id", pl.col("draw_mj").alias("serving_mj"))
+    several = serving.join(alone, on="gpu_id", how="anti")
+    if several.is_empty():
+        return sole
+    since_ms, last_ms = several.select(
         a=pl.col("window_start_ms").min(), b=pl.col("window_start_ms").max()
     ).row(0)
     active = in_windows(segments.filter("active"), since_ms, last_ms + window_ms, window_ms)
     candidates = (
-        serving.join(held.select("server", pl.col("id").alias("gpu_id")), on="gpu_id")
+        several.join(held.select("server", pl.col("id").alias("gpu_id")), on="gpu_id")
         .join(active.select("server", "window_start_ms").unique(), on=["server", "window_start_ms"])
         .join(engine_index.select("server", "id"), on="server")
         .join(engine_windows.select(*_WINDOW, *TOKEN_KINDS), on=list(_WINDOW), how="left")
         .with_columns(pl.col(TOKEN_KINDS).fill_null(0).clip(lower_bound=0))
         .sort("gpu_id", "window_start_ms", "id")
     )
+    return pl.concat([sole, _weighed(candidates)])
+
+
+def _alone(held: pl.DataFrame, engine_index: pl.DataFrame) -> pl.DataFrame:
+    """(gpu_id, id) of GPUs that only one model of one engine can serve on: nothing to share there."""
+    models = engine_index.group_by("server").agg(pl.col("id").first(), pl.len().alias("models"))
+    return (
+        held.group_by(pl.col("id").alias("gpu_id"))
+        .agg(pl.col("server").first(), pl.len().alias("engines"))
+        .join(models, on="server")
+        .filter((pl.col("engines") == 1) & (pl.col("models") == 1))
+        .select("gpu_id", "id")
+    )
+
+
+def _weighed(candidates: pl.DataFrame) -> pl.DataFrame:
+    """Split draw_mj among the rows of each (gpu_id, window_start_ms)."""
     group = ("gpu_id", "window_start_ms")
     tokens_in = pl.col("input_tokens") + pl.col("cached_input_tokens")
     weight = (

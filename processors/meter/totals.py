@@ -44,6 +44,7 @@ def add_tokens(totals: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:
 
 def add_measured(totals: pl.DataFrame, intervals: pl.DataFrame, gpus: pl.DataFrame) -> pl.DataFrame:
     """Add what the readings themselves differ by: the other side of the books."""
-    rows = intervals.join(gpus.select("id", "site", "pool"), on="id")
+    gained = intervals.group_by("id").agg(pl.col("inc_energy_mj").sum())
+    rows = gained.join(gpus.select("id", "site", "pool"), on="id")
     rows = pl.concat([totals, rows.select("site", "pool", pl.col("inc_energy_mj").alias("measured_mj"))])
     return rows.group_by("site", "pool").agg(pl.col("measured_mj").sum()).sort("site", "pool")

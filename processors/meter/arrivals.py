@@ -1,0 +1,95 @@
+"""Rows that have come and wait for their window: how long, and what the partition's clock says."""
+
+from dataclasses import replace
+
+import polars as pl
+
+from idlewatt.processors.meter import intake
+from idlewatt.processors.meter.activity import with_servers
+from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.state import (
+    ENGINE_ATTRIBUTES,
+    ENGINE_KEY,
+    GPU_ATTRIBUTES,
+    GPU_KEY,
+    MeterState,
+)
+from idlewatt.processors.meter.timeline import with_ids
+from idlewatt.processors.stage import Batch
+from idlewatt.stream import records, topics
+
+Counts = dict[tuple[str, str], int]
+
+
+def take_in(
+    state: MeterState, batch: Batch, config: MeterConfig
+) -> tuple[MeterState, Counts, dict[str, int]]:
+    """Add a batch to what waits. Also returns rows left out by (schema, reason), and late rows by schema."""
+    gpus, bad_gpus = intake.gpu_rows(
+        batch.frames[records.GPU.name], batch.now_ms, config.grace_ms, config.provisioned_mw
+    )
+    engines, bad_engines = intake.engine_rows(
+        batch.frames[records.ENGINE.name], batch.now_ms, config.grace_ms
+    )
+    state = replace(
+        state,
+        newest_gpu_ms=max(state.newest_gpu_ms, _extreme(gpus.get_column("ts_ms").max(), 0)),
+        newest_engine_ms=max(state.newest_engine_ms, _extreme(engines.get_column("ts_ms").max(), 0)),
+    )
+    state = replace(state, newest_ms=_newest_ms(state, batch, config))
+    if state.edge_ms is None and (gpus.height or engines.height):
+        far_ms = 1 << 62
+        first_ms = min(_extreme(frame.get_column("ts_ms").min(), far_ms) for frame in (gpus, engines))
+        state = replace(state, edge_ms=first_ms // config.window_ms * config.window_ms)
+    late = {}
+    if gpus.height:
+        gpus, late[records.GPU.name] = _waiting(gpus, state, 0)
+        state = replace(state, arrived_gpus=pl.concat([state.arrived_gpus, gpus]))
+    if engines.height:
+        # what engines did must be known before the GPU rows of the same time are judged
+        engines, late[records.ENGINE.name] = _waiting(engines, state, config.hold_ms)
+        state = replace(state, arrived_engines=pl.concat([state.arrived_engines, engines]))
+    left_out = {("gpu", reason): count for reason, count in bad_gpus.items()}
+    left_out |= {("engine", reason): count for reason, count in bad_engines.items()}
+    return state, left_out, {schema: count for schema, count in late.items() if count}
+
+
+def absorb(state: MeterState) -> MeterState:
+    """Give what has arrived its ids: at a closing, for many batches at once."""
+    gpus, gpu_index = with_ids(state.gpu_index, state.arrived_gpus, GPU_KEY, GPU_ATTRIBUTES)
+    engines, engine_index = with_ids(state.engine_index, state.arrived_engines, ENGINE_KEY, ENGINE_ATTRIBUTES)
+    return replace(
+        state,
+        gpu_index=gpu_index,
+        arrived_gpus=state.arrived_gpus.clear(),
+        pending_gpus=pl.concat([state.pending_gpus, gpus.select(state.pending_gpus.columns)]),
+        engine_index=with_servers(engine_index),
+        arrived_engines=state.arrived_engines.clear(),
+        pending_engines=pl.concat([state.pending_engines, engines.select(state.pending_engines.columns)]),
+    )
+
+
+def _waiting(rows: pl.DataFrame, state: MeterState, ahead_ms: int) -> tuple[pl.DataFrame, int]:
+    """Add eff_ms: a row for a closed window waits like a live one, for what else comes late with it."""
+    is_late = pl.col("ts_ms") < pl.lit(state.edge_ms, pl.Int64)
+    waits_until = pl.max_horizontal("ts_ms", pl.lit(state.newest_ms - ahead_ms))
+    rows = rows.with_columns(eff_ms=pl.when(is_late).then(waits_until).otherwise("ts_ms"))
+    return rows, int(rows.select(is_late.sum()).item())
+
+
+def _newest_ms(state: MeterState, batch: Batch, config: MeterConfig) -> int:
+    """The event time this partition has reached.
+
+    While one topic is behind, the other must not run ahead of it: its rows would be judged without it. A
+    partition that has read all there is follows the clock, so that a dead rack goes dark while nobody looks.
+    """
+    newest = {topics.GPU: state.newest_gpu_ms, topics.ENGINE: state.newest_engine_ms}
+    behind = [ms for topic, ms in newest.items() if topic not in batch.at_end]
+    reached = min(behind) if behind else max(newest.values())
+    if not behind and state.edge_ms is not None:
+        reached = max(reached, batch.now_ms - config.grace_ms)
+    return max(state.newest_ms, reached)
+
+
+def _extreme(found: object, otherwise: int) -> int:
+    return found if isinstance(found, int) else otherwise
