@@ -1,5 +1,6 @@
 """The stages of one process: a runner and a log for each, and the page that /metrics serves."""
 
+import math
 import threading
 from typing import Any
 
@@ -40,19 +41,25 @@ class Processing:
         self._stop = threading.Event()
         self._pages: dict[str, bytes] = {}
         self._failure: BaseException | None = None
+        # A processor that was stopped or cut off may find its partitions with another one: beside that one's
+        # counters, its own old ones would look like resets. The embedded log has no other.
+        self._page_valid_s = settings.log.session_timeout_s / 2 if settings.log.kind == "kafka" else math.inf
+        self._runners: dict[str, Runner[Any]] = {
+            name: self._runner(name, settings, clock) for name in dict.fromkeys(settings.process.stages)
+        }
         self._threads = [
-            self._thread(name, settings, clock) for name in dict.fromkeys(settings.process.stages)
+            threading.Thread(target=self._guard, args=(runner,), name=f"idlewatt-{name}", daemon=True)
+            for name, runner in self._runners.items()
         ]
 
-    def _thread(self, name: str, settings: Settings, clock: Clock) -> threading.Thread:
+    def _runner(self, name: str, settings: Settings, clock: Clock) -> Runner[Any]:
         stage: Stage[Any] = (
             MeterStage(MeterConfig.of(settings))
             if name == "meter"
             else EconomyStage(EconomyConfig.of(settings))
         )
         log = open_stage_log(settings, stage.name, stage.inputs)
-        runner = Runner(stage, log, clock, self._figures, lambda families: self._render(name, families))
-        return threading.Thread(target=self._guard, args=(runner,), name=f"idlewatt-{name}", daemon=True)
+        return Runner(stage, log, clock, self._figures, lambda families: self._render(name, families))
 
     def _guard(self, runner: Runner[Any]) -> None:
         try:
@@ -82,6 +89,11 @@ class Processing:
         return not any(thread.is_alive() for thread in self._threads)
 
     def metrics_body(self) -> bytes:
-        """The page of /metrics: what is committed, and this process's own figures."""
+        """The page of /metrics: what is committed and surely still ours, and this process's own figures."""
+        pages = [
+            page
+            for name, page in list(self._pages.items())
+            if self._runners[name].silent_for_s() < self._page_valid_s
+        ]
         own = generate_latest(_Families(list(self._figures.collect())))
-        return b"".join([*self._pages.values(), own])
+        return b"".join([*pages, own])

@@ -67,6 +67,7 @@ class Runner(Generic[S]):
         # partition -> records of folds that are not committed; a key without records is a state that moved
         self._outbox: dict[int, list[Record]] = {}
         self._committed_at = 0.0
+        self._polled_at = time.monotonic()
         self._said: dict[str, float] = {}
 
     def run(self, stop: threading.Event) -> None:
@@ -80,6 +81,10 @@ class Runner(Generic[S]):
         finally:
             self._stage_log.close()
 
+    def silent_for_s(self) -> float:
+        """Time since the log last answered: while it does not, partitions may have gone to others unnoticed."""
+        return time.monotonic() - self._polled_at
+
     def step(self, timeout_s: float, stop: threading.Event | None = None) -> None:
         """One poll, and what follows from it."""
         try:
@@ -88,6 +93,7 @@ class Runner(Generic[S]):
             self._say("log_unavailable", error=str(error))
             (stop or threading.Event()).wait(UNAVAILABLE_PAUSE_S)
             return
+        self._polled_at = time.monotonic()
         self._hand_over(poll)
         self._fold(poll)
         if self._outbox and time.monotonic() - self._committed_at >= COMMIT_INTERVAL_S:

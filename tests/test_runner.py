@@ -1,5 +1,6 @@
 """The loop of a stage: what it commits, what it shows, and what cannot stop it."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -7,6 +8,7 @@ import polars as pl
 import pytest
 from prometheus_client import Metric
 
+from idlewatt.processors import processing
 from idlewatt.processors.families import family
 from idlewatt.processors.pipeline_figures import PipelineFigures
 from idlewatt.processors.runner import Runner
@@ -17,6 +19,7 @@ from idlewatt.stream.encoding import encode_rows
 from idlewatt.stream.errors import LogUnavailableError, RewindError
 from idlewatt.stream.log import Commit, Message, Poll
 from idlewatt.stream.records import Schema
+from idlewatt.stream.settings import Settings
 
 NOW_MS = 1_790_000_000_000
 
@@ -213,3 +216,18 @@ def test_event_time_lag_is_shown(stand: Stand) -> None:
     stand.log.polls = [Poll(assigned={0: None}), Poll([reading(7, 10)])]
     stand.run(2)
     assert stand.figure("idlewatt_event_time_lag_seconds") == {("summing", "0"): 2.0}
+
+
+def test_an_old_page_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that has not heard of the log for half a session shows no figures that may be another's by now."""
+    settings = Settings.model_validate(
+        {"log": {"kind": "kafka", "session_timeout_s": 20}, "process": {"stages": ["meter"]}}
+    )
+    monkeypatch.setattr(processing, "open_stage_log", lambda *_: ScriptedLog([]))
+    shown = processing.Processing(settings)
+    shown._pages["meter"] = b"idlewatt_energy_joules_total 5\n"
+    assert b"idlewatt_energy_joules_total 5" in shown.metrics_body()
+    later = time.monotonic() + 11
+    monkeypatch.setattr("idlewatt.processors.runner.time.monotonic", lambda: later)
+    assert b"idlewatt_energy_joules_total" not in shown.metrics_body()
+    assert b"idlewatt_rewinds_total" in shown.metrics_body()
