@@ -26,7 +26,6 @@ from idlewatt.stream.settings import Log
 MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
 _BOOTSTRAP_TIMEOUT_MS: Final = 4_000
 _REQUEST_TIMEOUT_MS: Final = 8_000
-_HEARTBEATS_PER_SESSION: Final = 3
 # Members hear of a rebalance with a heartbeat, and all wait for the last.
 _HEARTBEAT_INTERVAL_MS: Final = 1_000
 # A member that hangs holds up a rebalance for this long; longer than a commit may take.
@@ -120,7 +119,7 @@ def open_group_consumer(log: Log, client_id: str, group: str, instance: str | No
         # that the joules and tokens of a pool meet. kafka-python's cooperative assignor does not promise that.
         partition_assignment_strategy=(RangePartitionAssignor,),
         session_timeout_ms=session_timeout_ms,
-        heartbeat_interval_ms=min(3_000, session_timeout_ms // _HEARTBEATS_PER_SESSION),
+        heartbeat_interval_ms=min(_HEARTBEAT_INTERVAL_MS, session_timeout_ms // 3),
         max_poll_interval_ms=_MAX_POLL_INTERVAL_MS,
     )
 
