@@ -6,14 +6,13 @@ from typing import Final
 import polars as pl
 from prometheus_client import Metric
 
+from idlewatt.processors.booking import messages
 from idlewatt.processors.economy import pricing
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.families import families
 from idlewatt.processors.economy.state import TOTAL_KEY, EconomyState
 from idlewatt.processors.stage import Batch, Folded
 from idlewatt.stream import records, topics
-from idlewatt.stream.encoding import encode_table
-from idlewatt.stream.log import Record
 
 _POOL: Final = ("site", "pool")
 
@@ -69,7 +68,10 @@ class EconomyStage:
         )
         newest = windows.get_column("end_ms").max()
         return Folded(
-            folded, _money_records(money), event_ms=newest if isinstance(newest, int) else None, moved=True
+            folded,
+            list(messages(topics.MONEY, records.MONEY, money)),
+            event_ms=newest if isinstance(newest, int) else None,
+            moved=True,
         )
 
 
@@ -95,10 +97,3 @@ def _recent(rows: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
     """Rows of the hour before the pool's newest window."""
     recent = (pl.col("window_start_ms") >= pl.col("end_ms") - pricing.HOUR_MS).fill_null(True)
     return rows.join(windows, on=_POOL, how="left").filter(recent).drop("end_ms")
-
-
-def _money_records(money: pl.DataFrame) -> list[Record]:
-    return [
-        Record(topics.MONEY, topics.site_key(str(site)), encode_table(records.MONEY, part.to_arrow()))
-        for (site,), part in money.partition_by("site", as_dict=True, maintain_order=True).items()
-    ]

@@ -5,6 +5,7 @@ from typing import Final
 
 from prometheus_client import Metric
 
+from idlewatt.processors.booking import messages
 from idlewatt.processors.meter import arrivals
 from idlewatt.processors.meter.closing import MINUTE_MS, Closing, close
 from idlewatt.processors.meter.config import MeterConfig
@@ -13,7 +14,6 @@ from idlewatt.processors.meter.state import MeterState
 from idlewatt.processors.meter.timeline import Edges
 from idlewatt.processors.stage import Batch, Folded
 from idlewatt.stream import records, topics
-from idlewatt.stream.encoding import encode_table
 from idlewatt.stream.log import Record
 
 
@@ -95,15 +95,9 @@ def _needed(state: MeterState) -> Mapping[str, int]:
 
 
 def _ledger_records(closing: Closing) -> list[Record]:
-    found: list[Record] = []
-    for schema, rows in (
+    return [
         # tokens first: the economy prices a window's lost tokens by the mix up to that window
-        (records.TOKENS, closing.tokens),
-        (records.POWER, closing.power),
-        (records.GPU_MINUTE, closing.minutes),
-    ):
-        for (site,), part in rows.partition_by("site", as_dict=True, maintain_order=True).items():
-            found.append(
-                Record(topics.LEDGER, topics.site_key(str(site)), encode_table(schema, part.to_arrow()))
-            )
-    return found
+        *messages(topics.LEDGER, records.TOKENS, closing.tokens),
+        *messages(topics.LEDGER, records.POWER, closing.power),
+        *messages(topics.LEDGER, records.GPU_MINUTE, closing.minutes),
+    ]
