@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv by itself; a second call is instant.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor test check format dashboards docs package hooks clean
+.PHONY: help demo doctor test check format dashboards docs bench package hooks clean
 
 # the interpreter .venv is made with: the first of these that is 3.11 or newer, or the one you name
 PYTHON ?=
@@ -36,6 +36,9 @@ dashboards: $(VENV)/.runtime ## write dashboards, rules and provisioning into de
 
 docs: $(VENV)/.runtime ## write docs/configuration.md and the table of metrics in README.md
 	@$(RUN) docs/generate.py
+
+bench: $(VENV)/.test ## measure speed, beside peers; BENCH=processor GPUS=100000 runs one part, PROFILE=1 says where time goes
+	@BENCH="$(BENCH)" GPUS="$(GPUS)" PROFILE="$(PROFILE)" SHAPE="$(SHAPE)" $(RUN) -m bench
 
 package: $(VENV)/.check ## build the wheel and the source archive into dist/
 	@$(RUN) -m pip install -q build && $(RUN) -m build

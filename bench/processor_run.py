@@ -1,0 +1,152 @@
+"""The measured process: the real Processing over a recorded log, until it has read all there is.
+
+Started by bench/processor.py with its task as JSON; prints what it found as one line of JSON.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+
+from bench.measuring import Usage, memory_mib, own_usage
+from bench.sections import Sections
+from idlewatt.processors.processing import Processing
+from idlewatt.stream import metric_names as names
+from idlewatt.stream import topics
+from idlewatt.stream.kafka_snapshots import SnapshotRestore
+from idlewatt.stream.settings import Settings
+
+_SAMPLE_S: Final = 0.1
+_QUIET_S: Final = 2.0
+_STALLED_S: Final = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """How far the process had come, and what it had used."""
+
+    rows: dict[str, int]
+    # (topic, partition) -> messages still to be read
+    behind: dict[tuple[str, ...], float]
+    rewinds: int
+    usage: Usage
+
+    def gpu_rows(self) -> int:
+        return self.rows.get(topics.GPU, 0)
+
+
+class _Watch:
+    """A clock for Processing that stands still; each look at it notes how far the process has come.
+
+    The runner looks once per poll, before it folds what the poll brought: what was counted until then is done.
+    """
+
+    def __init__(self, now_ms: int, warm_rows: int, sections: Sections | None) -> None:
+        self._now_ms = now_ms
+        self._warm_rows = warm_rows
+        self._sections = sections
+        self._next = 0.0
+        self.processing: Processing | None = None
+        self.warm: _Sample | None = None
+
+    def __call__(self) -> int:
+        now = time.monotonic()
+        meter = threading.current_thread().name.endswith("meter")
+        if self.warm is None and meter and self.processing is not None and now >= self._next:
+            self._next = now + _SAMPLE_S
+            sample = self.sample()
+            if sample.gpu_rows() >= self._warm_rows:
+                self.warm = sample
+                if self._sections is not None:
+                    self._sections.reset()
+        return self._now_ms
+
+    def sample(self) -> _Sample:
+        assert self.processing is not None
+        figures = {metric.name: metric.samples for metric in self.processing._figures.collect()}
+        rows = {s.labels["topic"]: int(s.value) for s in figures[names.ROWS.name.removesuffix("_total")]}
+        behind = {tuple(s.labels.values()): s.value for s in figures[names.BEHIND.name]}
+        rewinds = sum(int(s.value) for s in figures[names.REWINDS.name.removesuffix("_total")])
+        return _Sample(rows, behind, rewinds, own_usage())
+
+
+def main(task: dict[str, Any]) -> dict[str, Any]:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    settings = Settings.model_validate_json(task["settings"])
+    sections = Sections() if task["profile"] else None
+    watch = _Watch(task["now_ms"], task["warm_rows"], sections)
+    processing = Processing(settings, watch)
+    watch.processing = processing
+    idle_mib = memory_mib("self", "VmRSS")
+    processing.start()
+    # gpu, engine and ledger
+    inputs = 3 * settings.log.partitions
+    done = _wait(watch, processing, inputs, task["gpu_rows"], task["engine_rows"])
+    threads = sections.threads() if sections is not None else []
+    page = processing.metrics_body()
+    peak_mib = memory_mib("self", "VmHWM")
+    if not processing.stop(20):
+        raise RuntimeError("the stages did not stop")
+    assert watch.warm is not None, "the warm-up was never over"
+    used = done.usage - watch.warm.usage
+    restore_s, checkpoint_bytes = _checkpoint(settings)
+    return {
+        "samples": done.gpu_rows() - watch.warm.gpu_rows(),
+        "cpu_s": used.cpu_s,
+        "wall_s": used.wall_s,
+        "peak_mib": peak_mib,
+        "idle_mib": idle_mib,
+        "checkpoint_bytes": checkpoint_bytes,
+        "checkpoint_read_s": restore_s,
+        "page_bytes": len(page),
+        "page_series": sum(1 for line in page.splitlines() if not line.startswith(b"#")),
+        "ledger_rows": done.rows.get(topics.LEDGER, 0),
+        "profile": sections.table(used.cpu_s, threads) if sections is not None else "",
+    }
+
+
+def _wait(watch: _Watch, processing: Processing, inputs: int, gpu_rows: int, engine_rows: int) -> _Sample:
+    """The first moment after which nothing moved any more."""
+    reached: _Sample | None = None
+    while True:
+        time.sleep(_SAMPLE_S)
+        if processing.failure is not None:
+            raise processing.failure
+        now = watch.sample()
+        if now.rewinds:
+            raise RuntimeError("a commit failed and rows were read twice: run it again on a quieter machine")
+        if reached is None or now.rows != reached.rows:
+            reached = now
+        elif len(now.behind) < inputs or any(now.behind.values()):
+            if now.usage.wall_s - reached.usage.wall_s > _STALLED_S:
+                raise TimeoutError(f"nothing moves: {now}")
+        elif now.usage.wall_s - reached.usage.wall_s > _QUIET_S:
+            missing = gpu_rows - now.gpu_rows(), engine_rows - now.rows.get(topics.ENGINE, 0)
+            if any(missing):
+                raise RuntimeError(f"GPU and engine rows that were never read: {missing}")
+            return reached
+
+
+def _checkpoint(settings: Settings) -> tuple[float, int]:
+    """Seconds to read the newest snapshots of all meter partitions from Kafka, and their bytes."""
+    began = time.monotonic()
+    partitions = frozenset(range(settings.log.partitions))
+    restore = SnapshotRestore(settings.log, "bench-restore", f"{settings.process.group}-meter", partitions)
+    size = 0
+    while not restore.done:
+        size += sum(len(s.state) for s in restore.step(0.25).values() if s is not None)
+    restore.close()
+    return time.monotonic() - began, size
+
+
+if __name__ == "__main__":
+    found = main(json.loads(sys.argv[1]))
+    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.flush()
+    # kafka-python's threads may still linger
+    os._exit(0)
