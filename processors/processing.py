@@ -5,13 +5,12 @@ import threading
 from typing import Any
 
 import structlog
-from prometheus_client import Metric
-from prometheus_client.exposition import generate_latest
 
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.stage import EconomyStage
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.stage import MeterStage
+from idlewatt.processors.page import rendered
 from idlewatt.processors.pipeline_figures import PipelineFigures
 from idlewatt.processors.runner import Runner
 from idlewatt.processors.stage import Stage
@@ -20,16 +19,6 @@ from idlewatt.stream.opening import open_stage_log
 from idlewatt.stream.settings import Settings
 
 _log = structlog.get_logger()
-
-
-class _Families:
-    """What generate_latest asks of a registry."""
-
-    def __init__(self, families: list[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> list[Metric]:
-        return self._families
 
 
 class Processing:
@@ -59,7 +48,7 @@ class Processing:
             else EconomyStage(EconomyConfig.of(settings))
         )
         log = open_stage_log(settings, stage.name, stage.inputs)
-        return Runner(stage, log, clock, self._figures, lambda families: self._render(name, families))
+        return Runner(stage, log, clock, self._figures, lambda page: self._publish(name, page))
 
     def _guard(self, runner: Runner[Any]) -> None:
         try:
@@ -68,9 +57,9 @@ class Processing:
             self._failure = error
             self._stop.set()
 
-    def _render(self, name: str, families: list[Metric]) -> None:
+    def _publish(self, name: str, page: bytes) -> None:
         # Rendered once per commit, served many times: a scrape never holds up the loop.
-        self._pages[name] = generate_latest(_Families(families))
+        self._pages[name] = page
 
     @property
     def failure(self) -> BaseException | None:
@@ -95,5 +84,5 @@ class Processing:
             for name, page in list(self._pages.items())
             if self._runners[name].silent_for_s() < self._page_valid_s
         ]
-        own = generate_latest(_Families(list(self._figures.collect())))
+        own = rendered(self._figures.collect())
         return b"".join([*pages, own])

@@ -1,16 +1,17 @@
 """The one loop that runs a stage: poll, decode, fold, commit. Everything that touches the outside stands here."""
 
 import contextlib
+import functools
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 import polars as pl
 import structlog
-from prometheus_client import Metric
 
+from idlewatt.processors.page import Page
 from idlewatt.processors.pipeline_figures import PipelineFigures
 from idlewatt.processors.stage import Batch, Folded, Stage
 from idlewatt.stream import metric_names as names
@@ -32,11 +33,16 @@ UNAVAILABLE_PAUSE_S: Final = 1.0
 SAY_AGAIN_S: Final = 60.0
 
 
+@functools.cache
+def _nothing(schema: Schema) -> pl.DataFrame:
+    return empty_frame(schema).with_columns(pl.lit(None, pl.Int64).alias("src"))
+
+
 def _joined(schema: Schema, found: Sequence[tuple[Message, pl.DataFrame]]) -> pl.DataFrame:
     """One frame of many messages. Raises UnreadableMessageError where a required value is missing."""
     if not found:
-        return empty_frame(schema).with_columns(pl.lit(None, pl.Int64).alias("src"))
-    rows = pl.concat([frame for _, frame in found])
+        return _nothing(schema)
+    rows = pl.concat([frame for _, frame in found], rechunk=True)
     refuse_nulls(schema, rows)
     sources = pl.DataFrame(
         {"src": [message.offset for message, _ in found], "rows": [frame.height for _, frame in found]}
@@ -53,7 +59,7 @@ class Runner(Generic[S]):
         log: StageLog,
         clock: Clock,
         figures: PipelineFigures,
-        publish: Callable[[list[Metric]], None],
+        publish: Callable[[bytes], None],
     ) -> None:
         self._stage = stage
         self._stage_log = log
@@ -61,7 +67,7 @@ class Runner(Generic[S]):
         self._figures = figures
         self._publish = publish
         self._states: dict[int, S] = {}
-        self._committed: dict[int, S] = {}
+        self._page = Page(stage.at_most)
         self._positions: dict[tuple[str, int], int] = {}
         self._resume: dict[tuple[str, int], int] = {}
         # partition -> records of folds that are not committed; a key without records is a state that moved
@@ -109,14 +115,15 @@ class Runner(Generic[S]):
             self._drop(partition)
         for partition, snapshot in poll.assigned.items():
             self._drop(partition)
-            state = self._stage.empty() if snapshot is None else self._stage.restore(snapshot)
-            self._states[partition] = self._committed[partition] = state
-        self._show()
+            self._states[partition] = (
+                self._stage.empty() if snapshot is None else self._stage.restore(snapshot)
+            )
+        self._show(poll.assigned)
 
     def _drop(self, partition: int) -> None:
         """Forget a partition with its uncommitted work: whoever owns it now folds that again."""
         self._states.pop(partition, None)
-        self._committed.pop(partition, None)
+        self._page.drop(partition)
         self._outbox.pop(partition, None)
         for topic in self._stage.inputs:
             self._positions.pop((topic, partition), None)
@@ -136,8 +143,11 @@ class Runner(Generic[S]):
             by_partition[message.partition].append(message)
         now_ms = self._clock()
         for partition in self._states:
+            messages = by_partition.get(partition, [])
             at_end = frozenset(t for t in self._stage.inputs if poll.behind.get((t, partition)) == 0)
-            self._fold_partition(partition, by_partition.get(partition, []), at_end, now_ms)
+            # without messages there is only the clock to follow, and that only where everything is read
+            if messages or len(at_end) == len(self._stage.inputs):
+                self._fold_partition(partition, messages, at_end, now_ms)
         for (topic, partition), behind in poll.behind.items():
             if partition in self._states:
                 self._figures.show(names.BEHIND, topic, str(partition), value=behind)
@@ -252,16 +262,17 @@ class Runner(Generic[S]):
                 resume={place: offset for place, offset in self._resume.items() if place[1] in snapshots},
             )
         )
-        self._committed |= {partition: self._states[partition] for partition in snapshots}
         self._outbox.clear()
         self._committed_at = time.monotonic()
         self._figures.show(names.CHECKPOINT_SECONDS, self._stage.name, value=self._committed_at - began)
         self._figures.show(names.CHECKPOINT_BYTES, self._stage.name, value=sum(map(len, snapshots.values())))
-        self._show()
+        self._show(snapshots)
 
-    def _show(self) -> None:
+    def _show(self, partitions: Iterable[int]) -> None:
         """Publish what is committed, and nothing else: a counter shown and then lost would step back."""
-        self._publish(self._stage.families(list(self._committed.values())))
+        for partition in partitions:
+            self._page.put(partition, self._stage.families([self._states[partition]]))
+        self._publish(self._page.text())
 
     def _say(self, event: str, **what: object) -> None:
         """One line per event and reason and minute."""

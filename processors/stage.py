@@ -56,6 +56,10 @@ class Stage(Protocol[S]):
     def schemas(self) -> tuple[Schema, ...]:
         """Kinds of rows its inputs carry."""
 
+    @property
+    def at_most(self) -> Mapping[str, int]:
+        """Families of which a processor shows only so many samples, the largest."""
+
     def empty(self) -> S:
         """The state of a partition that was never read."""
 

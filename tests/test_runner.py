@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 import polars as pl
 import pytest
 from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from idlewatt.processors import processing
 from idlewatt.processors.families import family
+from idlewatt.processors.page import Page
 from idlewatt.processors.pipeline_figures import PipelineFigures
 from idlewatt.processors.runner import Runner
 from idlewatt.processors.stage import Batch, Folded
@@ -30,6 +32,7 @@ class Summing:
     name = "summing"
     inputs = (topics.GPU,)
     schemas: tuple[Schema, ...] = (records.GPU,)
+    at_most: Mapping[str, int] = {}
 
     def empty(self) -> int:
         return 0
@@ -100,8 +103,9 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Stand:
     monkeypatch.setattr("idlewatt.processors.runner.UNAVAILABLE_PAUSE_S", 0.0)
     log, figures, shown = ScriptedLog([]), PipelineFigures(), []
 
-    def publish(families: list[Metric]) -> None:
-        shown.append([sample.value for metric in families for sample in metric.samples])
+    def publish(page: bytes) -> None:
+        lines = [line for line in page.decode().splitlines() if not line.startswith("#")]
+        shown.append([float(line.rpartition(" ")[2]) for line in lines])
 
     return Stand(log, Runner(Summing(), log, lambda: NOW_MS, figures, publish), figures, shown)
 
@@ -231,3 +235,27 @@ def test_an_old_page_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("idlewatt.processors.runner.time.monotonic", lambda: later)
     assert b"idlewatt_energy_joules_total" not in shown.metrics_body()
     assert b"idlewatt_rewinds_total" in shown.metrics_body()
+
+
+def test_the_page_is_what_prometheus_reads() -> None:
+    """Partitions join family by family; of a capped family only the largest samples of all are shown."""
+    page = Page({metric_names.GPU_WASTED_WATTS.name: 2})
+    for partition, pool in enumerate(("chat", 'a "quoted\\ pool\n')):
+        watts = [(("s", pool, "n", f"g{i}", "H100", "idle_free"), 10.0 * i + partition) for i in range(3)]
+        page.put(
+            partition,
+            [
+                family(metric_names.AVAILABLE, [(("s", pool), 5.5)]),
+                family(metric_names.GPU_WASTED_WATTS, watts),
+            ],
+        )
+    families = {metric.name: metric for metric in text_string_to_metric_families(page.text().decode())}
+    available = families["idlewatt_available_joules"].samples
+    assert [(sample.labels["pool"], sample.value) for sample in available] == [
+        ("chat", 5.5),
+        ('a "quoted\\ pool\n', 5.5),
+    ]
+    assert [sample.value for sample in families["idlewatt_gpu_wasted_watts"].samples] == [21.0, 20.0]
+    page.drop(0)
+    page.drop(1)
+    assert page.text() == b""

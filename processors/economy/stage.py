@@ -1,6 +1,6 @@
 """The economy: ledger rows of a partition's sites to money."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import polars as pl
@@ -23,6 +23,7 @@ class EconomyStage:
     name: Final = "economy"
     inputs: Final = (topics.LEDGER,)
     schemas: Final = (records.POWER, records.TOKENS, records.GPU_MINUTE)
+    at_most: Final[Mapping[str, int]] = {}
 
     def __init__(self, config: EconomyConfig) -> None:
         self._config = config

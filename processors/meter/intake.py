@@ -88,6 +88,8 @@ def _clock_faults(now_ms: int, grace_ms: int) -> dict[str, pl.Expr]:
 
 
 def _without(rows: pl.DataFrame, faults: Mapping[str, pl.Expr]) -> tuple[pl.DataFrame, dict[str, int]]:
+    if rows.is_empty():
+        return rows, {}
     found = rows.select(**{reason: fault.sum() for reason, fault in faults.items()}).row(0, named=True)
     left_out = {reason: int(count) for reason, count in found.items() if count}
     if left_out:

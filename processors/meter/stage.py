@@ -13,7 +13,7 @@ from idlewatt.processors.meter.families import families
 from idlewatt.processors.meter.state import MeterState
 from idlewatt.processors.meter.timeline import Edges
 from idlewatt.processors.stage import Batch, Folded
-from idlewatt.stream import records, topics
+from idlewatt.stream import metric_names, records, topics
 from idlewatt.stream.log import Record
 
 
@@ -26,6 +26,7 @@ class MeterStage:
 
     def __init__(self, config: MeterConfig) -> None:
         self._config = config
+        self.at_most: Final = {metric_names.GPU_WASTED_WATTS.name: config.worst_offenders}
 
     def empty(self) -> MeterState:
         return MeterState.empty()
