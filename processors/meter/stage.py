@@ -16,6 +16,10 @@ from idlewatt.processors.stage import Batch, Folded
 from idlewatt.stream import metric_names, records, topics
 from idlewatt.stream.log import Record
 
+# One fold books at most about so many windows of GPUs and engines: after hours of silence it catches up with
+# the clock in several, each committed before the next.
+_WINDOWS_PER_FOLD: Final = 2_000_000
+
 
 class MeterStage:
     """Stage over idlewatt.gpu and idlewatt.engine."""
@@ -47,12 +51,13 @@ class MeterStage:
         target_ms = self._closable_ms(state)
         if state.edge_ms is not None and state.edge_ms < target_ms:
             state = arrivals.absorb(state)
-        while state.edge_ms is not None and state.edge_ms < target_ms:
-            edges = Edges(
-                state.edge_ms, self._next_edge(state, target_ms), self._config.window_ms, self._config.hold_ms
-            )
+        room = _WINDOWS_PER_FOLD
+        while state.edge_ms is not None and state.edge_ms < target_ms and room > 0:
+            next_ms = self._next_edge(state, target_ms, room)
+            edges = Edges(state.edge_ms, next_ms, self._config.window_ms, self._config.hold_ms)
             state, closing = close(state, edges, self._config)
             closings.append(closing)
+            room -= _entities(state) * (edges.edge_ms - edges.previous_ms) // edges.window_ms
         for closing in closings:
             for key, count in closing.dropped.items():
                 rejected[key] = rejected.get(key, 0) + count
@@ -70,16 +75,22 @@ class MeterStage:
         window_ms = self._config.window_ms
         return (state.newest_ms - self._config.grace_ms) // window_ms * window_ms
 
-    def _next_edge(self, state: MeterState, target_ms: int) -> int:
-        """Minute by minute while there is something to read, for the yardstick moves by minutes; silence at one go."""
+    def _next_edge(self, state: MeterState, target_ms: int, room: int) -> int:
+        """Minute by minute while there is something to read, for the yardstick moves by minutes; silence faster."""
         assert state.edge_ms is not None
         waiting = [
             int(frame.get_column("eff_ms").min())  # type: ignore[arg-type]
             for frame in (state.pending_gpus, state.pending_engines)
             if frame.height
         ]
-        minute_ms = max(state.edge_ms, min(waiting, default=target_ms)) // MINUTE_MS * MINUTE_MS
-        return min(target_ms, minute_ms if minute_ms > state.edge_ms else minute_ms + MINUTE_MS)
+        read_ms = max(state.edge_ms, min(waiting, default=target_ms)) // MINUTE_MS * MINUTE_MS
+        minutes = room // max(_entities(state), 1) * self._config.window_ms // MINUTE_MS
+        silent_ms = min(read_ms, state.edge_ms // MINUTE_MS * MINUTE_MS + minutes * MINUTE_MS)
+        return min(target_ms, max(silent_ms, state.edge_ms // MINUTE_MS * MINUTE_MS + MINUTE_MS))
+
+
+def _entities(state: MeterState) -> int:
+    return state.gpus.height + state.engines.height
 
 
 def _needed(state: MeterState) -> Mapping[str, int]:
