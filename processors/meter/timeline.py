@@ -216,7 +216,10 @@ def _gains(
             .alias(f"inc_{c}")
             for c in counters
         ),
-        start_ms=pl.when(start_known).then(pl.max_horizontal("t0_ms", "epoch_ms")).otherwise("t0_ms"),
+        # clocks of a host and its process differ a little: what was gained takes at least a millisecond
+        start_ms=pl.when(start_known)
+        .then(pl.min_horizontal(pl.max_horizontal("t0_ms", "epoch_ms"), pl.col("ts_ms") - 1))
+        .otherwise("t0_ms"),
         known=~unknown,
     ).rename({"ts_ms": "end_ms"})
     return gained.with_columns(
