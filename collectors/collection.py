@@ -15,6 +15,7 @@ from idlewatt.stream.clock import Clock, unix_ms
 from idlewatt.stream.errors import ConfigError
 from idlewatt.stream.log import Appender
 from idlewatt.stream.settings import Settings
+from idlewatt.stream.spool import Spool
 
 
 class Collection:
@@ -27,7 +28,7 @@ class Collection:
         clock: Clock = unix_ms,
         extra_sources: Sequence[Source] = (),
     ) -> None:
-        """Raises ConfigError where the settings name nothing to read, or two sources alike."""
+        """Raises ConfigError where the settings name nothing to read, two sources alike, or no usable spool."""
         collect = settings.collect
         sources, self._close_gpus = _gpu_sources(settings, clock)
         try:
@@ -46,12 +47,13 @@ class Collection:
             ]
             sources += extra_sources
             _check(sources)
+            spool = _spool(settings)
         except ConfigError:
             for source in sources:
                 source.close()
             self._close_gpus()
             raise
-        self._sink = Sink(appender, collect.send_interval_s)
+        self._sink = Sink(appender, collect.send_interval_s, spool=spool)
         self._scheduler = Scheduler(sources, lambda reading: self._sink.put(reading.rows), collect.timeout_s)
 
     @property
@@ -87,6 +89,13 @@ def _gpu_sources(settings: Settings, clock: Clock) -> tuple[list[Source], Callab
 
         return build_simulated_sources(settings, clock)
     return [], lambda: None
+
+
+def _spool(settings: Settings) -> Spool | None:
+    # the embedded log is on this node's own disk: a spool beside it would be away when it is
+    if settings.log.kind == "embedded":
+        return None
+    return Spool(settings.collect.spool_path, settings.collect.spool_max_bytes)
 
 
 def _check(sources: Sequence[Source]) -> None:

@@ -38,6 +38,8 @@ class CollectorMetrics(Collector):
             dropped.add_metric([topic], rows)
         if sink.unencodable_rows:
             left_out.add_metric(["sink", "unencodable"], sink.unencodable_rows)
+        if sink.damaged_records:
+            left_out.add_metric(["spool", "damaged"], sink.damaged_records)
         waiting = _family(metric_names.SPOOL_BYTES)
         waiting.add_metric([], sink.waiting_bytes)
         return success, duration, errors, left_out, sent, dropped, waiting

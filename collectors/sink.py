@@ -1,58 +1,63 @@
-"""Rows of all sources to packed messages, and these to the log."""
+"""Rows of all sources to the log, or to the spool while the log is away."""
 
 import threading
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
-import pyarrow as pa
 import structlog
 
-from idlewatt.stream import records, topics
-from idlewatt.stream.encoding import encode_rows
+from idlewatt.collectors.minute_log import MinuteLog
+from idlewatt.collectors.packing import Row
+from idlewatt.collectors.row_queue import MAX_WAITING_ROWS, RowQueue
+from idlewatt.stream import topics
 from idlewatt.stream.errors import LogUnavailableError
-from idlewatt.stream.log import Appender, Record
-from idlewatt.stream.records import EngineRow, GpuRow, Schema
+from idlewatt.stream.log import Appender
+from idlewatt.stream.spool import Spool
+from idlewatt.stream.spool_frames import WaitingMessage
 
-# Ten minutes of a node with 16 GPUs and 16 engines at two readings a second, and some to spare.
-MAX_WAITING_ROWS: Final = 50_000
-# well under the megabyte that Kafka takes in one message
-MAX_ROWS_PER_MESSAGE: Final = 2_000
-_RECORDS_PER_APPEND: Final = 64
+_MESSAGES_PER_APPEND: Final = 64
 _RETRY_INTERVAL_S: Final = 0.2
-_LOG_INTERVAL_S: Final = 60.0
-
-_DESTINATIONS: Final[Mapping[type, tuple[str, Schema]]] = {
-    GpuRow: (topics.GPU, records.GPU),
-    EngineRow: (topics.ENGINE, records.ENGINE),
-}
+# at the end, should the disk hang
+_LEAVE_S: Final = 0.5
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class SinkState:
-    """Rows by topic since the start, and bytes that wait for the log."""
+    """Rows since the start, by topic, and what waits for the log in memory and in the spool.
+
+    While nothing moves: rows put and rows found in the spool = sent + dropped + unencodable + waiting.
+    """
 
     sent_rows: Mapping[str, int]
     dropped_rows: Mapping[str, int]
     unencodable_rows: int
+    waiting_rows: int
     waiting_bytes: int
+    damaged_records: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    record: Record
-    rows: int
+class _Answer(Enum):
+    """What became of messages that were to be appended."""
+
+    TAKEN = "the log has them"
+    AWAY = "the log does not answer"
+    REFUSED = "the log will never take one of them"
 
 
 class Sink:
     """Takes rows from any thread and appends them to the log on its own, once per `send_interval_s`.
 
-    While the log is away rows wait in memory, MAX_WAITING_ROWS at most; then the oldest are dropped and
-    counted. Counters in rows are cumulative, so a dropped row costs resolution, not truth.
+    While the log is away messages wait in the spool; as long as one does, all new ones queue up behind it, because
+    a processor drops a reading that is older than the last one it took. A backlog is sent as fast as the log takes
+    it, one append at a time; once per interval the sink turns from it to bring new rows to the disk.
+    Without a spool, or if its disk takes nothing, messages wait in memory. Beyond either bound the oldest are
+    dropped and counted. Counters in rows are cumulative, so a dropped row costs resolution, not truth.
     """
 
     def __init__(
@@ -60,167 +65,183 @@ class Sink:
         appender: Appender,
         send_interval_s: float,
         *,
+        spool: Spool | None = None,
         max_waiting_rows: int = MAX_WAITING_ROWS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`max_waiting_rows` is the bound of memory; the spool has its own, and is closed by stop()."""
         self._appender = appender
         self._send_interval_s = send_interval_s
-        self._max_waiting_rows = max_waiting_rows
-        self._monotonic = monotonic
-        self._lock = threading.Lock()
-        self._fresh: deque[GpuRow | EngineRow] = deque()
-        self._packed: deque[_Packed] = deque()
-        self._waiting_rows = 0
-        self._in_flight_bytes = 0
-        self._sent_rows = Counter({topic: 0 for topic, _ in _DESTINATIONS.values()})
-        self._dropped_rows = Counter(self._sent_rows)
-        self._unencodable_rows = 0
-        self._log_after: defaultdict[str, float] = defaultdict(lambda: float("-inf"))
+        self._spool = spool
+        self._minute_log = MinuteLog(monotonic)
+        self._queue = RowQueue(max_waiting_rows, self._minute_log)
+        self._sent_rows = Counter(dict.fromkeys((topics.GPU, topics.ENGINE), 0))
+        self._refused_rows = Counter(self._sent_rows)
+        self._spool_losses: Counter[str] = Counter()
         self._away = False
+        self._has_backlog = False
         self._stopping = threading.Event()
         self._give_up_at = float("inf")
         self._thread = threading.Thread(target=self._run, name="sink", daemon=True)
 
     def start(self) -> None:
-        """Start sending."""
+        """Start sending, beginning with what a predecessor left in the spool."""
+        if self._spool is not None and self._spool.waiting_bytes:
+            _log.info("spool_found", rows=self._spool.waiting_rows, bytes=self._spool.waiting_bytes)
         self._thread.start()
 
-    def put(self, rows: Iterable[GpuRow | EngineRow]) -> None:
-        """Take rows to be sent. Never blocks on the log."""
-        with self._lock:
-            before = len(self._fresh)
-            self._fresh.extend(rows)
-            self._waiting_rows += len(self._fresh) - before
-            self._drop_oldest()
+    def put(self, rows: Iterable[Row]) -> None:
+        """Take rows to be sent. Never blocks on the log or the disk."""
+        self._queue.put(rows)
 
     def send(self) -> bool:
-        """Send all that waits; False if the log did not take it. Used from one thread."""
-        self._pack()
-        size = _RECORDS_PER_APPEND
-        while batch := self._take(size):
-            try:
-                self._appender.append([packed.record for packed in batch])
-            except LogUnavailableError as error:
-                self._put_back(batch)
-                self._say_away(str(error))
-                return False
-            except Exception:
-                if len(batch) > 1:
-                    # one of them is at fault: sent one by one, it is the only one that is lost
-                    self._put_back(batch)
-                    size = 1
-                    continue
-                self._count(self._dropped_rows, batch)
-                if self._may_log("failed"):
-                    _log.exception("append_failed", topic=batch[0].record.topic, rows=batch[0].rows)
-            else:
-                self._count(self._sent_rows, batch)
-                if self._away:
-                    self._away = False
-                    _log.info("log_back")
-        return True
+        """Send what waits, oldest first; False if some of it still waits. Used from one thread."""
+        self._queue.pack()
+        sent = self._send_spooled() and self._send_queued()
+        self._say_losses()
+        return sent
 
     def stop(self, timeout_s: float) -> None:
-        """Send what waits and end; what the log has not taken after `timeout_s` is lost, which is logged."""
+        """Send what waits and end. What the log has not taken after `timeout_s` is left in the spool.
+
+        Without a spool it is lost, which is logged.
+        """
         self._give_up_at = time.monotonic() + timeout_s
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         else:
             self.send()
-        with self._lock:
-            lost = self._waiting_rows
-        if lost:
+        if self._spool is not None:
+            leaving = threading.Thread(target=self._leave, args=(self._spool,), name="spool", daemon=True)
+            leaving.start()
+            leaving.join(_LEAVE_S)
+        self._minute_log.flush()
+        if lost := self._queue.waiting_rows:
             _log.error("rows_lost", rows=lost, reason="the log did not take them before the end")
 
     def state(self) -> SinkState:
         """Counts as of now."""
-        with self._lock:
-            waiting_bytes = self._in_flight_bytes + sum(len(packed.record.value) for packed in self._packed)
-            return SinkState(
-                dict(self._sent_rows), dict(self._dropped_rows), self._unencodable_rows, waiting_bytes
-            )
+        queue, spool = self._queue, self._spool
+        dropped = Counter(self._refused_rows)
+        dropped.update(queue.dropped_rows)
+        if spool is not None:
+            dropped.update(spool.dropped_rows)
+        return SinkState(
+            sent_rows=dict(self._sent_rows),
+            dropped_rows=dict(dropped),
+            unencodable_rows=queue.unencodable_rows,
+            waiting_rows=queue.waiting_rows + (spool.waiting_rows if spool else 0),
+            waiting_bytes=queue.waiting_bytes + (spool.waiting_bytes if spool else 0),
+            damaged_records=spool.damaged if spool else 0,
+        )
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._send_interval_s):
-            self.send()
-        while not self.send() and time.monotonic() < self._give_up_at:
-            time.sleep(min(_RETRY_INTERVAL_S, max(self._give_up_at - time.monotonic(), 0)))
+        while not self._stopping.wait(0 if self._has_backlog else self._send_interval_s):
+            self._try_to_send()
+        while not self._try_to_send() and time.monotonic() < self._give_up_at:
+            if not self._has_backlog:
+                time.sleep(min(_RETRY_INTERVAL_S, max(self._give_up_at - time.monotonic(), 0)))
 
-    def _pack(self) -> None:
-        with self._lock:
-            fresh, self._fresh = self._fresh, deque()
-        groups: defaultdict[tuple[type, str, str], list[GpuRow | EngineRow]] = defaultdict(list)
-        for row in fresh:
-            groups[type(row), row.site, row.pool].append(row)
-        packed: list[_Packed] = []
-        for (kind, site, pool), rows in groups.items():
-            topic, schema = _DESTINATIONS[kind]
-            key = topics.pool_key(site, pool)
-            for start in range(0, len(rows), MAX_ROWS_PER_MESSAGE):
-                for value, count in self._encoded(schema, rows[start : start + MAX_ROWS_PER_MESSAGE]):
-                    packed.append(_Packed(Record(topic, key, value), count))
-        with self._lock:
-            self._waiting_rows -= len(fresh) - sum(each.rows for each in packed)
-            self._packed.extend(packed)
-            self._drop_oldest()
-
-    def _encoded(self, schema: Schema, rows: Sequence[GpuRow | EngineRow]) -> Iterable[tuple[bytes, int]]:
-        """Messages with their number of rows: one, unless a row has a value its column cannot hold."""
+    def _try_to_send(self) -> bool:
+        self._has_backlog = False
         try:
-            yield encode_rows(schema, rows), len(rows)
-        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
-            if len(rows) > 1:
-                middle = len(rows) // 2
-                yield from self._encoded(schema, rows[:middle])
-                yield from self._encoded(schema, rows[middle:])
-                return
-            self._unencodable_rows += 1
-            if self._may_log("unencodable"):
-                _log.error("row_unencodable", row=repr(rows[0]), error=str(error))
-
-    def _take(self, size: int) -> list[_Packed]:
-        with self._lock:
-            batch = [self._packed.popleft() for _ in range(min(len(self._packed), size))]
-            self._in_flight_bytes = sum(len(packed.record.value) for packed in batch)
-            return batch
-
-    def _put_back(self, batch: Sequence[_Packed]) -> None:
-        with self._lock:
-            self._in_flight_bytes = 0
-            self._packed.extendleft(reversed(batch))
-            self._drop_oldest()
-
-    def _count(self, counter: Counter[str], batch: Sequence[_Packed]) -> None:
-        with self._lock:
-            self._in_flight_bytes = 0
-            for packed in batch:
-                counter[packed.record.topic] += packed.rows
-                self._waiting_rows -= packed.rows
-
-    def _drop_oldest(self) -> None:
-        """Under the lock: drop until the rest fits. What is being appended is counted but cannot be dropped."""
-        dropped = 0
-        while self._waiting_rows > self._max_waiting_rows and (self._packed or self._fresh):
-            if self._packed:
-                packed = self._packed.popleft()
-                topic, rows = packed.record.topic, packed.rows
-            else:
-                topic, rows = _DESTINATIONS[type(self._fresh.popleft())][0], 1
-            self._dropped_rows[topic] += rows
-            self._waiting_rows -= rows
-            dropped += rows
-        if dropped and self._may_log("dropped"):
-            _log.error("rows_dropped", rows=dropped, reason="the log has been away for too long")
-
-    def _say_away(self, detail: str) -> None:
-        self._away = True
-        if self._may_log("away"):
-            _log.warning("log_away", detail=detail, waiting_rows=self._waiting_rows)
-
-    def _may_log(self, what: str) -> bool:
-        now = self._monotonic()
-        if now < self._log_after[what]:
+            return self.send()
+        except Exception as error:
+            # a fault of ours may cost some rows, but not all that come after them
+            self._minute_log.error("send_failed", 1, exc_info=error)
             return False
-        self._log_after[what] = now + _LOG_INTERVAL_S
+
+    def _send_spooled(self) -> bool:
+        spool = self._spool
+        if spool is None or not spool.waiting_bytes:
+            return True
+        self._queue_to_spool(spool)
+        until = min(time.monotonic() + self._send_interval_s, self._give_up_at)
+        limit = _MESSAGES_PER_APPEND
+        while batch := spool.oldest(limit):
+            answer = self._append(batch)
+            if answer is _Answer.AWAY:
+                return False
+            if answer is _Answer.REFUSED and len(batch) > 1:
+                # sent one by one, the one at fault is the only one that is lost
+                limit = 1
+                continue
+            spool.acknowledge()
+            self._count(batch, answer)
+            if spool.waiting_bytes and time.monotonic() >= until:
+                self._has_backlog = True
+                return False
         return True
+
+    def _send_queued(self) -> bool:
+        limit = _MESSAGES_PER_APPEND
+        while batch := self._queue.take(limit):
+            answer = self._append(batch)
+            if answer is _Answer.AWAY:
+                self._queue.settle(batch, 0)
+                if self._spool is not None:
+                    self._queue_to_spool(self._spool)
+                return False
+            if answer is _Answer.REFUSED and len(batch) > 1:
+                limit = 1
+                continue
+            # none, if stop() did not wait for them any longer and left them to the spool
+            self._count(self._queue.settle(batch, len(batch)), answer)
+        return True
+
+    def _append(self, batch: Sequence[WaitingMessage]) -> _Answer:
+        try:
+            self._appender.append([message.record for message in batch])
+        except LogUnavailableError as error:
+            self._away = True
+            if self._minute_log.is_due("log_away"):
+                _log.warning("log_away", detail=str(error), waiting_rows=self.state().waiting_rows)
+            return _Answer.AWAY
+        except Exception as error:
+            if len(batch) == 1:
+                self._minute_log.error("append_failed", 1, topic=batch[0].record.topic, exc_info=error)
+            return _Answer.REFUSED
+        if self._away:
+            self._away = False
+            _log.info("log_back")
+        return _Answer.TAKEN
+
+    def _count(self, batch: Sequence[WaitingMessage], answer: _Answer) -> None:
+        counter = self._sent_rows if answer is _Answer.TAKEN else self._refused_rows
+        for message in batch:
+            counter[message.record.topic] += message.rows
+
+    def _queue_to_spool(self, spool: Spool) -> None:
+        if batch := self._queue.take():
+            self._queue.settle(batch, spool.append(batch))
+
+    def _leave(self, spool: Spool) -> None:
+        """Leave to the spool what waits in memory, also what the sink's own thread may still hang in the log with."""
+        self._queue.pack()
+        self._queue_to_spool(spool)
+        spool.close()
+        self._say_losses()
+        if spool.waiting_bytes:
+            _log.warning("rows_left_in_spool", rows=spool.waiting_rows, bytes=spool.waiting_bytes)
+
+    def _say_losses(self) -> None:
+        spool = self._spool
+        if spool is None:
+            return
+        losses = Counter(
+            rows_dropped=sum(spool.dropped_rows.values()),
+            spool_damaged=spool.damaged,
+            spool_failed=spool.failures,
+        )
+        new = losses - self._spool_losses
+        self._spool_losses = losses
+        say = self._minute_log.error
+        say("rows_dropped", new["rows_dropped"], reason="the log is away for longer than the spool can hold")
+        say("spool_damaged", new["spool_damaged"], detail=spool.fault)
+        say(
+            "spool_failed",
+            new["spool_failed"],
+            detail=spool.fault,
+            mend="see to the disk of collect.spool_path",
+        )

@@ -202,10 +202,10 @@ DROPPED_ROWS: Final = _collector(
     "idlewatt_spool_dropped_rows_total",
     "counter",
     "topic",
-    "Rows dropped because the log was away for longer than the spool holds.",
+    "Rows lost before the log had them: it was away for longer than the spool holds, or a file of the spool was damaged.",
 )
 SPOOL_BYTES: Final = _collector(
-    "idlewatt_spool_bytes", "gauge", "", "Bytes waiting for the log to come back."
+    "idlewatt_spool_bytes", "gauge", "", "Bytes that wait for the log, most of them in the spool on disk."
 )
 
 METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

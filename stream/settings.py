@@ -130,6 +130,14 @@ class Collect(_Section):
     max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
         16 * 1024 * 1024, description="A metrics page larger than this is refused."
     )
+    spool_path: str = Field(
+        "idlewatt-spool",
+        description="Folder in which messages wait while Kafka is away, on a local disk. The embedded log needs none.",
+    )
+    spool_max_bytes: Annotated[int, Field(ge=1024 * 1024)] = Field(
+        1024 * 1024 * 1024,
+        description="Room for them; beyond it the oldest are dropped. 1 GiB holds about 2650 minutes of 8 GPUs and their engine, read once a second.",
+    )
     engine: tuple[Engine, ...] = Field((), description="Inference servers on this node.")
 
 

@@ -4,4 +4,5 @@ pytest_plugins = [
     "kafka_broker",
     "prometheus_server",
     "skip_report",
+    "small_disk",
 ]

@@ -246,6 +246,7 @@ def test_a_frozen_kafka_does_not_hold_up_the_end(kafka_broker: KafkaBroker, tmp_
         "IDLEWATT_LOG__KIND": "kafka",
         "IDLEWATT_LOG__BOOTSTRAP_SERVERS": settings.log.bootstrap_servers,
         "IDLEWATT_COLLECT__GPU": "simulated",
+        "IDLEWATT_COLLECT__SPOOL_PATH": str(tmp_path / "spool"),
         "IDLEWATT_PROCESS__WINDOW_S": "1",
         "IDLEWATT_PROCESS__GRACE_S": "2",
         "IDLEWATT_PROCESS__GROUP": settings.process.group,

@@ -2,6 +2,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from loopback_http import LoopbackServer, page, says, serving
@@ -15,7 +16,7 @@ from idlewatt.stream.decoding import decode
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
 from idlewatt.stream.log import Record
 from idlewatt.stream.records import GpuRow
-from idlewatt.stream.settings import Collect, Engine, Settings
+from idlewatt.stream.settings import Collect, Engine, Log, Settings
 
 PAGE = page(
     b'vllm:generation_tokens_total{model_name="m",engine="0"} 5\n'
@@ -135,6 +136,29 @@ def test_stop_is_in_time_while_everything_hangs(server: LoopbackServer) -> None:
     started = time.monotonic()
     collection.stop(0.6)
     assert time.monotonic() - started < 1.2
+
+
+def test_kafka_has_a_spool_and_the_embedded_log_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The spool stands beside the process, holds what Kafka does not take, and belongs to one collector."""
+    monkeypatch.chdir(tmp_path)
+    shelf = Shelf()
+    Collection(settings(), shelf, extra_sources=[OneGpu()]).stop(1)
+    assert list(tmp_path.iterdir()) == []
+
+    kafka = settings().model_copy(update={"log": Log(kind="kafka")})
+    shelf.away = True
+    collection = Collection(kafka, shelf, extra_sources=[OneGpu()])
+    other = OneGpu()
+    with pytest.raises(ConfigError, match=r"collect\.spool_path: another collector uses idlewatt-spool"):
+        Collection(kafka, shelf, extra_sources=[other])
+    assert other.closed
+    collection.start()
+    wait_until(lambda: bool(list(tmp_path.glob("idlewatt-spool/*.spool"))))
+    collection.stop(0.2)
+    shown = metrics(collection)
+    on_disk = sum(path.stat().st_size for path in tmp_path.glob("idlewatt-spool/*.spool"))
+    assert shown["idlewatt_spool_bytes",] == on_disk > 0
+    assert shown["idlewatt_spool_dropped_rows_total", topics.GPU] == 0
 
 
 def test_sources_must_have_names_of_their_own(server: LoopbackServer) -> None:

@@ -97,7 +97,12 @@ def running(
             settings,
             "living",
             ports[2],
-            {"gpu": "simulated", "gpu_interval_s": 0.5, "engine_interval_s": 0.5},
+            {
+                "gpu": "simulated",
+                "gpu_interval_s": 0.5,
+                "engine_interval_s": 0.5,
+                "spool_path": str(folder / "spool"),
+            },
         )
     ]
     files = {

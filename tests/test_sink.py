@@ -1,17 +1,28 @@
 import dataclasses
+import itertools
+import random
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import structlog
+from small_disk import DISK_BYTES, SmallDisk
 
-from idlewatt.collectors.sink import MAX_ROWS_PER_MESSAGE, Sink
+from idlewatt.collectors.minute_log import MinuteLog
+from idlewatt.collectors.packing import MAX_ROWS_PER_MESSAGE
+from idlewatt.collectors.row_queue import RowQueue
+from idlewatt.collectors.sink import Sink
 from idlewatt.stream import records, topics
 from idlewatt.stream.decoding import decode
 from idlewatt.stream.errors import LogUnavailableError
 from idlewatt.stream.log import Record
 from idlewatt.stream.records import EngineRow, GpuRow
+from idlewatt.stream.spool import Spool
+
+GIB = 1 << 30
 
 
 class Shelf:
@@ -55,6 +66,17 @@ def engine(ts_ms: int, pool: str = "p") -> EngineRow:
         advance="step",
         gpus=["GPU-1"],
     )
+
+
+def books_balance(sink: Sink, rows_put: int) -> bool:
+    """Each row that was put, or found in the spool, is in one place."""
+    state = sink.state()
+    gone = sum(state.sent_rows.values()) + sum(state.dropped_rows.values())
+    return rows_put == gone + state.unencodable_rows + state.waiting_rows
+
+
+def on_disk(folder: Path) -> int:
+    return len(list(folder.glob("*.spool")))
 
 
 @pytest.fixture
@@ -267,3 +289,342 @@ def test_stop_returns_in_time_and_says_what_is_lost(
     assert [(event["event"], event["rows"]) for event in logged if event["event"] == "rows_lost"] == [
         ("rows_lost", 2)
     ]
+
+
+def test_the_disk_is_left_alone_while_the_log_is_there(shelf: Shelf, tmp_path: Path) -> None:
+    """In normal running the spool is not written, not even for a moment."""
+    sink = Sink(shelf, 1.0, spool=Spool(tmp_path, GIB))
+    before = tmp_path.stat().st_mtime_ns
+    for ts_ms in range(50):
+        sink.put([gpu(ts_ms), engine(ts_ms)])
+        assert sink.send()
+    assert tmp_path.stat().st_mtime_ns == before
+    assert books_balance(sink, 100)
+    sink.stop(1)
+
+
+def test_rows_wait_on_the_disk_while_the_log_is_away(
+    shelf: Shelf, tmp_path: Path, logged: list[structlog.typing.EventDict]
+) -> None:
+    """Memory holds none of them; all arrive once and in order when it is back, and the disk is empty again."""
+    spool = Spool(tmp_path, GIB)
+    sink = Sink(shelf, 1.0, spool=spool)
+    shelf.refuse = away
+    for ts_ms in range(300):
+        sink.put([gpu(ts_ms)])
+        assert not sink.send()
+        assert spool.waiting_rows == ts_ms + 1
+        assert books_balance(sink, ts_ms + 1)
+    assert sink.state().waiting_bytes == spool.waiting_bytes > 0
+    shelf.refuse = lambda records: None
+    sink.put([gpu(300)])
+    assert sink.send()
+    assert shelf.times() == list(range(301))
+    assert on_disk(tmp_path) == 0
+    assert sink.state().waiting_bytes == 0
+    sink.put([gpu(301)])
+    assert sink.send()
+    assert on_disk(tmp_path) == 0
+    assert books_balance(sink, 302)
+    assert [event["event"] for event in logged] == ["log_away", "log_back"]
+    sink.stop(1)
+
+
+def test_new_rows_queue_up_behind_old_ones(shelf: Shelf, tmp_path: Path) -> None:
+    """A log that takes a few appends and goes away again never gets a pool's reading before an older one."""
+    sink = Sink(shelf, 1.0, spool=Spool(tmp_path, GIB))
+    seed = random.Random(1)
+
+    def moody(records: Sequence[Record]) -> None:
+        if seed.random() < 0.5:
+            away(records)
+
+    for ts_ms in range(200):
+        shelf.refuse = away if seed.random() < 0.8 else moody
+        sink.put([gpu(ts_ms, "p"), gpu(ts_ms, "q"), engine(ts_ms, "p")])
+        sink.send()
+        assert books_balance(sink, 3 * (ts_ms + 1))
+    shelf.refuse = lambda records: None
+    assert sink.send()
+    for topic, key in ((topics.GPU, b"s/p"), (topics.GPU, b"s/q"), (topics.ENGINE, b"s/p")):
+        taken = [r for r in shelf.records if (r.topic, r.key) == (topic, key)]
+        assert [row["ts_ms"] for r in taken for row in decode(r.value)[1].to_dicts()] == list(range(200))
+    sink.stop(1)
+
+
+def test_what_a_predecessor_left_is_sent_first(
+    shelf: Shelf, tmp_path: Path, logged: list[structlog.typing.EventDict]
+) -> None:
+    """Rows of a process that ended while the log was away come before the first of its successor."""
+    before = Sink(shelf, 1.0, spool=Spool(tmp_path, GIB))
+    shelf.refuse = away
+    for ts_ms in range(20):
+        before.put([gpu(ts_ms)])
+        before.send()
+    before.put([gpu(20)])
+    before.stop(0.1)
+    assert before.state().waiting_rows == 21
+    assert [event["rows"] for event in logged if event["event"] == "rows_left_in_spool"] == [21]
+    shelf.refuse = lambda records: None
+
+    after = Sink(shelf, 0.01, spool=Spool(tmp_path, GIB))
+    assert after.state().waiting_rows == 21
+    after.put([gpu(21)])
+    after.start()
+    wait_until(lambda: after.state().waiting_rows == 0)
+    assert shelf.times() == list(range(22))
+    after.stop(1)
+    assert books_balance(after, 21 + 1)
+    assert [event["rows"] for event in logged if event["event"] == "spool_found"] == [21]
+
+
+def test_stop_leaves_to_the_spool_what_hangs_in_the_log(
+    shelf: Shelf, tmp_path: Path, logged: list[structlog.typing.EventDict]
+) -> None:
+    """Rows in an append that does not come back, and those behind it, are on the disk when stop() returns."""
+    spool = Spool(tmp_path, GIB)
+    sink = Sink(shelf, 0.01, spool=spool)
+    release, entered = threading.Event(), threading.Event()
+
+    def hang(records: Sequence[Record]) -> None:
+        entered.set()
+        release.wait(20)
+
+    shelf.refuse = hang
+    sink.put([gpu(1)])
+    sink.start()
+    assert entered.wait(5)
+    sink.put([gpu(2), engine(3)])
+    started = time.monotonic()
+    sink.stop(0.2)
+    assert time.monotonic() - started < 1
+    assert spool.waiting_rows == 3
+    assert books_balance(sink, 3)
+    release.set()
+    # the hanging append succeeds after all, and must not touch what may be another process's by now
+    wait_until(lambda: shelf.times() == [1])
+    shelf.refuse = lambda records: None
+    after = Sink(shelf, 1.0, spool=Spool(tmp_path, GIB))
+    assert after.send()
+    assert shelf.times() == [1, 1, 2, 3]
+    after.stop(1)
+    assert "rows_lost" not in [event["event"] for event in logged]
+
+
+def test_messages_are_in_one_hand_at_a_time() -> None:
+    """Who comes back late with messages that another thread has taken over settles nothing of them."""
+    queue = RowQueue(100, MinuteLog())
+    queue.put([gpu(1), gpu(2, "q")])
+    queue.pack()
+    hanging = queue.take(1)
+    taken_over = queue.take()
+    assert len(taken_over) == 2
+    assert queue.settle(hanging, 1) == ()
+    assert queue.waiting_rows == 2
+    assert queue.settle(taken_over, 2) == taken_over
+    assert queue.waiting_rows == 0
+
+
+def test_a_fault_of_ours_does_not_end_the_sending(
+    shelf: Shelf, logged: list[structlog.typing.EventDict]
+) -> None:
+    """Something that is no row breaks one sending, which is logged with its traceback; the next one works."""
+    sink = Sink(shelf, 0.01)
+    sink.put([object()])  # type: ignore[list-item]
+    sink.start()
+    wait_until(lambda: bool(logged))
+    sink.put([gpu(1)])
+    wait_until(lambda: shelf.times() == [1])
+    sink.stop(1)
+    assert [event["event"] for event in logged][:1] == ["send_failed"]
+    assert isinstance(logged[0]["exc_info"], AttributeError)
+
+
+def test_a_backlog_does_not_keep_new_rows_from_the_disk(shelf: Shelf, tmp_path: Path) -> None:
+    """While a long outage is caught up, rows that come in are spooled once per interval, and sent in their turn."""
+    spool = Spool(tmp_path, GIB)
+    sink = Sink(shelf, 0.05, spool=spool)
+    shelf.refuse = away
+    for ts_ms in range(1000):
+        sink.put([gpu(ts_ms)])
+        sink.send()
+    appends: list[float] = []
+
+    def slow(records: Sequence[Record]) -> None:
+        time.sleep(0.02)
+        appends.append(time.monotonic())
+
+    shelf.refuse = slow
+    ts_ms = 1000
+    turns = 0
+    while not sink.send():
+        turns += 1
+        # a turn is one interval, and the append with which it ends
+        assert 1 <= len(appends) <= 4
+        assert spool.waiting_rows == sink.state().waiting_rows
+        appends.clear()
+        sink.put([gpu(ts_ms)])
+        ts_ms += 1
+    assert turns >= 4
+    assert shelf.times() == list(range(ts_ms))
+    assert books_balance(sink, ts_ms)
+    assert on_disk(tmp_path) == 0
+    sink.stop(1)
+
+
+def test_a_backlog_is_sent_without_pause(shelf: Shelf, tmp_path: Path) -> None:
+    """Catching up takes as long as the log needs, with no interval between its steps."""
+    sink = Sink(shelf, 0.1, spool=Spool(tmp_path, GIB))
+    shelf.refuse = away
+    for ts_ms in range(700):
+        sink.put([gpu(ts_ms)])
+        sink.send()
+    taken: list[float] = []
+
+    def slow(records: Sequence[Record]) -> None:
+        time.sleep(0.1)
+        taken.append(time.monotonic())
+
+    shelf.refuse = slow
+    sink.start()
+    wait_until(lambda: len(shelf.records) == 700, 20)
+    assert statistics.median(after - before for before, after in itertools.pairwise(taken)) < 0.17
+    sink.stop(1)
+    assert shelf.times() == list(range(700))
+
+
+def test_the_books_balance_whatever_happens(
+    shelf: Shelf, tmp_path: Path, logged: list[structlog.typing.EventDict]
+) -> None:
+    """Outages, a spool too small for them, restarts: each row is sent, dropped or waits, and the newest are kept."""
+    bound = 64 * 1024
+    seed = random.Random(7)
+    sink = Sink(shelf, 1.0, spool=Spool(tmp_path, bound))
+    ts_ms = rows = dropped = 0
+    for _ in range(400):
+        shelf.refuse = away if seed.random() < 0.97 else lambda records: None
+        for _ in range(seed.randrange(3)):
+            sink.put([gpu(ts_ms), engine(ts_ms)])
+            ts_ms += 1
+            rows += 2
+        sink.send()
+        assert books_balance(sink, rows)
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= bound
+        if seed.random() < 0.02:
+            dropped += sum(sink.state().dropped_rows.values())
+            sink.stop(0)
+            waiting = sink.state().waiting_rows
+            sink = Sink(shelf, 1.0, spool=Spool(tmp_path, bound))
+            # what was sent of a file that still held others comes again
+            rows = sink.state().waiting_rows
+            assert rows >= waiting
+    shelf.refuse = lambda records: None
+    assert sink.send()
+    assert sink.state().waiting_rows == 0
+    dropped += sum(sink.state().dropped_rows.values())
+    assert dropped > 100
+    arrived = {(row["ts_ms"], "engine" in row) for row in shelf.rows()}
+    # some were dropped and some came twice, but none is missing that was not counted
+    assert 2 * ts_ms - dropped <= len(arrived) < 2 * ts_ms
+    assert sum(event["count"] for event in logged if event["event"] == "rows_dropped") <= dropped
+    sink.stop(1)
+    assert sum(event["count"] for event in logged if event["event"] == "rows_dropped") == dropped
+
+
+def test_drops_are_said_once_a_minute_with_their_number(
+    shelf: Shelf, tmp_path: Path, logged: list[structlog.typing.EventDict]
+) -> None:
+    """An hour of dropping is some sixty lines, and their counts add up to the rows that are gone."""
+    now_s = 0.0
+    sink = Sink(shelf, 1.0, spool=Spool(tmp_path, 16 * 1024), monotonic=lambda: now_s)
+    shelf.refuse = away
+    for second in range(3600):
+        now_s = float(second)
+        if second % 6 == 0:
+            sink.put([gpu(second)])
+        sink.send()
+    said = [event["count"] for event in logged if event["event"] == "rows_dropped"]
+    dropped = sum(sink.state().dropped_rows.values())
+    assert 55 <= len(said) <= 60
+    assert 0 < dropped - sum(said) <= 20
+    sink.stop(0)
+    assert sum(event["count"] for event in logged if event["event"] == "rows_dropped") == dropped
+    assert [event["event"] for event in logged].count("log_away") == 60
+
+
+def test_a_full_disk_stops_nothing(
+    shelf: Shelf, small_disk: SmallDisk, logged: list[structlog.typing.EventDict]
+) -> None:
+    """Rows that the disk does not take wait in memory, behind those it took; all arrive in order and are accounted for."""
+    sink = Sink(shelf, 1.0, spool=Spool(small_disk.folder / "spool", 2 * DISK_BYTES), max_waiting_rows=40)
+    shelf.refuse = away
+    for ts_ms in range(20):
+        sink.put([gpu(ts_ms)])
+        sink.send()
+    small_disk.fill()
+    for ts_ms in range(20, 200):
+        sink.put([gpu(ts_ms)])
+        sink.send()
+        assert books_balance(sink, ts_ms + 1)
+    small_disk.empty()
+    for ts_ms in range(200, 210):
+        sink.put([gpu(ts_ms)])
+        sink.send()
+    shelf.refuse = lambda records: None
+    assert sink.send()
+    arrived = shelf.times()
+    assert arrived == sorted(set(arrived))  # type: ignore[type-var]
+    # the newest that memory holds, and what is on the disk already
+    assert arrived[:20] == list(range(20))
+    assert arrived[-40:] == list(range(170, 210))
+    assert len(arrived) + sum(sink.state().dropped_rows.values()) == 210
+    assert books_balance(sink, 210)
+    assert "spool_failed" in [event["event"] for event in logged]
+    sink.stop(1)
+
+
+def test_a_message_the_log_will_never_take_is_no_plug(
+    shelf: Shelf, tmp_path: Path, logged: list[structlog.typing.EventDict]
+) -> None:
+    """In the spool as in memory it is dropped, counted and logged, and all others are sent."""
+    sink = Sink(shelf, 1.0, spool=Spool(tmp_path, GIB))
+    shelf.refuse = away
+    for ts_ms in range(10):
+        sink.put([gpu(ts_ms), gpu(ts_ms, "bad")] if ts_ms == 4 else [gpu(ts_ms)])
+        sink.send()
+
+    def picky(records: Sequence[Record]) -> None:
+        if any(record.key == b"s/bad" for record in records):
+            raise ValueError("too large")
+
+    shelf.refuse = picky
+    assert sink.send()
+    assert shelf.times() == list(range(10))
+    assert sink.state().dropped_rows == {topics.GPU: 1, topics.ENGINE: 0}
+    assert books_balance(sink, 11)
+    assert [event["count"] for event in logged if event["event"] == "append_failed"] == [1]
+    sink.stop(1)
+
+
+def test_damage_is_counted_and_said(
+    shelf: Shelf, tmp_path: Path, logged: list[structlog.typing.EventDict]
+) -> None:
+    """A record that the disk has spoilt costs its rows, which are counted as dropped, and holds up no other."""
+    sink = Sink(shelf, 1.0, spool=Spool(tmp_path, GIB))
+    shelf.refuse = away
+    for ts_ms in range(10):
+        sink.put([gpu(ts_ms)])
+        sink.send()
+    (path,) = tmp_path.glob("*.spool")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    shelf.refuse = lambda records: None
+    assert sink.send()
+    assert len(shelf.times()) == 9
+    state = sink.state()
+    assert (state.damaged_records, state.dropped_rows[topics.GPU]) == (1, 1)
+    assert books_balance(sink, 10)
+    (said,) = [event for event in logged if event["event"] == "spool_damaged"]
+    assert str(path) in said["detail"]
+    sink.stop(1)

@@ -1,0 +1,64 @@
+"""Rows to messages: one of each topic and pool."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+
+from idlewatt.stream import records, topics
+from idlewatt.stream.encoding import encode_rows
+from idlewatt.stream.log import Record
+from idlewatt.stream.records import EngineRow, GpuRow, Schema
+from idlewatt.stream.spool_frames import WaitingMessage
+
+Row = GpuRow | EngineRow
+
+# well under the megabyte that Kafka takes in one message
+MAX_ROWS_PER_MESSAGE: Final = 2_000
+
+_DESTINATIONS: Final[Mapping[type, tuple[str, Schema]]] = {
+    GpuRow: (topics.GPU, records.GPU),
+    EngineRow: (topics.ENGINE, records.ENGINE),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Unencodable:
+    """A row with a value that its column cannot hold."""
+
+    row: Row
+    error: str
+
+
+def topic_of(row: Row) -> str:
+    """The topic a row goes to."""
+    return _DESTINATIONS[type(row)][0]
+
+
+def pack(rows: Iterable[Row]) -> Iterator[WaitingMessage | Unencodable]:
+    """Messages of MAX_ROWS_PER_MESSAGE rows at most; within a topic and pool the rows stay in their order."""
+    groups: defaultdict[tuple[type, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[type(row), row.site, row.pool].append(row)
+    for (kind, site, pool), group in groups.items():
+        topic, schema = _DESTINATIONS[kind]
+        key = topics.pool_key(site, pool)
+        for start in range(0, len(group), MAX_ROWS_PER_MESSAGE):
+            yield from _encoded(topic, key, schema, group[start : start + MAX_ROWS_PER_MESSAGE])
+
+
+def _encoded(
+    topic: str, key: bytes, schema: Schema, rows: Sequence[Row]
+) -> Iterator[WaitingMessage | Unencodable]:
+    try:
+        yield WaitingMessage(Record(topic, key, encode_rows(schema, rows)), len(rows))
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        if len(rows) == 1:
+            yield Unencodable(rows[0], str(error))
+            return
+        # halved until the row at fault stands alone
+        middle = len(rows) // 2
+        yield from _encoded(topic, key, schema, rows[:middle])
+        yield from _encoded(topic, key, schema, rows[middle:])

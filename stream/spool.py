@@ -1,0 +1,271 @@
+"""Messages that wait for the log, on disk: bounded, oldest out first, safe from SIGKILL at any instruction.
+
+A folder of small segment files. Messages are written behind the last one and segments removed from the front:
+removing needs no room, so that a full disk can always be answered by dropping the oldest. There is no cursor: a
+segment goes when its last message was acknowledged, and a restart sends again what it still holds.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from idlewatt.stream.errors import ConfigError
+from idlewatt.stream.spool_frames import WaitingMessage, to_frame
+from idlewatt.stream.spool_segment import Segment
+
+# What is dropped, held in memory, or sent again after a crash at a time: a minute or so of a node with 8 GPUs.
+_SEGMENT_BYTES: Final = 256 * 1024
+# of a small spool
+_LEAST_SEGMENTS: Final = 16
+_SEGMENT_NAME: Final = re.compile(r"\d{12}\.spool")
+_LOCK_NAME: Final = "spool.lock"
+# the last one is a limit on the size of a file
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Spool:
+    """The messages of one collector that wait for the log. May be used from several threads.
+
+    `waiting_bytes` is the size of its files, `waiting_rows` are the rows not acknowledged. `damaged` counts records
+    that were skipped, `failures` what the disk refused, a full one included; `fault` says what was last wrong.
+
+    A message that append() has taken is in a file, where SIGKILL cannot touch it. append() also syncs the file
+    before it returns, for what takes the log away, such as a loss of power, may take this node next.
+    """
+
+    def __init__(self, path: str | Path, max_bytes: int) -> None:
+        """Take the folder for this process, with what a predecessor left in it. Raises ConfigError."""
+        self.waiting_bytes = 0
+        self.waiting_rows = 0
+        self.damaged = 0
+        self.failures = 0
+        self.fault = ""
+        self._folder = Path(path)
+        self._max_bytes = max_bytes
+        self._segment_bytes = min(_SEGMENT_BYTES, max_bytes // _LEAST_SEGMENTS)
+        self._dropped_rows: Counter[str] = Counter()
+        self._segments: deque[Segment] = deque()
+        self._next_number = 1
+        # of the first segment: how far it was read, and what of that is not acknowledged
+        self._read_bytes = 0
+        self._ahead: deque[WaitingMessage] = deque()
+        # how many of these oldest() gave last
+        self._lent = 0
+        self._mutex = threading.Lock()
+        self._lock_fd: int | None = _hold(self._folder)
+        try:
+            self._take_over()
+        except OSError as error:
+            os.close(self._lock_fd)
+            raise _refused(self._folder, error) from error
+
+    @property
+    def dropped_rows(self) -> Mapping[str, int]:
+        """Rows by topic that were dropped for want of room, or could not be read any more."""
+        return dict(self._dropped_rows)
+
+    def append(self, messages: Sequence[WaitingMessage]) -> int:
+        """Put messages behind all others and return how many of them were taken; the rest stays the caller's.
+
+        Where they exceed `max_bytes` or the disk is full, the oldest go. Not all are taken if the disk refuses all
+        the same; then `fault` says why.
+        """
+        taken = 0
+        with self._mutex:
+            if self._lock_fd is None:
+                return 0
+            try:
+                for message in messages:
+                    self._append(message)
+                    taken += 1
+            except OSError as error:
+                self._failed(error)
+            if self._segments:
+                self._sync(self._segments[-1])
+        return taken
+
+    def oldest(self, limit: int) -> list[WaitingMessage]:
+        """Some of the oldest messages, `limit` at most, in their order; none only if none waits.
+
+        They wait on, and are given again, until acknowledge().
+        """
+        with self._mutex:
+            if self._lock_fd is None:
+                return []
+            while not self._ahead and self._segments:
+                self._read_on()
+            self._lent = min(limit, len(self._ahead))
+            return list(islice(self._ahead, self._lent))
+
+    def acknowledge(self) -> None:
+        """Forget the messages that oldest() gave last."""
+        with self._mutex:
+            if self._lock_fd is None:
+                # another process may have taken over
+                return
+            for _ in range(self._lent):
+                message = self._ahead.popleft()
+                self._segments[0].rows[message.record.topic] -= message.rows
+                self.waiting_rows -= message.rows
+            self._lent = 0
+            if self._segments and not self._ahead and self._read_bytes == self._segments[0].bytes:
+                self._remove_first()
+
+    def close(self) -> None:
+        """Give the folder free; what waits stays in it."""
+        with self._mutex:
+            if self._segments:
+                self._segments[-1].end()
+            if self._lock_fd is not None:
+                os.close(self._lock_fd)
+                self._lock_fd = None
+
+    def _take_over(self) -> None:
+        for path in sorted(self._folder.iterdir()):
+            if not _SEGMENT_NAME.fullmatch(path.name):
+                continue
+            self._next_number = int(path.stem) + 1
+            segment = Segment(path)
+            for message in self._read(segment, 0)[0]:
+                segment.rows[message.record.topic] += message.rows
+            self._segments.append(segment)
+            self.waiting_bytes += segment.bytes
+            self.waiting_rows += segment.rows.total()
+        while self.waiting_bytes > self._max_bytes:
+            self._remove_first()
+
+    def _append(self, message: WaitingMessage) -> None:
+        frame = to_frame(message)
+        topic, rows = message.record.topic, message.rows
+        if len(frame) > self._max_bytes:
+            self._dropped_rows[topic] += rows
+            return
+        while self.waiting_bytes + len(frame) > self._max_bytes:
+            self._remove_first()
+        self._write(frame)
+        self._segments[-1].rows[topic] += rows
+        self.waiting_bytes += len(frame)
+        self.waiting_rows += rows
+
+    def _write(self, frame: bytes) -> None:
+        """Write it behind the last message. Raises OSError, after which nothing of it is there."""
+        freed = 0
+        while True:
+            try:
+                self._segment_for(frame).write(frame)
+                return
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                if self._end_segment():
+                    # a new file helps where the size of a file is limited
+                    continue
+                # For one message the spool gives up neither all it has, nor more than its size if others take the
+                # room as fast as it is made.
+                if freed > len(frame) or self._holds_one_segment():
+                    raise
+                self._failed(error)
+                freed += self._segments[0].bytes
+                self._remove_first()
+
+    def _holds_one_segment(self) -> bool:
+        return not self._segments or self.waiting_bytes == self._segments[0].bytes
+
+    def _segment_for(self, frame: bytes) -> Segment:
+        last = self._segments[-1] if self._segments else None
+        if last is not None and last.is_open and last.bytes + len(frame) > self._segment_bytes:
+            self._end_segment()
+        if last is None or not last.is_open:
+            last = Segment.create(self._folder / f"{self._next_number:012d}.spool")
+            self._next_number += 1
+            self._segments.append(last)
+        return last
+
+    def _end_segment(self) -> bool:
+        """Have the next frame begin a segment; False if it would anyway."""
+        last = self._segments[-1] if self._segments else None
+        if last is None or not last.is_open or last.bytes == 0:
+            return False
+        self._sync(last)
+        last.end()
+        return True
+
+    def _sync(self, segment: Segment) -> None:
+        try:
+            segment.sync()
+        except OSError as error:
+            self._failed(error)
+
+    def _read_on(self) -> None:
+        """Have more messages of the first segment in `_ahead`, or remove it if there are none."""
+        segment = self._segments[0]
+        if self._read_bytes == segment.bytes:
+            self._remove_first()
+            return
+        messages, damaged = self._read(segment, self._read_bytes)
+        if damaged:
+            self.damaged += damaged
+            self.fault = f"{segment.path}: {damaged} torn or damaged records"
+        self._ahead.extend(messages)
+        self._read_bytes = segment.bytes
+
+    def _read(self, segment: Segment, start: int) -> tuple[list[WaitingMessage], int]:
+        try:
+            return segment.read(start)
+        except OSError as error:
+            # its rows count as dropped when the segment goes
+            self._failed(error)
+            return [], 0
+
+    def _remove_first(self) -> None:
+        """Remove the oldest segment; what of it is not acknowledged is dropped, and counted."""
+        segment = self._segments.popleft()
+        self._ahead.clear()
+        self._read_bytes = 0
+        self._lent = 0
+        self._dropped_rows += segment.rows
+        self.waiting_rows -= segment.rows.total()
+        self.waiting_bytes -= segment.bytes
+        try:
+            segment.remove()
+        except OSError as error:
+            # the next start will send it once more, which is harmless
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        self.failures += 1
+        self.fault = f"{error.filename or self._folder}: {error.strerror}"
+
+
+def _hold(folder: Path) -> int:
+    """Make the folder and lock it: two collectors would remove each other's messages."""
+    try:
+        folder.mkdir(exist_ok=True)
+        fd = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o640)
+    except OSError as error:
+        raise _refused(folder, error) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise ConfigError(
+            f"collect.spool_path: another collector uses {folder}; give each a folder of its own"
+        ) from error
+    except OSError as error:
+        os.close(fd)
+        raise _refused(folder, error) from error
+    return fd
+
+
+def _refused(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"collect.spool_path: {folder} cannot be used: {error.strerror}; "
+        "name a folder on a local disk that this user may write to (IDLEWATT_COLLECT__SPOOL_PATH)"
+    )

@@ -1,0 +1,69 @@
+"""Messages as bytes in a file of the spool: each can be read whatever has become of its neighbours.
+
+A frame is a head (magic with the version of the format, lengths of topic, key and value, rows, CRC-32C of the
+value, topic, key), the CRC-32C of the head, and the value.
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from crc32c import crc32c
+
+from idlewatt.stream.log import Record
+
+_MAGIC: Final = b"IWs\x01"
+_FIXED: Final = struct.Struct("<4sHIIII")
+_CRC: Final = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingMessage:
+    """A message that the log has not taken yet, and how many rows it holds."""
+
+    record: Record
+    rows: int
+
+
+def to_frame(message: WaitingMessage) -> bytes:
+    """The message as bytes."""
+    record = message.record
+    topic = record.topic.encode()
+    lengths = (len(topic), len(record.key), len(record.value))
+    head = _FIXED.pack(_MAGIC, *lengths, message.rows, crc32c(record.value)) + topic + record.key
+    return b"".join((head, _CRC.pack(crc32c(head)), record.value))
+
+
+def read_frames(data: bytes) -> tuple[list[WaitingMessage], int]:
+    """The whole messages in `data`, in their order, and how many torn or damaged ones were skipped."""
+    messages = []
+    damaged = 0
+    at = 0
+    while 0 <= at < len(data):
+        found = _frame_at(data, at)
+        if found is not None:
+            message, at = found
+            messages.append(message)
+        else:
+            damaged += 1
+            # the lengths of a damaged frame cannot be trusted, so the next one is looked for
+            at = data.find(_MAGIC, at + 1)
+    return messages, damaged
+
+
+def _frame_at(data: bytes, start: int) -> tuple[WaitingMessage, int] | None:
+    """The message whose frame starts there, and where the frame ends."""
+    if start + _FIXED.size > len(data):
+        return None
+    magic, topic_bytes, key_bytes, value_bytes, rows, value_crc = _FIXED.unpack_from(data, start)
+    key_start = start + _FIXED.size + topic_bytes
+    head_end = key_start + key_bytes
+    value_start = head_end + _CRC.size
+    end = value_start + value_bytes
+    if magic != _MAGIC or end > len(data):
+        return None
+    head, value = data[start:head_end], data[value_start:end]
+    if (crc32c(head),) != _CRC.unpack_from(data, head_end) or crc32c(value) != value_crc:
+        return None
+    topic = data[start + _FIXED.size : key_start].decode()
+    return WaitingMessage(Record(topic, data[key_start:head_end], value), rows), end
