@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
 
 from idlewatt.cli.exit_codes import ExitCode
+from idlewatt.stream.errors import LogUnavailableError
 from idlewatt.stream.log import Appender
 from idlewatt.stream.metrics_server import MetricsServer, PortTakenError
 from idlewatt.stream.opening import open_appender, prepare
@@ -55,7 +56,7 @@ def running(settings: Settings, ports: Iterable[int], *, collect: bool, process:
         # first, because a port that is taken is the commonest fault; last to go, so that the end can be scraped
         server = _listen(settings.serve.host, ports, lambda: b"".join(body() for body in list(bodies)))
         stack.callback(server.stop)
-        prepare(settings)
+        _prepare(settings, may_wait=not process)
         failure: Callable[[], BaseException | None] = lambda: None  # noqa: E731
         if process:
             # imported when asked for: a node that collects needs no polars
@@ -77,6 +78,16 @@ def running(settings: Settings, ports: Iterable[int], *, collect: bool, process:
             bodies.append(_page_of(collection.metrics))
         stack.callback(_log.info, "stopping")
         yield Service(server.url, failure)
+
+
+def _prepare(settings: Settings, *, may_wait: bool) -> None:
+    """Make the log ready. A collector restarted while Kafka is away must not lose what it could spool meanwhile."""
+    try:
+        prepare(settings)
+    except LogUnavailableError as error:
+        if not may_wait:
+            raise
+        _log.warning("log_unavailable", error=str(error), meanwhile="rows wait in collect.spool_path")
 
 
 def _listen(host: str, ports: Iterable[int], body: Callable[[], bytes]) -> MetricsServer:

@@ -27,6 +27,7 @@ from idlewatt.stream.kafka_clients import (
 )
 from idlewatt.stream.kafka_progress import Progress
 from idlewatt.stream.kafka_snapshots import Snapshot, SnapshotRestore, encode_chunks
+from idlewatt.stream.kafka_topics import create_topics
 from idlewatt.stream.kafka_transactions import Outgoing, TransactionalProducer
 from idlewatt.stream.log import Commit, Message, Poll, Record
 from idlewatt.stream.settings import Log
@@ -58,6 +59,8 @@ class KafkaAppender:
         with self._lock:
             try:
                 if self._producer is None:
+                    # a broker that was away at the start would make them up at the first message, unlike ours
+                    create_topics(self._log)
                     self._producer = open_producer(self._log, self._client_id, self._DELIVERY_TIMEOUT_MS)
                 deliveries = [self._producer.send(r.topic, r.value, r.key) for r in records]
                 for delivery in deliveries:

@@ -114,16 +114,28 @@ def test_taken_port_exits_2(tmp_path: Path) -> None:
     assert not (tmp_path / "log.db").exists()
 
 
-def test_unreachable_kafka_exits_3() -> None:
-    """A broker that does not answer at the start is exit code 3."""
+def away() -> dict[str, str]:
+    """Settings of a Kafka where nobody answers."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         servers = f"127.0.0.1:{gone.getsockname()[1]}"
-    env = {"IDLEWATT_LOG__KIND": "kafka", "IDLEWATT_LOG__BOOTSTRAP_SERVERS": servers, "IDLEWATT_PORT": "0"}
-    for command in ("collect", "process"):
-        result = idlewatt(command, env=env | {"IDLEWATT_COLLECT__GPU": "simulated"})
-        assert result.returncode == 3
-        assert servers in result.stderr
-        assert "Traceback" not in result.stderr
+    return {"IDLEWATT_LOG__KIND": "kafka", "IDLEWATT_LOG__BOOTSTRAP_SERVERS": servers, "IDLEWATT_PORT": "0"}
+
+
+def test_unreachable_kafka_exits_3() -> None:
+    """A broker that does not answer a processor at its start is exit code 3."""
+    env = away()
+    result = idlewatt("process", env=env)
+    assert result.returncode == 3
+    assert env["IDLEWATT_LOG__BOOTSTRAP_SERVERS"] in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_collector_starts_without_kafka(tmp_path: Path) -> None:
+    """A collector that is restarted while Kafka is away spools what it reads meanwhile."""
+    env = away() | {"IDLEWATT_COLLECT__SPOOL_PATH": str(tmp_path / "spool")}
+    with serving("collect", "--config", simulated(tmp_path), log=tmp_path / "log", env=env) as command:
+        wait_until(lambda: families(command.page()).get("idlewatt_spool_bytes", 0) > 0, "rows are spooled")
+        assert command.stop()[0] == 0
 
 
 def test_config_prints_the_sample() -> None:
