@@ -10,15 +10,23 @@ def main() -> int:
     os.environ.setdefault("POLARS_MAX_THREADS", "1")
     name = os.environ.get("BENCH", "")
     gpus = os.environ.get("GPUS", "").replace(",", "").replace("_", "")
-    part = run(name, [int(gpus)] if gpus else [])
+    part = run(name, int(gpus) if gpus else None)
     show(part)
     return 0
 
 
-def run(name: str, sizes: list[int]) -> Part:
+def run(name: str, gpus: int | None) -> Part:
+    if name == "peers":
+        from bench.peers import compare
+
+        return compare.run(gpus or 10_000)
+    if name == "latency":
+        from bench import latency
+
+        return latency.run()
     from bench import processor
 
-    return processor.run(sizes or [10_000, 100_000, 600_000])
+    return processor.run([gpus] if gpus else [10_000, 100_000, 600_000])
 
 
 def show(part: Part) -> None:

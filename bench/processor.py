@@ -72,13 +72,13 @@ def run(sizes: list[int]) -> Part:
 
 
 def measure(gpus: int, shape: Shape) -> tuple[Fleet, dict[str, Any]]:
-    """What bench/processor_run.py found."""
     with recorded(gpus, shape, measured_s(gpus), PARTITIONS) as (broker, fleet):
         settings = fresh_outputs(broker, PARTITIONS)
-        return fleet, _measured(settings, fleet)
+        return fleet, measured(settings, fleet)
 
 
-def _measured(settings: Settings, fleet: Fleet) -> dict[str, Any]:
+def measured(settings: Settings, fleet: Fleet) -> dict[str, Any]:
+    """What bench/processor_run.py found."""
     task = {
         "settings": settings.model_dump_json(),
         "now_ms": fleet.end_ms + 1_000,

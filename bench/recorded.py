@@ -18,7 +18,7 @@ from kafka_broker import KafkaBroker, java_command
 
 from bench import CACHE, ROOT
 from bench.fleet import Fleet, Shape
-from bench.segments import fill
+from bench.segments import ROWS, fill, fill_rows
 from idlewatt.stream import kafka_clients, topics
 from idlewatt.stream.kafka_topics import create_topics
 from idlewatt.stream.settings import Log, Settings
@@ -66,8 +66,10 @@ def empty_broker(name: str) -> Iterator[KeptBroker]:
 
 
 @contextlib.contextmanager
-def recorded(gpus: int, shape: Shape, measured_s: int, partitions: int) -> Iterator[tuple[KeptBroker, Fleet]]:
-    """A broker that holds WARM_UP_S + measured_s seconds of a fleet's rows, and the fleet."""
+def recorded(
+    gpus: int, shape: Shape, measured_s: int, partitions: int, *, rows: bool = False
+) -> Iterator[tuple[KeptBroker, Fleet]]:
+    """A broker that holds WARM_UP_S + measured_s seconds of a fleet's messages, and the fleet; `rows`: as single rows too."""
     folder = CACHE / f"log-{shape}-{gpus}-{measured_s}-{partitions}"
     with _alone(folder):
         manifest = folder / "fleet.json"
@@ -82,6 +84,8 @@ def recorded(gpus: int, shape: Shape, measured_s: int, partitions: int) -> Itera
                 fleet = _new_fleet(gpus, shape, WARM_UP_S + measured_s, partitions)
                 _fill(broker, fleet)
                 manifest.write_text(json.dumps({"key": key, "made_at": time.time(), "fleet": asdict(fleet)}))
+            if rows and not (folder / "data" / f"{ROWS}-0").exists():
+                _fill_rows(broker, fleet)
             yield broker, fleet
         finally:
             broker.stop()
@@ -136,6 +140,14 @@ def _known(manifest: Path, key: str) -> Fleet | None:
     if found["key"] != key or time.time() - found["made_at"] > _KEPT_S:
         return None
     return Fleet(**found["fleet"])
+
+
+def _fill_rows(broker: KeptBroker, fleet: Fleet) -> None:
+    with broker.admin() as admin:
+        admin.create_topics({ROWS: {"num_partitions": fleet.partitions, "replication_factor": 1}})
+    broker.stop()
+    fill_rows(broker.folder / "data", fleet)
+    broker.start()
 
 
 def _fill(broker: KeptBroker, fleet: Fleet) -> None:

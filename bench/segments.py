@@ -1,27 +1,34 @@
-"""Writes a fleet's messages into the segment files of a stopped broker, as its collectors' producers would have.
+"""Writes a fleet's messages into the segment files of a stopped broker, as its producers would have.
 
 Each message is a record batch of its own, as it is where thousands of collectors send one message at a time: a
 producer that packs thousands of them into one batch would flatter every consumer. Sending a million such batches
 takes this machine many minutes; a broker that finds them in its files at start-up reads them all the same.
+For peers whose idiom is one row per message there are the same rows as JSON, 500 in a batch.
 """
 
 import json
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 from unittest import mock
 
+import polars as pl
 from kafka.record.default_records import DefaultRecordBatchBuilder
 
 from bench import ROOT
-from bench.fleet import Fleet, Message
+from bench.fleet import Fleet
 from idlewatt.stream import kafka_clients, topics
+from idlewatt.stream.decoding import decode
 from idlewatt.stream.settings import Log
 
+ROWS: Final = "bench.rows"
+
 _WORKERS: Final = 2
+_ROWS_PER_BATCH: Final = 500
 _FIRST_SEGMENT: Final = f"{0:020d}.log"
 _CODECS: Final = {None: 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 # set by the broker: outside of the batch's checksum
@@ -31,7 +38,16 @@ _MAX_BATCH_BYTES: Final = 1 << 20
 
 def fill(data: Path, fleet: Fleet) -> None:
     """Put all messages of the fleet into the empty topics below the data folder of a broker that is stopped."""
-    command = [sys.executable, "-m", "bench.segments", str(data), json.dumps(asdict(fleet))]
+    _run(data, fleet, "messages")
+
+
+def fill_rows(data: Path, fleet: Fleet) -> None:
+    """The same for the topic ROWS: each GPU row as JSON with ts_ms, gpu_uuid and energy_mj, keyed by GPU, in order of time."""
+    _run(data, fleet, "rows")
+
+
+def _run(data: Path, fleet: Fleet, what: str) -> None:
+    command = [sys.executable, "-m", "bench.segments", what, str(data), json.dumps(asdict(fleet))]
     workers = [
         subprocess.Popen([*command, str(n)], cwd=ROOT, env={"POLARS_MAX_THREADS": "1"})
         for n in range(_WORKERS)
@@ -46,25 +62,42 @@ def fill(data: Path, fleet: Fleet) -> None:
     (data / ".kafka_cleanshutdown").unlink(missing_ok=True)
 
 
-def _write(data: Path, fleet: Fleet, partition: int, codec: int) -> None:
-    places = {topic: data / f"{topic}-{partition}" for topic in (topics.GPU, topics.ENGINE)}
-    ends = dict.fromkeys(places, 0)
-    files = {topic: (place / _FIRST_SEGMENT).open("wb") for topic, place in places.items()}
+def _messages(fleet: Fleet, partition: int, codec: int) -> Iterator[tuple[str, int, bytearray]]:
+    """Topic, number of records, and batch."""
     for message in fleet.messages(partition):
-        files[message.topic].write(_batch(message, ends[message.topic], codec))
-        ends[message.topic] += 1
-    for topic, file in files.items():
+        batch = DefaultRecordBatchBuilder(2, codec, False, -1, -1, -1, _MAX_BATCH_BYTES)
+        batch.append(0, message.sent_ms, message.key, message.value, [])
+        yield message.topic, 1, batch.build()
+
+
+def _rows(fleet: Fleet, partition: int, codec: int) -> Iterator[tuple[str, int, bytearray]]:
+    frames = [decode(m.value)[1] for m in fleet.messages(partition) if m.topic == topics.GPU]
+    if not frames:
+        return
+    columns = ("ts_ms", "gpu_uuid", "energy_mj")
+    rows = pl.concat([frame.select(columns) for frame in frames]).sort("ts_ms", maintain_order=True)
+    for part in rows.iter_slices(_ROWS_PER_BATCH):
+        batch = DefaultRecordBatchBuilder(2, codec, False, -1, -1, -1, _MAX_BATCH_BYTES)
+        for n, (ts_ms, gpu, energy_mj) in enumerate(part.iter_rows()):
+            value = f'{{"ts_ms":{ts_ms},"gpu_uuid":"{gpu}","energy_mj":{energy_mj}}}'
+            batch.append(n, ts_ms, gpu.encode(), value.encode(), [])
+        yield ROWS, part.height, batch.build()
+
+
+def _write(data: Path, partition: int, batches: Iterator[tuple[str, int, bytearray]]) -> None:
+    files: dict[str, BinaryIO] = {}
+    ends: dict[str, int] = {}
+    for topic, records, batch in batches:
+        if topic not in files:
+            segment = data / f"{topic}-{partition}" / _FIRST_SEGMENT
+            files[topic], ends[topic] = segment.open("wb"), 0
+            for index in (".index", ".timeindex"):
+                segment.with_suffix(index).unlink(missing_ok=True)
+        _BASE_OFFSET.pack_into(batch, 0, ends[topic])
+        files[topic].write(batch)
+        ends[topic] += records
+    for file in files.values():
         file.close()
-        for index in (".index", ".timeindex"):
-            (places[topic] / _FIRST_SEGMENT).with_suffix(index).unlink(missing_ok=True)
-
-
-def _batch(message: Message, offset: int, codec: int) -> bytearray:
-    batch = DefaultRecordBatchBuilder(2, codec, False, -1, -1, -1, _MAX_BATCH_BYTES)
-    batch.append(0, message.sent_ms, message.key, message.value, [])
-    built: bytearray = batch.build()
-    _BASE_OFFSET.pack_into(built, 0, offset)
-    return built
 
 
 def _codec() -> int:
@@ -75,11 +108,12 @@ def _codec() -> int:
     return _CODECS[options["compression_type"]]
 
 
-def _work(data: Path, fleet: Fleet, worker: int) -> None:
+def _work(what: str, data: Path, fleet: Fleet, worker: int) -> None:
     codec = _codec()
+    make = _rows if what == "rows" else _messages
     for partition in range(worker, fleet.partitions, _WORKERS):
-        _write(data, fleet, partition, codec)
+        _write(data, partition, make(fleet, partition, codec))
 
 
 if __name__ == "__main__":
-    _work(Path(sys.argv[1]), Fleet(**json.loads(sys.argv[2])), int(sys.argv[3]))
+    _work(sys.argv[1], Path(sys.argv[2]), Fleet(**json.loads(sys.argv[3])), int(sys.argv[4]))
