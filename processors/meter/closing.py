@@ -115,13 +115,13 @@ def _gpu_windows(
     edges: Edges,
     config: MeterConfig,
 ) -> pl.DataFrame:
-    silent = silence(gpus.last, edges, config.forget_ms, _ENERGY, ("power_limit_mw", "has_process"))
+    silent = silence(gpus, edges, config.forget_ms, _ENERGY, ("power_limit_mw", "has_process"))
     silent = silent.with_columns(pl.col("start_ms").alias("t0_ms"), pl.lit(False).alias("estimated"))
     pieces = pl.concat(
         [
-            split(state.open_gpus, edges, _ENERGY, opened=True),
-            split(intervals, edges, _ENERGY, opened=False),
-            split(silent.select(*GPU_INTERVAL), edges, _ENERGY, opened=False),
+            split(state.open_gpus, edges, _ENERGY, new=None),
+            split(intervals, edges, _ENERGY, gpus.new),
+            split(silent.select(*GPU_INTERVAL), edges, _ENERGY, gpus.new),
         ]
     )
     classified = classify(waterfall.with_amounts(pieces), segments, held, edges.window_ms)
@@ -131,13 +131,13 @@ def _gpu_windows(
 def _engine_windows(
     state: MeterState, engines: Advance, intervals: pl.DataFrame, edges: Edges, config: MeterConfig
 ) -> pl.DataFrame:
-    silent = silence(engines.last, edges, config.forget_ms, tokens.TOKEN_KINDS, ())
+    silent = silence(engines, edges, config.forget_ms, tokens.TOKEN_KINDS, ())
     silent = silent.with_columns(pl.col("start_ms").alias("t0_ms"))
     pieces = pl.concat(
         [
-            split(state.open_engines, edges, tokens.TOKEN_KINDS, opened=True),
-            split(intervals.select(*ENGINE_INTERVAL), edges, tokens.TOKEN_KINDS, opened=False),
-            split(silent.select(*ENGINE_INTERVAL), edges, tokens.TOKEN_KINDS, opened=False),
+            split(state.open_engines, edges, tokens.TOKEN_KINDS, new=None),
+            split(intervals.select(*ENGINE_INTERVAL), edges, tokens.TOKEN_KINDS, engines.new),
+            split(silent.select(*ENGINE_INTERVAL), edges, tokens.TOKEN_KINDS, engines.new),
         ]
     )
     return tokens.engine_windows(pieces)

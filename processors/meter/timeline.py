@@ -43,6 +43,8 @@ class Advance:
     intervals: pl.DataFrame
     last: pl.DataFrame
     pending: pl.DataFrame
+    # ids of entities that no step before had a reading of: nothing was booked for them yet, not even silence
+    new: pl.Series
     dropped: dict[str, int]
 
 
@@ -94,11 +96,17 @@ def advance(
     rows = _in_order(last, within, dropped)
     rows = _without_bad(rows, counters, dropped)
     same = pl.col("id") == pl.col("id").shift(1)
-    rows = rows.with_columns(_late_waits(rows))
+    some_late = bool(rows.select((pl.col("eff_ms") > pl.col("ts_ms")).any()).item())
+    if some_late:
+        # a reading may not be taken before an earlier one of its entity that still waits
+        rows = rows.with_columns(pl.col("eff_ms").cum_max().over("id"))
     reach = (pl.col("ts_ms").shift(1) < edges.edge_ms) & (pl.col("eff_ms") <= edges.edge_ms + edges.hold_ms)
     rows = rows.with_columns(
         taken=pl.col("is_last") | (pl.col("eff_ms") <= edges.edge_ms) | (same & reach).fill_null(False)
     )
+    if some_late:
+        # within reach of one that is not taken itself, an entity's late first reading, is not within reach
+        rows = rows.with_columns(pl.col("taken").cast(pl.Int8).cum_min().over("id").cast(pl.Boolean))
     taken = rows.filter("taken")
     paired = taken.with_columns(
         pl.col("ts_ms").shift(1).alias("t0_ms"),
@@ -110,6 +118,7 @@ def advance(
         intervals=_gains(paired, edges, counters, ceiling),
         last=newest,
         pending=pl.concat([later, rows.filter(~pl.col("taken")).select(pending.columns)]),
+        new=_without_last(newest, last),
         dropped={reason: count for reason, count in dropped.items() if count},
     )
 
@@ -147,12 +156,10 @@ def _in_order(last: pl.DataFrame, pending: pl.DataFrame, dropped: dict[str, int]
     return rows
 
 
-def _late_waits(rows: pl.DataFrame) -> pl.Expr:
-    """A reading may not be taken before an earlier one of its entity that still waits."""
-    late = (pl.col("eff_ms") > pl.col("ts_ms")).fill_null(False)
-    if rows.select(late.any()).item():
-        return pl.col("eff_ms").cum_max().over("id")
-    return pl.col("eff_ms")
+def _without_last(newest: pl.DataFrame, last: pl.DataFrame) -> pl.Series:
+    ids = newest.get_column("id")
+    last_ms = _by_id(last, 1 + max(_highest(last), _highest(newest)))
+    return ids.filter(last_ms.gather(ids) == NEVER_MS)
 
 
 def _without_bad(rows: pl.DataFrame, counters: Sequence[str], dropped: dict[str, int]) -> pl.DataFrame:
@@ -244,15 +251,19 @@ def still_open(intervals: pl.DataFrame, edges: Edges) -> pl.DataFrame:
 
 
 def silence(
-    last: pl.DataFrame, edges: Edges, forget_ms: int, counters: Sequence[str], carry: Sequence[str]
+    step: Advance, edges: Edges, forget_ms: int, counters: Sequence[str], carry: Sequence[str]
 ) -> pl.DataFrame:
     """The time from each entity's last reading to the edge, as unmeasured intervals that gained nothing.
 
+    What lies before the last edge was booked by the step that closed it, unless the entity was unknown then.
     Silent for `forget_ms`, an entity is no longer known to be there.
     """
-    return last.select(
+    since = pl.max_horizontal("ts_ms", pl.lit(edges.previous_ms))
+    if step.new.len():
+        since = pl.when(pl.col("id").is_in(step.new.implode())).then("ts_ms").otherwise(since)
+    return step.last.select(
         "id",
-        pl.max_horizontal("ts_ms", pl.lit(edges.previous_ms)).alias("start_ms"),
+        since.alias("start_ms"),
         pl.min_horizontal(pl.col("ts_ms") + forget_ms, pl.lit(edges.edge_ms)).alias("end_ms"),
         pl.lit(False).alias("measured"),
         *(pl.lit(0, pl.Int64).alias(f"inc_{c}") for c in counters),
@@ -260,13 +271,18 @@ def silence(
     ).filter(pl.col("end_ms") > pl.col("start_ms"))
 
 
-def split(intervals: pl.DataFrame, edges: Edges, counters: Sequence[str], *, opened: bool) -> pl.DataFrame:
+def split(
+    intervals: pl.DataFrame, edges: Edges, counters: Sequence[str], new: pl.Series | None
+) -> pl.DataFrame:
     """Cut intervals at window edges, up to the closing edge.
 
-    `opened`: they were left open by the last step and are cut only from its edge on. Increments are split in
-    proportion to time; the last part takes the remainder. Adds window_start_ms, from_ms, to_ms, late.
+    `new`: ids of entities for which nothing was booked before; None: the intervals were left open by the last step
+    and are cut only from its edge on. Increments are split in proportion to time; the last part takes the
+    remainder. Adds window_start_ms, from_ms, to_ms, and late: the piece was booked as silence before.
     """
-    since = pl.max_horizontal("start_ms", pl.lit(edges.previous_ms)) if opened else pl.col("start_ms")
+    since = (
+        pl.col("start_ms") if new is not None else pl.max_horizontal("start_ms", pl.lit(edges.previous_ms))
+    )
     cut = intervals.with_columns(
         from_ms=since, to_ms=pl.min_horizontal("end_ms", pl.lit(edges.edge_ms))
     ).filter(pl.col("to_ms") > pl.col("from_ms"))
@@ -291,7 +307,10 @@ def split(intervals: pl.DataFrame, edges: Edges, counters: Sequence[str], *, ope
             for c in counters
         )
         parts.append(spanning)
-    return pl.concat(parts).with_columns(late=pl.col("window_start_ms") < edges.previous_ms)
+    late = pl.col("window_start_ms") < edges.previous_ms
+    if new is not None and new.len():
+        late &= ~pl.col("id").is_in(new.implode())
+    return pl.concat(parts).with_columns(late=late)
 
 
 def _share(increment: str, moment: str) -> pl.Expr:
