@@ -101,4 +101,6 @@ def test_money_is_the_same_however_the_ledger_is_read(sizes: list[int]) -> None:
 def test_a_loss_is_priced_by_what_the_ledger_had_told() -> None:
     """The realised price of a window counts its own tokens and none that were booked after its loss."""
     # 0.35 + 3 x 0.1 micro-units per output token
-    assert booked([sold(0, 1000), idle(0, 1000), sold(0, 10**6, inputs=7)], [3])["lost_revenue", START_MS] == 650
+    assert (
+        booked([sold(0, 1000), idle(0, 1000), sold(0, 10**6, inputs=7)], [3])["lost_revenue", START_MS] == 650
+    )
