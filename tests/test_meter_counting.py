@@ -1,0 +1,194 @@
+"""Hand-computed examples of docs/metering.md: what readings gain, and what is refused."""
+
+from typing import Any
+
+import pytest
+from stage_driver import Driver, Message
+
+from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.stage import MeterStage
+from idlewatt.stream import records, topics
+from idlewatt.stream.settings import Yardstick
+
+START_MS = 1_790_000_040_000  # on a minute
+GRACE_MS = 15_000
+
+
+def gpu(second: float, energy_mj: int | None, **more: Any) -> records.GpuRow:
+    values: dict[str, Any] = {
+        "ts_ms": START_MS + round(second * 1000),
+        "site": "s",
+        "pool": "p",
+        "node": "n",
+        "gpu_uuid": "GPU-0",
+        "product": "H100",
+        "energy_mj": energy_mj,
+        "power_limit_mw": 700_000,
+        "epoch_ms": START_MS - 86_400_000,
+        "has_process": False,
+    }
+    return records.GpuRow(**values | more)
+
+
+def engine(second: float, output_tokens: int, **more: Any) -> records.EngineRow:
+    values: dict[str, Any] = {
+        "ts_ms": START_MS + round(second * 1000),
+        "site": "s",
+        "pool": "p",
+        "node": "n",
+        "engine": "n:8000",
+        "server": "vllm",
+        "model_name": "m",
+        "output_tokens": output_tokens,
+        "input_tokens": 0,
+        "cached_input_tokens": 0,
+        "advance": "step",
+        "requests_running": 0,
+        "requests_waiting": 0,
+        "epoch_ms": START_MS - 86_400_000,
+        "gpus": ["GPU-0"],
+    }
+    return records.EngineRow(**values | more)
+
+
+def metered(*rows: Any, config: MeterConfig | None = None, until_s: int = 60) -> Driver[Any]:
+    """The meter after these rows, all windows before `until_s` closed."""
+    driver = Driver(MeterStage(config or MeterConfig()))
+    gpus = [row for row in rows if isinstance(row, records.GpuRow)]
+    engines = [row for row in rows if isinstance(row, records.EngineRow)]
+    driver.append([Message(topics.GPU, records.GPU, gpus), Message(topics.ENGINE, records.ENGINE, engines)])
+    # the clock is followed from the second fold on, when the partition is known to have read everything
+    for _ in range(2):
+        driver.fold(START_MS + until_s * 1000 + 2 * GRACE_MS)
+    return driver
+
+
+def drawn_mj(driver: Driver[Any]) -> int:
+    return sum(row["draw_mj"] for row in driver.rows(records.POWER))
+
+
+def time_ms(driver: Driver[Any]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for row in driver.rows(records.POWER):
+        found[row["state"]] = found.get(row["state"], 0) + row["gpu_ms"]
+    return {state: spent for state, spent in found.items() if spent}
+
+
+def test_an_increment_over_an_edge_is_split_in_proportion() -> None:
+    """1000 mJ from second 8 to second 11 are 666 before the edge and the remainder after it."""
+    rows = metered(gpu(8, 5000), gpu(11, 6000), gpu(12, 6000), until_s=20).rows(records.POWER)
+    by_window = {row["window_start_ms"] - START_MS: row["draw_mj"] for row in rows if row["state"] != "dark"}
+    assert by_window == {0: 666, 10_000: 334}
+
+
+@pytest.mark.parametrize(
+    ("rows", "gained_mj", "measured_ms"),
+    [
+        ([gpu(0, 100), gpu(5, 400)], 300, 5000),
+        ([gpu(0, 100), gpu(5, 400), gpu(5, 400), gpu(0, 100)], 300, 5000),
+        # a new epoch that is known brings all it has, from its start on
+        ([gpu(0, 100), gpu(5, 400, epoch_ms=START_MS + 2000)], 400, 3000),
+        # ... unless it is further back than an hour
+        ([gpu(4000, 100), gpu(4005, 400, epoch_ms=START_MS)], 0, 0),
+        ([gpu(0, 100), gpu(5, 400, epoch_ms=1), gpu(6, 700)], 600, 6000),
+        ([gpu(0, 100), gpu(4, 50), gpu(5, 400)], 300, 5000),
+        # without an epoch a fall is a reset, if the new value can have been drawn since
+        ([gpu(0, 900, epoch_ms=None), gpu(5, 400, epoch_ms=None)], 400, 5000),
+        ([gpu(0, 90_000_000, epoch_ms=None), gpu(5, 89_000_000, epoch_ms=None)], 0, 0),
+        ([gpu(0, 100), gpu(4, None, power_mw=9), gpu(5, 400)], 300, 5000),
+        # no counter at all: the trapezoid of power
+        ([gpu(0, None, power_mw=300_000), gpu(5, None, power_mw=500_000)], 2_000_000, 5000),
+        # further apart than the hold: the joules count, the time is dark
+        ([gpu(0, 100), gpu(11, 400)], 300, 0),
+        ([gpu(0, None, power_mw=300_000), gpu(11, None, power_mw=500_000)], 0, 0),
+    ],
+)  # fmt: skip
+def test_what_an_interval_gains(rows: list[records.GpuRow], gained_mj: int, measured_ms: int) -> None:
+    """Each case of the table in docs/metering.md."""
+    driver = metered(*rows, until_s=4100 if rows[0].ts_ms > START_MS + 60_000 else 60)
+    assert drawn_mj(driver) == gained_mj
+    assert sum(spent for state, spent in time_ms(driver).items() if state != "dark") == measured_ms
+    assert driver.sample("idlewatt_unaccounted_joules_total") == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "schema", "reason"),
+    [
+        (gpu(3600, 100), "gpu", "clock_ahead"),
+        (gpu(3, 100, ts_ms=1000), "gpu", "clock_before_1990"),
+        (gpu(3, -1), "gpu", "negative"),
+        (gpu(3, 2**63 - 14), "gpu", "implausible"),
+        (gpu(3, None), "gpu", "no_power"),
+        (engine(3600, 100), "engine", "clock_ahead"),
+        (engine(3, -5), "engine", "negative"),
+        (engine(3, 2**62), "engine", "implausible"),
+        (engine(3, 5, advance="whenever"), "engine", "unknown_advance"),
+    ],
+)
+def test_a_row_that_cannot_be_true_costs_nothing_else(row: Any, schema: str, reason: str) -> None:
+    """It is left out and counted by its reason; its neighbours count as if it had not come."""
+    good = [gpu(0, 100), gpu(5, 400), engine(0, 10), engine(5, 30)]
+    driver = metered(*good, row)
+    assert driver.rejected[schema, reason] == 1
+    assert drawn_mj(driver) == 300
+    assert sum(found["output_tokens"] for found in driver.rows(records.TOKENS)) == 20
+
+
+def test_states_of_a_gpu() -> None:
+    """Tokens or running requests serve, a silent engine leaves the GPU dark, a foreign process is other."""
+    seconds = range(61)
+    serving = [engine(s, 10 * s) for s in seconds]
+    assert set(time_ms(metered(*(gpu(s, s) for s in seconds), *serving))) == {"serving"}
+    running = [engine(s, 10, requests_running=1) for s in seconds]
+    assert set(time_ms(metered(*(gpu(s, s) for s in seconds), *running))) == {"serving"}
+    idle = [engine(s, 10) for s in seconds]
+    assert set(time_ms(metered(*(gpu(s, s) for s in seconds), *idle))) == {"idle_loaded"}
+    silent = [engine(s, 10) for s in range(21)]
+    held = [gpu(s, s, has_process=True) for s in seconds]
+    assert time_ms(metered(*held, *silent)) == {"idle_loaded": 20_000, "dark": 40_000}
+    assert set(time_ms(metered(*held))) == {"other"}
+    assert set(time_ms(metered(*(gpu(s, s) for s in seconds)))) == {"idle_free"}
+    assert set(time_ms(metered(*(gpu(s, s, has_process=None) for s in seconds)))) == {"dark"}
+
+
+def test_lost_tokens_are_idle_joules_times_the_yardstick() -> None:
+    """60 s at 100 W and a limit of 700 W: 6 kJ burnt and 36 kJ unused, at 2.5 tokens per joule."""
+    config = MeterConfig(yardsticks=(Yardstick(tokens_per_joule=2.5),))
+    driver = metered(*(gpu(s, 100_000 * s) for s in range(61)), config=config)
+    rows = driver.rows(records.POWER)
+    assert sum(row["lost_tokens_draw"] for row in rows) == 15_000
+    assert sum(row["lost_tokens_headroom"] for row in rows) == 90_000
+    assert driver.sample("idlewatt_lost_tokens_total", part="draw") == 15_000
+    assert driver.sample("idlewatt_yardstick_tokens_per_joule", origin="configured") == 2.5
+
+
+def test_a_yield_is_learned_from_the_minutes_before() -> None:
+    """A minute of serving at 4 tokens per joule is the yardstick of what idles afterwards; before, it is withheld."""
+    rows: list[Any] = [gpu(s, 100_000 * s) for s in range(151)]
+    rows += [engine(s, 400 * min(s, 60)) for s in range(151)]
+    driver = metered(*rows, until_s=150)
+    learned = driver.sample("idlewatt_yardstick_tokens_per_joule", origin="learned")
+    assert learned == pytest.approx(4, rel=0.03)
+    idle = [row for row in driver.rows(records.POWER) if row["state"] == "idle_loaded"]
+    assert all(row["lost_tokens_draw"] == pytest.approx(4000, rel=0.03) for row in idle)
+    early = metered(*rows[:40], *rows[151:191], until_s=30)
+    assert early.sample("idlewatt_yardstick_tokens_per_joule") is None
+
+
+def test_ratios_are_withheld_where_too_little_is_known() -> None:
+    """Tokens per joule need coverage and tokens; coverage is told beside them."""
+    whole = metered(*(gpu(s, 100_000 * s) for s in range(61)), *(engine(s, 50 * s) for s in range(61)))
+    assert whole.sample("idlewatt_tokens_per_joule", window="1m", kind="output") == pytest.approx(0.5)
+    assert whole.sample("idlewatt_coverage_ratio", window="1m", of="watts") == 1
+    half = metered(*(gpu(s, 100_000 * s) for s in range(61)), *(engine(s, 50 * s) for s in range(31)))
+    assert half.sample("idlewatt_coverage_ratio", window="1m", of="tokens") == pytest.approx(0.5)
+    assert half.sample("idlewatt_tokens_per_joule", window="1m", kind="output") is None
+    few = metered(*(gpu(s, 100_000 * s) for s in range(61)), *(engine(s, s) for s in range(61)))
+    assert few.sample("idlewatt_tokens_per_joule", window="1m", kind="output") is None
+
+
+def test_provisioned_watts_replace_the_limit() -> None:
+    """What is set aside for a pool's GPUs is what is available."""
+    config = MeterConfig(provisioned_mw={"p": 1_000_000})
+    driver = metered(*(gpu(s, 100_000 * s) for s in range(61)), config=config)
+    assert driver.sample("idlewatt_available_joules_total") == 60_000
