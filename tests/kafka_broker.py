@@ -147,7 +147,10 @@ class KafkaBroker:
         _wait_until(self.answers, f"Kafka answers (its log: {self.log_path})", _START_S)
 
     def launch(self) -> None:
-        """Start the process and return."""
+        """Start the process and return; does nothing while there is one."""
+        if self._process is not None:
+            # a second one on the same folder would take this one's data and fail on its ports
+            return
         if self._command is None:
             environment = [
                 f"--env=KAFKA_{key.upper().replace('.', '_')}={value}"
