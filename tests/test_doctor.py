@@ -1,5 +1,6 @@
 """`idlewatt doctor` says of each part what it saw and what to do, and exits 3 if one fails."""
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -167,7 +168,8 @@ def test_kafka_and_the_clocks_of_senders_are_looked_at(kafka_broker: KafkaBroker
             ]
             if ahead_ms:
                 assert code == 3
-                assert "the clock of fast-1 is 60.0 s ahead" in parts["clock"][0]
+                # less what the row took to arrive
+                assert re.search(r"the clock of fast-1 is (60\.0|5\d\.\d) s ahead", parts["clock"][0])
                 assert parts["clock"][0].startswith("FAIL ")
             else:
                 assert code == 0
