@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv by itself; a second call is instant.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor test check format dashboards docs bench package hooks clean
+.PHONY: help demo doctor test chaos check format dashboards docs bench package hooks clean
 
 # the interpreter .venv is made with: the first of these that is 3.11 or newer, or the one you name
 PYTHON ?=
@@ -22,6 +22,9 @@ doctor: $(VENV)/.runtime ## check driver, engines, Kafka, clock, configuration
 test: $(VENV)/.test ## run every test, real Kafka, Prometheus and NVML included
 	@$(RUN) -m pytest $(ARGS)
 
+chaos: $(VENV)/.test ## kill, freeze and mislead a real pipeline, then check every figure; SEED=1 FAULTS=200
+	@$(RUN) tests/chaos.py --seed $(or $(SEED),1) --faults $(or $(FAULTS),200)
+
 check: $(VENV)/.check ## lint, formatting and types
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
@@ -38,7 +41,7 @@ docs: $(VENV)/.runtime ## write docs/configuration.md and the table of metrics i
 	@$(RUN) docs/generate.py
 
 bench: $(VENV)/.test ## measure speed, beside peers; BENCH=processor GPUS=100000 runs one part, PROFILE=1 says where time goes
-	@BENCH="$(BENCH)" GPUS="$(GPUS)" PROFILE="$(PROFILE)" SHAPE="$(SHAPE)" $(RUN) -m bench
+	@BENCH="$(BENCH)" GPUS="$(GPUS)" PROFILE="$(PROFILE)" SHAPE="$(SHAPE)" UPDATE="$(UPDATE)" $(RUN) -m bench
 
 package: $(VENV)/.check ## build the wheel and the source archive into dist/
 	@$(RUN) -m pip install -q build && $(RUN) -m build

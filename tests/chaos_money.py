@@ -1,0 +1,80 @@
+"""Money a second time: docs/metering.md, "Money", in plain Python over the rows of the ledger."""
+
+import fnmatch
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from idlewatt.stream import records
+from idlewatt.stream.settings import Economy, Price
+
+HOUR_MS: Final = 3_600_000
+MICRO: Final = 1_000_000
+# 150 bn USD a year of 1 GW, in micro-dollars per millijoule
+BENCHMARK: Final = (25, 5256)
+Row = Mapping[str, Any]
+# site, pool, window, model, kind, state, part, demand, currency
+Key = tuple[str, str, int, str, str, str, str, str, str]
+
+
+def money(ledger: Iterable[tuple[str, Row]], economy: Economy) -> dict[Key, int]:
+    """Micro-units by window, of ledger rows in the order in which they were written."""
+    total: dict[Key, int] = defaultdict(int)
+    # (site, pool) -> (window, model, output tokens, worth in micro-units x 10^6) of what was sold
+    sold: dict[tuple[str, str], list[tuple[int, str, int, int]]] = defaultdict(list)
+    for name, row in ledger:
+        if name == records.TOKENS.name:
+            _sell(total, sold, row, economy)
+        elif name == records.POWER.name:
+            _lose(total, sold[row["site"], row["pool"]], row, economy)
+    return {key: amount for key, amount in total.items() if amount}
+
+
+def _sell(total: dict[Key, int], sold: Any, row: Row, economy: Economy) -> None:
+    price = _price(row["model_name"], economy)
+    if price is None:
+        return
+    worth = sum(
+        row[f"{kind}_tokens"] * round(amount * MICRO)
+        for kind, amount in (
+            ("output", price.output),
+            ("input", price.input),
+            ("cached_input", price.cached_input),
+        )
+    )
+    site, pool, window, model = row["site"], row["pool"], row["window_start_ms"], row["model_name"]
+    total[site, pool, window, model, "revenue", "", "", "", economy.currency] += _rounded(worth, MICRO)
+    sold[site, pool].append((window, model, row["output_tokens"], worth))
+
+
+def _lose(total: dict[Key, int], sold: list[tuple[int, str, int, int]], row: Row, economy: Economy) -> None:
+    window, model = row["window_start_ms"], row["model_name"]
+    for counted in economy.lost_revenue_counts:
+        state, _, part = counted.partition(".")
+        if row["state"] != state:
+            continue
+        where = (row["site"], row["pool"], window, model)
+        how = (state, part, row["demand"])
+        benchmark = _rounded(row[f"{part}_mj"] * BENCHMARK[0], BENCHMARK[1])
+        total[*where, "benchmark_lost_revenue", *how, "USD"] += benchmark
+        price = _realised(sold, window, model)
+        if price is None and (listed := _price(model, economy)) is not None:
+            price = round(listed.output * MICRO)
+        tokens = row[f"lost_tokens_{part}"]
+        if tokens is not None and price is not None:
+            total[*where, "lost_revenue", *how, economy.currency] += _rounded(tokens * price, MICRO)
+
+
+def _realised(sold: list[tuple[int, str, int, int]], window: int, model: str) -> int | None:
+    """Micro-units per million output tokens over the hour up to the window; of all models where there is none."""
+    hour = [s for s in sold if window - HOUR_MS < s[0] <= window and (not model or s[1] == model)]
+    output = sum(s[2] for s in hour)
+    return _rounded(sum(s[3] for s in hour), output) if output > 0 else None
+
+
+def _price(model: str, economy: Economy) -> Price | None:
+    return next((price for price in economy.price if fnmatch.fnmatchcase(model, price.model)), None)
+
+
+def _rounded(numerator: int, denominator: int) -> int:
+    return (2 * numerator + denominator) // (2 * denominator)

@@ -1,0 +1,250 @@
+"""Small random fleets, and the ways their readings can travel."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from hypothesis import strategies as st
+from stage_driver import Message
+
+from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.stream import records, topics
+from idlewatt.stream.records import EngineRow, GpuRow
+
+START_MS = 1_700_000_040_000
+Row = GpuRow | EngineRow
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Readings in the order they were taken, and the settings they are metered with."""
+
+    config: MeterConfig
+    rows: tuple[Row, ...]
+
+    @property
+    def gpu_rows(self) -> list[GpuRow]:
+        return [row for row in self.rows if isinstance(row, GpuRow)]
+
+    @property
+    def engine_rows(self) -> list[EngineRow]:
+        return [row for row in self.rows if isinstance(row, EngineRow)]
+
+    @property
+    def newest_ms(self) -> int:
+        return max(row.ts_ms for row in self.rows)
+
+    def edge_ms(self, clock_ms: int) -> int:
+        """The newest window edge that a clock has passed by the grace."""
+        return (clock_ms - self.config.grace_ms) // self.config.window_ms * self.config.window_ms
+
+
+_READINGS = st.sampled_from([1, 2, 3, 6, 12, 25, 25, 40])
+
+
+@st.composite
+def fleets(draw: st.DrawFn, *, clean: bool = False, forget: bool = False) -> Fleet:
+    """1-2 pools, 1-3 nodes, 1-6 GPUs, 0-3 engines; up to some minutes of readings.
+
+    How many there are of each, and how long they are read, is drawn and shrinks; what they read is random.
+    `clean`: no counter restarts or lies, no board draws more than its limit. `forget`: entities are given up soon.
+    """
+    grace_ms = draw(st.sampled_from([15_000, 9_000]))
+    hold_ms = grace_ms * 2 // 3
+    config = MeterConfig(
+        window_ms=draw(st.sampled_from([10_000, 5_000])),
+        grace_ms=grace_ms,
+        forget_ms=draw(st.sampled_from([25_000, 43_210])) if forget else 86_400_000,
+        provisioned_mw=draw(st.sampled_from([{}, {}, {"p0": 1_100_000}])),
+    )
+    rng = random.Random(draw(st.integers(0, 10**6)))
+    pools = draw(st.integers(1, 2))
+    gpus: list[tuple[str, str, str]] = []
+    rows: list[Row] = []
+    for n in range(draw(st.integers(1, 3))):
+        for g in range(draw(st.integers(1, 2))):
+            gpus.append((f"p{n % pools}", f"n{n}", f"G{n}{g}"))
+            rows += _gpu(rng, *gpus[-1], draw(_READINGS), hold_ms, clean)
+    for e in range(draw(st.integers(0, 3))):
+        pool, node, own = rng.choice(gpus)
+        near = [uuid for p, n, uuid in gpus if (p, n) == (pool, node)]
+        named = draw(st.sampled_from([None, near, [own]]))
+        for model in rng.choice(["a", "b", "ab"]):
+            rows += _engine(rng, (pool, node, f"E{e}", model), named, draw(_READINGS), hold_ms, clean)
+    return Fleet(config, tuple(sorted(rows, key=lambda row: row.ts_ms)))
+
+
+def _gaps(rng: random.Random, readings: int, hold_ms: int) -> list[int]:
+    """Milliseconds from reading to reading: a cadence with jitter, broken by outages."""
+    cadence_ms = rng.choice([1000, 2000, 5000])
+    outage = rng.choice([0, 0.05, 0.2])
+    return [
+        rng.randint(hold_ms - 300, hold_ms * 4)
+        if rng.random() < outage
+        else rng.randint(cadence_ms * 3 // 5, cadence_ms * 7 // 5)
+        for _ in range(readings)
+    ]
+
+
+def _gpu(
+    rng: random.Random, pool: str, node: str, uuid: str, readings: int, hold_ms: int, clean: bool
+) -> list[GpuRow]:
+    has_counter = clean or rng.random() < 0.7
+    knows_epoch = has_counter and rng.random() < 0.5
+    trouble = 0.0 if clean else rng.choice([0, 0, 0.1])
+    limit_mw = rng.choice([700_000, 333_333])
+    processes: list[bool | None] = rng.choice([[None], [True], [True], [False], [None, True, True, False]])
+    ts_ms = START_MS + rng.randint(0, 20_000)
+    last = GpuRow(
+        ts_ms=ts_ms,
+        site="s",
+        pool=pool,
+        node=node,
+        gpu_uuid=uuid,
+        product=rng.choice(["H100", "L40"]),
+        energy_mj=rng.randint(0, 10**12) if has_counter else None,
+        power_mw=limit_mw // 5,
+        power_limit_mw=limit_mw,
+        epoch_ms=ts_ms - 5_000_000 if knows_epoch else None,
+        has_process=rng.choice(processes),
+    )
+    found = [last]
+    for gap_ms in _gaps(rng, readings, hold_ms):
+        power_mw = limit_mw * rng.choice([10, 10, 60, 99, 99 if clean else 120]) // 100
+        gained = power_mw * gap_ms // 1000
+        row = replace(
+            last,
+            ts_ms=last.ts_ms + gap_ms,
+            energy_mj=None if last.energy_mj is None else last.energy_mj + gained,
+            power_mw=power_mw,
+            has_process=rng.choice(processes) if rng.random() < 0.2 else last.has_process,
+            power_limit_mw=limit_mw if clean or rng.random() < 0.9 else limit_mw - 100_001,
+        )
+        last = row
+        if rng.random() < trouble and has_counter:
+            began_ms = row.ts_ms - gap_ms // 2 if knows_epoch else None
+            lie = replace(row, energy_mj=(row.energy_mj or 0) // 2)
+            restart = replace(row, energy_mj=gained // 2, epoch_ms=began_ms)
+            row = rng.choice([lie, restart])
+            # a lie is dropped where the epoch is known, and the counter goes on
+            last = last if row is lie and knows_epoch else row
+        found.append(row)
+    return found
+
+
+def _engine(
+    rng: random.Random,
+    names: tuple[str, str, str, str],
+    gpus: list[str] | None,
+    readings: int,
+    hold_ms: int,
+    clean: bool,
+) -> list[EngineRow]:
+    pool, node, engine, model = names
+    knows_epoch = rng.random() < 0.5
+    trouble = 0.0 if clean else rng.choice([0, 0, 0.1])
+    ts_ms = START_MS + rng.randint(0, 20_000) + rng.choice([0, 0, rng.randint(0, 60_000)])
+    last = EngineRow(
+        ts_ms=ts_ms,
+        site="s",
+        pool=pool,
+        node=node,
+        engine=engine,
+        server="vllm",
+        model_name=model,
+        output_tokens=rng.randint(0, 10**9),
+        input_tokens=rng.choice([None, 0, 77]),
+        cached_input_tokens=rng.choice([None, 5]),
+        advance="step",
+        requests_running=rng.choice([None, 0, 2]),
+        requests_waiting=0,
+        epoch_ms=ts_ms - 3_000 if knows_epoch else None,
+        gpus=gpus,
+    )
+    found = [last]
+    for gap_ms in _gaps(rng, readings, hold_ms):
+        made = rng.choice([0, 0, 1, 30, 99]) * gap_ms // 1000
+        read = rng.choice([0, 0, 7, 1000])
+        row = replace(
+            last,
+            ts_ms=last.ts_ms + gap_ms,
+            output_tokens=last.output_tokens + made,
+            input_tokens=_plus(last.input_tokens, read),
+            cached_input_tokens=_plus(last.cached_input_tokens, read // 3),
+            requests_running=rng.choice([None, 0, 0, 2]),
+            requests_waiting=rng.choice([0, 0, 1]),
+        )
+        last = row
+        if rng.random() < trouble:
+            began_ms = row.ts_ms - gap_ms // 2 if knows_epoch else None
+            lie = replace(row, output_tokens=row.output_tokens // 2)
+            restart = replace(
+                row,
+                output_tokens=made,
+                input_tokens=_plus(row.input_tokens and 0, read),
+                cached_input_tokens=_plus(row.cached_input_tokens and 0, read // 3),
+                epoch_ms=began_ms,
+            )
+            row = rng.choice([lie, restart])
+            last = last if row is lie and knows_epoch else row
+        found.append(row)
+    return found
+
+
+def _plus(counter: int | None, gained: int) -> int | None:
+    return None if counter is None else counter + gained
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What is in the log at `now_ms` that was not there before."""
+
+    now_ms: int
+    messages: tuple[Message, ...]
+
+
+def delivery(
+    fleet: Fleet,
+    rng: random.Random,
+    late_ms: Mapping[str, int] | None = None,
+    repeats: float = 0.2,
+) -> list[Arrival]:
+    """The fleet's rows cut into messages at random, in the order in which they arrive.
+
+    Each row arrives up to a third of the grace after it was read; rows of the nodes in `late_ms` as much later
+    as it says, or all at once where it says 0. Some messages come twice: at once, or (`repeats`) much later.
+    """
+    third_ms = fleet.config.grace_ms // 3
+    end_ms = fleet.newest_ms + 1
+    order: list[tuple[int, int, int, Row]] = []
+    for row in fleet.rows:
+        delay_ms = rng.choice([0, 0, rng.randint(0, third_ms)])
+        if late_ms and row.node in late_ms:
+            # a spool is emptied in order
+            delay_ms = late_ms[row.node] or end_ms - row.ts_ms
+        order.append((row.ts_ms + delay_ms, row.ts_ms, len(order), row))
+    order.sort()
+    largest = rng.choice([1, 5, 30, 1000])
+    found: list[Arrival] = []
+    while order:
+        take = rng.randint(1, largest)
+        batch, order = order[:take], order[take:]
+        messages = pack([row for *_, row in batch])
+        if found and rng.random() < repeats:
+            messages += rng.choice(found).messages
+        if rng.random() < 0.1:
+            messages += messages[:1]
+        found.append(Arrival(batch[-1][0], tuple(messages)))
+    return found
+
+
+def pack(rows: Sequence[Row]) -> list[Message]:
+    """One message for each topic that has rows."""
+    gpus = [row for row in rows if isinstance(row, GpuRow)]
+    engines = [row for row in rows if isinstance(row, EngineRow)]
+    messages = []
+    if gpus:
+        messages.append(Message(topics.GPU, records.GPU, gpus))
+    if engines:
+        messages.append(Message(topics.ENGINE, records.ENGINE, engines))
+    return messages
