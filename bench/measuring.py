@@ -3,10 +3,12 @@
 import os
 import platform
 import resource
+import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import polars as pl
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -43,26 +45,28 @@ def memory_mib(pid: int | str, which: str) -> float:
 
 
 def calibration_s() -> float:
-    """CPU seconds of a fixed loop of dictionary and integer work, the best of five: how fast a core is right now."""
-    return min(_loop_s() for _ in range(5))
+    """CPU seconds of a fixed load, half Python and half polars, the best of seven: how fast a core is right now."""
+    rows = pl.DataFrame({"key": range(400_000)}).with_columns(
+        key=pl.col("key") * 7919 % 10_007, value=pl.col("key")
+    )
+    return min(_load_s(rows) for _ in range(7))
 
 
-def _loop_s() -> float:
+def _load_s(rows: pl.DataFrame) -> float:
     began = time.process_time()
     table: dict[int, int] = {}
     value = 1
-    for _ in range(400_000):
+    for _ in range(200_000):
         value = value * 1_103_515_245 + 12_345 & 0x7FFFFFFF
         table[value & 4095] = value
+    rows.sort("key", "value").group_by("key").agg(pl.col("value").sum())
     return time.process_time() - began
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float, every_s: float = 0.1) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"within {timeout_s:.0f} s it did not come true that {what}")
-        time.sleep(every_s)
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
 
 
 def machine() -> str:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import structlog
 
 from bench.measuring import Usage, memory_mib, own_usage
+from bench.page_cost import page_cost
 from bench.sections import Sections
 from idlewatt.processors.processing import Processing
 from idlewatt.stream import metric_names as names
@@ -83,12 +84,14 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     processing = Processing(settings, watch)
     watch.processing = processing
     idle_mib = memory_mib("self", "VmRSS")
+    began = time.monotonic()
     processing.start()
     # gpu, engine and ledger
     inputs = 3 * settings.log.partitions
     done = _wait(watch, processing, inputs, task["gpu_rows"], task["engine_rows"])
     threads = sections.threads() if sections is not None else []
     page = processing.metrics_body()
+    cost = page_cost(processing) if task["page"] else None
     peak_mib = memory_mib("self", "VmHWM")
     if not processing.stop(20):
         raise RuntimeError("the stages did not stop")
@@ -99,12 +102,14 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
         "samples": done.gpu_rows() - watch.warm.gpu_rows(),
         "cpu_s": used.cpu_s,
         "wall_s": used.wall_s,
+        "until_live_s": done.usage.wall_s - began,
         "peak_mib": peak_mib,
         "idle_mib": idle_mib,
         "checkpoint_bytes": checkpoint_bytes,
         "checkpoint_read_s": restore_s,
         "page_bytes": len(page),
         "page_series": sum(1 for line in page.splitlines() if not line.startswith(b"#")),
+        "page": cost,
         "ledger_rows": done.rows.get(topics.LEDGER, 0),
         "profile": sections.table(used.cpu_s, threads) if sections is not None else "",
     }

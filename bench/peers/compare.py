@@ -96,6 +96,7 @@ class _Rows:
             "peak memory MiB",
         )
         self.values: dict[str, float] = {}
+        self.losses: list[str] = []
         self._ours = 0.0
 
     def add(self, name: str, mode: str, guarantee: str, rows: int, used: Usage, memory_mib: float) -> None:
@@ -104,6 +105,10 @@ class _Rows:
         if self._ours:
             ratio = self._ours / rate
             verdict = f"{ratio:.1f} times as fast" if ratio >= 1 else f"{1 / ratio:.1f} times slower"
+            if ratio < 1:
+                self.losses.append(
+                    f"{name} ({mode}) sums the joules alone with {ratio:.0%} of the CPU time that Idlewatt takes for all."
+                )
             self.values[f"times_{'_'.join(name.lower().split()[:-1])}_{mode}"] = round(ratio, 2)
         else:
             self._ours = rate
