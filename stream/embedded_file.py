@@ -111,9 +111,12 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
 
 def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
     """Whether there is nothing in the file yet. Raises ConfigError if there is something that is no log of ours."""
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    # one statement sees one moment of the file, so that never half of what another process creates is taken for
+    # another program's
+    application_id, version, tables = connection.execute(
+        "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema) "
+        "FROM pragma_application_id, pragma_user_version"
+    ).fetchone()
     if application_id == 0 and tables == 0:
         return True
     if application_id != _APPLICATION_ID:

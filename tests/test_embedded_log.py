@@ -9,6 +9,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -245,6 +246,21 @@ def test_many_processes_may_create_the_file(tmp_path: Path) -> None:
     code = "import sys; from idlewatt.stream.embedded_file import open_file; open_file(sys.argv[1]).close()"
     children = [subprocess.Popen([sys.executable, "-c", code, str(path)]) for _ in range(6)]
     assert [child.wait(60) for child in children] == [0] * 6
+
+
+def test_threads_that_create_one_file_never_see_half_of_it(tmp_path: Path) -> None:
+    """Whoever looks while another creates the tables sees nothing or all of them, never a stranger's file."""
+    for i in range(40):
+        path = tmp_path / f"{i}.db"
+        start = threading.Barrier(4)
+
+        def create(path: Path = path, start: threading.Barrier = start) -> None:
+            start.wait()
+            open_file(path).close()
+
+        with ThreadPoolExecutor(4) as pool:
+            for created in [pool.submit(create) for _ in range(4)]:
+                created.result()
 
 
 def test_old_messages_go_but_none_that_is_unread(tmp_path: Path) -> None:
