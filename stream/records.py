@@ -63,6 +63,31 @@ class EngineRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UsageRow:
+    """Tokens that somebody spent, as a gateway or an agent tells it.
+
+    Without an event_id the quantities are cumulative counters of everything else in the row, as in EngineRow; with
+    one they are what this event alone spent. One row names everybody who spent the same tokens, so that they count
+    once in each kind of consumer.
+    """
+
+    ts_ms: Annotated[int, "event time, Unix milliseconds"]
+    site: Annotated[str, "power budget with an address"]
+    source: Annotated[str, "who tells: the gateway's name in the settings, or the sender of POST /v1/usage"]
+    event_id: Annotated[str | None, "unique among its source's events; null for cumulative counters"] = None
+    function: Annotated[str | None, "business function that spent the tokens"] = None
+    team: Annotated[str | None, "team that spent them"] = None
+    agent_family: Annotated[str | None, "family of agents that spent them"] = None
+    engineer: Annotated[str | None, "person who spent them"] = None
+    model_name: Annotated[str, "model as the engines name it"]
+    tier: Annotated[str | None, "tier they were sold at; null: the book's default"] = None
+    output_tokens: Annotated[int, "generated tokens"]
+    input_tokens: Annotated[int, "prompt tokens, without cached ones"] = 0
+    cached_input_tokens: Annotated[int, "prompt tokens answered from cache"] = 0
+    epoch_ms: Annotated[int | None, "start of the counting process, Unix ms; null if unknown"] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PowerRow:
     """Ledger: one pool's watts in one window, by state. Rows add up; a late row amends its window."""
 
@@ -136,6 +161,27 @@ class MoneyRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerRow:
+    """Tokens of one set of consumers in one minute, and what they owe for them. Rows add up within one currency."""
+
+    site: Annotated[str, "power budget with an address"]
+    window_start_ms: Annotated[int, "start of the minute, Unix milliseconds"]
+    window_ms: Annotated[int, "length of the window, milliseconds"]
+    source: Annotated[str, "who told"]
+    function: Annotated[str, "business function; empty if unknown"]
+    team: Annotated[str, "team; empty if unknown"]
+    agent_family: Annotated[str, "family of agents; empty if unknown"]
+    engineer: Annotated[str, "person; empty if unknown"]
+    model_name: Annotated[str, "model as the engines name it"]
+    tier: Annotated[str, "tier the tokens were sold at"]
+    output_tokens: Annotated[int, "generated tokens"]
+    input_tokens: Annotated[int, "prompt tokens, without cached ones"]
+    cached_input_tokens: Annotated[int, "prompt tokens answered from cache"]
+    currency: Annotated[str, "ISO 4217 code"]
+    spend_micro: Annotated[int | None, "micro-units of the currency; null: the book has no price"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedRow:
     """What could not be read, and why."""
 
@@ -189,10 +235,14 @@ def _schema(name: str, row: type) -> Schema:
 
 GPU: Final = _schema("gpu", GpuRow)
 ENGINE: Final = _schema("engine", EngineRow)
+USAGE: Final = _schema("usage", UsageRow)
 POWER: Final = _schema("ledger.power", PowerRow)
 TOKENS: Final = _schema("ledger.tokens", TokenRow)
 GPU_MINUTE: Final = _schema("ledger.gpu_minute", GpuMinuteRow)
 MONEY: Final = _schema("money", MoneyRow)
+CONSUMER: Final = _schema("consumer", ConsumerRow)
 REJECTED: Final = _schema("rejected", RejectedRow)
 
-SCHEMAS: Final = {s.name: s for s in (GPU, ENGINE, POWER, TOKENS, GPU_MINUTE, MONEY, REJECTED)}
+SCHEMAS: Final = {
+    s.name: s for s in (GPU, ENGINE, USAGE, POWER, TOKENS, GPU_MINUTE, MONEY, CONSUMER, REJECTED)
+}
