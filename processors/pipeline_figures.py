@@ -24,6 +24,7 @@ class PipelineFigures:
                 names.REJECTED_ROWS,
                 names.LATE_ROWS,
                 names.REWINDS,
+                names.BOOK_READS,
             )
         }
         self._gauges: dict[names.Metric, dict[tuple[str, ...], float]] = {
@@ -33,6 +34,7 @@ class PipelineFigures:
                 names.BEHIND,
                 names.CHECKPOINT_SECONDS,
                 names.CHECKPOINT_BYTES,
+                names.BOOK_VALID,
             )
         }
 

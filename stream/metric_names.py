@@ -171,6 +171,19 @@ REWINDS: Final = _pipeline(
     "Commits that did not happen; the work since the one before was done again.",
 )
 
+BOOK_VALID: Final = _pipeline(
+    "idlewatt_book_valid",
+    "gauge",
+    "",
+    "1 if the book is in force as it stands in its file, 0 if it was refused and the one before is kept.",
+)
+BOOK_READS: Final = _pipeline(
+    "idlewatt_book_reads_total",
+    "counter",
+    "result",
+    "Times that a changed book was read; result is accepted or refused.",
+)
+
 
 def _collector(name: str, kind: Literal["counter", "gauge"], labels: str, text: str) -> Metric:
     return Metric(name, kind, tuple(labels.split()), text, "collector")

@@ -1,0 +1,209 @@
+"""Which price holds for a model's tokens on a tier at a moment, and what consumers owe, volume steps at the edge."""
+
+import datetime as dt
+import fnmatch
+import functools
+from dataclasses import dataclass
+from typing import Final
+from zoneinfo import ZoneInfo
+
+import polars as pl
+
+from idlewatt.processors.economy.book import MICRO, Book, Price
+from idlewatt.stream import records
+from idlewatt.stream.decoding import frame_schema
+
+TOKEN_KINDS: Final = ("output", "input", "cached_input")
+PRICE_KEY: Final = ("model_name", "tier", "window_start_ms")
+PRICE_COLUMNS: Final = {
+    "model_name": pl.String,
+    "tier": pl.String,
+    "window_start_ms": pl.Int64,
+    # the [[price]] in force: its place in the book and, for volumes, its model glob
+    "entry": pl.Int64,
+    "glob": pl.String,
+    "price_output": pl.Int64,
+    "price_input": pl.Int64,
+    "price_cached_input": pl.Int64,
+}
+# what each billed consumer has spent in a month under the prices of one glob and tier
+VOLUME_KEY: Final = ("site", "billed", "month", "glob", "tier")
+VOLUME_COLUMNS: Final = {**dict.fromkeys(VOLUME_KEY, pl.String), "tokens": pl.Int64}
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    number: int
+    price: Price
+    tier: str
+    from_ms: int | None
+
+
+def effective_from_ms(price: Price, time_zone: str) -> int | None:
+    """Unix milliseconds; of a local time that comes twice the first. None: from ever."""
+    moment = price.effective_from
+    if moment is None:
+        return None
+    if not isinstance(moment, dt.datetime):
+        moment = dt.datetime.combine(moment, dt.time())
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=ZoneInfo(time_zone))
+    return round(moment.timestamp()) * 1000
+
+
+def price_frame(book: Book, wanted: pl.DataFrame) -> pl.DataFrame:
+    """PRICE_COLUMNS of the distinct PRICE_KEY rows that have a price; prices in micro-units per million tokens.
+
+    A window's start decides: prices change on whole minutes, and no window spans one. Of the entries that match,
+    those of the first glob count that has one in force, and of these the newest.
+    """
+    lines = _lines(book)
+    rows = []
+    for model, tier, at_ms in wanted.select(PRICE_KEY).unique().sort(PRICE_KEY).iter_rows():
+        entry = _in_force(lines, model, tier, at_ms)
+        if entry is not None:
+            price = entry.price
+            rows.append(
+                (model, tier, at_ms, entry.number, price.model, price.output, price.input, _cached(price))
+            )
+    return pl.DataFrame(rows, schema=PRICE_COLUMNS, orient="row")
+
+
+def listed(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
+    """`rows` (PRICE_KEY and tokens by kind) with the price columns and `worth`, micro-units x 10^6, as Int128.
+
+    Null where the book has no price. A tier that is not sold and has no price of its own is listed at the default
+    tier's.
+    """
+    own = price_frame(book, rows)
+    unsold = [tier for tier in book.tiers if not book.is_sold(tier)]
+    rows = rows.join(own, on=list(PRICE_KEY), how="left", maintain_order="left")
+    lacking = pl.col("entry").is_null() & pl.col("tier").is_in(unsold)
+    if unsold and rows.select(lacking.any()).item():
+        default = price_frame(book, rows.filter(lacking).with_columns(tier=pl.lit(book.default_tier)))
+        stand_in = default.drop("tier").rename({name: f"{name}_default" for name in default.columns[3:]})
+        rows = rows.join(stand_in, on=["model_name", "window_start_ms"], how="left", maintain_order="left")
+        rows = rows.with_columns(
+            pl.when(lacking).then(f"{name}_default").otherwise(name).alias(name)
+            for name in default.columns[3:]
+        ).drop(f"{name}_default" for name in default.columns[3:])
+    worth = pl.sum_horizontal(
+        pl.col(f"{kind}_tokens").cast(pl.Int128) * pl.col(f"price_{kind}") for kind in TOKEN_KINDS
+    )
+    return rows.with_columns(worth=pl.when(pl.col("entry").is_not_null()).then(worth))
+
+
+def price_minutes(
+    book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What consumers owe: `minutes` (columns of records.CONSUMER but currency and spend_micro), priced in their order.
+
+    `volumes`: VOLUME_COLUMNS, what was spent before in each month. Returns rows of records.CONSUMER with
+    `list_micro` beside it, what they would owe without steps and on a tier that is sold, and the volumes after. A row
+    that spans the edge of a step is split in proportion to its tokens of each kind; each row is rounded by itself, so
+    that money does not depend on which rows are read together. spend_micro is null where the book has no price, 0 on
+    a tier that is not sold.
+    """
+    month = pl.from_epoch("window_start_ms", time_unit="ms").dt.convert_time_zone(book.time_zone)
+    tokens = pl.sum_horizontal(f"{kind}_tokens" for kind in TOKEN_KINDS)
+    rows = listed(book, minutes).with_columns(
+        tokens.alias("tokens"),
+        month.dt.strftime("%Y-%m").alias("month"),
+        pl.col(book.billed).alias("billed"),
+    )
+    before = volumes.rename({"tokens": "before"})
+    rows = rows.join(before, on=list(VOLUME_KEY), how="left", maintain_order="left").with_columns(
+        volume=pl.col("before").fill_null(0) + pl.col("tokens").cum_sum().over(VOLUME_KEY) - pl.col("tokens")
+    )
+    rows = _stepped(book, rows)
+    sold = pl.col("tier").is_in([tier for tier in book.tiers if not book.is_sold(tier)]).not_()
+    owed = pl.when(sold).then(_micro("owed")).otherwise(pl.when(pl.col("worth").is_not_null()).then(0))
+    priced = rows.select(
+        *minutes.columns,
+        pl.lit(book.currency).alias("currency"),
+        owed.alias("spend_micro"),
+        _micro("worth").alias("list_micro"),
+    )
+    counted = rows.filter((pl.col("billed") != "") & pl.col("glob").is_not_null())
+    after = (
+        pl.concat([volumes, counted.select(VOLUME_COLUMNS)])
+        .group_by(VOLUME_KEY)
+        .agg(pl.col("tokens").sum())
+        .sort(VOLUME_KEY)
+    )
+    return priced.select(*frame_schema(records.CONSUMER), "list_micro"), after
+
+
+def _stepped(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
+    """`owed`, micro-units x 10^6: `worth`, but where the entry has steps and the consumer is known."""
+    steps = _steps(book)
+    rows = rows.with_row_index("row")
+    parts = rows.filter(pl.col("billed") != "").join(steps, on="entry", suffix="_step")
+    volume, tokens = pl.col("volume").cast(pl.Int128), pl.col("tokens").cast(pl.Int128)
+    # how far into the row's tokens the step begins and ends
+    begin, end = (
+        (pl.col(edge).cast(pl.Int128) - volume).clip(pl.lit(0, pl.Int128), tokens)
+        for edge in ("above", "up_to")
+    )
+    # a row without tokens costs nothing, whatever it is divided by
+    whole = pl.when(tokens > 0).then(tokens).otherwise(1)
+    owed = pl.sum_horizontal(
+        (pl.col(f"{kind}_tokens") * end // whole - pl.col(f"{kind}_tokens") * begin // whole)
+        * pl.col(f"price_{kind}_step")
+        for kind in TOKEN_KINDS
+    )
+    sums = parts.with_columns(owed=owed).group_by("row").agg(pl.col("owed").sum())
+    return (
+        rows.join(sums, on="row", how="left", maintain_order="left")
+        .with_columns(pl.coalesce("owed", "worth").alias("owed"))
+        .drop("row")
+    )
+
+
+def _micro(worth: str) -> pl.Expr:
+    return ((pl.col(worth) + MICRO // 2) // MICRO).cast(pl.Int64)
+
+
+def _cached(price: Price) -> int:
+    return price.input if price.cached_input is None else price.cached_input
+
+
+@functools.lru_cache(maxsize=4)
+def _lines(book: Book) -> tuple[tuple[_Entry, ...], ...]:
+    """The entries of each (glob, tier) in the book's order, the newest first."""
+    lines: dict[tuple[str, str], list[_Entry]] = {}
+    for number, price in enumerate(book.price):
+        tier = price.tier or book.default_tier
+        entry = _Entry(number, price, tier, effective_from_ms(price, book.time_zone))
+        lines.setdefault((price.model, tier), []).append(entry)
+    return tuple(
+        tuple(sorted(line, key=lambda e: float("inf") if e.from_ms is None else -e.from_ms))
+        for line in lines.values()
+    )
+
+
+def _in_force(lines: tuple[tuple[_Entry, ...], ...], model: str, tier: str, at_ms: int) -> _Entry | None:
+    for line in lines:
+        if line[0].tier == tier and fnmatch.fnmatchcase(model, line[0].price.model):
+            for entry in line:
+                if entry.from_ms is None or entry.from_ms <= at_ms:
+                    return entry
+    return None
+
+
+@functools.lru_cache(maxsize=4)
+def _steps(book: Book) -> pl.DataFrame:
+    """Each entry's volumes (above, up_to) and the prices that hold there; none for an entry without steps."""
+    rows = []
+    for number, price in enumerate(book.price):
+        if not price.steps:
+            continue
+        now = [price.output, price.input, _cached(price)]
+        edges = [0, *(step.above_tokens for step in price.steps), 2**62]
+        for at, step in enumerate((None, *price.steps)):
+            if step is not None:
+                given = (step.output, step.input, step.cached_input)
+                now = [before if new is None else new for before, new in zip(now, given, strict=True)]
+            rows.append((number, edges[at], edges[at + 1], *now))
+    columns = ("entry", "above", "up_to", *(f"price_{kind}_step" for kind in TOKEN_KINDS))
+    return pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.Int64), orient="row")
