@@ -66,15 +66,18 @@ class EngineRow:
 class UsageRow:
     """Tokens that somebody spent, as a gateway or an agent tells it.
 
-    Without an event_id the quantities are cumulative counters of everything else in the row, as in EngineRow; with
-    one they are what this event alone spent. One row names everybody who spent the same tokens, so that they count
-    once in each kind of consumer.
+    Without an event_id the quantities are cumulative counters, as in EngineRow, and what they gain is spent by those
+    whom the newest row names; with one they are what this event alone spent. One row names everybody who spent the
+    same tokens, so that they count once in each kind of consumer.
     """
 
     ts_ms: Annotated[int, "event time, Unix milliseconds"]
     site: Annotated[str, "power budget with an address"]
     source: Annotated[str, "who tells: the gateway's name in the settings, or the sender of POST /v1/usage"]
     event_id: Annotated[str | None, "unique among its source's events; null for cumulative counters"] = None
+    counter: Annotated[
+        str | None, "tells the cumulative counters of one source apart; null: the names here do"
+    ] = None
     function: Annotated[str | None, "business function that spent the tokens"] = None
     team: Annotated[str | None, "team that spent them"] = None
     agent_family: Annotated[str | None, "family of agents that spent them"] = None

@@ -1,0 +1,173 @@
+"""Usage rows to the tokens that each consumer spent in each minute: what counters gained, and events once each.
+
+Counters and events both arrive in idlewatt.usage. What a counter gained between two readings is split over the
+minutes between them in proportion to time, so that sums over minutes are counter differences exactly. An event
+counts in the minute it names, once, however often it is sent: within HORIZON_MS by its id, and what is older than
+that is refused, since nobody remembers any more whether it was counted.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Final, Self
+
+import polars as pl
+
+from idlewatt.processors.economy.usage_gains import ENTITY, FORGET_MS, gains, without
+from idlewatt.processors.economy.usage_minutes import MINUTE_COLUMNS, MINUTE_MS, NAMES, TOKENS, split
+
+HORIZON_MS: Final = 48 * 3_600_000
+# Beyond it the oldest are forgotten, and what is as old as they are is refused.
+MAX_EVENTS: Final = 500_000
+_MAX_NAME_BYTES: Final = 512
+_LARGEST_COUNTER: Final = 1 << 53
+_EARLIEST_MS: Final = 631_152_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class UsageState:
+    """What is remembered of one partition's usage between two folds."""
+
+    # the last reading of each counter: ENTITY, ts_ms, epoch_ms, TOKENS
+    counters: pl.DataFrame
+    # events that were counted: digest of (site, source, event_id), site, ts_ms
+    events: pl.DataFrame
+    # newest_ms: newest row; floor_ms: events up to it are refused, for their ids may be forgotten
+    sites: pl.DataFrame
+
+    @classmethod
+    def empty(cls) -> Self:
+        return cls(**{name: pl.DataFrame(schema=schema) for name, schema in _FRAMES.items()})
+
+    def frames(self) -> dict[str, pl.DataFrame]:
+        """For a snapshot, by names that begin with usage_."""
+        return {f"usage_{name}": getattr(self, name) for name in _FRAMES}
+
+    @classmethod
+    def of(cls, frames: Mapping[str, pl.DataFrame]) -> Self:
+        """From what frames() gave; other frames may be among them."""
+        return cls(**{name: frames[f"usage_{name}"] for name in _FRAMES})
+
+
+_FRAMES: Final[dict[str, Any]] = {
+    "counters": {
+        **dict.fromkeys(ENTITY, pl.String),
+        "ts_ms": pl.Int64,
+        "epoch_ms": pl.Int64,
+        **dict.fromkeys(TOKENS, pl.Int64),
+    },
+    "events": {"digest": pl.UInt64, "site": pl.String, "ts_ms": pl.Int64},
+    "sites": {"site": pl.String, "newest_ms": pl.Int64, "floor_ms": pl.Int64},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a fold made of the rows."""
+
+    state: UsageState
+    # MINUTE_COLUMNS, at least one of TOKENS not 0; a name or tier that nobody told is empty. One row per counter,
+    # pair of readings and minute, or per event: never merged, so that what is rounded per row is the same however
+    # the rows were read together. window_ms is 60,000 but for long gaps.
+    minutes: pl.DataFrame
+    # reason -> rows that were left out
+    rejected: Mapping[str, int]
+
+
+def fold_usage(state: UsageState, rows: pl.DataFrame, now_ms: int, grace_ms: int = 15_000) -> Usage:
+    """Take usage rows (records.USAGE) in, in any order within the batch.
+
+    Rows further than `grace_ms` ahead of `now_ms` are refused; nothing else depends on the clock.
+    """
+    if rows.is_empty():
+        return Usage(state, pl.DataFrame(schema=MINUTE_COLUMNS), {})
+    rejected: Counter[str] = Counter()
+    rows = _plausible(rows, now_ms + grace_ms, rejected)
+    is_event = pl.col("event_id").is_not_null()
+    new_events = _unseen(state, rows.filter(is_event), rejected)
+    counters, gained = gains(state.counters, rows.filter(~is_event), rejected)
+    sites = _moved_on(state.sites, rows)
+    counters = counters.join(sites.select("site", "newest_ms"), on="site", how="left", maintain_order="left")
+    events = state.events
+    if new_events.height:
+        events, sites = _bounded(pl.concat([events, new_events.select(*_FRAMES["events"])]), sites)
+    return Usage(
+        UsageState(
+            counters.filter(pl.col("ts_ms") > pl.col("newest_ms") - FORGET_MS).drop("newest_ms"),
+            events,
+            sites,
+        ),
+        pl.concat([split(gained), _event_minutes(new_events)]),
+        {reason: count for reason, count in sorted(rejected.items()) if count},
+    )
+
+
+def _plausible(rows: pl.DataFrame, latest_ms: int, rejected: Counter[str]) -> pl.DataFrame:
+    """Without rows that cannot be true; names that are null become empty, a counter without a name gets its names."""
+    text = ("site", "source", "event_id", "counter", *NAMES)
+    faults = {
+        "clock_ahead": pl.col("ts_ms") > latest_ms,
+        "clock_before_1990": pl.col("ts_ms") < _EARLIEST_MS,
+        "negative": pl.any_horizontal(pl.col(*TOKENS) < 0),
+        "implausible": pl.any_horizontal(pl.col(*TOKENS) >= _LARGEST_COUNTER),
+        "name_too_long": pl.any_horizontal(
+            (pl.col(*text).str.len_bytes() > _MAX_NAME_BYTES).fill_null(False)
+        ),
+    }
+    for reason, fault in faults.items():
+        rows = without(rows, fault, reason, rejected)
+    rows = rows.with_columns(pl.col(*NAMES).fill_null(""))
+    return rows.with_columns(pl.col("counter").fill_null(pl.concat_str(*NAMES, separator="\x1f")))
+
+
+def _moved_on(sites: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    seen = rows.select(
+        "site", pl.col("ts_ms").alias("newest_ms"), (pl.col("ts_ms") - HORIZON_MS).alias("floor_ms")
+    )
+    return pl.concat([sites, seen]).group_by("site").agg(pl.all().max()).sort("site")
+
+
+def _unseen(state: UsageState, events: pl.DataFrame, rejected: Counter[str]) -> pl.DataFrame:
+    """Events that were not counted yet, each once, with their digest."""
+    floors = events.select("site").join(
+        state.sites.select("site", "floor_ms"), on="site", how="left", maintain_order="left"
+    )
+    too_old = (events.get_column("ts_ms") <= floors.get_column("floor_ms")).fill_null(False)
+    rejected["too_old"] += int(too_old.sum())
+    fresh = events.filter(~too_old)
+    digests = [
+        int.from_bytes(blake2b("\x1f".join(key).encode(), digest_size=8).digest())
+        for key in fresh.select("site", "source", "event_id").iter_rows()
+    ]
+    fresh = fresh.with_columns(pl.Series("digest", digests, pl.UInt64))
+    unseen = fresh.unique("digest", keep="first", maintain_order=True).join(
+        state.events, on="digest", how="anti", maintain_order="left"
+    )
+    rejected["repeat"] += fresh.height - unseen.height
+    return unseen
+
+
+def _bounded(events: pl.DataFrame, sites: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Forget events up to their site's floor, and the oldest beyond MAX_EVENTS, whose time becomes the floor."""
+    known = (
+        events.join(sites.select("site", "floor_ms"), on="site", how="left")
+        .filter(pl.col("ts_ms") > pl.col("floor_ms"))
+        .drop("floor_ms")
+        .sort("ts_ms", "digest")
+    )
+    if known.height <= MAX_EVENTS:
+        return known, sites
+    forgotten = known.head(known.height - MAX_EVENTS).select("site", pl.col("ts_ms").alias("floor_ms"))
+    floors = pl.concat([sites.select("site", "floor_ms"), forgotten]).group_by("site").agg(pl.all().max())
+    return known.tail(MAX_EVENTS), sites.drop("floor_ms").join(floors, on="site").sort("site")
+
+
+def _event_minutes(events: pl.DataFrame) -> pl.DataFrame:
+    return (
+        events.with_columns(
+            window_start_ms=pl.col("ts_ms") // MINUTE_MS * MINUTE_MS, window_ms=pl.lit(MINUTE_MS, pl.Int64)
+        )
+        .filter(pl.any_horizontal(pl.col(*TOKENS) != 0))
+        .select(*MINUTE_COLUMNS)
+    )

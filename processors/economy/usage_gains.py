@@ -1,0 +1,85 @@
+"""What each counter of usage gained between two readings."""
+
+from collections import Counter
+from typing import Final
+
+import polars as pl
+
+from idlewatt.processors.economy.usage_minutes import NAMES, TOKENS
+from idlewatt.processors.meter.timeline import RESTART_GAP_MS
+
+ENTITY: Final = ("site", "source", "counter")
+# A counter not heard of for longer starts anew: what it gained meanwhile is nobody's.
+FORGET_MS: Final = 7 * 86_400_000
+# A fall of a counter without an epoch within this long is a restart, and its value what it gained since.
+_RESET_MS: Final = 300_000
+# Further ones are refused: a sender of a million names costs others nothing.
+MAX_COUNTERS: Final = 200_000
+
+
+def without(rows: pl.DataFrame, fault: pl.Expr, reason: str, rejected: Counter[str]) -> pl.DataFrame:
+    """The rows less those at fault, which are counted."""
+    kept = rows.filter(~fault)
+    rejected[reason] += rows.height - kept.height
+    return kept
+
+
+def gains(
+    last: pl.DataFrame, rows: pl.DataFrame, rejected: Counter[str]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Each counter's newest reading, and what it gained over each pair of readings: start_ms, end_ms, names, TOKENS.
+
+    What was gained goes to the names of the newer reading: a change of the rules that name consumers counts from
+    then on, and nothing counts twice.
+    """
+    if rows.is_empty():
+        return last, rows.with_columns(start_ms="ts_ms", end_ms="ts_ms")
+    both = pl.concat([last, rows.select(*last.columns, *NAMES)], how="diagonal")
+    ids = both.select(*ENTITY).unique(maintain_order=True).with_row_index("id")
+    both = both.join(ids, on=list(ENTITY), how="left", maintain_order="left")
+    both = both.with_columns(is_last=pl.int_range(pl.len()) < last.height)
+    if ids.height > MAX_COUNTERS:
+        both = without(both, pl.col("id") >= MAX_COUNTERS, "too_many_counters", rejected)
+    both = both.sort("id", "ts_ms", pl.col("is_last").not_(), maintain_order=True)
+    # nothing of a counter comes before its last reading but repeats
+    fresh = both.filter(pl.col("is_last").cum_max().over("id") | ~pl.col("is_last").any().over("id"))
+    fresh = fresh.filter(
+        (pl.col("id") != pl.col("id").shift(1)).fill_null(True) | pl.col("ts_ms").diff().ne(0)
+    )
+    rejected["repeat"] += both.height - fresh.height
+    good = without(
+        fresh,
+        (pl.col("epoch_ms") < pl.col("epoch_ms").forward_fill().cum_max().over("id")).fill_null(False),
+        "stale_epoch",
+        rejected,
+    )
+    good = without(
+        good,
+        pl.any_horizontal(pl.col(c) < pl.col(c).cum_max().over("id", "epoch_ms") for c in TOKENS)
+        & pl.col("epoch_ms").is_not_null(),
+        "counter_decrease",
+        rejected,
+    )
+    newest = good.filter((pl.col("id") != pl.col("id").shift(-1)).fill_null(True))
+    return newest.select(last.columns), _differences(good)
+
+
+def _differences(readings: pl.DataFrame) -> pl.DataFrame:
+    before = {name: pl.col(name).shift(1) for name in ("ts_ms", "epoch_ms", *TOKENS)}
+    follows = (pl.col("id") == pl.col("id").shift(1)).fill_null(False)
+    elapsed_ms = pl.col("ts_ms") - before["ts_ms"]
+    restarted = (pl.col("epoch_ms") != before["epoch_ms"]).fill_null(False)
+    start_known = restarted & (pl.col("ts_ms") - pl.col("epoch_ms") <= RESTART_GAP_MS)
+    fell = ~restarted & pl.any_horizontal(pl.col(c) < before[c] for c in TOKENS)
+    nobodys = (restarted & ~start_known) | (fell & (elapsed_ms > _RESET_MS)) | (elapsed_ms > FORGET_MS)
+    return readings.with_columns(
+        *(
+            pl.when(start_known | fell).then(pl.col(c)).otherwise(pl.col(c) - before[c]).alias(c)
+            for c in TOKENS
+        ),
+        start_ms=pl.when(start_known)
+        .then(pl.min_horizontal(pl.max_horizontal(before["ts_ms"], "epoch_ms"), pl.col("ts_ms") - 1))
+        .otherwise(before["ts_ms"]),
+        end_ms="ts_ms",
+        counts=follows & ~nobodys,
+    ).filter("counts")
