@@ -1,27 +1,25 @@
-"""Messages as the collectors encode them, made four times faster: a fleet has a million of them.
+"""Messages as the collectors encode them, made faster by polars: a fleet has a million of them.
 
-pyarrow sets zstd up anew for each of a message's thirty buffers; polars, which writes the same rows here, does
-not. The schema and the seal are the product's own.
+The schema and the seal are the product's own.
 """
 
 import functools
 import io
 
 import polars as pl
-from crc32c import crc32c
 
 from idlewatt.stream.decoding import empty_frame
-from idlewatt.stream.encoding import SEAL, encode_table
+from idlewatt.stream.encoding import encode_table, sealed
 from idlewatt.stream.records import Schema
 
 
 def encode_frame(schema: Schema, frame: pl.DataFrame) -> bytes:
     """Encode a frame that has exactly the schema's columns as one message."""
     body = io.BytesIO()
-    frame.write_ipc_stream(body, compression="zstd", compat_level=pl.CompatLevel.oldest())
+    frame.rechunk().write_ipc_stream(body, compat_level=pl.CompatLevel.oldest())
     written = body.getvalue()
     stream = _schema_part(schema) + written[_schema_end(written) :]
-    return stream + SEAL + crc32c(stream).to_bytes(4, "little")
+    return sealed(stream, frame.height)
 
 
 @functools.cache

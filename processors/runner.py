@@ -4,7 +4,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
@@ -17,7 +17,7 @@ from idlewatt.processors.stage import Batch, Folded, Stage
 from idlewatt.stream import metric_names as names
 from idlewatt.stream import records, topics
 from idlewatt.stream.clock import Clock
-from idlewatt.stream.decoding import empty_frame, read_message, refuse_nulls
+from idlewatt.stream.decoding import decode_all, empty_frame
 from idlewatt.stream.encoding import encode_rows
 from idlewatt.stream.errors import LogUnavailableError, RewindError, UnreadableMessageError
 from idlewatt.stream.log import Commit, Message, Poll, Record, StageLog
@@ -36,18 +36,6 @@ SAY_AGAIN_S: Final = 60.0
 @functools.cache
 def _nothing(schema: Schema) -> pl.DataFrame:
     return empty_frame(schema).with_columns(pl.lit(None, pl.Int64).alias("src"))
-
-
-def _joined(schema: Schema, found: Sequence[tuple[Message, pl.DataFrame]]) -> pl.DataFrame:
-    """One frame of many messages. Raises UnreadableMessageError where a required value is missing."""
-    if not found:
-        return _nothing(schema)
-    rows = pl.concat([frame for _, frame in found], rechunk=True)
-    refuse_nulls(schema, rows)
-    sources = pl.DataFrame(
-        {"src": [message.offset for message, _ in found], "rows": [frame.height for _, frame in found]}
-    )
-    return rows.with_columns(sources.select(pl.col("src").repeat_by("rows").explode()).to_series())
 
 
 class Runner(Generic[S]):
@@ -166,7 +154,8 @@ class Runner(Generic[S]):
                 _log.exception(
                     "fold_failed", stage=self._stage.name, topic=messages[0].topic, offset=messages[0].offset
                 )
-                records = [self._reject(messages[0], "fold_failed", "the stage could not fold it", now_ms)]
+                fault = UnreadableMessageError("fold_failed", "the stage could not fold it")
+                records = [self._reject(messages[0], fault, now_ms)]
                 self._keep_place(partition, messages, {})
                 self._outbox.setdefault(partition, []).extend(records)
                 return
@@ -203,41 +192,33 @@ class Runner(Generic[S]):
         self, messages: Sequence[Message], now_ms: int
     ) -> tuple[dict[str, pl.DataFrame], list[Record]]:
         """Rows per schema, with `src`, the offset of their message; and what to say of messages that are none."""
-        parts: dict[Schema, list[tuple[Message, pl.DataFrame]]] = {
-            schema: [] for schema in self._stage.schemas
-        }
+        frames = {schema.name: _nothing(schema) for schema in self._stage.schemas}
         rejected: list[Record] = []
+        by_topic: dict[tuple[str, int], list[Message]] = defaultdict(list)
         for message in messages:
-            try:
-                schema, frame = read_message(message.value)
-                if schema not in parts:
-                    raise UnreadableMessageError(
-                        "wrong_topic", f"{schema.name} rows do not belong in {message.topic}"
+            by_topic[message.topic, message.partition].append(message)
+        for (topic, partition), found in by_topic.items():
+            decoded, faults = decode_all([message.value for message in found])
+            rejected += [self._reject(found[place], fault, now_ms) for place, fault in faults.items()]
+            offsets = pl.Series("src", [message.offset for message in found], pl.Int64)
+            for schema, rows in decoded.items():
+                sources = offsets.gather(rows.message)
+                if schema.name in frames:
+                    frame = rows.frame.with_columns(sources)
+                    frames[schema.name] = (
+                        pl.concat([frames[schema.name], frame]) if len(by_topic) > 1 else frame
                     )
-            except UnreadableMessageError as error:
-                rejected.append(self._reject(message, error.reason, str(error), now_ms))
-            else:
-                parts[schema].append((message, frame))
-        frames = {}
-        for schema, found in parts.items():
-            try:
-                frames[schema.name] = _joined(schema, found)
-            except UnreadableMessageError:
-                whole = []
-                for message, frame in found:
-                    try:
-                        refuse_nulls(schema, frame)
-                        whole.append((message, frame))
-                    except UnreadableMessageError as error:
-                        rejected.append(self._reject(message, error.reason, str(error), now_ms))
-                frames[schema.name] = _joined(schema, whole)
-            for message, frame in found:
-                self._figures.count(names.ROWS, message.topic, by=frame.height)
-        for (topic, partition), count in Counter((m.topic, m.partition) for m in messages).items():
-            self._figures.count(names.MESSAGES, topic, str(partition), by=count)
+                    self._figures.count(names.ROWS, topic, by=frame.height)
+                else:
+                    fault = UnreadableMessageError(
+                        "wrong_topic", f"{schema.name} rows do not belong in {topic}"
+                    )
+                    rejected += [self._reject(found[place], fault, now_ms) for place in rows.messages]
+            self._figures.count(names.MESSAGES, topic, str(partition), by=len(found))
         return frames, rejected
 
-    def _reject(self, message: Message, reason: str, detail: str, now_ms: int) -> Record:
+    def _reject(self, message: Message, fault: UnreadableMessageError, now_ms: int) -> Record:
+        reason, detail = fault.reason, str(fault)
         self._figures.count(names.REJECTED_MESSAGES, message.topic, reason)
         self._say(
             "message_rejected", topic=message.topic, reason=reason, offset=message.offset, detail=detail

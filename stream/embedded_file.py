@@ -18,7 +18,8 @@ BUSY_TIMEOUT_S: Final = 10.0
 
 # "IDLW": tells our files from other SQLite databases
 _APPLICATION_ID: Final = 0x49444C57
-_VERSION: Final = 1
+# 2: values are compressed by zstd
+_VERSION: Final = 2
 _TABLES: Final = (
     # AUTOINCREMENT: an offset is never given twice, not even when retention has emptied the table
     """CREATE TABLE messages (

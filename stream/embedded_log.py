@@ -13,6 +13,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
+import zstandard
+
 from idlewatt.stream.clock import Clock, unix_ms
 from idlewatt.stream.embedded_file import bell_of, open_file, open_readonly, transaction
 from idlewatt.stream.errors import LogUnavailableError, RewindError
@@ -167,7 +169,7 @@ class EmbeddedStageLog:
                 )
                 for topic, offset in positions.items()
             ]
-            streams = ((Message(*row) for row in cursor) for cursor in cursors)
+            streams = (map(_message, cursor) for cursor in cursors)
             full = False
             for message in heapq.merge(*streams, key=attrgetter("offset")):
                 messages.append(message)
@@ -212,7 +214,7 @@ def read_messages(path: str | Path, topic: str, from_offset: int = 0) -> Iterato
             'SELECT topic, 0, "offset", value FROM messages WHERE topic = ? AND "offset" >= ? ORDER BY "offset" LIMIT ?',
             (topic, from_offset, _READ_PAGE),
         ).fetchall():
-            yield from (Message(*row) for row in page)
+            yield from map(_message, page)
             from_offset = page[-1][2] + 1
     except sqlite3.Error as error:
         raise LogUnavailableError(f"log.path: {path} cannot be read: {error}") from error
@@ -223,5 +225,10 @@ def read_messages(path: str | Path, topic: str, from_offset: int = 0) -> Iterato
 def _insert(connection: sqlite3.Connection, records: Sequence[Record], now_ms: int) -> None:
     connection.executemany(
         "INSERT INTO messages (topic, appended_ms, key, value) VALUES (?, ?, ?, ?)",
-        [(record.topic, now_ms, record.key, record.value) for record in records],
+        [(record.topic, now_ms, record.key, zstandard.compress(record.value)) for record in records],
     )
+
+
+def _message(row: tuple[str, int, int, bytes]) -> Message:
+    topic, partition, offset, value = row
+    return Message(topic, partition, offset, zstandard.decompress(value))

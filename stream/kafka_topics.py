@@ -65,7 +65,7 @@ def _configs(name: str, replication_factor: int) -> dict[str, str]:
     configs = {
         "max.message.bytes": str(MAX_MESSAGE_BYTES),
         # the broker recompresses what comes in another codec, which a reader here might lack the library for
-        "compression.type": "zstd",
+        "compression.type": "lz4" if name in topics.RAW else "zstd",
         # retention counts from arrival, and no clock of a sender can make the broker refuse a message
         "message.timestamp.type": "LogAppendTime",
     }

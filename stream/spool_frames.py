@@ -1,18 +1,19 @@
 """Messages as bytes in a file of the spool: each can be read whatever has become of its neighbours.
 
 A frame is a head (magic with the version of the format, lengths of topic, key and value, rows, CRC-32C of the
-value, topic, key), the CRC-32C of the head, and the value.
+value, topic, key), the CRC-32C of the head, and the value, compressed by zstd.
 """
 
 import struct
 from dataclasses import dataclass
 from typing import Final
 
+import zstandard
 from crc32c import crc32c
 
 from idlewatt.stream.log import Record
 
-_MAGIC: Final = b"IWs\x01"
+_MAGIC: Final = b"IWs\x02"
 _FIXED: Final = struct.Struct("<4sHIIII")
 _CRC: Final = struct.Struct("<I")
 
@@ -29,9 +30,10 @@ def to_frame(message: WaitingMessage) -> bytes:
     """The message as bytes."""
     record = message.record
     topic = record.topic.encode()
-    lengths = (len(topic), len(record.key), len(record.value))
-    head = _FIXED.pack(_MAGIC, *lengths, message.rows, crc32c(record.value)) + topic + record.key
-    return b"".join((head, _CRC.pack(crc32c(head)), record.value))
+    value = zstandard.compress(record.value)
+    lengths = (len(topic), len(record.key), len(value))
+    head = _FIXED.pack(_MAGIC, *lengths, message.rows, crc32c(value)) + topic + record.key
+    return b"".join((head, _CRC.pack(crc32c(head)), value))
 
 
 def read_frames(data: bytes) -> tuple[list[WaitingMessage], int]:
@@ -66,4 +68,4 @@ def _frame_at(data: bytes, start: int) -> tuple[WaitingMessage, int] | None:
     if (crc32c(head),) != _CRC.unpack_from(data, head_end) or crc32c(value) != value_crc:
         return None
     topic = data[start + _FIXED.size : key_start].decode()
-    return WaitingMessage(Record(topic, data[key_start:head_end], value), rows), end
+    return WaitingMessage(Record(topic, data[key_start:head_end], zstandard.decompress(value)), rows), end

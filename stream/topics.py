@@ -15,6 +15,8 @@ STATE: Final = "idlewatt.state"
 REJECTED: Final = "idlewatt.rejected"
 
 ALL: Final = (GPU, ENGINE, USAGE, LEDGER, MONEY, STATE, REJECTED)
+# what collectors send
+RAW: Final = (GPU, ENGINE, USAGE)
 RAW_RETENTION_MS: Final = 3 * 86_400_000
 LEDGER_RETENTION_MS: Final = 400 * 86_400_000
 # idlewatt.state is compacted instead

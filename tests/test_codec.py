@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pyarrow import ipc
 
 from idlewatt.stream import records
-from idlewatt.stream.decoding import decode, frame_schema
-from idlewatt.stream.encoding import SEAL, SEAL_BYTES, encode_rows
+from idlewatt.stream.decoding import decode, decode_all, frame_schema
+from idlewatt.stream.encoding import SEAL, SEAL_BYTES, encode_rows, sealed
 from idlewatt.stream.errors import UnreadableMessageError
 
 _INT = st.integers(-(2**63), 2**63 - 1)
@@ -158,7 +158,45 @@ def test_no_bytes_end_the_process() -> None:
 
 
 def test_the_seal_is_a_checksum_of_the_stream() -> None:
-    """The seal stands in the last eight bytes: IWC1 and the CRC-32C of all before it."""
-    message = encode_rows(records.ENGINE, [ROW])
-    assert message[-SEAL_BYTES:] == SEAL + crc32c(message[:-SEAL_BYTES]).to_bytes(4, "little")
+    """After the stream stand the number of rows, IWC2, and the CRC-32C of all before the mark."""
+    message = encode_rows(records.ENGINE, [ROW] * 3)
+    assert message[-SEAL_BYTES:-4] == (3).to_bytes(4, "little") + SEAL
+    assert message[-4:] == crc32c(message[:-8]).to_bytes(4, "little")
     assert reason_of(message[:-1] + bytes([message[-1] ^ 1])) == "checksum"
+
+
+def test_many_messages_are_read_as_each_alone() -> None:
+    """Rows keep their order and their message, whoever wrote it; what cannot be read costs its neighbours nothing."""
+    other = foreign(columns_of(dataclasses.replace(ROW, output_tokens=5)))
+    gpu = records.GpuRow(ts_ms=1, site="hall-1", pool="chat", node="n", gpu_uuid="GPU-a", product="H100")
+    messages = [
+        encode_rows(records.ENGINE, [dataclasses.replace(ROW, output_tokens=n) for n in (1, 2)]),
+        encode_rows(records.GPU, [gpu]),
+        b"garbage",
+        encode_rows(records.ENGINE, []),
+        encode_rows(records.ENGINE, [dataclasses.replace(ROW, output_tokens=n) for n in (3, 4)]),
+        other,
+        foreign(columns_of(ROW) | {"node": pa.nulls(1, pa.string())}),
+        encode_rows(records.ENGINE, [dataclasses.replace(ROW, output_tokens=6)])[:-1] + b"?",
+        encode_rows(records.ENGINE, [dataclasses.replace(ROW, output_tokens=7)]),
+    ]
+    found, faults = decode_all(messages)
+    engines = found[records.ENGINE]
+    assert engines.frame.get_column("output_tokens").to_list() == [1, 2, 3, 4, 5, 7]
+    assert engines.message.to_list() == [0, 0, 4, 4, 5, 8]
+    assert found[records.GPU].message.to_list() == [1]
+    assert {place: fault.reason for place, fault in faults.items()} == {
+        2: "not_arrow",
+        6: "null_value",
+        7: "checksum",
+    }
+
+
+def test_a_seal_that_lies_is_not_believed() -> None:
+    """A sealed message that does not hold as many rows as it says, or ends early, is read by itself, the rest as well."""
+    honest = encode_rows(records.ENGINE, [ROW])
+    stream = honest[:-SEAL_BYTES]
+    found, faults = decode_all([honest, sealed(stream, 5), sealed(stream[:-8] + stream, 1), honest])
+    assert found[records.ENGINE].message.to_list().count(0) == 1
+    assert found[records.ENGINE].message.to_list().count(3) == 1
+    assert not set(faults) & {0, 3}
