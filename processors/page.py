@@ -1,35 +1,16 @@
-"""A stage's part of /metrics, put together from its partitions.
-
-Only a partition that has moved on is rendered again: prometheus_client takes 7 us a series, and with a dozen
-partitions that commit one after the other the whole page would be rendered a dozen times per window.
-"""
+"""A stage's part of /metrics, put together from its partitions. Only a partition that has moved on is rendered again."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from prometheus_client import Metric
-from prometheus_client.exposition import generate_latest
+import polars as pl
 
-
-class _Collected:
-    """What generate_latest asks of a registry."""
-
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
-
-
-def rendered(families: Iterable[Metric]) -> bytes:
-    """Families in the Prometheus text format."""
-    return generate_latest(_Collected(families))
+from idlewatt.processors.families import Family, rendered
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    family: Metric
-    header: bytes
+    family: Family
     lines: bytes
 
 
@@ -41,9 +22,9 @@ class Page:
         # partition -> family name -> its lines
         self._parts: dict[int, dict[str, _Part]] = {}
 
-    def put(self, partition: int, families: Iterable[Metric]) -> None:
+    def put(self, partition: int, families: Iterable[Family]) -> None:
         """Replace what a partition shows."""
-        self._parts[partition] = {family.name: _part(family) for family in families}
+        self._parts[partition] = {family.name: _Part(family, family.lines()) for family in families}
 
     def drop(self, partition: int) -> None:
         """A partition is another's now: no stale series."""
@@ -58,21 +39,11 @@ class Page:
         return b"".join(
             rendered([self._largest(name, parts)])
             if name in self._at_most
-            else b"".join([parts[0].header, *(part.lines for part in parts)])
+            else b"".join([parts[0].family.header(), *(part.lines for part in parts)])
             for name, parts in by_family.items()
         )
 
-    def _largest(self, name: str, parts: Iterable[_Part]) -> Metric:
-        samples = [sample for part in parts for sample in part.family.samples]
-        family = next(iter(parts)).family
-        shown = Metric(name, family.documentation, family.type)
-        shown.samples = sorted(samples, key=lambda sample: -sample.value)[: self._at_most[name]]
-        return shown
-
-
-def _part(family: Metric) -> _Part:
-    text = rendered([family])
-    # "# HELP ..." and "# TYPE ...", then the samples
-    second_line = text.index(b"\n") + 1
-    samples_begin = text.index(b"\n", second_line) + 1
-    return _Part(family, text[:samples_begin], text[samples_begin:])
+    def _largest(self, name: str, parts: Iterable[_Part]) -> Family:
+        series = pl.concat([part.family.frame for part in parts])
+        shown = series.sort("value", descending=True, maintain_order=True).head(self._at_most[name])
+        return Family(next(iter(parts)).family.metric, shown)

@@ -4,14 +4,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 
-from prometheus_client import Metric
-
-from idlewatt.processors.families import family
+from idlewatt.processors.families import Family, family
 from idlewatt.stream import metric_names as names
 
 
 class PipelineFigures:
-    """Counters and gauges by label values; a prometheus_client collector. Thread-safe."""
+    """Counters and gauges by label values. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -51,7 +49,7 @@ class PipelineFigures:
         with self._lock:
             self._gauges[metric].pop(labels, None)
 
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> Iterable[Family]:
         with self._lock:
             counters = [family(metric, list(samples.items())) for metric, samples in self._counters.items()]
             gauges = [family(metric, list(samples.items())) for metric, samples in self._gauges.items()]

@@ -8,9 +8,9 @@ import structlog
 
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.stage import EconomyStage
+from idlewatt.processors.families import rendered
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.stage import MeterStage
-from idlewatt.processors.page import rendered
 from idlewatt.processors.pipeline_figures import PipelineFigures
 from idlewatt.processors.runner import Runner
 from idlewatt.processors.stage import Stage

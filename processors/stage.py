@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import polars as pl
-from prometheus_client import Metric
 
+from idlewatt.processors.families import Family
 from idlewatt.stream.log import Record
 from idlewatt.stream.records import Schema
 
@@ -70,5 +70,5 @@ class Stage(Protocol[S]):
     def fold(self, state: S, batch: Batch) -> Folded[S]:
         """Never raises for what a peer may send."""
 
-    def families(self, states: Sequence[S]) -> list[Metric]:
+    def families(self, states: Sequence[S]) -> list[Family]:
         """Prometheus families of the committed states; no label set twice."""

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 import polars as pl
 import pytest
-from prometheus_client import Metric
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from idlewatt.processors import processing
-from idlewatt.processors.families import family
+from idlewatt.processors.families import Family, family, rendered
 from idlewatt.processors.page import Page
 from idlewatt.processors.pipeline_figures import PipelineFigures
 from idlewatt.processors.runner import Runner
@@ -52,7 +53,7 @@ class Summing:
         needed = {topics.GPU: waiting} if isinstance(waiting, int) else {}
         return Folded(state + gained, needed=needed, event_ms=NOW_MS - 2000, moved=gained > 0)
 
-    def families(self, states: Sequence[int]) -> list[Metric]:
+    def families(self, states: Sequence[int]) -> list[Family]:
         return [family(metric_names.UNACCOUNTED, [(("site", "pool"), float(state)) for state in states])]
 
 
@@ -93,7 +94,7 @@ class Stand:
             self.runner.step(0)
 
     def figure(self, name: str) -> Mapping[tuple[str, ...], float]:
-        found = [metric for metric in self.figures.collect() if metric.name == name.removesuffix("_total")]
+        found = [metric for metric in self.figures.collect() if metric.name == name]
         return {tuple(sample.labels.values()): sample.value for sample in found[0].samples}
 
 
@@ -259,3 +260,16 @@ def test_the_page_is_what_prometheus_reads() -> None:
     page.drop(0)
     page.drop(1)
     assert page.text() == b""
+
+
+@given(
+    st.lists(
+        st.tuples(st.tuples(st.text(), st.text()), st.floats(allow_nan=False)),
+        unique_by=lambda sample: sample[0],
+    )
+)
+def test_text_keeps_labels_and_values(samples: list[tuple[tuple[str, str], float]]) -> None:
+    """Whatever stands in a label or a value, Prometheus reads what was meant."""
+    page = rendered([family(metric_names.AVAILABLE, samples)])
+    (read,) = text_string_to_metric_families(page.decode())
+    assert [((s.labels["site"], s.labels["pool"]), s.value) for s in read.samples] == samples

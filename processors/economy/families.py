@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import polars as pl
-from prometheus_client import Metric
 
 from idlewatt.processors.economy.state import EconomyState
-from idlewatt.processors.families import family
+from idlewatt.processors.families import Family, family
 from idlewatt.stream import metric_names as names
 
 _POOL: Final = ("site", "pool")
@@ -17,7 +16,7 @@ _TIER: Final = "standard"
 Samples = Iterator[tuple[tuple[str, ...], float]]
 
 
-def families(states: Sequence[EconomyState]) -> list[Metric]:
+def families(states: Sequence[EconomyState]) -> list[Family]:
     """Everything design names for the economy. A site lives in one partition, so no label set comes twice."""
     if not states:
         return []

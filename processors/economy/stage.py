@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import polars as pl
-from prometheus_client import Metric
 
 from idlewatt.processors.booking import messages
 from idlewatt.processors.economy import pricing
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.families import families
 from idlewatt.processors.economy.state import TOTAL_KEY, EconomyState
+from idlewatt.processors.families import Family
 from idlewatt.processors.stage import Batch, Folded
 from idlewatt.stream import records, topics
 
@@ -37,7 +37,7 @@ class EconomyStage:
     def restore(self, snapshot: bytes) -> EconomyState:
         return EconomyState.restore(snapshot)
 
-    def families(self, states: Sequence[EconomyState]) -> list[Metric]:
+    def families(self, states: Sequence[EconomyState]) -> list[Family]:
         return families(states)
 
     def fold(self, state: EconomyState, batch: Batch) -> Folded[EconomyState]:

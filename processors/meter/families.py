@@ -1,90 +1,103 @@
 """The meter's Prometheus families, from the committed states of its partitions."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 import polars as pl
-from prometheus_client import Metric
 
-from idlewatt.processors.families import family
+from idlewatt.processors.families import Family, family
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.rolling import rolling
 from idlewatt.processors.meter.state import MeterState
 from idlewatt.processors.meter.tokens import TOKEN_KINDS
 from idlewatt.stream import metric_names as names
 
-_KINDS = {"output_tokens": "output", "input_tokens": "input", "cached_input_tokens": "cached_input"}
-_POOL = ("site", "pool")
-Samples = Iterator[tuple[tuple[str, ...], float]]
+_KINDS: Final = {kind: kind.removesuffix("_tokens") for kind in TOKEN_KINDS}
+_POOL: Final = ("site", "pool")
+_PARTS: Final = ("draw", "headroom")
 
 
-def families(states: Sequence[MeterState], config: MeterConfig) -> list[Metric]:
+def families(states: Sequence[MeterState], config: MeterConfig) -> list[Family]:
     """Everything design names for the meter. A pool lives in one partition, so no label set comes twice."""
     states = [state for state in states if state.edge_ms is not None]
     if not states:
         return []
     power = pl.concat([state.power_totals for state in states])
+    tokens = pl.concat([state.token_totals for state in states])
+    by_state = _sums(power, (*_POOL, "state"), "draw_mj", "headroom_mj", "shown_headroom_mj")
     latest = pl.concat([state.latest_power for state in states])
+    # mJ / ms = W, and GPU ms / ms = GPUs
+    means = latest.with_columns(pl.col("draw_mj", "headroom_mj", "gpu_ms") / pl.col("window_ms"))
+    watts = _sums(means, (*_POOL, "state"), "draw_mj", "headroom_mj")
+    lost = _sums(power, (*_POOL, "state", "demand"), *(f"lost_tokens_{part}" for part in _PARTS))
+    ratios = pl.concat(
+        [rolling(state.history, state.edge_ms, config) for state in states if state.edge_ms is not None]
+    )
     return [
-        family(names.TOKENS, _tokens(pl.concat([state.token_totals for state in states]))),
-        family(names.ENERGY, _energy(power, config.pue)),
-        family(names.HEADROOM, _sums(power, (*_POOL, "state"), "shown_headroom_mj", 1000)),
+        family(names.TOKENS, _long(tokens, "kind", _KINDS)),
+        family(names.ENERGY, _energy(by_state, config.pue)),
+        family(names.HEADROOM, by_state.with_columns(value=pl.col("shown_headroom_mj") / 1000)),
         family(
             names.AVAILABLE,
-            _sums(power.with_columns(a=pl.col("draw_mj") + pl.col("headroom_mj")), _POOL, "a", 1000),
+            _sums(by_state, _POOL, "draw_mj", "headroom_mj").with_columns(
+                value=(pl.col("draw_mj") + pl.col("headroom_mj")) / 1000
+            ),
         ),
-        family(names.GPU_SECONDS, _sums(power, (*_POOL, "state", "product"), "shown_gpu_ms", 1000)),
-        family(names.LOST_TOKENS, _lost_tokens(power)),
-        family(names.UNACCOUNTED, _unaccounted(states)),
-        family(names.POWER, _power(latest)),
-        family(names.GPUS, _sums(_mean(latest, "gpu_ms"), (*_POOL, "state", "product"), "mean", 1)),
+        family(
+            names.GPU_SECONDS,
+            _sums(power, (*_POOL, "state", "product"), "shown_gpu_ms").with_columns(
+                value=pl.col("shown_gpu_ms") / 1000
+            ),
+        ),
+        family(names.LOST_TOKENS, _long(lost, "part", {f"lost_tokens_{part}": part for part in _PARTS})),
+        family(names.UNACCOUNTED, pl.concat([_unaccounted(state) for state in states])),
+        family(names.POWER, _long(watts, "part", {f"{part}_mj": part for part in _PARTS})),
+        family(
+            names.GPUS,
+            _sums(means, (*_POOL, "state", "product"), "gpu_ms").rename({"gpu_ms": "value"}),
+        ),
         family(names.GPU_WASTED_WATTS, _offenders(states, config)),
         family(names.YARDSTICK, _yardsticks(states)),
         family(names.WINDOW_END, _window_ends(states)),
-        *_rolling(states, config),
+        family(names.TOKENS_PER_JOULE, _long(ratios, "kind", _KINDS)),
+        family(names.COVERAGE, _long(ratios, "of", {f"coverage_{of}": of for of in ("watts", "tokens")})),
     ]
 
 
-def _sums(frame: pl.DataFrame, labels: Sequence[str], value: str, divisor: int) -> Samples:
-    rows = frame.group_by(*labels).agg(pl.col(value).sum()).sort(*labels)
-    for *values, amount in rows.iter_rows():
-        yield tuple(values), amount / divisor
+def _sums(frame: pl.DataFrame, by: Sequence[str], *columns: str) -> pl.DataFrame:
+    """Sums by labels; a sum of which every part is null is null."""
+    known = (pl.when(pl.col(c).count() > 0).then(pl.col(c).sum()).alias(c) for c in columns)
+    return frame.group_by(*by).agg(*known).sort(*by)
 
 
-def _tokens(totals: pl.DataFrame) -> Samples:
-    for site, pool, model, *counts in totals.select(*_POOL, "model_name", *TOKEN_KINDS).iter_rows():
-        for kind, count in zip(_KINDS.values(), counts, strict=True):
-            yield (site, pool, model, kind), count
+def _long(frame: pl.DataFrame, label: str, columns: Mapping[str, str]) -> pl.DataFrame:
+    """A column for each value of a label to a row for each."""
+    return pl.concat(
+        [
+            frame.with_columns(pl.lit(value).alias(label), pl.col(column).cast(pl.Float64).alias("value"))
+            for column, value in columns.items()
+        ]
+    )
 
 
-def _energy(power: pl.DataFrame, pue: float | None) -> Samples:
-    for labels, joules in _sums(power, (*_POOL, "state"), "draw_mj", 1000):
-        yield (*labels, "it"), joules
-        if pue is not None:
-            yield (*labels, "facility"), joules * pue
+def _energy(by_state: pl.DataFrame, pue: float | None) -> pl.DataFrame:
+    it = by_state.with_columns(scope=pl.lit("it"), value=pl.col("draw_mj") / 1000)
+    if pue is None:
+        return it
+    return pl.concat([it, it.with_columns(scope=pl.lit("facility"), value=pl.col("value") * pue)])
 
 
-def _lost_tokens(power: pl.DataFrame) -> Samples:
-    for part in ("draw", "headroom"):
-        known = power.filter(pl.col(f"lost_tokens_{part}").is_not_null())
-        for (site, pool, state, demand), lost in _sums(
-            known, (*_POOL, "state", "demand"), f"lost_tokens_{part}", 1
-        ):
-            yield (site, pool, state, part, demand), lost
-
-
-def _unaccounted(states: Iterable[MeterState]) -> Samples:
-    for state in states:
-        booked = state.power_totals.group_by(_POOL).agg(pl.col("draw_mj").sum())
-        waiting = state.open_gpus.with_columns(left_mj=_not_yet_split(state.edge_ms))
-        waiting = (
-            waiting.join(state.gpu_index.select("id", *_POOL), on="id")
-            .group_by(_POOL)
-            .agg(pl.col("left_mj").sum())
-        )
-        books = state.measured_totals.join(booked, on=_POOL, how="left").join(waiting, on=_POOL, how="left")
-        rest = pl.col("measured_mj") - pl.col("draw_mj").fill_null(0) - pl.col("left_mj").fill_null(0)
-        for site, pool, rest_mj in books.select(*_POOL, rest).sort(_POOL).iter_rows():
-            yield (site, pool), rest_mj / 1000
+def _unaccounted(state: MeterState) -> pl.DataFrame:
+    booked = state.power_totals.group_by(_POOL).agg(pl.col("draw_mj").sum())
+    waiting = (
+        state.open_gpus.with_columns(left_mj=_not_yet_split(state.edge_ms))
+        .join(state.gpu_index.select("id", *_POOL), on="id")
+        .group_by(_POOL)
+        .agg(pl.col("left_mj").sum())
+    )
+    books = state.measured_totals.join(booked, on=_POOL, how="left").join(waiting, on=_POOL, how="left")
+    rest_mj = pl.col("measured_mj") - pl.col("draw_mj").fill_null(0) - pl.col("left_mj").fill_null(0)
+    return books.select(*_POOL, value=rest_mj / 1000).sort(_POOL)
 
 
 def _not_yet_split(edge_ms: int | None) -> pl.Expr:
@@ -98,54 +111,20 @@ def _not_yet_split(edge_ms: int | None) -> pl.Expr:
     return pl.col("inc_energy_mj") - taken.cast(pl.Int64)
 
 
-def _mean(latest: pl.DataFrame, column: str) -> pl.DataFrame:
-    return latest.with_columns(mean=pl.col(column) / pl.col("window_ms"))
-
-
-def _power(latest: pl.DataFrame) -> Samples:
-    for part in ("draw", "headroom"):
-        # mJ / ms = W
-        for (site, pool, state), watts in _sums(_mean(latest, f"{part}_mj"), (*_POOL, "state"), "mean", 1):
-            yield (site, pool, state, part), watts
-
-
-def _offenders(states: Iterable[MeterState], config: MeterConfig) -> Samples:
+def _offenders(states: Iterable[MeterState], config: MeterConfig) -> pl.DataFrame:
     worst = pl.concat([state.offenders for state in states])
     worst = worst.sort("wasted_mj", "gpu_uuid", descending=[True, False]).head(config.worst_offenders)
-    columns = (*_POOL, "node", "gpu_uuid", "product", "state")
-    for *labels, wasted_mj in worst.select(*columns, "wasted_mj").iter_rows():
-        yield tuple(labels), wasted_mj / config.window_ms
+    return worst.with_columns(value=pl.col("wasted_mj") / config.window_ms)
 
 
-def _yardsticks(states: Iterable[MeterState]) -> Samples:
-    for state in states:
-        for *labels, origin, utpj in state.yields.select(
-            *_POOL, "product", "model_name", "origin", "yield_utpj"
-        ).iter_rows():
-            yield (*labels, origin), utpj / 1_000_000
+def _yardsticks(states: Iterable[MeterState]) -> pl.DataFrame:
+    return pl.concat([state.yields for state in states]).with_columns(value=pl.col("yield_utpj") / 1_000_000)
 
 
-def _window_ends(states: Iterable[MeterState]) -> Samples:
-    for state in states:
-        assert state.edge_ms is not None
-        for labels in state.history.select(_POOL).unique().sort(_POOL).iter_rows():
-            yield labels, state.edge_ms / 1000
-
-
-def _rolling(states: Iterable[MeterState], config: MeterConfig) -> list[Metric]:
-    rows = pl.concat(
-        [rolling(state.history, state.edge_ms, config) for state in states if state.edge_ms is not None]
+def _window_ends(states: Iterable[MeterState]) -> pl.DataFrame:
+    return pl.concat(
+        [
+            state.history.select(_POOL).unique().sort(_POOL).with_columns(value=pl.lit(state.edge_ms) / 1000)
+            for state in states
+        ]
     )
-    ratios: list[tuple[tuple[str, ...], float]] = []
-    coverage: list[tuple[tuple[str, ...], float]] = []
-    for row in rows.iter_rows(named=True):
-        where = (row["site"], row["pool"], row["window"])
-        ratios += [
-            ((*where, kind), row[column]) for column, kind in _KINDS.items() if row[column] is not None
-        ]
-        coverage += [
-            ((*where, of), row[f"coverage_{of}"])
-            for of in ("watts", "tokens")
-            if row[f"coverage_{of}"] is not None
-        ]
-    return [family(names.TOKENS_PER_JOULE, ratios), family(names.COVERAGE, coverage)]

@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from prometheus_client import Metric
-
 from idlewatt.processors.booking import messages
+from idlewatt.processors.families import Family
 from idlewatt.processors.meter import arrivals
 from idlewatt.processors.meter.closing import MINUTE_MS, Closing, close
 from idlewatt.processors.meter.config import MeterConfig
@@ -41,7 +40,7 @@ class MeterStage:
     def restore(self, snapshot: bytes) -> MeterState:
         return MeterState.restore(snapshot)
 
-    def families(self, states: Sequence[MeterState]) -> list[Metric]:
+    def families(self, states: Sequence[MeterState]) -> list[Family]:
         return families(states, self._config)
 
     def fold(self, state: MeterState, batch: Batch) -> Folded[MeterState]:
