@@ -14,15 +14,17 @@ import lz4.frame  # type: ignore[import-untyped]  # noqa: F401  kafka-python wou
 import zstandard  # noqa: F401  the same
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as TopicPartition
-from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.errors import AuthorizationError, KafkaConfigurationError, SaslAuthenticationFailedError
 from kafka.errors import KafkaError as KafkaError
 from kafka.net.compat import KafkaNetClient
+from kafka.structs import MemberState
 from kafka.structs import OffsetAndMetadata as OffsetAndMetadata
 
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
+from idlewatt.stream.kafka_assignor import CopartitionedAssignor
 from idlewatt.stream.settings import Log
 
+STABLE: Final = MemberState.STABLE
 # One message: topics and producers agree on it. Brokers take requests of up to 100 MB; snapshots are cut small.
 MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
 _BOOTSTRAP_TIMEOUT_MS: Final = 4_000
@@ -47,6 +49,8 @@ class ConsumedRecord(Protocol):
 class GroupMetadata(Protocol):
     generation_id: int
     member_id: str
+    # STABLE where no rebalance is under way
+    state: str
 
 
 class Consumer(Protocol):
@@ -88,41 +92,47 @@ class Producer(Protocol):
 
 
 class RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Records what the group coordinator assigned. Called on kafka-python's IO thread, where nothing may block.
-
-    With the range assignor every rebalance takes all partitions away before it gives any.
-    """
+    """Keeps what the group has given us. Called on kafka-python's IO thread, where nothing may block."""
 
     def __init__(self) -> None:
-        # (number of changes so far, what is ours since the last one); replaced whole, so reading needs no lock
-        self.change: tuple[int, frozenset[tuple[str, int]]] = (0, frozenset())
+        # (topic, partition) -> number of the change that gave it; replaced whole, so reading needs no lock
+        self.given: Mapping[tuple[str, int], int] = {}
+        self._changes = 0
 
     def on_partitions_revoked(self, revoked: Any) -> None:
-        self.change = (self.change[0] + 1, frozenset())
+        gone = {(tp.topic, tp.partition) for tp in revoked}
+        self.given = {tp: change for tp, change in self.given.items() if tp not in gone}
 
     def on_partitions_lost(self, lost: Any) -> None:
-        # by default it is taken for a revocation, after which one may still commit; so is every change here
         self.on_partitions_revoked(lost)
 
     def on_partitions_assigned(self, assigned: Any) -> None:
-        self.change = (self.change[0] + 1, frozenset((tp.topic, tp.partition) for tp in assigned))
+        self._changes += 1
+        self.given = {**self.given, **{(tp.topic, tp.partition): self._changes for tp in assigned}}
 
 
-def open_group_consumer(log: Log, client_id: str, group: str, instance: str | None) -> Consumer:
+def open_group_consumer(
+    log: Log,
+    client_id: str,
+    group: str,
+    instance: str | None,
+    topics: Sequence[str],
+    listener: RebalanceListener,
+) -> Consumer:
     """A member of a consumer group that commits nothing by itself."""
     session_timeout_ms = round(log.session_timeout_s * 1000)
-    return _open_consumer(
+    consumer = _open_consumer(
         log,
         client_id,
         group_id=group,
         group_instance_id=instance,
-        # Range gives partition n of every topic with the same number of partitions to the same member, so
-        # that the joules and tokens of a pool meet. kafka-python's cooperative assignor does not promise that.
-        partition_assignment_strategy=(RangePartitionAssignor,),
+        partition_assignment_strategy=(CopartitionedAssignor(lambda: listener.given),),
         session_timeout_ms=session_timeout_ms,
         heartbeat_interval_ms=min(_HEARTBEAT_INTERVAL_MS, session_timeout_ms // 3),
         max_poll_interval_ms=_MAX_POLL_INTERVAL_MS,
     )
+    consumer.subscribe(topics, listener=listener)
+    return consumer
 
 
 def open_reader(log: Log, client_id: str) -> Consumer:

@@ -13,6 +13,7 @@ from kafka.errors import RetriableError
 
 from idlewatt.stream.errors import LogUnavailableError, RewindError
 from idlewatt.stream.kafka_clients import (
+    STABLE,
     ConsumedRecord,
     Consumer,
     GroupMetadata,
@@ -81,11 +82,17 @@ class KafkaAppender:
             self._producer = None
 
 
+# How a partition came to be ours: as which member, and by which change of each input. Another one is another stay,
+# with what others did in between.
+Grant = tuple[str, tuple[int, ...]]
+
+
 class KafkaStageLog:
     """One member of a stage's consumer group. Used from one thread. Connects at the first poll.
 
-    Partition n is ours when the group gives us partition n of every input. All are taken away and given again at
-    every rebalance, and their snapshots restored: what another member did in between is never guessed.
+    Partition n is ours when the group gives us partition n of every input. A rebalance takes only what moves to
+    another member; what comes to us comes with its snapshot, and what was ours under another membership is restored
+    too: what others did in between is never guessed.
     `instance` makes the member a static one, which gets its partitions back when it restarts in time; it must be
     unique in the group, and all members have one or none has.
     """
@@ -107,14 +114,13 @@ class KafkaStageLog:
         self._producer = TransactionalProducer(log, self._client_id)
         self._consumer: Consumer | None = None
         self._listener = RebalanceListener()
-        self._changes_seen = 0
-        # Commits carry the membership under which their partitions were given to us, so that the coordinator
-        # refuses them after a rebalance. Asked for at the commit, it could be a newer one already.
-        self._membership: GroupMetadata | None = None
-        self._owned: frozenset[int] = frozenset()
+        # As the group knows us; another name means that it had given us up, and our partitions to others.
+        self._member = ""
+        self._owned: Mapping[int, Grant] = {}
         # of the owned: what poll() has handed out; the others are being restored
-        self._handed: set[int] = set()
+        self._handed: dict[int, Grant] = {}
         self._restore: SnapshotRestore | None = None
+        self._restoring: Mapping[int, Grant] = {}
         # handed out, and poll() has still to say that it is gone
         self._revoked: set[int] = set()
         # where the last commit stands
@@ -145,8 +151,7 @@ class KafkaStageLog:
         partitions = set(commit.snapshots)
         if not partitions or {n for _, n in commit.resume} - partitions:
             raise ValueError("a commit needs the snapshot of every partition that moves on")
-        changed = self._listener.change[0] != self._changes_seen
-        if self._membership is None or changed or not partitions <= self._handed:
+        if not partitions <= self._handed.keys():
             self._rewind()
             raise RewindError(f"the group {self._owner} has given partitions to others")
         resume = {
@@ -169,81 +174,102 @@ class KafkaStageLog:
         self._leave_group()
         self._producer.close()
 
+    def _membership(self) -> GroupMetadata:
+        """As whom a commit is sent, for the coordinator to refuse it if we are no longer a member.
+
+        It may be of a rebalance that is not over: no member is given what another one claims, and we claim what is
+        ours until a poll has taken it away. Under another name nothing is ours. Raises RewindError.
+        """
+        assert self._consumer is not None
+        found = self._consumer.group_metadata()
+        if found.generation_id < 0 or found.member_id != self._member:
+            raise RewindError(f"the group {self._owner} has given this member up")
+        return found
+
     def _poll_once(self, deadline: float) -> Poll:
         consumer = self._consumer or self._join_group()
         # settles a transaction of ours whose outcome is not known
         self._producer.prepare()
         self._progress.ask(consumer, self._handed)
-        restoring = self._owned - self._handed
-        assigned = self._restore_some(consumer, restoring, deadline) if restoring else {}
-        wait_s = 0.0 if restoring else min(max(deadline - time.monotonic(), 0.0), self._POLL_STEP_S)
-        records = consumer.poll(int(wait_s * 1000), self.POLL_MESSAGES)
+        restored = self._restore_some(consumer, deadline)
+        records = consumer.poll(int(self._patience_s(consumer, deadline) * 1000), self.POLL_MESSAGES)
         # From here on nothing may raise, or the messages were lost.
-        if self._take_change(consumer):
-            # Nothing is handed out any more, and so no message passes: nobody can say whose they were when they
-            # were read. They will be read again.
-            assigned = {}
-        self._handed |= set(assigned)
+        self._look_what_is_ours(consumer)
+        assigned = {}
+        for n, state in restored.items():
+            if self._owned.get(n) == self._restoring[n]:
+                assigned[n] = state
+                self._handed[n] = self._owned[n]
         revoked, self._revoked = frozenset(self._revoked), set()
         messages = self._messages(records)
         behind = self._progress.behind(consumer, self._handed)
         return Poll(messages=messages, assigned=assigned, revoked=revoked, behind=behind)
 
+    def _patience_s(self, consumer: Consumer, deadline: float) -> float:
+        """How long to wait for messages."""
+        # What joins must wait for the others: kafka-python drops the answer that comes between two polls, and asks
+        # again, which begins the rebalance anew.
+        if self._restore is not None and consumer.group_metadata().state == STABLE:
+            return 0.0
+        return min(max(deadline - time.monotonic(), 0.0), self._POLL_STEP_S)
+
     def _join_group(self) -> Consumer:
-        consumer = open_group_consumer(self._log, self._client_id, self._owner, self._instance)
         self._listener = RebalanceListener()
-        self._changes_seen = 0
-        consumer.subscribe(self._inputs, listener=self._listener)
-        self._consumer = consumer
-        return consumer
+        self._consumer = open_group_consumer(
+            self._log, self._client_id, self._owner, self._instance, self._inputs, self._listener
+        )
+        return self._consumer
 
     def _leave_group(self) -> None:
-        self._revoked |= self._handed
+        self._revoked |= self._handed.keys()
         self._rewind()
-        self._owned = frozenset()
-        self._membership = None
+        self._owned = {}
+        self._member = ""
         if self._consumer is not None:
             close_consumer(self._consumer)
             self._consumer = None
 
-    def _take_change(self, consumer: Consumer) -> bool:
+    def _look_what_is_ours(self, consumer: Consumer) -> None:
         """Apply a rebalance that the last consumer.poll() went through, if it did."""
-        changes, given = self._listener.change
-        if changes == self._changes_seen:
-            return False
-        self._changes_seen = changes
-        self._revoked |= self._handed
-        self._rewind()
-        membership = consumer.group_metadata()
-        if membership.generation_id < 0 or not membership.member_id:
-            # lost again since, which the listener will say; the coordinator would not fence such a commit
-            given = frozenset()
-        self._membership = membership
-        self._owned = frozenset(n for _, n in given if all((topic, n) in given for topic in self._inputs))
-        return True
+        self._member = consumer.group_metadata().member_id
+        given = self._listener.given
+        self._owned = {
+            n: (self._member, tuple(given[topic, n] for topic in self._inputs))
+            for n in {n for _, n in given}
+            if self._member and all((topic, n) in given for topic in self._inputs)
+        }
+        gone = {n for n, grant in self._handed.items() if self._owned.get(n) != grant}
+        self._revoked |= gone
+        for n in gone:
+            del self._handed[n]
 
     def _rewind(self) -> None:
         """Hand everything that is ours out anew, from its last commit."""
         self._stop_restore()
-        self._handed = set()
+        self._handed = {}
 
     def _stop_restore(self) -> None:
         if self._restore is not None:
             self._restore.close()
             self._restore = None
 
-    def _restore_some(
-        self, consumer: Consumer, partitions: frozenset[int], deadline: float
-    ) -> dict[int, bytes | None]:
+    def _restore_some(self, consumer: Consumer, deadline: float) -> dict[int, bytes | None]:
+        """What is ours and not handed out, as far as it could be read and can be read on from."""
         if self._restore is None:
+            self._restoring = {n: grant for n, grant in self._owned.items() if n not in self._handed}
+            if not self._restoring:
+                return {}
+            partitions = frozenset(self._restoring)
             self._restore = SnapshotRestore(self._log, self._client_id, self._owner, partitions)
         left_s = max(deadline - time.monotonic(), 0.0)
-        complete = self._restore.step(min(left_s, self._RESTORE_STEP_S))
-        for n, snapshot in complete.items():
+        found = self._restore.step(min(left_s, self._RESTORE_STEP_S))
+        # one that went away meanwhile may have been moved on by others
+        found = {n: snapshot for n, snapshot in found.items() if self._owned.get(n) == self._restoring[n]}
+        for n, snapshot in found.items():
             self._seek(consumer, n, snapshot)
         if self._restore.done:
             self._stop_restore()
-        return {n: snapshot.state if snapshot else None for n, snapshot in complete.items()}
+        return {n: snapshot.state if snapshot else None for n, snapshot in found.items()}
 
     def _seek(self, consumer: Consumer, partition: int, snapshot: Snapshot | None) -> None:
         """Read on from where the snapshot stands. Without one: from the group's offsets, or from the beginning."""

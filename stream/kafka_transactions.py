@@ -60,9 +60,16 @@ class TransactionalProducer:
         self._producer = producer
 
     def commit(
-        self, messages: Sequence[Outgoing], offsets: Mapping[tuple[str, int], int], group: GroupMetadata
+        self,
+        messages: Sequence[Outgoing],
+        offsets: Mapping[tuple[str, int], int],
+        group: Callable[[], GroupMetadata],
     ) -> None:
-        """Write messages and offsets in one transaction. Raises RewindError."""
+        """Write messages and offsets in one transaction. Raises RewindError.
+
+        `group` is asked for the membership at the last moment: a rebalance that leaves the partitions where they are
+        changes it, and the broker refuses the one before.
+        """
         try:
             self.prepare()
         except (LogUnavailableError, ConfigError) as error:
@@ -79,7 +86,7 @@ class TransactionalProducer:
                 delivery.get(timeout=_COMMIT_TIMEOUT_S)
             producer.send_offsets_to_transaction(
                 {TopicPartition(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in offsets.items()},
-                group,
+                group(),
             )
             producer.commit_transaction()
 

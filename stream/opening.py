@@ -34,7 +34,8 @@ def open_stage_log(settings: Settings, stage: str, inputs: tuple[str, ...]) -> S
     if settings.log.kind == "kafka":
         from idlewatt.stream.kafka_log import KafkaStageLog
 
-        return KafkaStageLog(settings.log, settings.process.group, stage, inputs)
+        process = settings.process
+        return KafkaStageLog(settings.log, process.group, stage, inputs, process.instance)
     from idlewatt.stream.embedded_log import EmbeddedStageLog
 
     return EmbeddedStageLog(settings.log.path, stage, inputs)

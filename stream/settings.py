@@ -16,7 +16,6 @@ Name = Annotated[
     Field(json_schema_extra={"accepts": "text of 1 to 120 characters with no / and no blank before it"}),
 ]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Money = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -103,6 +102,49 @@ class Engine(_Section):
     )
 
 
+class Gateway(_Section):
+    """One gateway that counts tokens by who asked for them."""
+
+    url: str = Field(
+        description="Its metrics page.",
+        examples=["http://127.0.0.1:4000/metrics/"],
+        pattern=r"^https?://[^\s/]+(/\S*)?$",
+        json_schema_extra={"accepts": "an address that begins with http:// or https://"},
+    )
+    kind: str = Field("litellm", description="Gateway kind: a file in collectors/gateways.")
+    name: Name | None = Field(
+        None,
+        description="Name in the figures. Left out: host:port of the URL, with the node's name for a loopback host.",
+        examples=["gateway-1"],
+    )
+    token_file: str | None = Field(
+        None,
+        description="File that holds the bearer token the page asks for; read at every reading.",
+        examples=["/etc/idlewatt/gateway-token"],
+    )
+
+
+class Consumer(_Section):
+    """Names who spent a gateway's tokens by one of its labels. Each name is given by the first entry that fits."""
+
+    label: str = Field(description="Label of the gateway's counters.", examples=["team_alias"])
+    match: str = Field("*", description="Value of the label, * and ? match.")
+    function: Name | None = Field(
+        None, description="Business function; {value} is the label's value.", examples=["support"]
+    )
+    team: Name | None = Field(None, description="Team, likewise.", examples=["growth"])
+    agent_family: Name | None = Field(None, description="Family of agents, likewise.", examples=["{value}"])
+    engineer: Name | None = Field(None, description="Person, likewise.", examples=["{value}"])
+    tier: Name | None = Field(
+        None, description="Tier of the price book that their tokens are sold at.", examples=["premium"]
+    )
+    model: Name | None = Field(
+        None,
+        description="Model as the engines name it, where the gateway names it otherwise.",
+        examples=["{value}"],
+    )
+
+
 class Collect(_Section):
     """What is read on this node."""
 
@@ -120,6 +162,9 @@ class Collect(_Section):
     )
     engine_interval_s: Annotated[float, Field(ge=0.1, le=60)] = Field(
         1.0, description="Seconds between readings of an engine."
+    )
+    gateway_interval_s: Annotated[float, Field(ge=0.1, le=3600)] = Field(
+        15.0, description="Seconds between readings of a gateway."
     )
     timeout_s: Annotated[float, Field(gt=0, le=60)] = Field(
         3.0, description="A reading that takes longer has failed."
@@ -139,6 +184,8 @@ class Collect(_Section):
         description="Room for them; beyond it the oldest are dropped. 1 GiB holds about 7000 minutes of 8 GPUs and their engine, read once a second.",
     )
     engine: tuple[Engine, ...] = Field((), description="Inference servers on this node.")
+    gateway: tuple[Gateway, ...] = Field((), description="Gateways that this node reads.")
+    consumer: tuple[Consumer, ...] = Field((), description="Who spent the tokens that gateways count.")
 
 
 class Yardstick(_Section):
@@ -190,6 +237,13 @@ class Process(_Section):
         50, description="GPUs named in idlewatt_gpu_wasted_watts."
     )
     group: Name = Field("idlewatt", description="Prefix of the Kafka consumer groups.")
+    instance: Name | None = Field(
+        None,
+        description="Name of this processor among those of its group. Set, and started again within "
+        "log.session_timeout_s, it gets its partitions back and nobody else notices; but for as long they wait when it "
+        "is stopped for good. All processors have one of their own, or none has.",
+        examples=["processor-1"],
+    )
     yardstick: tuple[Yardstick, ...] = Field((), description="Configured yields.")
     pool: dict[str, PoolOverride] = Field(
         default_factory=dict, description="What is known of a pool beforehand, by its name."
@@ -204,44 +258,37 @@ class Process(_Section):
         return self
 
 
-class Price(_Section):
-    """Price of a model's tokens, in the currency per million tokens; the first entry that matches counts."""
-
-    model: str = Field(description="Model name, * and ? match.", examples=["llama-3.1-8b*"])
-    output: Money = Field(description="Per million output tokens.", examples=[0.4])
-    input: Money = Field(0.0, description="Per million input tokens computed.")
-    cached_input: Money = Field(0.0, description="Per million input tokens answered from cache.")
-
-
 IdlePart = Literal["idle_loaded.draw", "idle_loaded.headroom", "idle_free.draw", "idle_free.headroom"]
 
 
 class Economy(_Section):
     """What tokens and watts are worth."""
 
-    currency: Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")] = Field(
-        "USD",
-        description="ISO 4217 code of every price here.",
-        json_schema_extra={"accepts": "three capital letters"},
-    )
-    pue: Annotated[float, Field(ge=1, le=5)] | None = Field(
+    book: str | None = Field(
         None,
-        description="Power usage effectiveness; set, energy is also shown as facility energy.",
-        examples=[1.2],
+        description="File of the book: prices, tariff, capital, envelopes; `idlewatt config --book` prints one. "
+        "Read again when it changes. Without one nothing has a price.",
+        examples=["/etc/idlewatt/book.toml"],
     )
     lost_revenue_counts: tuple[IdlePart, ...] = Field(
         ("idle_loaded.draw", "idle_loaded.headroom", "idle_free.draw", "idle_free.headroom"),
         description="Which idle watts count as lost revenue.",
     )
-    price: tuple[Price, ...] = Field((), description="Prices of models.")
 
 
 class Serve(_Section):
-    """Where /metrics listens."""
+    """Where /metrics and what is under /v1 listen."""
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(
         9477, description="Port of /metrics; 0 takes a free one. IDLEWATT_PORT moves it."
+    )
+    token: Annotated[str, StringConstraints(min_length=16, max_length=1024)] | None = Field(
+        None,
+        description="Bearer token of what is served under /v1, which is off without one; "
+        "better given as IDLEWATT_SERVE__TOKEN.",
+        examples=["at least 16 characters that nobody guesses"],
+        json_schema_extra={"accepts": "text of at least 16 characters"},
     )
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from idlewatt.stream.errors import RewindError
-from idlewatt.stream.log import Commit, Message, Record, StageLog
+from idlewatt.stream.log import Commit, Message, Poll, Record, StageLog
 
 
 class StageReader:
@@ -17,7 +17,7 @@ class StageReader:
         self.snapshots: dict[int, bytes | None] = {}
         self.behind: dict[tuple[str, int], int] = {}
 
-    def poll(self, timeout_s: float = 0.2) -> None:
+    def poll(self, timeout_s: float = 0.2) -> Poll:
         poll = self.log.poll(timeout_s)
         for partition in poll.revoked | set(poll.assigned):
             self.snapshots.pop(partition, None)
@@ -26,6 +26,7 @@ class StageReader:
         self.messages += poll.messages
         self.behind = dict(poll.behind)
         assert {m.partition for m in poll.messages} <= set(self.snapshots), "a message before its snapshot"
+        return poll
 
     def until(self, condition: Callable[[], bool], timeout_s: float = 40.0) -> None:
         """Poll until the condition holds."""
