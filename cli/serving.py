@@ -12,10 +12,11 @@ from prometheus_client.registry import Collector
 
 from idlewatt.cli.exit_codes import ExitCode
 from idlewatt.stream.errors import LogUnavailableError
+from idlewatt.stream.http_routes import Route
 from idlewatt.stream.log import Appender
 from idlewatt.stream.metrics_server import MetricsServer, PortTakenError
 from idlewatt.stream.opening import open_appender, prepare
-from idlewatt.stream.settings import Settings
+from idlewatt.stream.settings import Serve, Settings
 
 # A stop takes at most 5 s; what is left is for /metrics and the interpreter.
 _COLLECTION_STOP_S: Final = 1.5
@@ -53,8 +54,9 @@ def running(settings: Settings, ports: Iterable[int], *, collect: bool, process:
     """
     with contextlib.ExitStack() as stack:
         bodies: list[Callable[[], bytes]] = []
+        routes: list[Route] = []
         # first, because a port that is taken is the commonest fault; last to go, so that the end can be scraped
-        server = _listen(settings.serve.host, ports, lambda: b"".join(body() for body in list(bodies)))
+        server = _listen(settings.serve, ports, lambda: b"".join(body() for body in list(bodies)))
         stack.callback(server.stop)
         _prepare(settings, may_wait=not process)
         failure: Callable[[], BaseException | None] = lambda: None  # noqa: E731
@@ -76,6 +78,8 @@ def running(settings: Settings, ports: Iterable[int], *, collect: bool, process:
             stack.callback(collection.stop, _COLLECTION_STOP_S)
             collection.start()
             bodies.append(_page_of(collection.metrics))
+            routes += collection.routes
+        server.open(routes)
         stack.callback(_log.info, "stopping")
         yield Service(server.url, failure)
 
@@ -90,10 +94,10 @@ def _prepare(settings: Settings, *, may_wait: bool) -> None:
         _log.warning("log_unavailable", error=str(error), meanwhile="rows wait in collect.spool_path")
 
 
-def _listen(host: str, ports: Iterable[int], body: Callable[[], bytes]) -> MetricsServer:
+def _listen(serve: Serve, ports: Iterable[int], body: Callable[[], bytes]) -> MetricsServer:
     taken: PortTakenError | None = None
     for port in ports:
-        server = MetricsServer(host, port, body)
+        server = MetricsServer(serve.host, port, body, serve.token)
         try:
             server.start()
         except PortTakenError as error:

@@ -7,12 +7,15 @@ from collections.abc import Callable, Sequence
 from prometheus_client.registry import Collector
 
 from idlewatt.collectors.engine_source import EngineSource
+from idlewatt.collectors.gateway_source import GatewaySource
 from idlewatt.collectors.scheduler import Scheduler
 from idlewatt.collectors.self_metrics import CollectorMetrics
 from idlewatt.collectors.sink import Sink
 from idlewatt.collectors.source import Source
+from idlewatt.collectors.usage_post import UsagePost
 from idlewatt.stream.clock import Clock, unix_ms
 from idlewatt.stream.errors import ConfigError
+from idlewatt.stream.http_routes import Route
 from idlewatt.stream.log import Appender
 from idlewatt.stream.settings import Settings
 from idlewatt.stream.spool import Spool
@@ -45,8 +48,21 @@ class Collection:
                 )
                 for engine in collect.engine
             ]
+            sources += [
+                GatewaySource(
+                    gateway,
+                    collect.consumer,
+                    site=settings.site,
+                    node=collect.node,
+                    interval_s=collect.gateway_interval_s,
+                    timeout_s=collect.timeout_s,
+                    max_body_bytes=collect.max_body_bytes,
+                    clock=clock,
+                )
+                for gateway in collect.gateway
+            ]
             sources += extra_sources
-            _check(sources)
+            _check(sources, takes_usage=settings.serve.token is not None)
             spool = _spool(settings)
         except ConfigError:
             for source in sources:
@@ -54,12 +70,18 @@ class Collection:
             self._close_gpus()
             raise
         self._sink = Sink(appender, collect.send_interval_s, spool=spool)
+        self._usage_post = UsagePost(settings.site, self._sink.store, clock)
         self._scheduler = Scheduler(sources, lambda reading: self._sink.put(reading.rows), collect.timeout_s)
 
     @property
     def metrics(self) -> Collector:
         """The collector's own figures, to be registered with a prometheus_client registry."""
-        return CollectorMetrics(self._scheduler.states, self._sink.state)
+        return CollectorMetrics(self._scheduler.states, self._sink.state, lambda: self._usage_post.refused)
+
+    @property
+    def routes(self) -> list[Route]:
+        """What is to be served beside the metrics."""
+        return [self._usage_post.route]
 
     def start(self) -> None:
         """Start reading and sending."""
@@ -98,10 +120,11 @@ def _spool(settings: Settings) -> Spool | None:
     return Spool(settings.collect.spool_path, settings.collect.spool_max_bytes)
 
 
-def _check(sources: Sequence[Source]) -> None:
-    if not sources:
+def _check(sources: Sequence[Source], *, takes_usage: bool) -> None:
+    if not sources and not takes_usage:
         raise ConfigError(
-            'nothing to read: collect.gpu is "none" and no [[collect.engine]] is configured; set one of them'
+            'nothing to read: collect.gpu is "none", no [[collect.engine]] or [[collect.gateway]] is configured, and '
+            "without serve.token no POST /v1/usage is taken; set one of them"
         )
     named = defaultdict(list)
     for source in sources:
@@ -109,5 +132,5 @@ def _check(sources: Sequence[Source]) -> None:
     twice = sorted(name for name, alike in named.items() if len(alike) > 1)
     if twice:
         raise ConfigError(
-            f"two sources are called {', '.join(twice)}: give each [[collect.engine]] a name of its own"
+            f"two sources are called {', '.join(twice)}: give each [[collect.engine]] and [[collect.gateway]] a name of its own"
         )

@@ -1,18 +1,17 @@
 """The samples of one page to figures per model, as the mapping of the server kind says."""
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from idlewatt.collectors.counter_values import Differences, LeftOutError, count, epoch_ms, finite
 from idlewatt.collectors.engines import EngineMapping, Series
 from idlewatt.collectors.exposition import Sample, fold
 from idlewatt.stream.errors import SourceError
 
-# Beyond it a double no longer counts by ones; also catches blanks such as 2^63-16 and infinity.
-_COUNT_LIMIT: Final = 2**53
 _MAX_MODELS: Final = 256
+_QUANTITIES: Final = ("output", "input", "cached_input")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +29,12 @@ class ModelFigures:
     server_version: str | None
 
 
-class _LeftOutError(Exception):
-    """A value that cannot be true; the argument is the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Difference:
-    """A counter less another, as last told: both only grow, their difference may seem to shrink."""
-
-    epoch_ms: int | None
-    whole: int
-    part: int
-    rest: int
-
-
 class EnginePage:
     """Reads the pages of one engine, one after the other."""
 
     def __init__(self, mapping: EngineMapping) -> None:
         self._mapping = mapping
-        self._differences: dict[tuple[str, str], _Difference] = {}
+        self._differences = Differences()
 
     def read(self, samples: Iterable[Sample]) -> tuple[list[ModelFigures], Counter[str]]:
         """Figures of each model that has an output counter, and by reason what was left out.
@@ -72,10 +57,9 @@ class EnginePage:
             assert model_name is not None
             try:
                 figures.append(self._figures(model_name, of_model, page_wide, left_out))
-            except _LeftOutError as error:
+            except LeftOutError as error:
                 left_out[str(error)] += 1
-        # models come and go, the memory of them shall not grow
-        self._differences = {key: kept for key, kept in self._differences.items() if key[0] in by_model}
+        self._differences.keep({(model, quantity) for model in by_model for quantity in _QUANTITIES})
         return figures, left_out
 
     def _figures(
@@ -91,27 +75,27 @@ class EnginePage:
             for series in candidates:
                 if not (picked := self._picked(series.name, series.only, samples)):
                     continue
-                total = sum(map(_count, picked))
+                total = sum(map(count, picked))
                 if series.less is None:
                     return total
-                part = sum(map(_count, self._picked(series.less, series.only, samples)))
-                return self._rest((model_name, quantity), epoch_ms, total, part)
+                part = sum(map(count, self._picked(series.less, series.only, samples)))
+                return self._differences.rest((model_name, quantity), started_ms, total, part)
             return None
 
         def gauge(candidates: Sequence[Series]) -> list[float]:
             for series in candidates:
                 try:
                     if picked := self._picked(series.name, series.only, samples):
-                        return [_finite(sample) for sample in picked]
-                except _LeftOutError as error:
+                        return [finite(sample) for sample in picked]
+                except LeftOutError as error:
                     left_out[str(error)] += 1
                     break
             return []
 
-        epoch_ms = self._epoch_ms(samples, page_wide)
+        started_ms = self._epoch_ms(samples, page_wide)
         output_tokens = tokens("output", mapping.output_tokens)
         if output_tokens is None:
-            raise _LeftOutError("no_output_tokens")
+            raise LeftOutError("no_output_tokens")
         running, waiting = gauge(mapping.requests_running), gauge(mapping.requests_waiting)
         kv_cache = gauge(mapping.kv_cache_ratio)
         if kv_cache and max(kv_cache) > 1:
@@ -125,7 +109,7 @@ class EnginePage:
             requests_running=round(sum(running)) if running else None,
             requests_waiting=round(sum(waiting)) if waiting else None,
             kv_cache_ratio=sum(kv_cache) / len(kv_cache) if kv_cache else None,
-            epoch_ms=epoch_ms,
+            epoch_ms=started_ms,
             server_version=self._version(samples, page_wide),
         )
 
@@ -141,35 +125,20 @@ class EnginePage:
             for sample in picked
         }
         if len(others) > 1:
-            raise _LeftOutError("ambiguous_series")
+            raise LeftOutError("ambiguous_series")
         return picked
-
-    def _rest(self, key: tuple[str, str], epoch_ms: int | None, whole: int, part: int) -> int:
-        """`whole` less `part`, which never falls while neither of the two does.
-
-        The page is written while the server counts: a request that ends in between is in `part` and not yet
-        in `whole`. Without an epoch such a fall would be taken for a restart and everything counted again.
-        """
-        rest = whole - part
-        last = self._differences.get(key)
-        if last and last.epoch_ms == epoch_ms and last.whole <= whole and last.part <= part:
-            rest = max(rest, last.rest)
-        if rest < 0:
-            raise _LeftOutError("negative")
-        self._differences[key] = _Difference(epoch_ms, whole, part, rest)
-        return rest
 
     def _epoch_ms(
         self, samples: Mapping[str, Sequence[Sample]], page_wide: Mapping[str, Sequence[Sample]]
     ) -> int | None:
         for series in self._mapping.epoch:
             name = fold(series.name)
-            starts = [sample.value for sample in (*samples.get(name, ()), *page_wide.get(name, ()))]
-            plausible = [start for start in starts if 0 < start < _COUNT_LIMIT / 1000]
+            starts = map(epoch_ms, (*samples.get(name, ()), *page_wide.get(name, ())))
+            plausible = [start for start in starts if start is not None]
             if plausible:
                 # Ranks are made one after the other. The first stays the same when another joins, which is
                 # no restart of what the others have counted.
-                return round(min(plausible) * 1000)
+                return min(plausible)
         return None
 
     def _version(
@@ -181,20 +150,3 @@ class EnginePage:
         name = fold(series)
         told = {sample.labels.get(label) for sample in (*samples.get(name, ()), *page_wide.get(name, ()))}
         return told.pop() if len(told) == 1 else None
-
-
-def _finite(sample: Sample) -> float:
-    if math.isnan(sample.value):
-        raise _LeftOutError("nan")
-    if sample.value < 0:
-        raise _LeftOutError("negative")
-    if sample.value >= _COUNT_LIMIT:
-        raise _LeftOutError("sentinel")
-    return sample.value
-
-
-def _count(sample: Sample) -> int:
-    value = _finite(sample)
-    if value != int(value):
-        raise _LeftOutError("not_whole")
-    return int(value)

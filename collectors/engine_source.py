@@ -36,7 +36,7 @@ class EngineSource:
         )
         self._page = EnginePage(mapping)
         self._engine = engine
-        self._name = engine.name or _default_name(self._http, node)
+        self._name = engine.name or self._http.name_seen_from(node)
         self._advance = mapping.advance
         self._site = site
         self._pool = engine.pool or pool
@@ -89,9 +89,3 @@ class EngineSource:
     def close(self) -> None:
         """Close the connection."""
         self._http.close()
-
-
-def _default_name(page: HttpPage, node: str) -> str:
-    # Two nodes of a pool would both have a 127.0.0.1:8000, and their counters would be taken for one's.
-    loopback = page.host == "localhost" or page.host.startswith("127.") or page.host == "[::1]"
-    return f"{node if loopback else page.host}:{page.port}"

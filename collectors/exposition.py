@@ -1,6 +1,7 @@
 """Prometheus text to the few samples that are wanted, refusing what would give a wrong number."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -37,7 +38,14 @@ class SamplePicker:
     `required` are the names of which one must be there, `if_absent` says what to do when none is.
     """
 
-    def __init__(self, names: Iterable[str], required: Iterable[str], if_absent: str = "") -> None:
+    def __init__(
+        self,
+        names: Iterable[str],
+        required: Iterable[str],
+        if_absent: str = "",
+        max_samples: int = _MAX_SAMPLES,
+    ) -> None:
+        self._max_samples = max_samples
         self._required = tuple(required)
         self._required_folded = frozenset(map(fold, self._required))
         self._if_absent = if_absent
@@ -45,24 +53,31 @@ class SamplePicker:
         # the name must end here: vllm:prompt_tokens_created is a time, and some histograms end in _total
         self._lines = re.compile(rf"^[ \t]*(?:{wanted})[ \t]*[{{ \t][^\n]*".encode(), re.MULTILINE)
 
-    def pick(self, body: bytes | bytearray) -> list[Sample]:
+    def pick(self, body: bytes | bytearray, left_out: Counter[str] | None = None) -> list[Sample]:
         """The wanted samples, in the page's order.
 
         Raises SourceError with reason no_known_series, duplicate_series, bad_sample, too_many_series or
-        truncated.
+        truncated. With `left_out` a bad sample is counted there and costs nothing else: for pages on which anybody
+        who sends a request can have a line of his own.
         """
         samples: dict[tuple[str, frozenset[tuple[str, str]]], Sample] = {}
         for line in self._lines.finditer(body):
-            sample = _parse(line.group())
+            try:
+                sample = _parse(line.group())
+            except SourceError as error:
+                if left_out is None:
+                    raise
+                left_out[error.reason] += 1
+                continue
             key = sample.name, frozenset(sample.labels.items())
             if key in samples:
                 raise SourceError(
                     "duplicate_series",
                     f"the page has {sample.name} twice with the same labels: which one is true is unknown",
                 )
-            if len(samples) == _MAX_SAMPLES:
+            if len(samples) == self._max_samples:
                 raise SourceError(
-                    "too_many_series", f"the page has more than {_MAX_SAMPLES} samples of known series"
+                    "too_many_series", f"the page has more than {self._max_samples} samples of known series"
                 )
             samples[key] = sample
         if not any(sample.name in self._required_folded for sample in samples.values()):

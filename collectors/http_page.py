@@ -7,6 +7,7 @@ import socket
 import ssl
 import time
 import urllib.parse
+from collections.abc import Mapping
 from typing import Any, Final
 
 import urllib3
@@ -78,13 +79,20 @@ class HttpPage:
         else:
             self._connection = HTTPConnection(host, port, timeout=timeout_s)
 
-    def fetch(self) -> bytearray:
-        """The page's body, at most `max_bytes` of it ever in memory.
+    def name_seen_from(self, node: str) -> str:
+        """host:port, with the node's name for a loopback host."""
+        # Two nodes of a pool would both have a 127.0.0.1:8000, and their counters would be taken for one's.
+        loopback = self.host == "localhost" or self.host.startswith("127.") or self.host == "[::1]"
+        return f"{node if loopback else self.host}:{self.port}"
+
+    def fetch(self, token: str | None = None) -> bytearray:
+        """The page's body, at most `max_bytes` of it ever in memory. `token` is sent as a bearer token.
 
         Raises SourceError with reason unreachable, timeout, http_status, encoded_body, too_large or bad_http.
         """
+        headers = self._headers if token is None else self._headers | {"Authorization": f"Bearer {token}"}
         try:
-            return self._fetch(time.monotonic() + self._timeout_s)
+            return self._fetch(time.monotonic() + self._timeout_s, headers)
         except BaseException as error:
             # what is left of the answer would be taken for the next one
             self.close()
@@ -104,18 +112,18 @@ class HttpPage:
         """Close the connection; the next fetch opens another."""
         self._connection.close()
 
-    def _fetch(self, deadline: float) -> bytearray:
+    def _fetch(self, deadline: float, headers: Mapping[str, str]) -> bytearray:
         kept = self._connection.is_connected
         if not kept:
             self._connection.close()
         try:
-            response = self._ask(deadline)
+            response = self._ask(deadline, headers)
         except ConnectionError:
             if not kept:
                 raise
             # The server closed the idle connection just as we asked; that says nothing about the server.
             self._connection.close()
-            response = self._ask(deadline)
+            response = self._ask(deadline, headers)
         try:
             self._check(response)
             return self._body(response)
@@ -123,7 +131,7 @@ class HttpPage:
             response.close()
             raise
 
-    def _ask(self, deadline: float) -> urllib3.BaseHTTPResponse:
+    def _ask(self, deadline: float, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
         connection = self._connection
         if connection.sock is None:
             connection.timeout = max(deadline - time.monotonic(), 0.001)
@@ -134,9 +142,7 @@ class HttpPage:
             sock = connection.sock = _DeadlineSocket(fileno=sock.detach())
         sock.deadline = deadline
         sock.settimeout(max(deadline - time.monotonic(), 0.001))
-        connection.request(
-            "GET", self._target, headers=self._headers, preload_content=False, decode_content=False
-        )
+        connection.request("GET", self._target, headers=headers, preload_content=False, decode_content=False)
         return connection.getresponse()
 
     def _check(self, response: urllib3.BaseHTTPResponse) -> None:

@@ -1,4 +1,4 @@
-"""Rows to messages: one of each topic and pool."""
+"""Rows to messages: one of each topic and key."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,10 +10,10 @@ import pyarrow as pa
 from idlewatt.stream import records, topics
 from idlewatt.stream.encoding import encode_rows
 from idlewatt.stream.log import Record
-from idlewatt.stream.records import EngineRow, GpuRow, Schema
+from idlewatt.stream.records import EngineRow, GpuRow, Schema, UsageRow
 from idlewatt.stream.spool_frames import WaitingMessage
 
-Row = GpuRow | EngineRow
+Row = GpuRow | EngineRow | UsageRow
 
 # well under the megabyte that Kafka takes in one message
 MAX_ROWS_PER_MESSAGE: Final = 2_000
@@ -21,6 +21,7 @@ MAX_ROWS_PER_MESSAGE: Final = 2_000
 _DESTINATIONS: Final[Mapping[type, tuple[str, Schema]]] = {
     GpuRow: (topics.GPU, records.GPU),
     EngineRow: (topics.ENGINE, records.ENGINE),
+    UsageRow: (topics.USAGE, records.USAGE),
 }
 
 
@@ -38,15 +39,18 @@ def topic_of(row: Row) -> str:
 
 
 def pack(rows: Iterable[Row]) -> Iterator[WaitingMessage | Unencodable]:
-    """Messages of MAX_ROWS_PER_MESSAGE rows at most; within a topic and pool the rows stay in their order."""
-    groups: defaultdict[tuple[type, str, str], list[Row]] = defaultdict(list)
+    """Messages of MAX_ROWS_PER_MESSAGE rows at most; within a topic and key the rows stay in their order."""
+    groups: defaultdict[tuple[type, bytes], list[Row]] = defaultdict(list)
     for row in rows:
-        groups[type(row), row.site, row.pool].append(row)
-    for (kind, site, pool), group in groups.items():
+        groups[type(row), _key_of(row)].append(row)
+    for (kind, key), group in groups.items():
         topic, schema = _DESTINATIONS[kind]
-        key = topics.pool_key(site, pool)
         for start in range(0, len(group), MAX_ROWS_PER_MESSAGE):
             yield from _encoded(topic, key, schema, group[start : start + MAX_ROWS_PER_MESSAGE])
+
+
+def _key_of(row: Row) -> bytes:
+    return topics.site_key(row.site) if isinstance(row, UsageRow) else topics.pool_key(row.site, row.pool)
 
 
 def _encoded(

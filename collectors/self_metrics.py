@@ -1,6 +1,6 @@
 """The collector's own figures for Prometheus."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -13,9 +13,16 @@ from idlewatt.stream import metric_names
 class CollectorMetrics(Collector):
     """How the sources and the sink are doing at the moment of asking: a source that is gone has no series."""
 
-    def __init__(self, sources: Callable[[], Sequence[SourceState]], sink: Callable[[], SinkState]) -> None:
+    def __init__(
+        self,
+        sources: Callable[[], Sequence[SourceState]],
+        sink: Callable[[], SinkState],
+        refused: Callable[[], Mapping[str, int]],
+    ) -> None:
+        """`refused`: requests of POST /v1/usage by the reason for which nothing of them was taken."""
         self._sources = sources
         self._sink = sink
+        self._refused = refused
 
     def collect(self) -> Iterable[Metric]:
         """The families of stream.metric_names with stage "collector"."""
@@ -40,6 +47,8 @@ class CollectorMetrics(Collector):
             left_out.add_metric(["sink", "unencodable"], sink.unencodable_rows)
         if sink.damaged_records:
             left_out.add_metric(["spool", "damaged"], sink.damaged_records)
+        for reason, requests in self._refused().items():
+            left_out.add_metric(["usage_post", reason], requests)
         waiting = _family(metric_names.SPOOL_BYTES)
         waiting.add_metric([], sink.waiting_bytes)
         return success, duration, errors, left_out, sent, dropped, waiting

@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 
 from idlewatt.collectors.minute_log import MinuteLog
-from idlewatt.collectors.packing import Row
+from idlewatt.collectors.packing import Row, pack
 from idlewatt.collectors.row_queue import MAX_WAITING_ROWS, RowQueue
 from idlewatt.stream import topics
 from idlewatt.stream.errors import LogUnavailableError
@@ -77,6 +77,7 @@ class Sink:
         self._queue = RowQueue(max_waiting_rows, self._minute_log)
         self._sent_rows = Counter(dict.fromkeys((topics.GPU, topics.ENGINE), 0))
         self._refused_rows = Counter(self._sent_rows)
+        self._counting = threading.Lock()
         self._spool_losses: Counter[str] = Counter()
         self._away = False
         self._has_backlog = False
@@ -93,6 +94,25 @@ class Sink:
     def put(self, rows: Iterable[Row]) -> None:
         """Take rows to be sent. Never blocks on the log or the disk."""
         self._queue.put(rows)
+
+    def store(self, rows: Iterable[Row]) -> bool:
+        """Bring rows to the log or, while it is away, to the spool before returning; False if neither has all of them.
+
+        For rows that count in any order. After False some may be there all the same. May be used from any thread.
+        """
+        if self._stopping.is_set():
+            return False
+        packed = list(pack(rows))
+        batch = [each for each in packed if isinstance(each, WaitingMessage)]
+        if len(batch) < len(packed):
+            return False
+        # to ask a log that is known to be away would hold the caller up for seconds
+        answer = _Answer.AWAY if self._away and self._spool is not None else self._append(batch)
+        if answer is _Answer.AWAY and self._spool is not None:
+            return self._spool.append(batch) == len(batch)
+        if answer is _Answer.TAKEN:
+            self._count(batch, answer)
+        return answer is _Answer.TAKEN
 
     def send(self) -> bool:
         """Send what waits, oldest first; False if some of it still waits. Used from one thread."""
@@ -209,8 +229,9 @@ class Sink:
 
     def _count(self, batch: Sequence[WaitingMessage], answer: _Answer) -> None:
         counter = self._sent_rows if answer is _Answer.TAKEN else self._refused_rows
-        for message in batch:
-            counter[message.record.topic] += message.rows
+        with self._counting:
+            for message in batch:
+                counter[message.record.topic] += message.rows
 
     def _queue_to_spool(self, spool: Spool) -> None:
         if batch := self._queue.take():

@@ -4,20 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from idlewatt.stream.records import EngineRow, GpuRow
+from idlewatt.stream.records import EngineRow, GpuRow, UsageRow
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What one scrape brought."""
 
-    rows: Sequence[GpuRow | EngineRow]
+    rows: Sequence[GpuRow | EngineRow | UsageRow]
     # reason -> readings left out of an otherwise good scrape (idlewatt_sample_errors_total)
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 class Source(Protocol):
-    """One GPU driver or one engine. Read from one thread at a time."""
+    """One GPU driver, engine or gateway. Read from one thread at a time."""
 
     @property
     def name(self) -> str:

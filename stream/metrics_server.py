@@ -1,4 +1,4 @@
-"""Serves /metrics and /healthz over HTTP."""
+"""Serves /metrics and /healthz over HTTP, and the routes of whoever runs beside them."""
 
 import contextlib
 import errno
@@ -10,18 +10,22 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Callable
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
 
 from idlewatt.stream.errors import ConfigError
+from idlewatt.stream.http_routes import Request, Route, body_length, choose, error
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 # Prometheus opens one, a browser a few; more at once are slow or forgotten ones.
 _MAX_CONNECTIONS: Final = 64
 _IDLE_TIMEOUT_S: Final = 10.0
 _LOG_INTERVAL_S: Final = 60.0
+# of a body that is refused: an answer would be lost if the connection closed before its client had sent so much
+_DISCARD_BYTES: Final = 4 * 1024 * 1024
 
 _log = structlog.get_logger()
 
@@ -36,11 +40,12 @@ class MetricsServer:
     `body` is called for each request and from several threads at once.
     """
 
-    def __init__(self, host: str, port: int, body: Callable[[], bytes]) -> None:
-        """Port 0 takes a free one."""
+    def __init__(self, host: str, port: int, body: Callable[[], bytes], token: str | None = None) -> None:
+        """Port 0 takes a free one. `token` is asked of those who use a route; without one the routes are off."""
         self._host = host
         self.port = port
         self._body = body
+        self._token = token
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -53,7 +58,7 @@ class MetricsServer:
     def start(self) -> None:
         """Listen. Raises PortTakenError, or ConfigError for an address that is not this host's."""
         try:
-            self._server = _Server(self._host, self.port, self._body)
+            self._server = _Server(self._host, self.port, self._body, self._token)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise PortTakenError(
@@ -73,6 +78,11 @@ class MetricsServer:
         )
         self._thread.start()
 
+    def open(self, routes: Sequence[Route]) -> None:
+        """Serve the routes from now on; until then whoever asks is told to come again."""
+        assert self._server is not None
+        self._server.routes = tuple(routes)
+
     def stop(self) -> None:
         """Stop listening and cut what is still being answered."""
         if self._server is not None and self._thread is not None:
@@ -89,9 +99,12 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, body: Callable[[], bytes]) -> None:
+    def __init__(self, host: str, port: int, body: Callable[[], bytes], token: str | None) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.body = body
+        self.token = token
+        # None: what serves them is not up yet
+        self.routes: tuple[Route, ...] | None = None
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, None] = {}
         self._log_after = float("-inf")
@@ -153,14 +166,48 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif path == "/healthz":
             self._answer(http.HTTPStatus.OK, b"ok\n")
         else:
-            self._answer(http.HTTPStatus.NOT_FOUND, b"there are /metrics and /healthz\n")
+            self._answer_route(path)
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    def do_POST(self) -> None:
+        self._answer_route(self.path.partition("?")[0])
+
+    def _answer_route(self, path: str) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        chosen = choose(self.server.routes, self.server.token, self.command, path, headers)
+        if isinstance(chosen, tuple):
+            route, rest, length = chosen
+            body = self.rfile.read(length)
+            if len(body) < length:
+                return  # the client has left
+            try:
+                chosen = route.handle(Request(urllib.parse.unquote(rest), headers, body))
+            except Exception:
+                self.server.log_exception()
+                chosen = error(http.HTTPStatus.INTERNAL_SERVER_ERROR, "this failed here: see the log")
+        else:
+            self._discard(body_length(headers) or 0)
+        if chosen is None:
+            paths = ["/metrics", "/healthz", *(route.path for route in self.server.routes or ())]
+            self._answer(http.HTTPStatus.NOT_FOUND, f"there are {', '.join(paths)}\n".encode())
+        else:
+            self._send(chosen.status, chosen.body, {"Content-Type": "application/json", **chosen.headers})
+
+    def _discard(self, count: int) -> None:
+        left = min(count, _DISCARD_BYTES)
+        with contextlib.suppress(OSError):
+            while left > 0 and (read := self.rfile.read(min(left, 65_536))):
+                left -= len(read)
+
     def _answer(self, status: http.HTTPStatus, body: bytes) -> None:
+        self._send(status, body, {"Content-Type": CONTENT_TYPE})
+
+    def _send(self, status: http.HTTPStatus, body: bytes, headers: Mapping[str, str]) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", CONTENT_TYPE)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Vary", "Accept-Encoding")
         if _takes_gzip(self.headers.get("Accept-Encoding", "")):
             self.send_header("Content-Encoding", "gzip")

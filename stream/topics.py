@@ -18,6 +18,8 @@ ALL: Final = (GPU, ENGINE, USAGE, LEDGER, MONEY, STATE, REJECTED)
 # what collectors send
 RAW: Final = (GPU, ENGINE, USAGE)
 RAW_RETENTION_MS: Final = 3 * 86_400_000
+# How long the id of an event of usage is remembered; older events are refused, lest one counts twice.
+EVENT_HORIZON_MS: Final = 48 * 3_600_000
 LEDGER_RETENTION_MS: Final = 400 * 86_400_000
 # idlewatt.state is compacted instead
 RETENTION_MS: Final = {

@@ -64,7 +64,8 @@ def test_answers_head_health_and_other_paths(server: MetricsServer) -> None:
     assert (head.status, head.headers["Content-Length"], head.data) == (200, str(len(BODY)), b"")
     assert (get(f"{root}/healthz").status, get(f"{root}/healthz").data) == (200, b"ok\n")
     assert [get(f"{root}{path}").status for path in ("/", "/metrics/x", "/../etc/passwd")] == [404] * 3
-    assert get(server.url, "POST").status == 501
+    assert get(server.url, "POST").status == 404
+    assert get(server.url, "DELETE").status == 501
 
 
 def test_a_taken_port_is_named_with_the_setting() -> None:

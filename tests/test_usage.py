@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idlewatt.processors.economy import usage, usage_gains
-from idlewatt.processors.economy.usage import HORIZON_MS, Usage, UsageState, fold_usage
+from idlewatt.processors.economy.usage import Usage, UsageState, fold_usage
 from idlewatt.processors.economy.usage_minutes import NAMES, TOKENS
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream import records
 from idlewatt.stream.decoding import frame_schema
 from idlewatt.stream.records import UsageRow
+from idlewatt.stream.topics import EVENT_HORIZON_MS
 
 START_MS = 1_767_225_600_000
 MINUTE_MS = 60_000
@@ -191,9 +192,9 @@ def test_event_counts_once() -> None:
 
 def test_old_event_is_refused() -> None:
     """An event older than ids are remembered is refused, so that a repeat of it can never count twice."""
-    old, newest = event(START_MS, 3, "a"), event(START_MS + HORIZON_MS, 1, "b")
+    old, newest = event(START_MS, 3, "a"), event(START_MS + EVENT_HORIZON_MS, 1, "b")
     minutes, rejected, state = folded([old], [newest], [old])
-    assert output(minutes) == {0: 3, HORIZON_MS // MINUTE_MS: 1}
+    assert output(minutes) == {0: 3, EVENT_HORIZON_MS // MINUTE_MS: 1}
     assert rejected == {"too_old": 1}
     assert state.events.height == 1
 
@@ -341,7 +342,9 @@ def test_counters_are_conserved(data: st.DataObject) -> None:
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     st.lists(
-        st.tuples(st.integers(0, HORIZON_MS - 1), st.integers(0, 10**12), st.sampled_from(["a", "b", ""])),
+        st.tuples(
+            st.integers(0, EVENT_HORIZON_MS - 1), st.integers(0, 10**12), st.sampled_from(["a", "b", ""])
+        ),
         max_size=30,
     ),
     st.randoms(use_true_random=False),

@@ -2,7 +2,7 @@
 
 Counters and events both arrive in idlewatt.usage. What a counter gained between two readings is split over the
 minutes between them in proportion to time, so that sums over minutes are counter differences exactly. An event
-counts in the minute it names, once, however often it is sent: within HORIZON_MS by its id, and what is older than
+counts in the minute it names, once, however often it is sent: within EVENT_HORIZON_MS by its id, and what is older than
 that is refused, since nobody remembers any more whether it was counted.
 """
 
@@ -16,8 +16,8 @@ import polars as pl
 
 from idlewatt.processors.economy.usage_gains import ENTITY, FORGET_MS, gains, without
 from idlewatt.processors.economy.usage_minutes import MINUTE_COLUMNS, MINUTE_MS, NAMES, TOKENS, split
+from idlewatt.stream.topics import EVENT_HORIZON_MS
 
-HORIZON_MS: Final = 48 * 3_600_000
 # Beyond it the oldest are forgotten, and what is as old as they are is refused.
 MAX_EVENTS: Final = 500_000
 _MAX_NAME_BYTES: Final = 512
@@ -123,7 +123,7 @@ def _plausible(rows: pl.DataFrame, latest_ms: int, rejected: Counter[str]) -> pl
 
 def _moved_on(sites: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     seen = rows.select(
-        "site", pl.col("ts_ms").alias("newest_ms"), (pl.col("ts_ms") - HORIZON_MS).alias("floor_ms")
+        "site", pl.col("ts_ms").alias("newest_ms"), (pl.col("ts_ms") - EVENT_HORIZON_MS).alias("floor_ms")
     )
     return pl.concat([sites, seen]).group_by("site").agg(pl.all().max()).sort("site")
 

@@ -1,0 +1,73 @@
+"""Samples as counts, and what cannot be one."""
+
+import math
+from collections.abc import Container, Hashable
+from dataclasses import dataclass
+from typing import Final
+
+from idlewatt.collectors.exposition import Sample
+
+# Beyond it a double no longer counts by ones; also catches blanks such as 2^63-16 and infinity.
+COUNT_LIMIT: Final = 2**53
+
+
+class LeftOutError(Exception):
+    """A value that cannot be true; the argument is the reason."""
+
+
+def finite(sample: Sample) -> float:
+    """Its value. Raises LeftOutError (nan, negative, sentinel)."""
+    if math.isnan(sample.value):
+        raise LeftOutError("nan")
+    if sample.value < 0:
+        raise LeftOutError("negative")
+    if sample.value >= COUNT_LIMIT:
+        raise LeftOutError("sentinel")
+    return sample.value
+
+
+def count(sample: Sample) -> int:
+    """Its value as a whole number. Raises LeftOutError, also for not_whole."""
+    value = finite(sample)
+    if value != int(value):
+        raise LeftOutError("not_whole")
+    return int(value)
+
+
+def epoch_ms(sample: Sample) -> int | None:
+    """Its value, Unix seconds, in milliseconds; None where it can be no time."""
+    return round(sample.value * 1000) if 0 < sample.value < COUNT_LIMIT / 1000 else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    epoch_ms: int | None
+    whole: int
+    part: int
+    rest: int
+
+
+class Differences:
+    """Counters less others, as last told: both only grow, their difference may seem to shrink.
+
+    A page is written while its server counts: a request that ends in between is in the part and not yet in the
+    whole. Without an epoch such a fall would be taken for a restart and everything counted again.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[Hashable, _Difference] = {}
+
+    def rest(self, key: Hashable, epoch_ms: int | None, whole: int, part: int) -> int:
+        """`whole` less `part`, which never falls while neither of the two does. Raises LeftOutError (negative)."""
+        rest = whole - part
+        last = self._last.get(key)
+        if last and last.epoch_ms == epoch_ms and last.whole <= whole and last.part <= part:
+            rest = max(rest, last.rest)
+        if rest < 0:
+            raise LeftOutError("negative")
+        self._last[key] = _Difference(epoch_ms, whole, part, rest)
+        return rest
+
+    def keep(self, keys: Container[Hashable]) -> None:
+        """Forget the others: what pages name comes and goes, the memory of it shall not grow."""
+        self._last = {key: kept for key, kept in self._last.items() if key in keys}

@@ -1,0 +1,137 @@
+"""One gateway's metrics page as a source of usage rows."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from idlewatt.collectors.consumer_names import ConsumerNames
+from idlewatt.collectors.exposition import SamplePicker
+from idlewatt.collectors.gateway_page import GatewayCounter, GatewayPage
+from idlewatt.collectors.gateways import mapping_of
+from idlewatt.collectors.http_page import HttpPage
+from idlewatt.collectors.source import Reading
+from idlewatt.stream.clock import Clock, unix_ms
+from idlewatt.stream.errors import SourceError
+from idlewatt.stream.records import UsageRow
+from idlewatt.stream.settings import Consumer, Gateway
+
+# six series for each of some 8,000 users of a model
+_MAX_SAMPLES: Final = 50_000
+_MAX_REMEMBERED: Final = 200_000
+_UNNAMED: Final = "no_model"
+
+
+class GatewaySource:
+    """Scrapes one gateway: a UsageRow for each set of labels it counts tokens under."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        rules: Sequence[Consumer],
+        *,
+        site: str,
+        node: str,
+        interval_s: float,
+        timeout_s: float,
+        max_body_bytes: int,
+        clock: Clock = unix_ms,
+    ) -> None:
+        """Raises ConfigError for an unknown gateway kind or a URL that is none."""
+        mapping = mapping_of(gateway.kind)
+        self._http = HttpPage(gateway.url, timeout_s, max_body_bytes)
+        self._picker = SamplePicker(
+            mapping.series_names,
+            [series.name for series in mapping.output_tokens],
+            mapping.if_absent,
+            max_samples=_MAX_SAMPLES,
+        )
+        self._page = GatewayPage(mapping)
+        self._names = ConsumerNames(rules, mapping.names, mapping.unset)
+        self._name = gateway.name or self._http.name_seen_from(node)
+        self._token_file = gateway.token_file
+        self._site = site
+        self._interval_s = interval_s
+        self._clock = clock
+        # the page before this one, and the epoch of every counter seen so far
+        self._before_ms: int | None = None
+        self._epochs: dict[str, int | None] = {}
+
+    @property
+    def name(self) -> str:
+        """The gateway's name in the settings, else host:port of its URL, with the node's name for a loopback host."""
+        return self._name
+
+    @property
+    def interval_s(self) -> float:
+        """Seconds between readings."""
+        return self._interval_s
+
+    def read(self) -> Reading:
+        """Fetch the page and read it; rows carry the moment its last byte had arrived.
+
+        Raises SourceError with the reasons of HttpPage.fetch and SamplePicker.pick, and token_file.
+        """
+        body = self._http.fetch(self._token())
+        ts_ms = self._clock()
+        left_out: Counter[str] = Counter()
+        counters, faults = self._page.read(self._picker.pick(body, left_out))
+        rows = [row for counter in counters for row in self._rows(counter, ts_ms, left_out)]
+        self._before_ms = ts_ms
+        if len(self._epochs) > _MAX_REMEMBERED:
+            self._epochs = {counter.name: counter.epoch_ms for counter in counters}
+        return Reading(rows, left_out + faults)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def _token(self) -> str | None:
+        if self._token_file is None:
+            return None
+        try:
+            return Path(self._token_file).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise SourceError("token_file", f"{self._name}: the token cannot be read: {error}") from error
+
+    def _rows(self, counter: GatewayCounter, ts_ms: int, left_out: Counter[str]) -> Iterator[UsageRow]:
+        """The counter now; before that the zero from which it began, if that was since the page before this one.
+
+        A counter nobody has seen at zero would lose what it counted until it was first read: for somebody who asks
+        once a day, everything.
+        """
+        names = self._names.of(counter.labels)
+        if "model" not in names:
+            left_out[_UNNAMED] += 1
+            return
+        epoch_ms = counter.epoch_ms
+        unseen = counter.name not in self._epochs or self._epochs[counter.name] != epoch_ms
+        self._epochs[counter.name] = epoch_ms
+        if unseen and self._before_ms is not None and self._before_ms < ts_ms:
+            # clocks of the two hosts may differ
+            began_ms = min(max(self._before_ms, epoch_ms or 0), ts_ms - 1)
+            yield self._row(counter, names, began_ms, (0, 0, 0))
+        yield self._row(
+            counter, names, ts_ms, (counter.output_tokens, counter.input_tokens, counter.cached_input_tokens)
+        )
+
+    def _row(
+        self, counter: GatewayCounter, names: dict[str, str], ts_ms: int, tokens: tuple[int, int, int]
+    ) -> UsageRow:
+        output, input_, cached = tokens
+        return UsageRow(
+            ts_ms=ts_ms,
+            site=self._site,
+            source=self._name,
+            counter=counter.name,
+            function=names.get("function"),
+            team=names.get("team"),
+            agent_family=names.get("agent_family"),
+            engineer=names.get("engineer"),
+            model_name=names["model"],
+            tier=names.get("tier"),
+            output_tokens=output,
+            input_tokens=input_,
+            cached_input_tokens=cached,
+            epoch_ms=counter.epoch_ms,
+        )

@@ -1,0 +1,60 @@
+"""Gateways: how each kind names the tokens it counts and those who asked for them.
+
+A gateway kind is one module here that ends in `MAPPING = GatewayMapping(...)`; the module's name is the kind.
+It is found by looking into this package, there is no list to add it to.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from dataclasses import dataclass
+
+from idlewatt.collectors.engines import Series
+from idlewatt.stream.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayMapping:
+    """Our quantities as one gateway kind exposes them: pure data.
+
+    Samples that agree in all labels but those a series asks for (`only`) are one counter.
+    Each quantity lists the series to read it from, newest gateway first; the first one on the page counts.
+    """
+
+    output_tokens: tuple[Series, ...]
+    input_tokens: tuple[Series, ...]
+    cached_input_tokens: tuple[Series, ...] = ()
+    # input_tokens has the cached ones in it
+    input_includes_cached: bool = True
+    # start of the counter or of its process, Unix seconds; the first that a counter's labels fit, or that has none
+    epoch: tuple[Series, ...] = ()
+    # values of a label that mean that there is none
+    unset: frozenset[str] = frozenset({""})
+    # label -> the name that it gives (records.UsageRow, "{value}"), where the settings give none
+    names: tuple[tuple[str, str], ...] = ()
+    # what to do when the page has none of the output series
+    if_absent: str = ""
+
+    @property
+    def series_names(self) -> frozenset[str]:
+        """Names of all series that are read."""
+        quantities = (self.output_tokens, self.input_tokens, self.cached_input_tokens, self.epoch)
+        return frozenset(series.name for quantity in quantities for series in quantity)
+
+
+def known_gateways() -> tuple[str, ...]:
+    """Gateway kinds there are, in alphabetical order."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def mapping_of(kind: str) -> GatewayMapping:
+    """The mapping of a gateway kind. Raises ConfigError for one that nobody has written."""
+    known = known_gateways()
+    if kind not in known:
+        near = difflib.get_close_matches(kind, known, n=1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"no gateway is called {kind!r}; known: {', '.join(known)}.{meant}")
+    mapping = importlib.import_module(f"{__name__}.{kind}").MAPPING
+    if not isinstance(mapping, GatewayMapping):
+        raise TypeError(f"{__name__}.{kind}.MAPPING is no GatewayMapping")
+    return mapping

@@ -1,0 +1,127 @@
+"""POST /v1/usage: agents and home-made gateways tell what they spent, a line of JSON for each event."""
+
+import http
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from idlewatt.collectors.minute_log import MinuteLog
+from idlewatt.stream.clock import Clock
+from idlewatt.stream.http_routes import Answer, Request, Route, error
+from idlewatt.stream.records import UsageRow
+from idlewatt.stream.topics import EVENT_HORIZON_MS
+
+PATH: Final = "/v1/usage"
+MAX_BODY_BYTES: Final = 1024 * 1024
+_KEY: Final = "idempotency-key"
+# processors refuse rows that are further ahead than process.grace_s
+_AHEAD_MS: Final = 10_000
+_ERRORS_SHOWN: Final = 20
+_RETRY_AFTER_S: Final = 5
+
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f]+$")]
+_Tokens = Annotated[int, Field(ge=0, le=10**12)]
+
+
+class UsageLine(BaseModel):
+    """One line: what one event spent, and who spent it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+    event_id: _Name | None = None
+    ts_ms: int
+    source: _Name = "api"
+    function: _Name | None = None
+    team: _Name | None = None
+    agent_family: _Name | None = None
+    engineer: _Name | None = None
+    model_name: _Name
+    tier: _Name | None = None
+    output_tokens: _Tokens
+    input_tokens: _Tokens = 0
+    cached_input_tokens: _Tokens = 0
+
+
+class UsagePost:
+    """Takes usage over HTTP. All lines of a request are taken, or none."""
+
+    def __init__(self, site: str, store: Callable[[Sequence[UsageRow]], bool], clock: Clock) -> None:
+        """`store` returns True when rows are where no crash takes them. It is called from several threads."""
+        self._site = site
+        self._store = store
+        self._clock = clock
+        self._minute_log = MinuteLog()
+        self._refused: Counter[str] = Counter()
+
+    @property
+    def route(self) -> Route:
+        return Route("POST", PATH, self.take, MAX_BODY_BYTES)
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Requests by the reason for which nothing of them was taken."""
+        return dict(self._refused)
+
+    def take(self, request: Request) -> Answer:
+        """202 if all is taken, 400 with an error for each line that is wrong, 503 if the rows cannot be kept now."""
+        rows, errors = self._rows(request.body, request.headers.get(_KEY, ""))
+        if errors:
+            self._refuse("bad_lines", line=errors[0]["line"], error=errors[0]["error"])
+            content = {"accepted": 0, "errors": errors[:_ERRORS_SHOWN], "error_count": len(errors)}
+            return Answer(http.HTTPStatus.BAD_REQUEST, content)
+        if not self._store(rows):
+            self._refuse("not_stored", mend="see why the log takes nothing, and send it again")
+            return error(
+                http.HTTPStatus.SERVICE_UNAVAILABLE,
+                "nothing was taken, for it cannot be kept now: send it again with the same ids",
+                Retry_After=str(_RETRY_AFTER_S),
+            )
+        return Answer(http.HTTPStatus.ACCEPTED, {"accepted": len(rows)})
+
+    def _refuse(self, reason: str, **details: Any) -> None:
+        self._refused[reason] += 1
+        self._minute_log.error("usage_refused", 1, reason=reason, **details)
+
+    def _rows(self, body: bytes, key: str) -> tuple[list[UsageRow], list[dict[str, Any]]]:
+        rows: list[UsageRow] = []
+        errors: list[dict[str, Any]] = []
+        for number, text in enumerate(body.split(b"\n"), start=1):
+            if not text.strip():
+                continue
+            try:
+                rows.append(self._row(UsageLine.model_validate_json(text), key, number))
+            except ValidationError as invalid:
+                errors.append({"line": number, "error": _said(invalid)})
+            except ValueError as wrong:
+                errors.append({"line": number, "error": str(wrong)})
+        if not rows and not errors:
+            errors.append({"line": 1, "error": "there is no line: send a JSON object on each"})
+        return rows, errors
+
+    def _row(self, line: UsageLine, key: str, number: int) -> UsageRow:
+        """Raises ValueError, which says what is wrong."""
+        if line.event_id is None and not key:
+            raise ValueError(
+                "event_id is missing: give each line one, or the request an Idempotency-Key, so that what is "
+                "sent again counts once"
+            )
+        if len(key) > 120:
+            raise ValueError("the Idempotency-Key has more than 120 characters")
+        now_ms = self._clock()
+        if line.ts_ms > now_ms + _AHEAD_MS:
+            raise ValueError(f"ts_ms is {(line.ts_ms - now_ms) / 1000:.0f} s ahead of this host's clock")
+        if line.ts_ms <= now_ms - EVENT_HORIZON_MS:
+            raise ValueError(
+                f"ts_ms is more than {EVENT_HORIZON_MS // 3_600_000} hours ago: whether it was counted is forgotten"
+            )
+        told = line.model_dump() | {"event_id": line.event_id or f"{key}/{number}"}
+        return UsageRow(site=self._site, **told)
+
+
+def _said(invalid: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" if fault["loc"] else fault["msg"]
+        for fault in invalid.errors(include_url=False, include_context=False, include_input=False)[:3]
+    )
