@@ -279,6 +279,16 @@ def _pipeline() -> list[object]:
             place=Place(0, 40, 6, 7),
         ),
         timeseries(
+            "Time to catch up",
+            [Query(q.highest(names.CATCH_UP, by=("stage", "partition")), "{{stage}} {{partition}}")],
+            unit="s",
+            description=(
+                "How long until a partition is read to its end, at the speed of the last half minute. No line while "
+                "it gets no nearer: then more processors are needed, or faster ones."
+            ),
+            place=Place(0, 47, 6, 7),
+        ),
+        timeseries(
             "Messages rejected",
             [
                 Query(
@@ -314,7 +324,7 @@ def _pipeline() -> list[object]:
             Query(q.unaccounted_joules(_HERE)),
             unit="joule",
             description="Joules measured less joules accounted for, without sign. Anything but 0 is a bug in Idlewatt.",
-            place=Place(0, 47, 6, 4),
+            place=Place(6, 47, 4, 7),
         ),
         timeseries(
             "Tokens without a price",
@@ -328,13 +338,13 @@ def _pipeline() -> list[object]:
             ],
             unit="si:tok/s",
             description="Output tokens of models the price book does not name: they bring no revenue in these figures.",
-            place=Place(6, 47, 9, 4),
+            place=Place(10, 47, 7, 7),
         ),
         timeseries(
             "Spool",
             [Query(q.level(names.SPOOL_BYTES, by=("instance",)), "{{instance}}")],
             unit="bytes",
             description="Bytes that collectors hold until the log takes them again. What does not fit is dropped and counted.",
-            place=Place(15, 47, 9, 4),
+            place=Place(17, 47, 7, 7),
         ),
     ]

@@ -30,6 +30,7 @@ class PipelineFigures:
             for metric in (
                 names.EVENT_TIME_LAG,
                 names.BEHIND,
+                names.CATCH_UP,
                 names.CHECKPOINT_SECONDS,
                 names.CHECKPOINT_BYTES,
                 names.BOOK_VALID,

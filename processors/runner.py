@@ -11,6 +11,7 @@ from typing import Final, Generic, TypeVar
 import polars as pl
 import structlog
 
+from idlewatt.processors.catch_up import CatchUp
 from idlewatt.processors.page import Page
 from idlewatt.processors.pipeline_figures import PipelineFigures
 from idlewatt.processors.stage import Batch, Folded, Stage
@@ -63,6 +64,7 @@ class Runner(Generic[S]):
         self._committed_at = 0.0
         self._polled_at = time.monotonic()
         self._said: dict[str, float] = {}
+        self._catch_up: dict[int, CatchUp] = {}
 
     def run(self, stop: threading.Event) -> None:
         """Loop until `stop` is set, then commit what is folded and give the partitions back."""
@@ -117,7 +119,9 @@ class Runner(Generic[S]):
             self._positions.pop((topic, partition), None)
             self._resume.pop((topic, partition), None)
             self._figures.forget(names.BEHIND, topic, str(partition))
-        self._figures.forget(names.EVENT_TIME_LAG, self._stage.name, str(partition))
+        self._catch_up.pop(partition, None)
+        for figure in (names.EVENT_TIME_LAG, names.CATCH_UP):
+            self._figures.forget(figure, self._stage.name, str(partition))
 
     def _rewind(self, error: Exception) -> None:
         self._figures.count(names.REWINDS, self._stage.name)
@@ -136,9 +140,21 @@ class Runner(Generic[S]):
             # without messages there is only the clock to follow, and that only where everything is read
             if messages or len(at_end) == len(self._stage.inputs):
                 self._fold_partition(partition, messages, at_end, now_ms)
+        self._tell_how_far(poll)
+
+    def _tell_how_far(self, poll: Poll) -> None:
+        total: dict[int, int] = defaultdict(int)
         for (topic, partition), behind in poll.behind.items():
             if partition in self._states:
                 self._figures.show(names.BEHIND, topic, str(partition), value=behind)
+                total[partition] += behind
+        for partition, behind in total.items():
+            catch_up = self._catch_up.setdefault(partition, CatchUp())
+            seconds = catch_up.seconds(behind, time.monotonic())
+            if seconds is None:
+                self._figures.forget(names.CATCH_UP, self._stage.name, str(partition))
+            else:
+                self._figures.show(names.CATCH_UP, self._stage.name, str(partition), value=seconds)
 
     def _fold_partition(
         self, partition: int, messages: list[Message], at_end: frozenset[str], now_ms: int

@@ -158,6 +158,13 @@ EVENT_TIME_LAG: Final = _pipeline(
 BEHIND: Final = _pipeline(
     "idlewatt_behind_messages", "gauge", "topic partition", "Messages in the log that are still to be read."
 )
+CATCH_UP: Final = _pipeline(
+    "idlewatt_catch_up_seconds",
+    "gauge",
+    "stage partition",
+    "How long until what waits is read, at the speed of the last half minute; 0 when caught up, absent while it gets "
+    "no nearer.",
+)
 CHECKPOINT_SECONDS: Final = _pipeline(
     "idlewatt_checkpoint_seconds", "gauge", "stage", "Duration of the last commit."
 )

@@ -166,6 +166,24 @@ def test_a_partition_taken_away_takes_its_work_along(stand: Stand, monkeypatch: 
     assert stand.figure("idlewatt_behind_messages") == {(topics.GPU, "1"): 0}
 
 
+def test_it_tells_when_it_will_have_caught_up(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Per partition, over all its topics, and nothing of a partition that is another's or gets no nearer."""
+    now_s = 100.0
+    monkeypatch.setattr("idlewatt.processors.runner.time.monotonic", lambda: now_s)
+    stand.log.polls = [Poll(assigned={0: None, 1: None, 2: None})]
+    stand.run(1)
+    for step in range(11):
+        now_s = 200.0 + step
+        behind = {(topics.GPU, 0): 600 - 40 * step, (topics.ENGINE, 0): 200 - 10 * step, (topics.GPU, 1): 0}
+        stand.log.polls.append(Poll(behind={**behind, (topics.GPU, 2): 50 + step}))
+        stand.run(1)
+    told = stand.figure("idlewatt_catch_up_seconds")
+    assert told == {("summing", "0"): 6.0, ("summing", "1"): 0.0}
+    stand.log.polls.append(Poll(revoked=frozenset({0})))
+    stand.run(1)
+    assert set(stand.figure("idlewatt_catch_up_seconds")) == {("summing", "1")}
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
