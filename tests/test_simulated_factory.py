@@ -28,7 +28,7 @@ from idlewatt.collectors.simulated.outages import (
 )
 from idlewatt.collectors.simulated.truth import HISTORY_MS, Truth
 from idlewatt.stream.errors import SourceError
-from idlewatt.stream.records import EngineRow, GpuRow
+from idlewatt.stream.records import EngineRow, GpuRow, UsageRow
 from idlewatt.stream.settings import Settings
 
 START_MS = 1_800_000_000_000
@@ -445,10 +445,10 @@ def test_the_sources_read_the_truth_through_real_http() -> None:
     settings = Settings.model_validate({"site": "hall"})
     factory = Factory(6, START_MS, site="hall", tick_ms=1000, day_s=30, outages=NONE)
     sources, close = build_simulated_sources(settings, clock, factory)
-    assert (
-        len({source.name for source in sources}) == len(sources) == len(factory.nodes) + len(factory.engines)
-    )
+    assert len({source.name for source in sources}) == len(sources)
+    assert len(sources) == len(factory.nodes) + len(factory.engines) + 1
     before: dict[str, GpuRow | EngineRow] = {}
+    spent: dict[tuple[str | None, ...], UsageRow] = {}
     joules: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
     serving_ms: Counter[str] = Counter()
@@ -459,6 +459,9 @@ def test_the_sources_read_the_truth_through_real_http() -> None:
                 (*rows,) = source.read().rows
                 for row in rows:
                     assert (row.ts_ms, row.site) == (clock.now_ms, "hall")
+                    if isinstance(row, UsageRow):
+                        spent[row.model_name, row.team, row.engineer, row.agent_family, row.tier] = row
+                        continue
                     key = row.gpu_uuid if isinstance(row, GpuRow) else row.engine
                     past = before.get(key, row)
                     before[key] = row
@@ -484,6 +487,8 @@ def test_the_sources_read_the_truth_through_real_http() -> None:
     assert joules == drawn
     made = [sum(values) for values in zip(*factory.truth.tokens.values(), strict=True)]
     assert [tokens["output"], tokens["input"], tokens["cached"]] == made
+    known = sum(amounts[0] for key, amounts in factory.truth.usage.items() if any(key[:-1]))
+    assert sum(row.output_tokens for row in spent.values()) == known < made[0]
     held = {g.engine.name: len(g.gpus) for n in factory.nodes for g in n.groups if g.engine}
     assert sum(serving_ms[name] * count for name, count in held.items()) == sum(
         row[0] for key, row in factory.truth.power.items() if key[3] == "serving"
@@ -499,13 +504,52 @@ def test_the_settings_make_the_factory() -> None:
     )
     sources, close = build_simulated_sources(settings, clock)
     try:
-        rows = [row for source in sources for row in source.read().rows]
+        rows = [row for source in sources for row in source.read().rows if not isinstance(row, UsageRow)]
         uuids = [row.gpu_uuid for row in rows if isinstance(row, GpuRow)]
         assert uuids == [g.uuid for n in Factory(9, START_MS).nodes for group in n.groups for g in group.gpus]
         assert {row.pool for row in rows} == {"chat", "code", "agents", "batch"}
         assert {row.site for row in rows} == {"hall"}
-        assert {source.interval_s for source in sources} == {1.0, 2.0}
+        assert {source.interval_s for source in sources} == {1.0, 2.0, 15.0}
     finally:
         close()
     with pytest.raises(ValueError, match=r"'elsewhere'.*'hall'"):
         build_simulated_sources(settings, clock, Factory(1, START_MS, site="elsewhere"))
+
+
+def test_consumers_spend_what_the_engines_make() -> None:
+    """Every token of an engine was asked for by somebody, in every second; a known share of them by nobody known."""
+    factory = Factory(1, START_MS, tick_ms=1000, outage_every_s=20)
+    factory.advance(START_MS + 1_200_000)
+    made: defaultdict[tuple[int, str], Counter[str]] = defaultdict(Counter)
+    spent: defaultdict[tuple[int, str], Counter[str]] = defaultdict(Counter)
+    for told, rows in ((made, factory.truth.token_rows(1000)), (spent, factory.truth.usage_rows(1000))):
+        for row in rows:
+            for kind in ("output_tokens", "input_tokens", "cached_input_tokens"):
+                told[row.window_start_ms, row.model_name][kind] += getattr(row, kind)
+    assert {key: +tokens for key, tokens in spent.items() if +tokens} == made
+    usage = factory.truth.usage
+    for position, least in enumerate((3, 6, 4, 4, 4)):  # functions, teams, agent families, engineers, tiers
+        assert len({key[position] for key, amounts in usage.items() if key[position] and amounts[0]}) >= least
+    unknown = sum(amounts[0] for key, amounts in usage.items() if not any(key[:-1]))
+    assert 0.03 < unknown / sum(amounts[0] for amounts in usage.values()) < 0.1
+
+
+def test_consumers_change_nothing_else_and_begin_at_zero() -> None:
+    """The gateway tells every counter from its start on, so that none loses what it counts before it is first read."""
+    clock = Hands()
+    factory = Factory(1, START_MS, site="hall", tick_ms=1000)
+    sources, close = build_simulated_sources(Settings.model_validate({"site": "hall"}), clock, factory)
+    try:
+        [gateway] = [source for source in sources if source.name == "simulated-gateway"]
+        names = []
+        for _ in range(2):
+            rows = [row for row in gateway.read().rows if isinstance(row, UsageRow)]
+            names.append(
+                {(row.model_name, row.team, row.engineer, row.agent_family, row.tier) for row in rows}
+            )
+            assert any(row.output_tokens for row in rows) == (clock.now_ms > START_MS)
+            clock.now_ms += 600_000
+        assert names[0] == names[1]
+        assert len(names[0]) == len(rows) > 20
+    finally:
+        close()

@@ -6,6 +6,7 @@ from idlewatt.collectors.engine_source import EngineSource
 from idlewatt.collectors.simulated.clocked import ClockedFactory
 from idlewatt.collectors.simulated.engine_servers import EngineServers
 from idlewatt.collectors.simulated.factory import Factory
+from idlewatt.collectors.simulated.gateway import SimulatedGateway
 from idlewatt.collectors.simulated.gpus import SimulatedGpus
 from idlewatt.collectors.source import Source
 from idlewatt.stream.clock import Clock
@@ -15,7 +16,8 @@ from idlewatt.stream.settings import Engine, Settings
 def build_simulated_sources(
     settings: Settings, clock: Clock, factory: Factory | None = None
 ) -> tuple[list[Source], Callable[[], None]]:
-    """Start the factory's engine servers; return one source per node and per engine, and what closes the servers.
+    """Start the factory's engine servers; return one source per node, one per engine, the gateway, and what closes
+    the servers.
 
     The factory goes by `clock` alone. Whoever wants to know the truth, or another tick, passes a factory that
     starts at the clock's time and has the site of the settings.
@@ -36,7 +38,7 @@ def build_simulated_sources(
         raise ValueError(f"the factory stands at site {factory.site!r}, the settings say {settings.site!r}")
     clocked = ClockedFactory(factory, clock)
     servers = EngineServers(clocked)
-    sources: list[Source] = []
+    sources: list[Source] = [SimulatedGateway(clocked, interval_s=collect.gateway_interval_s)]
     for node in factory.nodes:
         sources.append(SimulatedGpus(clocked, node, interval_s=collect.gpu_interval_s))
         for group in node.groups:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from idlewatt.collectors.simulated import outages as outage_kinds
+from idlewatt.collectors.simulated.consumers import Asking, known_consumers
 from idlewatt.collectors.simulated.demand import Arrivals, DayCurve
 from idlewatt.collectors.simulated.hall import Group, SimulatedEngine, SimulatedNode, build_hall
 from idlewatt.collectors.simulated.outages import ALL_OUTAGES, ON_AN_ENGINE, STALL_MS, Outage, OutagePlan
@@ -70,6 +71,11 @@ class Factory:
         self.engines = tuple(engine for node in self.nodes for engine in node.engines)
         self._groups = tuple(group for node in self.nodes for group in node.groups)
         self._services = self._ask(plant, round(day_s * 1000), seed)
+        self._asking = Asking(random.Random(f"{seed}/consumers"))
+        for engine in self.engines:
+            for consumer in known_consumers(engine.node.pool):
+                # a counter that nobody saw at zero would lose what it counts until it is first read
+                self.truth.add_usage(self.start_ms, (*consumer, engine.model_name), 0, 0, 0)
         self._begin_tick()
 
     def _ask(self, plant: Plant, day_ms: int, seed: int) -> list[_Service]:
@@ -157,6 +163,7 @@ class Factory:
             if any(tokens):
                 key = (engine.node.pool, engine.node.name, engine.name, engine.model_name)
                 truth.add_tokens(now_ms, key, *tokens)
+                truth.add_usage(now_ms, (*self._asking.draw(engine.node.pool), engine.model_name), *tokens)
         for pool in waiting:
             truth.add_waiting(now_ms, pool, tick_ms)
 

@@ -12,6 +12,9 @@ HISTORY_MS: Final = 2 * 3_600_000
 
 PowerKey = tuple[str, str, str, str]  # pool, product, model_name, state
 TokenKey = tuple[str, str, str, str]  # pool, node, engine, model_name
+UsageKey = tuple[
+    str, ...
+]  # function, team, agent_family, engineer, tier, model_name; empty where nobody knows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,23 @@ class TokenTruth:
     window_start_ms: int
     node: str
     engine: str
+    model_name: str
+    output_tokens: int
+    input_tokens: int
+    cached_input_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsageTruth:
+    """What one set of consumers spent in one window; all names are empty for what went past the gateway."""
+
+    site: str
+    window_start_ms: int
+    function: str
+    team: str
+    agent_family: str
+    engineer: str
+    tier: str
     model_name: str
     output_tokens: int
     input_tokens: int
@@ -109,6 +129,7 @@ class Truth:
         self.outages: deque[Outage] = deque(maxlen=10_000)
         self._power = _Sums(3)
         self._tokens = _Sums(3)
+        self._usage = _Sums(3)
         self._waiting = _Sums(1)
 
     def add_power(self, ts_ms: int, key: PowerKey, gpu_ms: int, draw_mj: int, available_mj: int) -> None:
@@ -116,6 +137,9 @@ class Truth:
 
     def add_tokens(self, ts_ms: int, key: TokenKey, output: int, computed: int, cached: int) -> None:
         self._tokens.add(ts_ms, key, output, computed, cached)
+
+    def add_usage(self, ts_ms: int, key: UsageKey, output: int, computed: int, cached: int) -> None:
+        self._usage.add(ts_ms, key, output, computed, cached)
 
     def add_waiting(self, ts_ms: int, pool: str, waiting_ms: int) -> None:
         self._waiting.add(ts_ms, (pool,), waiting_ms)
@@ -129,6 +153,11 @@ class Truth:
     def tokens(self) -> Mapping[tuple[str, ...], list[int]]:
         """(pool, node, engine, model_name) -> [output, input, cached input tokens] since the start."""
         return self._tokens.totals
+
+    @property
+    def usage(self) -> Mapping[tuple[str, ...], list[int]]:
+        """UsageKey -> [output, input, cached input tokens] since the start; they add up to the engines' tokens."""
+        return self._usage.totals
 
     @property
     def waiting_ms(self) -> dict[str, int]:
@@ -147,6 +176,13 @@ class Truth:
         return [
             TokenTruth(self.site, pool, start, node, engine, model, *amounts)
             for start, (pool, node, engine, model), amounts in self._tokens.windows(window_ms)
+        ]
+
+    def usage_rows(self, window_ms: int) -> list[UsageTruth]:
+        """What consumers spent by window of the last two hours."""
+        return [
+            UsageTruth(self.site, start, *key, *amounts)  # type: ignore[arg-type]
+            for start, key, amounts in self._usage.windows(window_ms)
         ]
 
     def waiting_rows(self, window_ms: int) -> list[WaitingTruth]:
