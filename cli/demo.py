@@ -13,13 +13,14 @@ from typing import Final
 from rich.console import Console
 from rich.live import Live
 
+from idlewatt.cli.book_sample import SAMPLE_BOOK
 from idlewatt.cli.config import load_settings
 from idlewatt.cli.demo_figures import Scrape, SiteFigures, site_figures, sums
 from idlewatt.cli.demo_screen import lines, screen, summary, waiting
 from idlewatt.cli.exit_codes import ExitCode
 from idlewatt.cli.serving import Service, running
 from idlewatt.collectors.simulated.plant import DEFAULT_PLANT
-from idlewatt.stream.settings import Collect, Economy, Log, Price, Process, Settings, Yardstick
+from idlewatt.stream.settings import Collect, Economy, Log, Process, Settings, Yardstick
 
 _PORTS_TRIED: Final = 100
 _SCRAPE_INTERVAL_S: Final = 1.0
@@ -28,30 +29,18 @@ _LINES_INTERVAL_S: Final = 5.0
 _SCRAPES_KEPT: Final = 11
 _TIMEOUT_S: Final = 10.0
 
-# USD per million output and input tokens: of the order that hosts ask for open models of this size
-_PRICES: Final = {
-    "deepseek-ai/*": (1.00, 0.30),
-    "meta-llama/*": (0.60, 0.30),
-    "openai/*": (0.50, 0.10),
-    "Qwen/Qwen3-235B*": (0.60, 0.20),
-    "*": (0.30, 0.10),
-}
 
-
-def demo_settings(environ: Mapping[str, str], log_path: Path) -> Settings:
-    """A fast factory with prices and yardsticks; site, port and simulation are the user's. Raises ConfigError."""
+def demo_settings(environ: Mapping[str, str], folder: Path) -> Settings:
+    """A fast factory with a book and yardsticks; site, port and simulation are the user's. Raises ConfigError."""
     given = load_settings(None, environ)
+    book = folder / "book.toml"
+    book.write_text(SAMPLE_BOOK, encoding="utf-8")
     return Settings(
         site=given.site,
-        log=Log(path=str(log_path)),
+        log=Log(path=str(folder / "log.db")),
         collect=Collect(gpu="simulated", gpu_interval_s=0.5, engine_interval_s=0.5, send_interval_s=0.25),
         process=Process(window_s=2, grace_s=3.0, yardstick=tuple(_yardsticks())),
-        economy=Economy(
-            price=tuple(
-                Price(model=model, output=output, input=input_, cached_input=input_ / 10)
-                for model, (output, input_) in _PRICES.items()
-            )
-        ),
+        economy=Economy(book=str(book)),
         serve=given.serve,
         simulate=given.simulate,
     )
@@ -78,7 +67,7 @@ def demo(environ: Mapping[str, str], seconds: float | None) -> ExitCode:
     console = Console(highlight=False, soft_wrap=True)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="idlewatt-demo-")))
-        settings = demo_settings(environ, folder / "log.db")
+        settings = demo_settings(environ, folder)
         port = settings.serve.port
         ports = [port] if port == 0 else range(port, min(port + _PORTS_TRIED, 65_536))
         service = stack.enter_context(running(settings, ports, collect=True, process=True))

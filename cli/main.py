@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from idlewatt.cli.book_sample import SAMPLE_BOOK
 from idlewatt.cli.config import load_settings
 from idlewatt.cli.config_sample import sample
 from idlewatt.cli.exit_codes import MEANINGS, ExitCode, exit_code_of
@@ -24,6 +25,7 @@ _EXAMPLES: Final = """\
 examples:
   idlewatt demo                              a simulated AI factory, on this screen
   idlewatt config > idlewatt.toml            a file with every setting, commented out
+  idlewatt config --book > book.toml         prices, tariff, capital, budgets: an example
   idlewatt doctor --config idlewatt.toml     what is missing, and how to mend it
   idlewatt run --config idlewatt.toml        meter this box: no Kafka needed
   idlewatt collect --config idlewatt.toml    on every GPU node, into Kafka
@@ -58,7 +60,7 @@ def _run(arguments: argparse.Namespace) -> ExitCode:
     # a command loads what it needs and no more: `idlewatt config` needs no polars
     match arguments.command:
         case "config":
-            print(sample(), end="", flush=True)
+            print(SAMPLE_BOOK if arguments.book else sample(), end="", flush=True)
             return ExitCode.OK
         case "dashboards":
             from idlewatt.dashboards.writing import write_all
@@ -128,7 +130,10 @@ def _parser() -> argparse.ArgumentParser:
         )
     dashboards = commands.add_parser("dashboards", help="write Grafana dashboards and Prometheus rules")
     dashboards.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    commands.add_parser("config", help="print a settings file with every key, commented out")
+    config = commands.add_parser("config", help="print a settings file with every key, commented out")
+    config.add_argument(
+        "--book", action="store_true", help="print a sample book instead: prices, costs, budgets"
+    )
     return parser
 
 

@@ -120,7 +120,7 @@ def _now() -> list[object]:
             overrides=currency_units(),
             description=(
                 "Revenue that idle watts would have brought, per hour: lost tokens at the realised blended "
-                "price, over the last 5 minutes. Needs [[economy.price]] and a yardstick."
+                "price, over the last 5 minutes. Needs a price in the book and a yardstick."
             ),
             place=Place(13, 0, 4, 4),
         ),

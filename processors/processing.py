@@ -2,10 +2,13 @@
 
 import math
 import threading
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import structlog
 
+from idlewatt.processors.economy.book import MICRO
+from idlewatt.processors.economy.book_file import BookFile
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.stage import EconomyStage
 from idlewatt.processors.families import rendered
@@ -14,6 +17,7 @@ from idlewatt.processors.meter.stage import MeterStage
 from idlewatt.processors.pipeline_figures import PipelineFigures
 from idlewatt.processors.runner import Runner
 from idlewatt.processors.stage import Stage
+from idlewatt.stream import metric_names as names
 from idlewatt.stream.clock import Clock, unix_ms
 from idlewatt.stream.opening import open_stage_log
 from idlewatt.stream.settings import Settings
@@ -25,8 +29,12 @@ class Processing:
     """Runs settings.process.stages, each on a thread of its own, until stopped."""
 
     def __init__(self, settings: Settings, clock: Clock = unix_ms) -> None:
-        """Opens the log. Raises ConfigError or LogUnavailableError."""
+        """Reads the book and opens the log. Raises ConfigError or LogUnavailableError."""
         self._figures = PipelineFigures()
+        path = settings.economy.book
+        self._book = BookFile(Path(path) if path else None, self._tell_book)
+        if path:
+            self._figures.show(names.BOOK_VALID, value=1)
         self._stop = threading.Event()
         self._pages: dict[str, bytes] = {}
         self._failure: BaseException | None = None
@@ -42,13 +50,18 @@ class Processing:
         ]
 
     def _runner(self, name: str, settings: Settings, clock: Clock) -> Runner[Any]:
+        pue = self._book.current().tariff.pue
         stage: Stage[Any] = (
-            MeterStage(MeterConfig.of(settings))
+            MeterStage(MeterConfig.of(settings, None if pue is None else pue / MICRO))
             if name == "meter"
-            else EconomyStage(EconomyConfig.of(settings))
+            else EconomyStage(self._book.current, EconomyConfig.of(settings))
         )
         log = open_stage_log(settings, stage.name, stage.inputs)
         return Runner(stage, log, clock, self._figures, lambda page: self._publish(name, page))
+
+    def _tell_book(self, result: Literal["accepted", "refused"]) -> None:
+        self._figures.count(names.BOOK_READS, result)
+        self._figures.show(names.BOOK_VALID, value=float(result == "accepted"))
 
     def _guard(self, runner: Runner[Any]) -> None:
         try:

@@ -115,7 +115,65 @@ BENCHMARK_LOST_REVENUE: Final = _economy(
     "Idle kWh at the benchmark of 150 bn USD per gigawatt-year (17.12 USD/kWh). Never add it to idlewatt_lost_revenue_total.",
 )
 REVENUE: Final = _economy(
-    "idlewatt_revenue_total", "counter", "model_name tier currency", "Tokens made, at the price book."
+    "idlewatt_revenue_total",
+    "counter",
+    "model_name tier currency",
+    "Tokens made, at the book's prices; tiers by the site's usage, what it does not cover on the default tier.",
+)
+ACQUISITION_COST: Final = _economy(
+    "idlewatt_acquisition_cost_total",
+    "counter",
+    "model_name tier currency",
+    "List value of the tokens of tiers that are not sold. They brought no revenue.",
+)
+ENERGY_COST: Final = _economy(
+    "idlewatt_energy_cost_total",
+    "counter",
+    "model_name state currency",
+    "Energy drawn, times PUE where the book has one, at the tariff. State serving: usage basis; all states: allocation basis.",
+)
+CAPITAL_COST: Final = _economy(
+    "idlewatt_capital_cost_total",
+    "counter",
+    "model_name state origin currency",
+    "GPU-hours at their price, used or not; origin is book or published.",
+)
+UNCOSTED_GPU_SECONDS: Final = _economy(
+    "idlewatt_uncosted_gpu_seconds_total",
+    "counter",
+    "product",
+    "GPU time of products whose hour has no price: no capital cost is booked for it and none is assumed.",
+)
+CARBON: Final = _economy(
+    "idlewatt_carbon_grams_total", "counter", "state", "CO2 of the energy drawn, at the book's intensity."
+)
+UNATTRIBUTED_TOKENS: Final = Metric(
+    "idlewatt_unattributed_tokens_total",
+    "counter",
+    ("site", "model_name", "kind"),
+    "Engines' tokens that no usage covers; they are priced on the default tier.",
+    "economy",
+)
+CONSUMER_TOKENS: Final = Metric(
+    "idlewatt_consumer_tokens_total",
+    "counter",
+    ("site", "consumer_kind", "consumer", "model_name", "tier", "kind"),
+    "Tokens that consumers spent. The same tokens count in each kind of consumer: never add kinds.",
+    "economy",
+)
+CONSUMER_SPEND: Final = Metric(
+    "idlewatt_consumer_spend_total",
+    "counter",
+    ("site", "consumer_kind", "consumer", "model_name", "tier", "currency"),
+    "What consumers owe for their tokens at the book's prices, volume steps included.",
+    "economy",
+)
+CONSUMER_UNPRICED_TOKENS: Final = Metric(
+    "idlewatt_consumer_unpriced_tokens_total",
+    "counter",
+    ("site", "consumer_kind", "consumer", "model_name", "tier"),
+    "Output tokens of consumers that the book has no price for: they owe nothing here and are not free.",
+    "economy",
 )
 LOST_REVENUE_PER_HOUR: Final = _economy(
     "idlewatt_lost_revenue_per_hour", "gauge", "window currency", "Rolling lost revenue, per hour."
@@ -129,8 +187,55 @@ BENCHMARK_LOST_REVENUE_PER_HOUR: Final = _economy(
 UNPRICED_TOKENS: Final = _economy(
     "idlewatt_unpriced_tokens_total",
     "counter",
+    "model_name tier",
+    "Output tokens of models and tiers that the book has no price for: they brought no revenue here and none is assumed.",
+)
+COST_PER_MILLION_TOKENS: Final = _economy(
+    "idlewatt_cost_per_million_tokens",
+    "gauge",
+    "window basis cost_basis kind origin currency",
+    "Rolling cost per million tokens; basis is energy or all_in (with capital), cost_basis usage (serving only) or "
+    "allocation (idle included). kind output: all of the cost over output tokens; output_share and input_share: "
+    "the cost divided between the two by the book's weights.",
+)
+TOKENS_PER_CURRENCY_UNIT: Final = _economy(
+    "idlewatt_tokens_per_currency_unit",
+    "gauge",
+    "window origin currency",
+    "Rolling output tokens for one unit of all-in cost, idle included.",
+)
+MARGIN_PER_HOUR: Final = _economy(
+    "idlewatt_margin_per_hour",
+    "gauge",
+    "window origin currency",
+    "Rolling revenue less energy and capital cost of all states, per hour.",
+)
+REVENUE_PER_GIGAWATT_YEAR: Final = _economy(
+    "idlewatt_revenue_per_gigawatt_year",
+    "gauge",
+    "window scope origin currency",
+    "Rolling revenue scaled to a year of one gigawatt of available power; scope is it (board limits) or facility (times "
+    "the book's PUE, else published all-in watts per GPU). The benchmark is 150 bn USD.",
+)
+PAYBACK_YEARS: Final = _economy(
+    "idlewatt_payback_years",
+    "gauge",
+    "window capital",
+    "Years in which revenue less energy cost pays the capital back; capital is benchmark (100 bn USD per gigawatt of "
+    "available power) or book (what the GPUs were bought for). Absent while they do not.",
+)
+CARBON_PER_MILLION_TOKENS: Final = _economy(
+    "idlewatt_carbon_grams_per_million_tokens",
+    "gauge",
+    "window",
+    "Rolling CO2 of all energy drawn per million output tokens.",
+)
+RECOVERABLE_GPUS: Final = _economy(
+    "idlewatt_recoverable_gpus",
+    "gauge",
     "model_name",
-    "Output tokens of models that the price book does not name: they brought no revenue here and none is assumed.",
+    "GPUs that held the model for all of the last hour and that even its busiest window did not need, at the batches as they "
+    "were. Absent until an hour is known.",
 )
 
 

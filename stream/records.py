@@ -155,12 +155,17 @@ class MoneyRow:
     window_start_ms: Annotated[int, "start of the window, Unix milliseconds"]
     window_ms: Annotated[int, "length of the window, milliseconds"]
     model_name: Annotated[str, "model; empty where no model is known"]
-    kind: Annotated[str, "revenue | lost_revenue | benchmark_lost_revenue"]
+    kind: Annotated[
+        str,
+        "revenue | acquisition_cost | energy_cost | capital_cost | lost_revenue | benchmark_lost_revenue",
+    ]
     state: Annotated[str, "state of the GPUs; empty for revenue"]
     part: Annotated[str, "draw | headroom; empty for revenue"]
     demand: Annotated[str, "waiting | none | unknown; empty for revenue"]
     currency: Annotated[str, "ISO 4217 code"]
     amount_micro: Annotated[int, "micro-units of the currency"]
+    tier: Annotated[str | None, "tier of revenue and acquisition cost; null for the rest"] = None
+    origin: Annotated[str | None, "whose price it is: book | published; null where there is no other"] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,6 @@ Name = Annotated[
     Field(json_schema_extra={"accepts": "text of 1 to 120 characters with no / and no blank before it"}),
 ]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Money = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -259,36 +258,22 @@ class Process(_Section):
         return self
 
 
-class Price(_Section):
-    """Price of a model's tokens, in the currency per million tokens; the first entry that matches counts."""
-
-    model: str = Field(description="Model name, * and ? match.", examples=["llama-3.1-8b*"])
-    output: Money = Field(description="Per million output tokens.", examples=[0.4])
-    input: Money = Field(0.0, description="Per million input tokens computed.")
-    cached_input: Money = Field(0.0, description="Per million input tokens answered from cache.")
-
-
 IdlePart = Literal["idle_loaded.draw", "idle_loaded.headroom", "idle_free.draw", "idle_free.headroom"]
 
 
 class Economy(_Section):
     """What tokens and watts are worth."""
 
-    currency: Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")] = Field(
-        "USD",
-        description="ISO 4217 code of every price here.",
-        json_schema_extra={"accepts": "three capital letters"},
-    )
-    pue: Annotated[float, Field(ge=1, le=5)] | None = Field(
+    book: str | None = Field(
         None,
-        description="Power usage effectiveness; set, energy is also shown as facility energy.",
-        examples=[1.2],
+        description="File of the book: prices, tariff, capital, envelopes; `idlewatt config --book` prints one. "
+        "Read again when it changes. Without one nothing has a price.",
+        examples=["/etc/idlewatt/book.toml"],
     )
     lost_revenue_counts: tuple[IdlePart, ...] = Field(
         ("idle_loaded.draw", "idle_loaded.headroom", "idle_free.draw", "idle_free.headroom"),
         description="Which idle watts count as lost revenue.",
     )
-    price: tuple[Price, ...] = Field((), description="Prices of models.")
 
 
 class Serve(_Section):

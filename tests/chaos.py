@@ -32,6 +32,7 @@ from chaos_scene import OUTAGE_EVERY_S, POOLS, SITES, WINDOW_S, Scene
 from kafka_broker import java_command
 
 from idlewatt.collectors.simulated.factory import Factory
+from idlewatt.processors.economy.book_file import read_book
 from idlewatt.stream import metric_names as names
 from idlewatt.stream import topics
 from idlewatt.stream.clock import unix_ms
@@ -166,7 +167,11 @@ def _report(scene: Scene, chaos: Chaos, injection: Injection, edge_ms: int) -> R
     for row in rows:
         if row["window_start_ms"] < edge_ms:
             booked[tuple(row[name] for name in names_)] += row["amount_micro"]
-    true = {key: (amount,) for key, amount in money(ledger, settings.economy).items() if key[2] < edge_ms}
+    true = {
+        key: (amount,)
+        for key, amount in money(ledger, read_book(scene.folder / "book.toml")).items()
+        if key[2] < edge_ms
+    }
     decide.append(
         compare(
             "money per pool, window, model and kind",

@@ -5,51 +5,54 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from idlewatt.processors.economy.book import Book, Price
 from idlewatt.stream import records
-from idlewatt.stream.settings import Economy, Price
 
 HOUR_MS: Final = 3_600_000
 MICRO: Final = 1_000_000
 # 150 bn USD a year of 1 GW, in micro-dollars per millijoule
 BENCHMARK: Final = (25, 5256)
+IDLE_PARTS: Final = ("idle_loaded.draw", "idle_loaded.headroom", "idle_free.draw", "idle_free.headroom")
+MJ_PER_KWH: Final = 3_600_000_000
 Row = Mapping[str, Any]
 # site, pool, window, model, kind, state, part, demand, currency
 Key = tuple[str, str, int, str, str, str, str, str, str]
 
 
-def money(ledger: Iterable[tuple[str, Row]], economy: Economy) -> dict[Key, int]:
+def money(ledger: Iterable[tuple[str, Row]], book: Book) -> dict[Key, int]:
     """Micro-units by window, of ledger rows in the order in which they were written."""
     total: dict[Key, int] = defaultdict(int)
     # (site, pool) -> (window, model, output tokens, worth in micro-units x 10^6) of what was sold
     sold: dict[tuple[str, str], list[tuple[int, str, int, int]]] = defaultdict(list)
     for name, row in ledger:
         if name == records.TOKENS.name:
-            _sell(total, sold, row, economy)
+            _sell(total, sold, row, book)
         elif name == records.POWER.name:
-            _lose(total, sold[row["site"], row["pool"]], row, economy)
+            _lose(total, sold[row["site"], row["pool"]], row, book)
+            _cost(total, row, book)
     return {key: amount for key, amount in total.items() if amount}
 
 
-def _sell(total: dict[Key, int], sold: Any, row: Row, economy: Economy) -> None:
-    price = _price(row["model_name"], economy)
+def _sell(total: dict[Key, int], sold: Any, row: Row, book: Book) -> None:
+    price = _price(row["model_name"], book)
     if price is None:
         return
     worth = sum(
-        row[f"{kind}_tokens"] * round(amount * MICRO)
+        row[f"{kind}_tokens"] * amount
         for kind, amount in (
             ("output", price.output),
             ("input", price.input),
-            ("cached_input", price.cached_input),
+            ("cached_input", price.cached_input or 0),
         )
     )
     site, pool, window, model = row["site"], row["pool"], row["window_start_ms"], row["model_name"]
-    total[site, pool, window, model, "revenue", "", "", "", economy.currency] += _rounded(worth, MICRO)
+    total[site, pool, window, model, "revenue", "", "", "", book.currency] += _rounded(worth, MICRO)
     sold[site, pool].append((window, model, row["output_tokens"], worth))
 
 
-def _lose(total: dict[Key, int], sold: list[tuple[int, str, int, int]], row: Row, economy: Economy) -> None:
+def _lose(total: dict[Key, int], sold: list[tuple[int, str, int, int]], row: Row, book: Book) -> None:
     window, model = row["window_start_ms"], row["model_name"]
-    for counted in economy.lost_revenue_counts:
+    for counted in IDLE_PARTS:
         state, _, part = counted.partition(".")
         if row["state"] != state:
             continue
@@ -58,11 +61,27 @@ def _lose(total: dict[Key, int], sold: list[tuple[int, str, int, int]], row: Row
         benchmark = _rounded(row[f"{part}_mj"] * BENCHMARK[0], BENCHMARK[1])
         total[*where, "benchmark_lost_revenue", *how, "USD"] += benchmark
         price = _realised(sold, window, model)
-        if price is None and (listed := _price(model, economy)) is not None:
-            price = round(listed.output * MICRO)
+        if price is None and (listed := _price(model, book)) is not None:
+            price = listed.output
         tokens = row[f"lost_tokens_{part}"]
         if tokens is not None and price is not None:
-            total[*where, "lost_revenue", *how, economy.currency] += _rounded(tokens * price, MICRO)
+            total[*where, "lost_revenue", *how, book.currency] += _rounded(tokens * price, MICRO)
+
+
+def _cost(total: dict[Key, int], row: Row, book: Book) -> None:
+    """A tariff of one price, and GPU-hours of the book's own."""
+    tariff = book.tariff
+    assert tariff.per_kwh is not None
+    assert tariff.pue is not None
+    assert not book.cost.use_published
+    where = (row["site"], row["pool"], row["window_start_ms"], row["model_name"])
+    energy = _rounded(row["draw_mj"] * tariff.pue * tariff.per_kwh, MJ_PER_KWH * MICRO)
+    total[*where, "energy_cost", row["state"], "", row["demand"], book.currency] += energy
+    for capital in book.capital:
+        if fnmatch.fnmatchcase(row["product"], capital.product):
+            assert capital.per_gpu_hour is not None
+            hours = _rounded(row["gpu_ms"] * capital.per_gpu_hour, HOUR_MS)
+            total[*where, "capital_cost", row["state"], "", row["demand"], book.currency] += hours
 
 
 def _realised(sold: list[tuple[int, str, int, int]], window: int, model: str) -> int | None:
@@ -72,8 +91,8 @@ def _realised(sold: list[tuple[int, str, int, int]], window: int, model: str) ->
     return _rounded(sum(s[3] for s in hour), output) if output > 0 else None
 
 
-def _price(model: str, economy: Economy) -> Price | None:
-    return next((price for price in economy.price if fnmatch.fnmatchcase(model, price.model)), None)
+def _price(model: str, book: Book) -> Price | None:
+    return next((price for price in book.price if fnmatch.fnmatchcase(model, price.model)), None)
 
 
 def _rounded(numerator: int, denominator: int) -> int:

@@ -34,11 +34,31 @@ EXTRA: Final = "processor-3"
 # of the simulated factories' own: engines that crash, pages and GPUs that are away, drivers reloaded
 OUTAGE_EVERY_S: Final = 30.0
 # some models have a price of their own, some none: every way to price a lost token is taken
-PRICES: Final = (
-    {"model": "meta-llama/*", "output": 0.65, "input": 0.13, "cached_input": 0.017},
-    {"model": "Qwen/*", "output": 0.333, "input": 0.1, "cached_input": 0.0},
-    {"model": "deepseek-ai/*", "output": 1.1, "input": 0.27, "cached_input": 0.07},
-)
+BOOK: Final = """
+[[price]]
+model = "meta-llama/*"
+output = 0.65
+input = 0.13
+cached_input = 0.017
+[[price]]
+model = "Qwen/*"
+output = 0.333
+input = 0.1
+cached_input = 0.0
+[[price]]
+model = "deepseek-ai/*"
+output = 1.1
+input = 0.27
+cached_input = 0.07
+[tariff]
+per_kwh = 0.1234
+pue = 1.17
+[cost]
+use_published = false
+[[capital]]
+product = "*H100*"
+per_gpu_hour = 1.99
+"""
 # More than their boards ever draw. By the enforced limit some draw more for a moment: what they drew counts as
 # available then, and how much that is depends on how a window was amended (docs/metering.md, "The waterfall").
 PROVISIONED: Final = {
@@ -222,8 +242,9 @@ class Scene:
                 "pool": PROVISIONED,
                 "group": f"chaos-{uuid.uuid4().hex[:8]}",
             },
-            economy={"price": PRICES},
+            economy={"book": str(folder / "book.toml")},
         )
+        (folder / "book.toml").write_text(BOOK)
         self.start_ms = unix_ms()
         self.seeds = {site: seed * 100 + n for n, site in enumerate(SITES)}
         self.disks = {site: SmallDisk(folder / f"spool-{site}") for site in SITES}

@@ -163,7 +163,9 @@ def test_dashboards_are_written(tmp_path: Path) -> None:
 
 def test_run_serves_everything_and_goes_on_after_a_stop(tmp_path: Path) -> None:
     """One process meters a box; SIGTERM and SIGINT end it within 5 s with exit 0, and a restart goes on."""
-    config = simulated(tmp_path, "[[economy.price]]\nmodel = '*'\noutput = 1\n")
+    book = tmp_path / "book.toml"
+    book.write_text("[[price]]\nmodel = '*'\ninput = 0\noutput = 1\n")
+    config = simulated(tmp_path, f"[economy]\nbook = '{book}'\n")
     energy = 0.0
     for number in (signal.SIGTERM, signal.SIGINT):
         with serving("run", "--config", config, log=tmp_path / "log.txt") as command:

@@ -71,8 +71,9 @@ BAD_FILES = {
         "[serve] port must be a whole number, 0 to 65535; it is 70000",
     ),
     "no_number": (
-        "[[economy.price]]\nmodel = 'a'\noutput = nan",
-        "[[economy.price]] number 1 output must be a number, 0 to 1000000000; it is NaN",
+        "[[process.yardstick]]\ntokens_per_joule = nan",
+        "[[process.yardstick]] number 1 tokens_per_joule must be a number of tokens per joule, above 0, "
+        "at most 1000000; it is NaN",
     ),
     "word_misspelt": (
         "[log]\nkind = 'kafak'",

@@ -12,11 +12,13 @@ import pytest
 import yaml
 from kafka_broker import KAFKA_VERSION
 
+from idlewatt.cli.book_sample import SAMPLE_BOOK
 from idlewatt.cli.config import load_settings
 from idlewatt.cli.main import main
 from idlewatt.collectors.simulated.plant import DEFAULT_PLANT
 from idlewatt.dashboards import provisioning
 from idlewatt.dashboards.writing import generated_files, write_all
+from idlewatt.processors.economy.book_file import read_book
 from idlewatt.stream.errors import IdlewattError
 
 ROOT: Final = Path(__file__).parent.parent
@@ -26,6 +28,7 @@ SERVICES: Final[dict[str, dict[str, Any]]] = COMPOSE["services"]
 DOCKERFILE: Final = (DEPLOY / "Dockerfile").read_text()
 PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())
 WRITTEN_BY_HAND: Final = {
+    "book/book.toml",
     "Dockerfile",
     "Dockerfile.dockerignore",
     "idlewatt.collect-gpu.toml",
@@ -171,7 +174,15 @@ def test_simulated_figures_have_their_own_site_and_prices() -> None:
     simulated = load_settings(DEPLOY / "idlewatt.collect-simulated.toml", {})
     real = load_settings(DEPLOY / "idlewatt.collect-gpu.toml", {})
     assert simulated.site != real.site
-    priced = {price.model for price in load_settings(DEPLOY / "idlewatt.process.toml", {}).economy.price}
+    process = next(
+        service for service in SERVICES.values() if service.get("command", [""])[1:2] == ["process"]
+    )
+    mounts = {mount.split(":")[1]: mount.split(":")[0] for mount in process["volumes"]}
+    book = Path(load_settings(DEPLOY / "idlewatt.process.toml", {}).economy.book or "")
+    path = ROOT / mounts[str(book.parent)] / book.name
+    # what `idlewatt config --book` prints
+    assert path.read_text() == SAMPLE_BOOK
+    priced = {price.model for price in read_book(path).price}
     made = {
         holding.deployment.model_name
         for node in DEFAULT_PLANT.nodes

@@ -41,7 +41,13 @@ WINDOW_MS = 2000
 GRACE_S = 6
 DRIVEN_S = 60
 PROCESS = {"window_s": WINDOW_MS // 1000, "grace_s": GRACE_S, "min_tokens": 10}
-ECONOMY = {"price": [{"model": "*", "output": 1.0, "input": 0.2, "cached_input": 0.02}]}
+BOOK = """
+[[price]]
+model = "*"
+output = 1.0
+input = 0.2
+cached_input = 0.02
+"""
 
 
 @dataclass
@@ -94,7 +100,9 @@ def running(
     """Drive two factories in step with the clock, beside a collector that goes its own way."""
     folder = tmp_path_factory.mktemp("end-to-end")
     kafka_session.start()
-    settings = kafka_session.settings(process=PROCESS, economy=ECONOMY)
+    book = folder / "book.toml"
+    book.write_text(BOOK)
+    settings = kafka_session.settings(process=PROCESS, economy={"book": str(book)})
     kafka_session.fresh_topics(settings)
     ports = [_free_port() for _ in range(3)]
     started = [_idlewatt(folder, "process", settings, "processors", port) for port in ports[:2]] + [
@@ -192,8 +200,8 @@ def _idlewatt(
         # money from the first window on: a learned yardstick needs a whole minute
         "[[process.yardstick]]",
         "tokens_per_joule = 2.0",
-        "[[economy.price]]",
-        *(f"{key} = {json.dumps(value)}" for key, value in ECONOMY["price"][0].items()),
+        "[economy]",
+        f"book = {json.dumps(settings.economy.book)}",
         "[collect]",
         *(f"{key} = {json.dumps(value)}" for key, value in (collect or {}).items()),
     ]

@@ -6,17 +6,27 @@ from collections.abc import Sequence
 import polars as pl
 import pytest
 
+from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.stage import EconomyStage
 from idlewatt.processors.stage import Batch
 from idlewatt.stream import records, topics
 from idlewatt.stream.decoding import decode, empty_frame
 from idlewatt.stream.encoding import encode_rows
-from idlewatt.stream.records import POWER, TOKENS, PowerRow, TokenRow
-from idlewatt.stream.settings import Price
+from idlewatt.stream.records import POWER, TOKENS, USAGE, PowerRow, TokenRow
 
 START_MS = 1_700_000_000_000
-CONFIG = EconomyConfig(prices=(Price(model="*", output=0.35, input=0.1),))
+BOOK = parse_book(
+    b"""
+[cost]
+use_published = false
+[[price]]
+model = "*"
+output = 0.35
+input = 0.1
+""",
+    "book",
+)
 Messages = Sequence[TokenRow | PowerRow]
 
 
@@ -60,7 +70,7 @@ def idle(window: int, lost: int) -> PowerRow:
 
 def booked(messages: Messages, sizes: Sequence[int]) -> dict[tuple[str, int], int]:
     """Micro-units by kind and window, of one-row messages folded in batches of the sizes."""
-    stage = EconomyStage(CONFIG)
+    stage = EconomyStage(lambda: BOOK, EconomyConfig())
     state, total, at = stage.empty(), Counter[tuple[str, int]](), 0
     for size in sizes:
         frames = {
@@ -72,7 +82,7 @@ def booked(messages: Messages, sizes: Sequence[int]) -> dict[tuple[str, int], in
                     if isinstance(row, schema.row)
                 ]
             )
-            for schema in (POWER, TOKENS)
+            for schema in (POWER, TOKENS, USAGE)
         }
         folded = stage.fold(state, Batch(frames, START_MS, frozenset({topics.LEDGER})))
         # as after a restart

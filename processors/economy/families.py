@@ -1,76 +1,65 @@
-"""The economy's Prometheus families, from the committed states of its partitions."""
+"""The economy's counters as Prometheus families, from the committed states of its partitions."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.economy.state import EconomyState
+from idlewatt.processors.economy.book import Book
+from idlewatt.processors.economy.config import EconomyConfig
+from idlewatt.processors.economy.rolling_families import rolling_families
+from idlewatt.processors.economy.state import UNATTRIBUTED_KEY, EconomyState
 from idlewatt.processors.families import Family, family
 from idlewatt.stream import metric_names as names
+from idlewatt.stream.metric_names import Metric
 
-_POOL: Final = ("site", "pool")
-_ROLLING_MS: Final = {"1m": 60_000, "5m": 300_000, "1h": 3_600_000}
-# tiers come with usage rows; until then every token is sold at the standard price
-_TIER: Final = "standard"
-Samples = Iterator[tuple[tuple[str, ...], float]]
+_MICRO: Final = 1_000_000
+_KINDS: Final = {
+    "output_tokens": "output",
+    "input_tokens": "input",
+    "cached_input_tokens": "cached_input",
+}
+_BOOKED: Final = {
+    "revenue": names.REVENUE,
+    "acquisition_cost": names.ACQUISITION_COST,
+    "energy_cost": names.ENERGY_COST,
+    "capital_cost": names.CAPITAL_COST,
+    "lost_revenue": names.LOST_REVENUE,
+    "benchmark_lost_revenue": names.BENCHMARK_LOST_REVENUE,
+}
 
 
-def families(states: Sequence[EconomyState]) -> list[Family]:
+def families(states: Sequence[EconomyState], book: Book, config: EconomyConfig) -> list[Family]:
     """Everything design names for the economy. A site lives in one partition, so no label set comes twice."""
-    if not states:
-        return []
-    totals = pl.concat([state.totals for state in states])
-    losses = pl.concat([state.losses for state in states])
-    windows = pl.concat([state.windows for state in states])
-    unpriced = pl.concat([state.unpriced for state in states])
-    return [
-        family(names.REVENUE, _revenue(totals)),
-        family(
-            names.LOST_REVENUE,
-            _totals(totals, "lost_revenue", (*_POOL, "state", "part", "demand", "currency")),
-        ),
-        family(
-            names.BENCHMARK_LOST_REVENUE,
-            _totals(totals, "benchmark_lost_revenue", (*_POOL, "state", "part", "currency")),
-        ),
-        family(names.LOST_REVENUE_PER_HOUR, _per_hour(losses, windows, "lost_revenue")),
-        family(names.BENCHMARK_LOST_REVENUE_PER_HOUR, _per_hour(losses, windows, "benchmark_lost_revenue")),
-        family(
-            names.UNPRICED_TOKENS,
-            (((site, pool, model), float(tokens)) for site, pool, model, tokens in unpriced.iter_rows()),
-        ),
+    parts: dict[Metric, list[pl.DataFrame]] = {}
+    for state in states:
+        for found in (*_counters(state), *rolling_families(state, book, config)):
+            parts.setdefault(found.metric, []).append(found.frame)
+    return [family(metric, pl.concat(frames)) for metric, frames in parts.items()]
+
+
+def _counters(state: EconomyState) -> Iterator[Family]:
+    for kind, metric in _BOOKED.items():
+        yield _counter(metric, state.totals.filter(pl.col("kind") == kind), "amount_micro", per=_MICRO)
+    yield _counter(names.UNPRICED_TOKENS, state.unpriced, "output_tokens")
+    yield _counter(names.UNCOSTED_GPU_SECONDS, state.uncosted, "gpu_ms", per=1000)
+    yield _counter(names.CARBON, state.carbon, "carbon_ug", per=_MICRO)
+    yield _by_kind(names.UNATTRIBUTED_TOKENS, state.unattributed, UNATTRIBUTED_KEY)
+    consumers = state.consumers
+    yield _by_kind(names.CONSUMER_TOKENS, consumers, names.CONSUMER_TOKENS.labels[:-1])
+    yield _counter(names.CONSUMER_SPEND, consumers, "spend_micro", per=_MICRO)
+    unpriced = consumers.filter(pl.col("unpriced_tokens") != 0)
+    yield _counter(names.CONSUMER_UNPRICED_TOKENS, unpriced, "unpriced_tokens")
+
+
+def _counter(metric: Metric, rows: pl.DataFrame, amount: str, per: int = 1) -> Family:
+    sums = rows.group_by(*metric.labels).agg((pl.col(amount).sum() / per).alias("value"))
+    return family(metric, sums.sort(*metric.labels))
+
+
+def _by_kind(metric: Metric, rows: pl.DataFrame, key: Sequence[str]) -> Family:
+    parts = [
+        rows.group_by(*key).agg(pl.lit(kind).alias("kind"), pl.col(tokens).sum().alias("value")).sort(*key)
+        for tokens, kind in _KINDS.items()
     ]
-
-
-def _totals(totals: pl.DataFrame, kind: str, labels: Sequence[str]) -> Samples:
-    rows = (
-        totals.filter(pl.col("kind") == kind)
-        .group_by(*labels)
-        .agg(pl.col("amount_micro").sum())
-        .sort(*labels)
-    )
-    for *values, micro in rows.iter_rows():
-        yield tuple(values), micro / 1_000_000
-
-
-def _revenue(totals: pl.DataFrame) -> Samples:
-    for (site, pool, model, currency), amount in _totals(
-        totals, "revenue", (*_POOL, "model_name", "currency")
-    ):
-        yield (site, pool, model, _TIER, currency), amount
-
-
-def _per_hour(losses: pl.DataFrame, windows: pl.DataFrame, kind: str) -> Samples:
-    """Losses per hour over the windows of the rolling interval that could be priced."""
-    rows = losses.filter(pl.col("kind") == kind).join(windows, on=_POOL)
-    for name, length_ms in _ROLLING_MS.items():
-        recent = rows.filter(pl.col("window_start_ms") >= pl.col("end_ms") - length_ms)
-        # micro-units per ms x 3.6 = units per hour
-        rates = (
-            recent.group_by(*_POOL, "currency")
-            .agg(pl.col("amount_micro").sum() * 3.6 / pl.col("window_ms").sum())
-            .sort(*_POOL, "currency")
-        )
-        for site, pool, currency, per_hour in rates.iter_rows():
-            yield (site, pool, name, currency), per_hour
+    return family(metric, pl.concat(parts))

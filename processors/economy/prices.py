@@ -126,7 +126,7 @@ def price_minutes(
     )
     counted = rows.filter((pl.col("billed") != "") & pl.col("glob").is_not_null())
     after = (
-        pl.concat([volumes, counted.select(VOLUME_COLUMNS)])
+        pl.concat([volumes, counted.select(*VOLUME_COLUMNS)])
         .group_by(VOLUME_KEY)
         .agg(pl.col("tokens").sum())
         .sort(VOLUME_KEY)

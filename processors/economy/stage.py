@@ -1,31 +1,46 @@
-"""The economy: ledger rows of a partition's sites to money."""
+"""The economy: ledger rows and usage of a partition's sites to money."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import polars as pl
 
 from idlewatt.processors.booking import messages
-from idlewatt.processors.economy import pricing
+from idlewatt.processors.economy import consumers, costs, pricing, rolling, tiers
+from idlewatt.processors.economy.book import Book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.families import families
-from idlewatt.processors.economy.state import TOTAL_KEY, EconomyState
+from idlewatt.processors.economy.pricing import HOUR_MS
+from idlewatt.processors.economy.state import (
+    TOTAL_KEY,
+    UNATTRIBUTED_KEY,
+    UNCOSTED_KEY,
+    UNPRICED_KEY,
+    EconomyState,
+)
+from idlewatt.processors.economy.usage import fold_usage
 from idlewatt.processors.families import Family
 from idlewatt.processors.stage import Batch, Folded
 from idlewatt.stream import records, topics
+from idlewatt.stream.decoding import frame_schema
+from idlewatt.stream.log import Record
 
 _POOL: Final = ("site", "pool")
+_TOKENS: Final = ("output_tokens", "input_tokens", "cached_input_tokens")
 
 
 class EconomyStage:
-    """Stage over idlewatt.ledger."""
+    """Stage over idlewatt.ledger and idlewatt.usage."""
 
     name: Final = "economy"
-    inputs: Final = (topics.LEDGER,)
-    schemas: Final = (records.POWER, records.TOKENS, records.GPU_MINUTE)
+    inputs: Final = (topics.LEDGER, topics.USAGE)
+    schemas: Final = (records.POWER, records.TOKENS, records.GPU_MINUTE, records.USAGE)
     at_most: Final[Mapping[str, int]] = {}
 
-    def __init__(self, config: EconomyConfig) -> None:
+    def __init__(self, book: Callable[[], Book], config: EconomyConfig) -> None:
+        """`book` gives the one in force."""
+        self._book = book
         self._config = config
 
     def empty(self) -> EconomyState:
@@ -38,63 +53,111 @@ class EconomyStage:
         return EconomyState.restore(snapshot)
 
     def families(self, states: Sequence[EconomyState]) -> list[Family]:
-        return families(states)
+        return families(states, self._book(), self._config)
 
     def fold(self, state: EconomyState, batch: Batch) -> Folded[EconomyState]:
-        """Price every row as it comes; nothing waits."""
-        power = batch.frames[records.POWER.name]
-        tokens = batch.frames[records.TOKENS.name]
-        if power.is_empty() and tokens.is_empty():
+        """Price every row as it comes; nothing waits. Usage first: it says what tiers tokens are sold on."""
+        book = self._book()
+        used = self._fold_usage(state, batch, book)
+        sold = self._fold_ledger(used.state, batch, book)
+        newest = sold.state.windows.get_column("end_ms").max()
+        return Folded(
+            sold.state,
+            [*used.records, *sold.records],
+            rejected=used.rejected,
+            event_ms=newest if isinstance(newest, int) else None,
+            moved=used.moved or sold.moved,
+        )
+
+    def _fold_usage(self, state: EconomyState, batch: Batch, book: Book) -> Folded[EconomyState]:
+        rows = batch.frames[records.USAGE.name]
+        if rows.is_empty():
             return Folded(state)
-        priced = pricing.priced_tokens(tokens, self._config)
-        # what was read before came before
-        before = state.mix.with_columns(src=pl.lit(-1, pl.Int64))
-        mix = pl.concat([before, pricing.mix_rows(priced)])
-        losses = pricing.idle_losses(power, mix, self._config)
-        money = pl.concat(
-            [pricing.revenue_rows(priced, self._config), pricing.loss_rows(losses, self._config)]
+        used = fold_usage(state.usage, rows, batch.now_ms)
+        spent = consumers.spend(book, used.minutes, state.volumes)
+        by_tier = tiers.recent(state.tiers, spent.tiers)
+        folded = replace(
+            state,
+            usage=used.state,
+            volumes=spent.volumes,
+            tiers=by_tier,
+            shares=tiers.shares(by_tier, state.engines),
+            consumers=consumers.totals(state.consumers, spent.rows),
         )
-        windows = _windows(state.windows, power)
-        folded = EconomyState(
-            mix=_recent(mix.drop("src"), windows),
-            totals=_add(state.totals, money.select(*TOTAL_KEY, "amount_micro"), TOTAL_KEY, "amount_micro"),
-            unpriced=_add(
-                state.unpriced,
-                priced.filter(pl.col("worth").is_null()).select(*_POOL, "model_name", "output_tokens"),
-                (*_POOL, "model_name"),
-                "output_tokens",
-            ),
-            losses=_recent(_live(state, pricing.window_losses(power, losses, self._config)), windows),
-            windows=windows,
-        )
-        newest = windows.get_column("end_ms").max()
+        consumer_rows = spent.rows.select(*frame_schema(records.CONSUMER))
         return Folded(
             folded,
-            list(messages(topics.MONEY, records.MONEY, money)),
-            event_ms=newest if isinstance(newest, int) else None,
+            list(messages(topics.MONEY, records.CONSUMER, consumer_rows)),
+            rejected={(records.USAGE.name, reason): count for reason, count in used.rejected.items()},
             moved=True,
         )
 
+    def _fold_ledger(self, state: EconomyState, batch: Batch, book: Book) -> Folded[EconomyState]:
+        power, tokens = batch.frames[records.POWER.name], batch.frames[records.TOKENS.name]
+        if power.is_empty() and tokens.is_empty():
+            return Folded(state)
+        if state.currency != book.currency:
+            # the last hour's money is in another one: its figures begin anew
+            state = replace(
+                state, currency=book.currency, mix=state.mix.clear(), rolling=state.rolling.clear()
+            )
+        priced = pricing.priced_tokens(tokens, state.shares, book)
+        # what was read before came before
+        before = state.mix.with_columns(src=pl.lit(-1, pl.Int64))
+        mix = pl.concat([before, pricing.mix_rows(priced)])
+        losses = pricing.idle_losses(power, mix, book, self._config.lost_revenue_counts)
+        costed = costs.costed(power, book)
+        money = pl.concat(
+            [
+                pricing.revenue_rows(priced, book),
+                pricing.loss_rows(losses, book),
+                costs.cost_rows(costed, book),
+            ]
+        )
+        ends = _ends(state.windows, power)
+        live = rolling.on_time(rolling.window_sums(costed, losses, priced), state.windows)
+        rest = priced.filter(~pl.col("attributed"))
+        folded = replace(
+            state,
+            mix=_recent(_summed(mix.drop("src"), ["output_tokens", "earned"]), ends),
+            totals=_add(state.totals, money.with_columns(pl.col("tier", "origin").fill_null("")), TOTAL_KEY),
+            unpriced=_add(state.unpriced, priced.filter(pl.col("worth").is_null()), UNPRICED_KEY),
+            uncosted=_add(state.uncosted, costed.filter(pl.col("capital_micro").is_null()), UNCOSTED_KEY),
+            carbon=_add(
+                state.carbon, costed.filter(pl.col("carbon_ug").is_not_null()), ("site", "pool", "state")
+            ),
+            windows=ends,
+            rolling=rolling.rolled(state.rolling, live, ends),
+            packing=rolling.packed(
+                state.packing, rolling.packing(rolling.on_time(power, state.windows)), ends
+            ),
+            engines=tiers.recent(
+                state.engines,
+                tokens.with_columns(window_start_ms=pl.col("window_start_ms") // 60_000 * 60_000),
+            ),
+            unattributed=_add(state.unattributed, rest, UNATTRIBUTED_KEY),
+        )
+        return Folded(folded, list[Record](messages(topics.MONEY, records.MONEY, money)), moved=True)
 
-def _add(totals: pl.DataFrame, rows: pl.DataFrame, key: Sequence[str], amount: str) -> pl.DataFrame:
-    return (
-        pl.concat([totals, rows.select(totals.columns)]).group_by(*key).agg(pl.col(amount).sum()).sort(*key)
+
+def _add(totals: pl.DataFrame, rows: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
+    """The totals with these rows added; every column that is not of the key is summed."""
+    return _summed(
+        pl.concat([totals, rows.select(totals.columns)]), [c for c in totals.columns if c not in key]
     )
 
 
-def _windows(windows: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
+def _summed(rows: pl.DataFrame, amounts: Sequence[str]) -> pl.DataFrame:
+    key = [name for name in rows.columns if name not in amounts]
+    return rows.group_by(key).agg(pl.col(*amounts).sum()).sort(key).select(rows.columns)
+
+
+def _ends(windows: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
     seen = power.select(*_POOL, (pl.col("window_start_ms") + pl.col("window_ms")).alias("end_ms"))
     return pl.concat([windows, seen]).group_by(*_POOL).agg(pl.col("end_ms").max()).sort(*_POOL)
 
 
-def _live(state: EconomyState, losses: pl.DataFrame) -> pl.DataFrame:
-    """The last hour's losses; amendments of windows closed before stay out of the rolling figures."""
-    on_time = (pl.col("window_start_ms") >= pl.col("end_ms")).fill_null(True)
-    live = losses.join(state.windows, on=_POOL, how="left").filter(on_time)
-    return pl.concat([state.losses, live.select(state.losses.columns)])
-
-
 def _recent(rows: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
     """Rows of the hour before the pool's newest window."""
-    recent = (pl.col("window_start_ms") >= pl.col("end_ms") - pricing.HOUR_MS).fill_null(True)
+    recent = (pl.col("window_start_ms") >= pl.col("end_ms") - HOUR_MS).fill_null(True)
     return rows.join(windows, on=_POOL, how="left").filter(recent).drop("end_ms")

@@ -5,41 +5,75 @@ from typing import Any, Final, Self
 
 import polars as pl
 
-from idlewatt.processors.economy.pricing import MIX_COLUMNS, WINDOW_LOSS_COLUMNS
+from idlewatt.processors.economy.consumers import CONSUMER_TOTAL_COLUMNS
+from idlewatt.processors.economy.prices import VOLUME_COLUMNS
+from idlewatt.processors.economy.pricing import MIX_COLUMNS
+from idlewatt.processors.economy.rolling import PACKING_COLUMNS, ROLLING_COLUMNS
+from idlewatt.processors.economy.tiers import ENGINE_COLUMNS, SHARE_COLUMNS, TIER_COLUMNS
+from idlewatt.processors.economy.usage import UsageState
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 
-LAYOUT: Final = "economy/1"
-TOTAL_KEY: Final = ("site", "pool", "model_name", "kind", "state", "part", "demand", "currency")
+LAYOUT: Final = "economy/2"
+TOTAL_KEY: Final = (
+    *("site", "pool", "model_name", "kind", "state", "part", "demand", "currency", "tier", "origin"),
+)
+UNPRICED_KEY: Final = ("site", "pool", "model_name", "tier")
+UNCOSTED_KEY: Final = ("site", "pool", "product")
+UNATTRIBUTED_KEY: Final = ("site", "model_name")
 _STRING: Final = pl.String
+_TOKENS: Final = ("output_tokens", "input_tokens", "cached_input_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class EconomyState:
     """Frames of one partition; a fold makes a new one."""
 
-    mix: pl.DataFrame  # token rows of the last hour, for the realised price
+    usage: UsageState
+    currency: str  # of mix and rolling; empty before the first row
+    mix: pl.DataFrame  # what was sold in the last hour, for the realised price
     totals: pl.DataFrame  # money ever booked: TOTAL_KEY, amount_micro
-    unpriced: pl.DataFrame  # site, pool, model_name, output_tokens
-    losses: pl.DataFrame  # what each pool lost in each window of the last hour
+    unpriced: pl.DataFrame  # output tokens without a price: UNPRICED_KEY
+    uncosted: pl.DataFrame  # GPU time without a price: UNCOSTED_KEY, gpu_ms
+    carbon: pl.DataFrame  # site, pool, state, carbon_ug
     windows: pl.DataFrame  # site, pool, end_ms: how far each pool's windows go
+    rolling: pl.DataFrame  # each pool's windows of the last hour
+    packing: pl.DataFrame  # how many GPUs each model was held by and needed, in the last hour
+    tiers: pl.DataFrame  # usage by tier in the last hour
+    engines: pl.DataFrame  # the engines' tokens in the last hour
+    shares: pl.DataFrame  # the tiers' shares of the engines' tokens
+    unattributed: pl.DataFrame  # engines' tokens that no usage covers: UNATTRIBUTED_KEY
+    volumes: pl.DataFrame  # what billed consumers have spent in this month and the one before
+    consumers: pl.DataFrame  # what consumers ever spent
 
     @classmethod
     def empty(cls) -> Self:
-        return cls(**{name: pl.DataFrame(schema=schema) for name, schema in _FRAMES.items()})
+        frames = {name: pl.DataFrame(schema=schema) for name, schema in _FRAMES.items()}
+        return cls(UsageState.empty(), "", **frames)
 
     def snapshot(self) -> bytes:
-        return write_snapshot(LAYOUT, {}, {name: getattr(self, name) for name in _FRAMES})
+        own = {name: getattr(self, name) for name in _FRAMES}
+        return write_snapshot(LAYOUT, {"currency": self.currency}, own | self.usage.frames())
 
     @classmethod
     def restore(cls, snapshot: bytes) -> Self:
         """Raises SnapshotError where another version wrote it."""
-        return cls(**read_snapshot(LAYOUT, snapshot)[1])
+        scalars, frames = read_snapshot(LAYOUT, snapshot)
+        return cls(UsageState.of(frames), scalars["currency"], **{name: frames[name] for name in _FRAMES})
 
 
 _FRAMES: Final[dict[str, Any]] = {
     "mix": MIX_COLUMNS,
     "totals": {**dict.fromkeys(TOTAL_KEY, _STRING), "amount_micro": pl.Int64},
-    "unpriced": {"site": _STRING, "pool": _STRING, "model_name": _STRING, "output_tokens": pl.Int64},
-    "losses": WINDOW_LOSS_COLUMNS,
+    "unpriced": {**dict.fromkeys(UNPRICED_KEY, _STRING), "output_tokens": pl.Int64},
+    "uncosted": {**dict.fromkeys(UNCOSTED_KEY, _STRING), "gpu_ms": pl.Int64},
+    "carbon": {**dict.fromkeys(("site", "pool", "state"), _STRING), "carbon_ug": pl.Int64},
     "windows": {"site": _STRING, "pool": _STRING, "end_ms": pl.Int64},
+    "rolling": ROLLING_COLUMNS,
+    "packing": PACKING_COLUMNS,
+    "tiers": TIER_COLUMNS,
+    "engines": ENGINE_COLUMNS,
+    "shares": SHARE_COLUMNS,
+    "unattributed": {**dict.fromkeys(UNATTRIBUTED_KEY, _STRING), **dict.fromkeys(_TOKENS, pl.Int64)},
+    "volumes": VOLUME_COLUMNS,
+    "consumers": CONSUMER_TOTAL_COLUMNS,
 }

@@ -39,7 +39,8 @@ class MeterConfig:
         return None
 
     @classmethod
-    def of(cls, settings: Settings) -> "MeterConfig":
+    def of(cls, settings: Settings, pue: float | None) -> "MeterConfig":
+        """`pue` is the book's; it holds until the next start, as a counter must not change its scale."""
         process = settings.process
         return cls(
             window_ms=process.window_s * 1000,
@@ -48,7 +49,7 @@ class MeterConfig:
             coverage_floor=process.coverage_floor,
             min_tokens=process.min_tokens,
             worst_offenders=process.worst_offenders,
-            pue=settings.economy.pue,
+            pue=pue,
             yardsticks=process.yardstick,
             provisioned_mw={
                 name: round(pool.provisioned_watts_per_gpu * 1000)

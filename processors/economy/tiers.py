@@ -1,0 +1,111 @@
+"""The tiers that a model's tokens are sold on, by the site's usage rows, as engines know of none.
+
+A tier's share of a model's tokens of each kind is its tokens over the trailing hour of usage, divided by the engines'
+tokens of that hour, or by all usage where that is more. The rest is unattributed and sold on the default tier.
+"""
+
+from typing import Final
+
+import polars as pl
+
+from idlewatt.processors.economy.prices import TOKEN_KINDS
+
+HOUR_MS: Final = 3_600_000
+_MODEL: Final = ("site", "model_name")
+_TOKENS: Final = tuple(f"{kind}_tokens" for kind in TOKEN_KINDS)
+# tokens of the trailing hour: on each tier of usage, and of the engines
+TIER_COLUMNS: Final = {
+    **dict.fromkeys((*_MODEL, "tier"), pl.String),
+    "window_start_ms": pl.Int64,
+    **dict.fromkeys(_TOKENS, pl.Int64),
+    # what they owe, and would owe without volume steps; null where the book has no price
+    "spend_micro": pl.Int64,
+    "list_micro": pl.Int64,
+}
+ENGINE_COLUMNS: Final = {
+    **dict.fromkeys(_MODEL, pl.String),
+    "window_start_ms": pl.Int64,
+    **dict.fromkeys(_TOKENS, pl.Int64),
+}
+SHARE_COLUMNS: Final = {
+    **dict.fromkeys((*_MODEL, "tier"), pl.String),
+    # shares hold for windows before it
+    "until_ms": pl.Int64,
+    # of each kind: where the tier's share begins and ends, out of `whole`
+    **{f"{part}_{kind}": pl.Int64 for kind in TOKEN_KINDS for part in ("begin", "end", "whole")},
+    "spend_micro": pl.Int64,
+    "list_micro": pl.Int64,
+}
+
+
+def recent(minutes: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
+    """Both together, a row for each key and minute, of the hour up to each site's newest."""
+    names = [name for name in minutes.columns if minutes.schema[name] == pl.String]
+    both = pl.concat([minutes, more.select(minutes.columns)])
+    kept = both.filter(pl.col("window_start_ms") > pl.col("window_start_ms").max().over("site") - HOUR_MS)
+    return (
+        kept.group_by(*names, "window_start_ms")
+        .agg(pl.col(name).sum() for name in minutes.columns if name not in (*names, "window_start_ms"))
+        .sort(*names, "window_start_ms")
+    )
+
+
+def shares(usage: pl.DataFrame, engines: pl.DataFrame) -> pl.DataFrame:
+    """SHARE_COLUMNS of the trailing hour; usage has TIER_COLUMNS, engines ENGINE_COLUMNS."""
+    newest = usage.group_by("site").agg(until_ms=pl.col("window_start_ms").max() + HOUR_MS)
+    sold = usage.group_by(*_MODEL, "tier").agg(pl.col(*_TOKENS, "spend_micro", "list_micro").sum())
+    made = (
+        engines.join(newest, on="site")
+        .filter(pl.col("window_start_ms") > pl.col("until_ms") - 2 * HOUR_MS)
+        .group_by(*_MODEL)
+        .agg(pl.col(*_TOKENS).sum().name.prefix("engine_"))
+    )
+    rows = sold.join(newest, on="site").join(made, on=list(_MODEL), how="left").sort(*_MODEL, "tier")
+    return rows.with_columns(
+        expression
+        for kind in TOKEN_KINDS
+        for expression in (
+            (pl.col(f"{kind}_tokens").cum_sum().over(_MODEL) - pl.col(f"{kind}_tokens")).alias(
+                f"begin_{kind}"
+            ),
+            pl.col(f"{kind}_tokens").cum_sum().over(_MODEL).alias(f"end_{kind}"),
+            pl.max_horizontal(
+                pl.col(f"{kind}_tokens").sum().over(_MODEL), pl.col(f"engine_{kind}_tokens").fill_null(0)
+            ).alias(f"whole_{kind}"),
+        )
+    ).select(*SHARE_COLUMNS)
+
+
+def split(tokens: pl.DataFrame, shares: pl.DataFrame, default_tier: str) -> pl.DataFrame:
+    """Token rows by tier: parts add up to the rows. Adds `tier`, `attributed`, spend_micro and list_micro.
+
+    What no usage covers is a row of the default tier with attributed = false.
+    """
+    nobody = {"spend_micro": pl.lit(None, pl.Int64), "list_micro": pl.lit(None, pl.Int64)}
+    whole = tokens.with_columns(tier=pl.lit(default_tier), attributed=pl.lit(False), **nobody)
+    if shares.is_empty():
+        return whole
+    parts = (
+        tokens.with_row_index("row")
+        .join(shares, on=list(_MODEL))
+        .filter(pl.col("window_start_ms") < pl.col("until_ms"))
+        .with_columns(
+            (_by(kind, "end") - _by(kind, "begin")).cast(pl.Int64).alias(f"{kind}_tokens")
+            for kind in TOKEN_KINDS
+        )
+        .with_columns(attributed=pl.lit(True))
+    )
+    told = parts.group_by("row").agg(pl.col(*_TOKENS).sum().name.prefix("told_"))
+    rest = (
+        whole.with_row_index("row")
+        .join(told, on="row", how="left", maintain_order="left")
+        .with_columns(pl.col(name) - pl.col(f"told_{name}").fill_null(0) for name in _TOKENS)
+    )
+    rows = pl.concat([parts.select(whole.columns), rest.select(whole.columns)])
+    return rows.filter(pl.any_horizontal(pl.col(name) != 0 for name in _TOKENS))
+
+
+def _by(kind: str, edge: str) -> pl.Expr:
+    whole = pl.col(f"whole_{kind}")
+    tokens = pl.col(f"{kind}_tokens").cast(pl.Int128)
+    return tokens * pl.col(f"{edge}_{kind}") // pl.when(whole > 0).then(whole).otherwise(1)
