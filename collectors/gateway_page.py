@@ -1,7 +1,7 @@
 """The samples of a gateway's page to counters, one for each set of labels, as the mapping of its kind says."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
@@ -10,9 +10,11 @@ from idlewatt.collectors.counter_values import Differences, LeftOutError, count,
 from idlewatt.collectors.engines import Series
 from idlewatt.collectors.exposition import Sample, fold
 from idlewatt.collectors.gateways import GatewayMapping
+from idlewatt.stream.errors import SourceError
 
 _Labels = frozenset[tuple[str, str]]
-_Samples = dict[tuple[str, _Labels], Sample]
+# by what tells counters apart
+_ByKey = Mapping[_Labels, Sequence[Sample]]
 _NO_LABELS: Final[_Labels] = frozenset()
 
 
@@ -20,7 +22,7 @@ _NO_LABELS: Final[_Labels] = frozenset()
 class GatewayCounter:
     """What was spent under one set of labels, cumulative. The three token kinds do not overlap."""
 
-    # a digest of the labels
+    # a digest of the labels that tell it apart
     name: str
     labels: dict[str, str]
     output_tokens: int
@@ -39,59 +41,82 @@ class GatewayPage:
     def read(self, samples: Iterable[Sample]) -> tuple[list[GatewayCounter], Counter[str]]:
         """Every set of labels that has an output counter, and by reason what was left out.
 
-        A set of labels with a counter that cannot be true is left out whole.
+        A set of labels with a counter that cannot be true is left out whole. Raises SourceError (labels_differ).
         """
-        by_labels: _Samples = {(sample.name, frozenset(sample.labels.items())): sample for sample in samples}
-        output = self._on_page(self._mapping.output_tokens, by_labels)
-        input_ = self._on_page(self._mapping.input_tokens, by_labels)
-        cached = self._on_page(self._mapping.cached_input_tokens, by_labels)
+        by_name: defaultdict[str, list[Sample]] = defaultdict(list)
+        for sample in samples:
+            by_name[sample.name].append(sample)
+        mapping = self._mapping
+        output, input_, cached = (
+            self._by_key(candidates, by_name)
+            for candidates in (mapping.output_tokens, mapping.input_tokens, mapping.cached_input_tokens)
+        )
+        epochs = [self._by_key([series], by_name) for series in mapping.epoch]
+        _refuse_other_labels(output, input_, cached)
         counters = []
         left_out: Counter[str] = Counter()
-        keys = set()
-        for name, labels in by_labels:
-            if output is None or name != fold(output.name) or not output.only.items() <= labels:
-                continue
-            key = labels - output.only.items()
-            keys.add(key)
+        for key, counted in output.items():
             try:
-                counters.append(self._counter(key, (output, input_, cached), by_labels))
+                started_ms = _epoch_ms(key, epochs)
+                of_input, of_cache = _sum(input_.get(key, ())), _sum(cached.get(key, ()))
+                if mapping.input_includes_cached:
+                    of_input = self._differences.rest(key, started_ms, of_input, of_cache)
+                tokens = (_sum(counted), of_input, of_cache)
             except LeftOutError as error:
                 left_out[str(error)] += 1
-        self._differences.keep(keys)
+            else:
+                counters.append(GatewayCounter(_name(key), _common(counted), *tokens, started_ms))
+        self._differences.keep(output)
         return counters, left_out
 
-    def _on_page(self, candidates: Sequence[Series], samples: _Samples) -> Series | None:
-        names = {name for name, _ in samples}
-        return next((series for series in candidates if fold(series.name) in names), None)
-
-    def _counter(
-        self, key: _Labels, quantities: Sequence[Series | None], samples: _Samples
-    ) -> GatewayCounter:
-        started_ms = self._epoch_ms(key, samples)
-        output, input_, cached = (_tokens(series, key, samples) for series in quantities)
-        if self._mapping.input_includes_cached:
-            input_ = self._differences.rest(key, started_ms, input_, cached)
-        labels = sorted(key)
-        return GatewayCounter(
-            name=blake2b(repr(labels).encode(errors="replace"), digest_size=8).hexdigest(),
-            labels=dict(labels),
-            output_tokens=output,
-            input_tokens=input_,
-            cached_input_tokens=cached,
-            epoch_ms=started_ms,
-        )
-
-    def _epoch_ms(self, key: _Labels, samples: _Samples) -> int | None:
-        for series in self._mapping.epoch:
-            name = fold(series.name)
-            sample = samples.get((name, key | series.only.items())) or samples.get((name, _NO_LABELS))
-            started_ms = epoch_ms(sample) if sample else None
-            if started_ms is not None:
-                return started_ms
-        return None
+    def _by_key(self, candidates: Sequence[Series], by_name: Mapping[str, Sequence[Sample]]) -> _ByKey:
+        """The samples of the first series that is on the page."""
+        found: defaultdict[_Labels, list[Sample]] = defaultdict(list)
+        series = next((series for series in candidates if fold(series.name) in by_name), None)
+        for sample in by_name[fold(series.name)] if series else ():
+            if series and series.only.items() <= sample.labels.items():
+                apart = self._mapping.sum_over | series.only.keys()
+                found[frozenset(item for item in sample.labels.items() if item[0] not in apart)].append(
+                    sample
+                )
+        return dict(found)
 
 
-def _tokens(series: Series | None, key: _Labels, samples: _Samples) -> int:
-    """What the series counts under these labels; 0 where it has not counted yet."""
-    sample = samples.get((fold(series.name), key | series.only.items())) if series else None
-    return count(sample) if sample else 0
+def _refuse_other_labels(output: _ByKey, *others: _ByKey) -> None:
+    """Counters that cannot be told to belong together would be summed as if they did not."""
+    expected = {frozenset(name for name, _ in key) for key in output}
+    for other in others:
+        for key in other:
+            names = frozenset(name for name, _ in key)
+            if names not in expected:
+                odd = ", ".join(sorted(names ^ next(iter(expected), frozenset())))
+                raise SourceError(
+                    "labels_differ",
+                    f"the counters of input, cached and output tokens do not have the same labels: {odd}; "
+                    "is this a version of the gateway that its file in collectors/gateways does not know yet?",
+                )
+
+
+def _sum(samples: Sequence[Sample]) -> int:
+    """What the samples count together; 0 where nothing was counted yet. Raises LeftOutError."""
+    return sum(map(count, samples))
+
+
+def _epoch_ms(key: _Labels, epochs: Sequence[_ByKey]) -> int | None:
+    for by_key in epochs:
+        starts = map(epoch_ms, by_key.get(key, ()) or by_key.get(_NO_LABELS, ()))
+        # the first stays the same when another joins, which is no restart of what the others have counted
+        plausible = [start for start in starts if start is not None]
+        if plausible:
+            return min(plausible)
+    return None
+
+
+def _common(samples: Sequence[Sample]) -> dict[str, str]:
+    """The labels that all have."""
+    items = frozenset.intersection(*(frozenset(sample.labels.items()) for sample in samples))
+    return dict(sorted(items))
+
+
+def _name(key: _Labels) -> str:
+    return blake2b(repr(sorted(key)).encode(errors="replace"), digest_size=8).hexdigest()

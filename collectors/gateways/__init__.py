@@ -17,13 +17,15 @@ from idlewatt.stream.errors import ConfigError
 class GatewayMapping:
     """Our quantities as one gateway kind exposes them: pure data.
 
-    Samples that agree in all labels but those a series asks for (`only`) are one counter.
+    Samples that agree in all labels but those in `sum_over`, and those a series asks for (`only`), are one counter.
     Each quantity lists the series to read it from, newest gateway first; the first one on the page counts.
     """
 
     output_tokens: tuple[Series, ...]
     input_tokens: tuple[Series, ...]
     cached_input_tokens: tuple[Series, ...] = ()
+    # labels that not all of the series have; may name a consumer while there is but one value
+    sum_over: frozenset[str] = frozenset()
     # input_tokens has the cached ones in it
     input_includes_cached: bool = True
     # start of the counter or of its process, Unix seconds; the first that a counter's labels fit, or that has none

@@ -12,14 +12,16 @@ MAPPING = GatewayMapping(
     # prompt_tokens_details.cached_tokens: sparse, its labels are there from the first hit on. Not
     # litellm_cached_tokens_metric_total, which is all tokens of answers from LiteLLM's own cache.
     cached_input_tokens=(Series("litellm_input_cached_tokens_metric_total"),),
+    # The cached tokens lack them: a key belongs to one organisation.
+    sum_over=frozenset({"org_id", "org_alias"}),
     epoch=(
         # Per set of labels. LiteLLM can forget a set that was idle (its series limits), and counts it anew.
         Series("litellm_output_tokens_metric_created"),
         # Both are absent with several workers (prometheus_client's multiprocess mode).
         Series("process_start_time_seconds"),
     ),
-    # Python's None as text
-    unset=frozenset({"", "None"}),
+    # Python's None as text, and who has the master key
+    unset=frozenset({"", "None", "default_user_id"}),
     names=(
         ("team_alias", "team"),
         ("team", "team"),
