@@ -1,7 +1,7 @@
 """The tiers that a model's tokens are sold on, by the site's usage rows, as engines know of none.
 
 A tier's share of a model's tokens of each kind is its tokens over the trailing hour of usage, divided by the engines'
-tokens of that hour, or by all usage where that is more. The rest is unattributed and sold on the default tier.
+tokens of the same minutes, or by all usage where that is more. The rest is unattributed and sold on the default tier.
 """
 
 from typing import Final
@@ -52,15 +52,18 @@ def recent(minutes: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
 
 def shares(usage: pl.DataFrame, engines: pl.DataFrame) -> pl.DataFrame:
     """SHARE_COLUMNS of the trailing hour; usage has TIER_COLUMNS, engines ENGINE_COLUMNS."""
-    newest = usage.group_by("site").agg(until_ms=pl.col("window_start_ms").max() + HOUR_MS)
+    minute = pl.col("window_start_ms")
+    told = usage.group_by("site").agg(
+        oldest_ms=minute.min(), newest_ms=minute.max(), until_ms=minute.max() + HOUR_MS
+    )
     sold = usage.group_by(*_MODEL, "tier").agg(pl.col(*_TOKENS, "spend_micro", "list_micro").sum())
     made = (
-        engines.join(newest, on="site")
-        .filter(pl.col("window_start_ms") > pl.col("until_ms") - 2 * HOUR_MS)
+        engines.join(told, on="site")
+        .filter(minute.is_between("oldest_ms", "newest_ms"))
         .group_by(*_MODEL)
         .agg(pl.col(*_TOKENS).sum().name.prefix("engine_"))
     )
-    rows = sold.join(newest, on="site").join(made, on=list(_MODEL), how="left").sort(*_MODEL, "tier")
+    rows = sold.join(told, on="site").join(made, on=list(_MODEL), how="left").sort(*_MODEL, "tier")
     return rows.with_columns(
         expression
         for kind in TOKEN_KINDS

@@ -1,0 +1,89 @@
+"""The tiers a model's tokens are sold on: shares of usage that conserve every token."""
+
+from typing import Any
+
+import polars as pl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from idlewatt.processors.economy import tiers
+from idlewatt.processors.economy.tiers import ENGINE_COLUMNS, TIER_COLUMNS
+from idlewatt.stream.decoding import empty_frame, frame_schema
+from idlewatt.stream.records import TOKENS
+
+MINUTE_MS = 60_000
+NOW_MS = 1_760_000_040_000
+KINDS = ("output_tokens", "input_tokens", "cached_input_tokens")
+
+
+def usage(*rows: tuple[str, tuple[int, int, int], int]) -> pl.DataFrame:
+    """(tier, tokens by kind, minutes ago)."""
+    told: list[Any] = [
+        ("s", "m", tier, NOW_MS - ago * MINUTE_MS, *tokens, 10, 20) for tier, tokens, ago in rows
+    ]
+    return pl.DataFrame(told, schema=TIER_COLUMNS, orient="row")
+
+
+def engines(*rows: tuple[tuple[int, int, int], int]) -> pl.DataFrame:
+    made: list[Any] = [("s", "m", NOW_MS - ago * MINUTE_MS, *tokens) for tokens, ago in rows]
+    return pl.DataFrame(made, schema=ENGINE_COLUMNS, orient="row")
+
+
+def made(*counts: tuple[int, int, int], at_ms: int = NOW_MS) -> pl.DataFrame:
+    rows = pl.DataFrame(
+        [
+            {"site": "s", "model_name": "m", "window_start_ms": at_ms} | dict(zip(KINDS, c, strict=True))
+            for c in counts
+        ]
+    )
+    return pl.concat([empty_frame(TOKENS), rows], how="diagonal").cast(frame_schema(TOKENS))  # type: ignore[arg-type]
+
+
+def test_shares_are_usage_over_the_engines_tokens_of_the_same_minutes() -> None:
+    """Half of the output was asked for on tier a, an eighth on b; the rest nobody claims."""
+    found = usage(("a", (40, 0, 0), 1), ("a", (10, 0, 0), 0), ("b", (12, 0, 0), 1))
+    # 500 tokens of the time before usage was told say nothing
+    shares = tiers.shares(found, engines(((500, 0, 0), 2), ((80, 0, 0), 1), ((20, 8, 0), 0)))
+    rows = tiers.split(made((1000, 8, 0)), shares, "standard")
+    assert rows.select("tier", "attributed", *KINDS).rows() == [
+        ("a", True, 500, 0, 0),
+        ("b", True, 120, 0, 0),
+        ("standard", False, 380, 8, 0),
+    ]
+
+
+def test_usage_of_more_than_the_engines_made_takes_all() -> None:
+    """A gateway's count may run ahead of the engines': shares never come to more than the tokens there are."""
+    shares = tiers.shares(usage(("a", (300, 0, 0), 0), ("b", (100, 0, 0), 0)), engines(((200, 0, 0), 0)))
+    rows = tiers.split(made((1001, 0, 0)), shares, "standard")
+    assert rows.select("tier", "output_tokens").rows() == [("a", 750), ("b", 251)]
+
+
+def test_shares_end_an_hour_after_the_last_usage() -> None:
+    """Who went silent is sold nothing more."""
+    shares = tiers.shares(usage(("a", (10, 0, 0), 0)), engines(((10, 0, 0), 0)))
+    for after_ms, tier in ((3_599_000, "a"), (3_600_000, "standard")):
+        rows = tiers.split(made((7, 0, 0), at_ms=NOW_MS + after_ms), shares, "standard")
+        assert rows.get_column("tier").to_list() == [tier]
+
+
+COUNTS = st.tuples(*[st.integers(0, 10**12)] * 3)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), COUNTS, st.integers(0, 59)), max_size=6),
+    st.lists(st.tuples(COUNTS, st.integers(0, 59)), max_size=4),
+    st.lists(COUNTS, min_size=1, max_size=5),
+)
+def test_every_token_is_sold_once(
+    told: list[tuple[str, tuple[int, int, int], int]],
+    engine: list[tuple[tuple[int, int, int], int]],
+    counts: list[tuple[int, int, int]],
+) -> None:
+    """For any usage the tiers' parts add up to the tokens, and none is negative."""
+    rows = tiers.split(made(*counts), tiers.shares(usage(*told), engines(*engine)), "standard")
+    assert [rows.get_column(kind).sum() for kind in KINDS] == [
+        sum(count[at] for count in counts) for at in range(3)
+    ]
+    assert all((rows.get_column(kind) >= 0).all() for kind in KINDS)
