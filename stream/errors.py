@@ -32,6 +32,10 @@ class LogUnavailableError(IdlewattError):
     """The log (Kafka or the SQLite file) did not take or give messages in time."""
 
 
+class RefusedMessageError(IdlewattError):
+    """The log answers, and will never take one of the messages it was given."""
+
+
 class RewindError(Exception):
     """A commit did not happen, or nobody knows whether it did.
 

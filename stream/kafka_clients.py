@@ -14,7 +14,14 @@ import lz4.frame  # type: ignore[import-untyped]  # noqa: F401  kafka-python wou
 import zstandard  # noqa: F401  the same
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as TopicPartition
-from kafka.errors import AuthorizationError, KafkaConfigurationError, SaslAuthenticationFailedError
+from kafka.errors import (
+    AuthorizationError,
+    InvalidRecordError,
+    KafkaConfigurationError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    SaslAuthenticationFailedError,
+)
 from kafka.errors import KafkaError as KafkaError
 from kafka.net.compat import KafkaNetClient
 from kafka.structs import MemberState
@@ -25,6 +32,8 @@ from idlewatt.stream.kafka_assignor import CopartitionedAssignor
 from idlewatt.stream.settings import Log
 
 STABLE: Final = MemberState.STABLE
+# of a message that is as wrong the next time
+REFUSED: Final = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidRecordError)
 # One message: topics and producers agree on it. Brokers take requests of up to 100 MB; snapshots are cut small.
 MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
 _BOOTSTRAP_TIMEOUT_MS: Final = 4_000

@@ -11,8 +11,9 @@ from typing import Final
 import structlog
 from kafka.errors import RetriableError
 
-from idlewatt.stream.errors import LogUnavailableError, RewindError
+from idlewatt.stream.errors import LogUnavailableError, RefusedMessageError, RewindError
 from idlewatt.stream.kafka_clients import (
+    REFUSED,
     STABLE,
     ConsumedRecord,
     Consumer,
@@ -54,7 +55,7 @@ class KafkaAppender:
     def append(self, records: Sequence[Record]) -> None:
         """Return when Kafka holds all records; raise LogUnavailableError when that is not sure for each.
 
-        Appending them again is harmless: rows carry cumulative counters, and a row that came before adds nothing.
+        RefusedMessageError: one of them, alone if it was alone, is nothing Kafka will ever take. Appending them again is harmless: rows carry cumulative counters, and a row that came before adds nothing.
         """
         deadline = time.monotonic() + self._APPEND_TIMEOUT_S
         with self._lock:
@@ -66,6 +67,12 @@ class KafkaAppender:
                 deliveries = [self._producer.send(r.topic, r.value, r.key) for r in records]
                 for delivery in deliveries:
                     delivery.get(timeout=max(deadline - time.monotonic(), 0.0))
+            except REFUSED as error:
+                self._drop()
+                raise RefusedMessageError(
+                    f"Kafka at {self._log.bootstrap_servers} refuses a message for {_names(records)}: {error}; "
+                    "if it is too large, raise max.message.bytes of the topic"
+                ) from error
             except Exception as error:  # kafka-python documents no complete list of what it raises
                 self._drop()
                 raise LogUnavailableError(
@@ -85,6 +92,10 @@ class KafkaAppender:
 # How a partition came to be ours: as which member, and by which change of each input. Another one is another stay,
 # with what others did in between.
 Grant = tuple[str, tuple[int, ...]]
+
+
+def _names(records: Sequence[Record]) -> str:
+    return ", ".join(sorted({record.topic for record in records}))
 
 
 class KafkaStageLog:

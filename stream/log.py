@@ -52,7 +52,10 @@ class Appender(Protocol):
     """Writes messages of collectors."""
 
     def append(self, records: Sequence[Record]) -> None:
-        """Return when the log holds the records; raise LogUnavailableError when it does not take them."""
+        """Return when the log holds the records; raise LogUnavailableError when it does not take them.
+
+        RefusedMessageError: it will never take one of them; the others may or may not be there.
+        """
 
     def close(self) -> None: ...
 

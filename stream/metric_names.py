@@ -327,7 +327,8 @@ DROPPED_ROWS: Final = _collector(
     "idlewatt_spool_dropped_rows_total",
     "counter",
     "topic",
-    "Rows lost before the log had them: it was away for longer than the spool holds, or a file of the spool was damaged.",
+    "Rows lost before the log had them: it was away for longer than the spool holds, a file of the spool was damaged, or "
+    "Kafka refuses a message for good.",
 )
 SPOOL_BYTES: Final = _collector(
     "idlewatt_spool_bytes", "gauge", "", "Bytes that wait for the log, most of them in the spool on disk."

@@ -497,7 +497,7 @@ def test_the_books_balance_whatever_happens(
     shelf: Shelf, tmp_path: Path, logged: list[structlog.typing.EventDict]
 ) -> None:
     """Outages, a spool too small for them, restarts: each row is sent, dropped or waits, and the newest are kept."""
-    bound = 64 * 1024
+    bound = 32 * 1024
     seed = random.Random(7)
     sink = Sink(shelf, 1.0, spool=Spool(tmp_path, bound))
     ts_ms = rows = dropped = 0
