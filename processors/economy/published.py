@@ -23,7 +23,7 @@ class Published:
 
 
 # narrow globs: an H100 PCIe or a GH200 is another product
-_TABLE: Final = (
+TABLE: Final = (
     Published("NVIDIA H100 80GB HBM3", 1_690_000, 1730),
     Published("NVIDIA H200", 1_740_000, 1730),
     Published("NVIDIA B200*", 2_340_000, 2170),
@@ -37,4 +37,4 @@ _TABLE: Final = (
 
 
 def published(product: str) -> Published | None:
-    return next((found for found in _TABLE if fnmatch.fnmatchcase(product, found.product)), None)
+    return next((found for found in TABLE if fnmatch.fnmatchcase(product, found.product)), None)
