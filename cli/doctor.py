@@ -5,36 +5,22 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from idlewatt.cli.config import FILE_VARIABLE, load_settings
+from idlewatt.cli.doctor_sources import Finding, engine_finding, gateway_finding
 from idlewatt.cli.exit_codes import ExitCode
-from idlewatt.collectors.engine_source import EngineSource
 from idlewatt.stream import topics
 from idlewatt.stream.clock import unix_ms
 from idlewatt.stream.decoding import decode
-from idlewatt.stream.errors import ConfigError, IdlewattError, SourceError, UnreadableMessageError
+from idlewatt.stream.errors import ConfigError, IdlewattError, UnreadableMessageError
 from idlewatt.stream.metrics_server import MetricsServer, PortTakenError
-from idlewatt.stream.settings import Engine, Settings
+from idlewatt.stream.settings import Settings
 
 # Clocks that a time service keeps are within milliseconds; file systems stamp to the second or better.
 _CLOCK_TOLERANCE_MS: Final = 2_000
 _HTTP_TIMEOUT_S: Final = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line: what was seen, and what to do about it."""
-
-    level: Literal["ok", "warn", "FAIL"]
-    part: str
-    seen: str
-    mend: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.level:<4}  {self.part:<7}  {self.seen}" + (f": {self.mend}" if self.mend else "")
 
 
 def examine(config: Path | None, environ: Mapping[str, str]) -> ExitCode:
@@ -56,7 +42,9 @@ def _findings(config: Path | None, environ: Mapping[str, str]) -> Iterator[Findi
     yield Finding("ok", "config", str(config or environ.get(FILE_VARIABLE) or "no file: defaults"))
     yield from _gpus(settings)
     for engine in settings.collect.engine:
-        yield _engine(settings, engine)
+        yield engine_finding(settings, engine)
+    for gateway in settings.collect.gateway:
+        yield gateway_finding(settings, gateway)
     yield from _kafka(settings) if settings.log.kind == "kafka" else _file(settings)
     yield _port(settings)
 
@@ -69,35 +57,6 @@ def _gpus(settings: Settings) -> Iterator[Finding]:
 
     for ok, seen, mend in probe_driver():
         yield Finding(("warn" if mend else "ok") if ok else "FAIL", "gpu", seen, mend)
-
-
-def _engine(settings: Settings, engine: Engine) -> Finding:
-    collect = settings.collect
-    try:
-        source = EngineSource(
-            engine,
-            site=settings.site,
-            pool=collect.pool or collect.node,
-            node=collect.node,
-            interval_s=collect.engine_interval_s,
-            timeout_s=collect.timeout_s,
-            max_body_bytes=collect.max_body_bytes,
-        )
-    except ConfigError as error:
-        return Finding("FAIL", "engine", engine.url, str(error))
-    try:
-        reading = source.read()
-    except SourceError as error:
-        return Finding("FAIL", "engine", f"{source.name}: {error.reason}", str(error))
-    finally:
-        source.close()
-    models = ", ".join(sorted({row.model_name for row in reading.rows if hasattr(row, "model_name")}))
-    if reading.left_out:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(reading.left_out.items()))
-        return Finding("warn", "engine", f"{source.name} serves {models or 'no model'}; left out: {reasons}")
-    if not models:
-        return Finding("warn", "engine", f"{source.name} names no model yet", "send it a request, ask again")
-    return Finding("ok", "engine", f"{source.name} serves {models}")
 
 
 def _kafka(settings: Settings) -> Iterator[Finding]:

@@ -35,7 +35,8 @@ def fold(name: str) -> str:
 class SamplePicker:
     """Picks the samples of the named series out of a page.
 
-    `required` are the names of which one must be there, `if_absent` says what to do when none is.
+    `required` are the names of which one must be there, `if_absent` says what to do when none is. With
+    `may_be_empty` it is enough that the page has the type of one, as a server shows that has counted nothing yet.
     """
 
     def __init__(
@@ -43,15 +44,20 @@ class SamplePicker:
         names: Iterable[str],
         required: Iterable[str],
         if_absent: str = "",
+        *,
         max_samples: int = _MAX_SAMPLES,
+        may_be_empty: bool = False,
     ) -> None:
         self._max_samples = max_samples
+        self._may_be_empty = may_be_empty
         self._required = tuple(required)
         self._required_folded = frozenset(map(fold, self._required))
         self._if_absent = if_absent
-        wanted = "|".join(re.escape(fold(name)).replace("_", "[:_]") for name in sorted(names))
+        wanted = _any_of(names)
         # the name must end here: vllm:prompt_tokens_created is a time, and some histograms end in _total
         self._lines = re.compile(rf"^[ \t]*(?:{wanted})[ \t]*[{{ \t][^\n]*".encode(), re.MULTILINE)
+
+        self._announcement = re.compile(rf"^# TYPE (?:{_any_of(self._required)})[ \t]".encode(), re.MULTILINE)
 
     def pick(self, body: bytes | bytearray, left_out: Counter[str] | None = None) -> list[Sample]:
         """The wanted samples, in the page's order.
@@ -80,7 +86,8 @@ class SamplePicker:
                     "too_many_series", f"the page has more than {self._max_samples} samples of known series"
                 )
             samples[key] = sample
-        if not any(sample.name in self._required_folded for sample in samples.values()):
+        known = any(sample.name in self._required_folded for sample in samples.values())
+        if not known and not (self._may_be_empty and self._announcement.search(body)):
             raise SourceError("no_known_series", self._absence(body))
         # The format ends every line with a line feed. A page cut within a line leaves a number cut short.
         if not body.endswith(b"\n"):
@@ -90,6 +97,10 @@ class SamplePicker:
     def _absence(self, body: bytes | bytearray) -> str:
         expected = f"expected {' or '.join(self._required)}, but {_looks(body)}"
         return f"{expected}; {self._if_absent}" if self._if_absent else expected
+
+
+def _any_of(names: Iterable[str]) -> str:
+    return "|".join(re.escape(fold(name)).replace("_", "[:_]") for name in sorted(names))
 
 
 def _parse(line: bytes) -> Sample:

@@ -45,6 +45,7 @@ class GatewaySource:
             [series.name for series in mapping.output_tokens],
             mapping.if_absent,
             max_samples=_MAX_SAMPLES,
+            may_be_empty=True,
         )
         self._page = GatewayPage(mapping)
         self._names = ConsumerNames(rules, mapping.names, mapping.unset)
@@ -72,7 +73,12 @@ class GatewaySource:
 
         Raises SourceError with the reasons of HttpPage.fetch and SamplePicker.pick, and token_file.
         """
-        body = self._http.fetch(self._token())
+        try:
+            body = self._http.fetch(self._token())
+        except SourceError as error:
+            if error.reason == "http_status" and self._token_file is None and " 401 " in str(error):
+                raise SourceError(error.reason, f"{error}: name a file with its key in token_file") from error
+            raise
         ts_ms = self._clock()
         left_out: Counter[str] = Counter()
         counters, faults = self._page.read(self._picker.pick(body, left_out))

@@ -18,6 +18,7 @@ from idlewatt.stream.log import Record
 from idlewatt.stream.opening import open_appender
 from idlewatt.stream.records import GpuRow
 
+LITELLM_PAGE = (Path(__file__).parent / "testdata/gateways/litellm/1.106/metrics.prom").read_bytes()
 VLLM_PAGE = (Path(__file__).parent / "testdata/engines/vllm/0.33/metrics.prom").read_bytes()
 
 
@@ -84,6 +85,20 @@ def test_an_unknown_server_kind_fails(tmp_path: Path) -> None:
     code, parts = examine(tmp_path, env)
     assert code == 3
     assert "Did you mean 'vllm'?" in parts["engine"][0]
+
+
+def test_a_gateway_is_looked_at(tmp_path: Path) -> None:
+    """The counters of a gateway are counted, and those that no rule gives a name; one that asks for a key fails."""
+    env = {"IDLEWATT_COLLECT__GATEWAY": '[{url = "URL", name = "gate"}]'}
+    with loopback_http.serving(loopback_http.says(loopback_http.page(LITELLM_PAGE))) as server:
+        code, parts = examine(tmp_path, {name: text.replace("URL", server.url) for name, text in env.items()})
+        assert code == 0
+        assert parts["gateway"][0].startswith("warn gate has 4 counters, 3 of a consumer with a name: name ")
+        server.answer = loopback_http.says(loopback_http.page(b"", status="401 Unauthorized"))
+        code, parts = examine(tmp_path, {name: text.replace("URL", server.url) for name, text in env.items()})
+        assert code == 3
+        assert parts["gateway"][0].startswith("FAIL gate: http_status")
+        assert "token_file" in parts["gateway"][0]
 
 
 @pytest.mark.nvml

@@ -191,6 +191,18 @@ def test_a_newcomer_loses_nothing(server: LoopbackServer) -> None:
     assert [row.output_tokens for row in second if row.team == "new"] == [0, 9]
 
 
+def test_a_gateway_that_has_counted_nothing_is_no_fault(server: LoopbackServer) -> None:
+    """A page without a token yet is read as empty, so that the first request after it counts; another page is not."""
+    gate = Scraped(server)
+    empty, _ = gate.read("# TYPE litellm_output_tokens_metric_total counter\n")
+    assert not empty
+    first, _ = gate.read(litellm(9, team_alias="new"), after_ms=15_000)
+    assert spent(first) == {("new", ""): 9}
+    with pytest.raises(SourceError) as failed:
+        gate.read("# TYPE python_info gauge\npython_info 1\n")
+    assert failed.value.reason == "no_known_series"
+
+
 @pytest.mark.parametrize("created", [True, False])
 def test_restarts_count_once(server: LoopbackServer, created: bool) -> None:
     """A restart of the gateway or of the collector counts no token twice, whether the page has epochs or not."""

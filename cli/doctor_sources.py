@@ -1,0 +1,105 @@
+"""What `idlewatt doctor` says of the servers it reads: each is read once, as the collector would."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from idlewatt.collectors.engine_source import EngineSource
+from idlewatt.collectors.gateway_source import GatewaySource
+from idlewatt.collectors.source import Reading, Source
+from idlewatt.stream.errors import ConfigError, SourceError
+from idlewatt.stream.records import EngineRow, UsageRow
+from idlewatt.stream.settings import Engine, Gateway, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was seen, and what to do about it."""
+
+    level: Literal["ok", "warn", "FAIL"]
+    part: str
+    seen: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level:<4}  {self.part:<7}  {self.seen}" + (f": {self.mend}" if self.mend else "")
+
+
+def engine_finding(settings: Settings, engine: Engine) -> Finding:
+    """Whether an engine answers, and which models it serves."""
+    collect = settings.collect
+
+    def source() -> Source:
+        return EngineSource(
+            engine,
+            site=settings.site,
+            pool=collect.pool or collect.node,
+            node=collect.node,
+            interval_s=collect.engine_interval_s,
+            timeout_s=collect.timeout_s,
+            max_body_bytes=collect.max_body_bytes,
+        )
+
+    def seen(name: str, reading: Reading) -> Finding:
+        models = ", ".join(sorted({row.model_name for row in reading.rows if isinstance(row, EngineRow)}))
+        if reading.left_out:
+            return Finding(
+                "warn", "engine", f"{name} serves {models or 'no model'}; left out: {_reasons(reading)}"
+            )
+        if not models:
+            return Finding("warn", "engine", f"{name} names no model yet", "send it a request, ask again")
+        return Finding("ok", "engine", f"{name} serves {models}")
+
+    return _read("engine", engine.url, source, seen)
+
+
+def gateway_finding(settings: Settings, gateway: Gateway) -> Finding:
+    """Whether a gateway answers, and whether the rules name those who spend its tokens."""
+    collect = settings.collect
+
+    def source() -> Source:
+        return GatewaySource(
+            gateway,
+            collect.consumer,
+            site=settings.site,
+            node=collect.node,
+            interval_s=collect.gateway_interval_s,
+            timeout_s=collect.timeout_s,
+            max_body_bytes=collect.max_body_bytes,
+        )
+
+    def seen(name: str, reading: Reading) -> Finding:
+        rows = [row for row in reading.rows if isinstance(row, UsageRow)]
+        named = [row for row in rows if row.function or row.team or row.agent_family or row.engineer]
+        told = f"{name} has {len(rows)} counters, {len(named)} of a consumer with a name"
+        if reading.left_out:
+            return Finding("warn", "gateway", f"{told}; left out: {_reasons(reading)}")
+        if not rows:
+            return Finding(
+                "warn", "gateway", f"{name} has counted nothing yet", "send it a request, ask again"
+            )
+        if len(named) < len(rows):
+            return Finding("warn", "gateway", told, "name the others with [[collect.consumer]]")
+        return Finding("ok", "gateway", told)
+
+    return _read("gateway", gateway.url, source, seen)
+
+
+def _read(
+    part: str, url: str, make: Callable[[], Source], seen: Callable[[str, Reading], Finding]
+) -> Finding:
+    try:
+        source = make()
+    except ConfigError as error:
+        return Finding("FAIL", part, url, str(error))
+    try:
+        reading = source.read()
+    except SourceError as error:
+        return Finding("FAIL", part, f"{source.name}: {error.reason}", str(error))
+    finally:
+        source.close()
+    return seen(source.name, reading)
+
+
+def _reasons(reading: Reading) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(reading.left_out.items()))
