@@ -38,7 +38,13 @@ def demo_settings(environ: Mapping[str, str], folder: Path) -> Settings:
     return Settings(
         site=given.site,
         log=Log(path=str(folder / "log.db")),
-        collect=Collect(gpu="simulated", gpu_interval_s=0.5, engine_interval_s=0.5, send_interval_s=0.25),
+        collect=Collect(
+            gpu="simulated",
+            gpu_interval_s=0.5,
+            engine_interval_s=0.5,
+            gateway_interval_s=1.0,
+            send_interval_s=0.25,
+        ),
         process=Process(window_s=2, grace_s=3.0, yardstick=tuple(_yardsticks())),
         economy=Economy(book=str(book)),
         serve=given.serve,

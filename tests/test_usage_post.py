@@ -10,6 +10,8 @@ from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from idlewatt.collectors.collection import Collection
 from idlewatt.collectors.sink import Sink
@@ -19,6 +21,7 @@ from idlewatt.stream import topics
 from idlewatt.stream.decoding import decode
 from idlewatt.stream.embedded_log import EmbeddedAppender, EmbeddedStageLog
 from idlewatt.stream.errors import LogUnavailableError
+from idlewatt.stream.http_routes import Request
 from idlewatt.stream.log import Record
 from idlewatt.stream.metrics_server import MetricsServer
 from idlewatt.stream.settings import Collect, Log, Serve, Settings
@@ -323,15 +326,15 @@ def test_many_at_once(site: Site, shelf: Shelf) -> None:
 
 def test_a_collector_that_only_takes_usage(tmp_path: Path) -> None:
     """A token is enough of a setting to collect: what is posted is in the embedded log when 202 is answered."""
-    settings = Settings(
+    told = Settings(
         site="hall",
         log=Log(path=str(tmp_path / "log.db")),
         collect=Collect(node="n", gpu="none"),
         serve=Serve(token=TOKEN),
     )
-    appender = EmbeddedAppender(settings.log.path)
-    collection = Collection(settings, appender, clock=lambda: NOW_MS)
-    server = MetricsServer("127.0.0.1", 0, lambda: b"", settings.serve.token)
+    appender = EmbeddedAppender(told.log.path)
+    collection = Collection(told, appender, clock=lambda: NOW_MS)
+    server = MetricsServer("127.0.0.1", 0, lambda: b"", told.serve.token)
     server.start()
     server.open(collection.routes)
     collection.start()
@@ -340,7 +343,7 @@ def test_a_collector_that_only_takes_usage(tmp_path: Path) -> None:
         connection.request("POST", "/v1/usage", lines(LINE), {"Authorization": f"bearer {TOKEN}"})
         assert connection.getresponse().status == 202
         connection.close()
-        log = EmbeddedStageLog(settings.log.path, "test", (topics.USAGE,))
+        log = EmbeddedStageLog(told.log.path, "test", (topics.USAGE,))
         messages = [message for _ in range(2) for message in log.poll(5.0).messages]
         log.close()
         assert [decode(message.value)[1].get_column("team").to_list() for message in messages] == [["search"]]
@@ -348,3 +351,37 @@ def test_a_collector_that_only_takes_usage(tmp_path: Path) -> None:
         server.stop()
         collection.stop(1)
         appender.close()
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=60),
+            st.builds(
+                lambda row: json.dumps(row).encode(),
+                st.fixed_dictionaries(
+                    {"model_name": st.just("m"), "ts_ms": st.just(NOW_MS), "output_tokens": st.integers()},
+                    optional={
+                        name: st.one_of(st.text(max_size=5), st.integers(), st.none())
+                        for name in ("event_id", "team", "tier", "input_tokens", "source", "x")
+                    },
+                ),
+            ),
+        ),
+        max_size=5,
+    ),
+    st.text(max_size=130),
+)
+def test_no_body_ends_the_server(parts: list[bytes], key: str) -> None:
+    """Whatever is sent is taken or refused with a reason, and what is taken can be written."""
+    shelf = Shelf()
+    usage_post = UsagePost("hall", Sink(shelf, 1.0).store, lambda: NOW_MS)
+    answer = usage_post.take(Request("", {"idempotency-key": key}, b"\n".join(parts)))
+    if answer.status == 202:
+        assert answer.content["accepted"] == len(shelf.rows()) > 0
+    else:
+        assert answer.status == 400
+        assert answer.content["errors"]
+        assert not shelf.records
+    assert json.loads(answer.body)

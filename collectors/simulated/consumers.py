@@ -20,35 +20,35 @@ class SimulatedConsumer(NamedTuple):
 UNKNOWN: Final = SimulatedConsumer()
 
 
-def _person(team: str, engineer: str, tier: str = "standard") -> SimulatedConsumer:
-    return SimulatedConsumer("engineering", team, "", engineer, tier)
+def _person(team: str, engineer: str) -> SimulatedConsumer:
+    return SimulatedConsumer("engineering", team, "", engineer, "standard")
 
 
 def _agents(function: str, team: str, family: str, tier: str = "standard") -> SimulatedConsumer:
     return SimulatedConsumer(function, team, family, "", tier)
 
 
-# pool -> consumers and their shares of its tokens, in percent
+# Pool -> consumers and their shares of its tokens, in percent. The sample book has a price for each, and envelopes
+# for some.
 SHARES: Final[dict[str, tuple[tuple[SimulatedConsumer, int], ...]]] = {
     "chat": (
         (SimulatedConsumer("sales", "assistant", tier="free"), 30),
-        (SimulatedConsumer("sales", "assistant", tier="standard"), 28),
-        (SimulatedConsumer("sales", "assistant", tier="premium"), 12),
-        (_agents("support", "helpdesk", "ticket-triage"), 14),
-        (_agents("support", "helpdesk", "answer-drafts"), 9),
+        (SimulatedConsumer("sales", "assistant", tier="standard"), 40),
+        (_agents("support", "helpdesk", "support-triage"), 14),
+        (_agents("support", "helpdesk", "support-drafts"), 9),
         (UNKNOWN, 7),
     ),
     "code": (
-        (_person("platform", "ada", "premium"), 24),
+        (_person("platform", "ada"), 24),
         (_person("platform", "grace"), 14),
         (_person("product", "linus"), 19),
-        (_person("product", "margaret"), 11),
+        (_person("product", "new-margaret"), 11),
         (_agents("engineering", "product", "code-review"), 26),
         (UNKNOWN, 6),
     ),
     "agents": (
-        (_agents("research", "insights", "deep-research", "volume"), 45),
-        (_agents("finance", "controlling", "invoice-reader", "volume"), 25),
+        (_agents("research", "insights", "deep-research", "premium"), 45),
+        (_agents("finance", "controlling", "invoice-reader"), 25),
         (_agents("engineering", "platform", "test-writer"), 25),
         (UNKNOWN, 5),
     ),
