@@ -70,9 +70,9 @@ class _Watch:
     def sample(self) -> _Sample:
         assert self.processing is not None
         figures = {metric.name: metric.samples for metric in self.processing._figures.collect()}
-        rows = {s.labels["topic"]: int(s.value) for s in figures[names.ROWS.name.removesuffix("_total")]}
+        rows = {s.labels["topic"]: int(s.value) for s in figures[names.ROWS.name]}
         behind = {tuple(s.labels.values()): s.value for s in figures[names.BEHIND.name]}
-        rewinds = sum(int(s.value) for s in figures[names.REWINDS.name.removesuffix("_total")])
+        rewinds = sum(int(s.value) for s in figures[names.REWINDS.name])
         return _Sample(rows, behind, rewinds, own_usage())
 
 

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
@@ -28,8 +28,12 @@ S = TypeVar("S")
 _log = structlog.get_logger()
 
 POLL_S: Final = 0.25
-# A Kafka transaction takes about 0.1 s of waiting: not one per poll.
-COMMIT_INTERVAL_S: Final = 0.5
+# What polls bring is gathered, because a fold costs some 50 ms whatever it folds, and a Kafka transaction 0.1 s of
+# waiting: for this long, ten times as long while there is more to read, or up to these sizes.
+GATHER_S: Final = 0.5
+GATHER_S_BEHIND: Final = 10 * GATHER_S
+GATHER_BYTES_PER_PARTITION: Final = 64 * 1024 * 1024
+GATHER_BYTES: Final = 512 * 1024 * 1024
 UNAVAILABLE_PAUSE_S: Final = 1.0
 SAY_AGAIN_S: Final = 60.0
 
@@ -57,11 +61,15 @@ class Runner(Generic[S]):
         self._publish = publish
         self._states: dict[int, S] = {}
         self._page = Page(stage.at_most)
+        # what was read and is not folded, by partition, and where the log ended then
+        self._gathered: dict[int, list[Message]] = defaultdict(list)
+        self._gathered_bytes: Counter[int] = Counter()
+        self._behind: Mapping[tuple[str, int], int] = {}
         self._positions: dict[tuple[str, int], int] = {}
         self._resume: dict[tuple[str, int], int] = {}
         # partition -> records of folds that are not committed; a key without records is a state that moved
         self._outbox: dict[int, list[Record]] = {}
-        self._committed_at = 0.0
+        self._folded_at = 0.0
         self._polled_at = time.monotonic()
         self._said: dict[str, float] = {}
         self._catch_up: dict[int, CatchUp] = {}
@@ -71,9 +79,8 @@ class Runner(Generic[S]):
         try:
             while not stop.is_set():
                 self.step(POLL_S, stop)
-            if self._outbox:
-                with contextlib.suppress(RewindError, LogUnavailableError):
-                    self._commit()
+            with contextlib.suppress(RewindError, LogUnavailableError):
+                self._fold_and_commit(list(self._states))
         finally:
             self._stage_log.close()
 
@@ -91,12 +98,28 @@ class Runner(Generic[S]):
             return
         self._polled_at = time.monotonic()
         self._hand_over(poll)
-        self._fold(poll)
-        if self._outbox and time.monotonic() - self._committed_at >= COMMIT_INTERVAL_S:
-            try:
-                self._commit()
-            except (RewindError, LogUnavailableError) as error:
-                self._rewind(error)
+        for message in poll.messages:
+            if message.partition in self._states:
+                self._gathered[message.partition].append(message)
+                self._gathered_bytes[message.partition] += len(message.value)
+        self._behind = poll.behind
+        self._tell_how_far(poll)
+        due = self._due()
+        if not due:
+            return
+        try:
+            self._fold_and_commit(due)
+        except (RewindError, LogUnavailableError) as error:
+            self._rewind(error)
+
+    def _due(self) -> list[int]:
+        """Partitions to fold now."""
+        waited_s = time.monotonic() - self._folded_at
+        patience_s = GATHER_S_BEHIND if any(self._behind.values()) else GATHER_S
+        if waited_s >= patience_s or self._gathered_bytes.total() >= GATHER_BYTES:
+            self._folded_at = time.monotonic()
+            return list(self._states)
+        return [p for p, size in self._gathered_bytes.items() if size >= GATHER_BYTES_PER_PARTITION]
 
     def _hand_over(self, poll: Poll) -> None:
         if not poll.revoked and not poll.assigned:
@@ -115,6 +138,8 @@ class Runner(Generic[S]):
         self._states.pop(partition, None)
         self._page.drop(partition)
         self._outbox.pop(partition, None)
+        self._gathered.pop(partition, None)
+        self._gathered_bytes.pop(partition, None)
         for topic in self._stage.inputs:
             self._positions.pop((topic, partition), None)
             self._resume.pop((topic, partition), None)
@@ -129,18 +154,18 @@ class Runner(Generic[S]):
         for partition in list(self._states):
             self._drop(partition)
 
-    def _fold(self, poll: Poll) -> None:
-        by_partition: dict[int, list[Message]] = defaultdict(list)
-        for message in poll.messages:
-            by_partition[message.partition].append(message)
+    def _fold_and_commit(self, partitions: Iterable[int]) -> None:
+        """Fold what is gathered of them. Raises RewindError or LogUnavailableError where it could not be committed."""
         now_ms = self._clock()
-        for partition in self._states:
-            messages = by_partition.get(partition, [])
-            at_end = frozenset(t for t in self._stage.inputs if poll.behind.get((t, partition)) == 0)
+        for partition in partitions:
+            messages = self._gathered.pop(partition, [])
+            self._gathered_bytes.pop(partition, None)
+            at_end = frozenset(t for t in self._stage.inputs if self._behind.get((t, partition)) == 0)
             # without messages there is only the clock to follow, and that only where everything is read
             if messages or len(at_end) == len(self._stage.inputs):
                 self._fold_partition(partition, messages, at_end, now_ms)
-        self._tell_how_far(poll)
+        if self._outbox:
+            self._commit()
 
     def _tell_how_far(self, poll: Poll) -> None:
         total: dict[int, int] = defaultdict(int)
@@ -260,8 +285,7 @@ class Runner(Generic[S]):
             )
         )
         self._outbox.clear()
-        self._committed_at = time.monotonic()
-        self._figures.show(names.CHECKPOINT_SECONDS, self._stage.name, value=self._committed_at - began)
+        self._figures.show(names.CHECKPOINT_SECONDS, self._stage.name, value=time.monotonic() - began)
         self._figures.show(names.CHECKPOINT_BYTES, self._stage.name, value=sum(map(len, snapshots.values())))
         self._show(snapshots)
 

@@ -5,6 +5,7 @@ batches as there are messages: setting up a frame for each would cost several ti
 """
 
 import functools
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -120,7 +121,7 @@ class _Part:
 def _checked(schema: Schema, parts: list[_Part], faults: dict[int, UnreadableMessageError]) -> Rows:
     """The parts as one, without messages in which a required value is missing."""
     places = pl.concat([part.message_of_rows() for part in parts])
-    frame = pl.concat([part.frame for part in parts], rechunk=True)
+    frame = pl.concat([part.frame for part in parts]).rechunk()
     missing = [name for name in schema.required if frame.get_column(name).null_count()]
     for name in missing:
         for place in places.filter(frame.get_column(name).is_null()).unique():
@@ -155,9 +156,14 @@ def _row_count(message: bytes) -> int:
 def _read_sealed(layout: "_Layout", messages: Sequence[bytes]) -> pl.DataFrame | None:
     """Their rows, in their order; None if they are not what their seals say."""
     head = len(layout.head)
-    bodies = [memoryview(message)[head:-_TAIL_BYTES] for message in messages]
+    # polars would copy the bytes of a joined stream once more
+    stream = io.BytesIO()
+    stream.write(layout.head)
+    stream.writelines(memoryview(message)[head:-_TAIL_BYTES] for message in messages)
+    stream.write(END_OF_STREAM)
+    stream.seek(0)
     try:
-        frame = pl.read_ipc_stream(b"".join([layout.head, *bodies, END_OF_STREAM]))
+        frame = pl.read_ipc_stream(stream)
     except pl.exceptions.PolarsError:
         return None
     return frame if frame.height == sum(map(_row_count, messages)) else None

@@ -103,15 +103,12 @@ def with_first(index: pl.DataFrame, intervals: pl.DataFrame, last: pl.DataFrame)
     )
 
 
-def holders(
-    engine_index: pl.DataFrame, engines: pl.DataFrame, gpu_index: pl.DataFrame, gpus: pl.DataFrame
-) -> pl.DataFrame:
+def holders(engine_index: pl.DataFrame, engines: pl.DataFrame, gpu_index: pl.DataFrame) -> pl.DataFrame:
     """Which GPU is held by which engine, from when on: (server, id, inferred, since_ms).
 
-    `engines`, `gpus`: last readings, of those that are known to be there. An engine that names no GPUs may hold
+    `engines`: last readings, of those that are known to be there. An engine that names no GPUs may hold
     those of its node: `inferred`. That counts only for a GPU that has a process and that no engine names.
     """
-    here = gpu_index.join(gpus.select("id"), on="id", how="semi")
     named = (
         engine_index.join(engines.select("id", "ts_ms"), on="id")
         .sort("ts_ms")
@@ -122,13 +119,13 @@ def holders(
         named.filter(pl.col("gpus") != "")
         .with_columns(pl.col("gpus").str.split("\n"))
         .explode("gpus")
-        .join(here.select("site", "pool", "id", gpus="gpu_uuid"), on=["site", "pool", "gpus"])
+        .join(gpu_index.select("site", "pool", "id", gpus="gpu_uuid"), on=["site", "pool", "gpus"])
         .select("server", "id", pl.lit(False).alias("inferred"), "since_ms")
         .unique()
     )
     possible = (
         named.filter(pl.col("gpus") == "")
-        .join(here.select("site", "pool", "node", "id"), on=["site", "pool", "node"])
+        .join(gpu_index.select("site", "pool", "node", "id"), on=["site", "pool", "node"])
         .select("server", "id", pl.lit(True).alias("inferred"), "since_ms")
     )
     return pl.concat([explicit, possible])

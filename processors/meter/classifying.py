@@ -9,6 +9,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.meter.activity import in_windows
+from idlewatt.processors.meter.timeline import Edges
 
 # what decides, besides the engines: pieces alike in these and in their window share a state if the engine's does
 _ALIKE: Final = ("id", "window_start_ms", "measured", "late", "has_process_0")
@@ -54,6 +55,20 @@ def classify(
         )
         parts.append(_piece_by_piece(unclear, segments, held))
     return pl.concat(parts)
+
+
+def steady_windows(
+    segments: pl.DataFrame, held: pl.DataFrame, gpu_index: pl.DataFrame, edges: Edges
+) -> pl.DataFrame:
+    """(id, window_start_ms) of GPUs whose pieces classify() judges all alike: held by nobody, or by one engine that
+    does the same all window long."""
+    whole = _whole_windows(segments, held, edges.previous_ms, edges.edge_ms, edges.window_ms)
+    windows = pl.DataFrame(
+        {"window_start_ms": range(edges.previous_ms, edges.edge_ms, edges.window_ms)},
+        schema={"window_start_ms": pl.Int64},
+    )
+    free = gpu_index.select("id").join(held.select("id"), on="id", how="anti").join(windows, how="cross")
+    return pl.concat([whole.select("id", "window_start_ms"), free])
 
 
 def _summed(pieces: pl.DataFrame, since_ms: int, window_ms: int) -> pl.DataFrame:

@@ -6,7 +6,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.meter import activity, rolling, tokens, totals, waterfall, yardstick
-from idlewatt.processors.meter.classifying import classify
+from idlewatt.processors.meter.classifying import classify, steady_windows
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.state import (
     ENGINE_CARRY,
@@ -17,12 +17,23 @@ from idlewatt.processors.meter.state import (
     SAMPLE_COLUMNS,
     MeterState,
 )
-from idlewatt.processors.meter.timeline import Advance, Edges, advance, silence, split, still_open, with_gaps
+from idlewatt.processors.meter.timeline import (
+    Advance,
+    Edges,
+    Steady,
+    advance,
+    silence,
+    split,
+    still_open,
+    with_gaps,
+)
 from idlewatt.stream import records
 from idlewatt.stream.decoding import frame_schema
 
 MINUTE_MS: Final = 60_000
 _ENERGY: Final = ("energy_mj",)
+# beside the counter, what a piece of a GPU's time is judged by
+_GAUGES: Final = ("power_limit_mw", "has_process")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +55,23 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         learned = replace(state, histogram=histogram, samples=state.samples.clear())
 
     engines = advance(state.engines, state.pending_engines, edges, tokens.TOKEN_KINDS, ENGINE_CARRY)
-    gpus = advance(state.gpus, state.pending_gpus, edges, _ENERGY, GPU_CARRY, ceiling=waterfall.CEILING)
     engine_intervals = with_gaps(tokens.without_unknown(engines.intervals), tokens.TOKEN_KINDS)
-    gpu_intervals = with_gaps(waterfall.integrate_missing(gpus.intervals), _ENERGY).select(*GPU_INTERVAL)
-
     segments = activity.remember(
         state.segments, activity.segments_of(engine_intervals, state.engine_index), edges.edge_ms
     )
     engine_index = activity.with_first(state.engine_index, engines.intervals, engines.last)
-    held = activity.holders(engine_index, engines.last, state.gpu_index, gpus.last)
+    possible = activity.holders(engine_index, engines.last, state.gpu_index)
+    gpus = advance(
+        state.gpus,
+        state.pending_gpus,
+        edges,
+        _ENERGY,
+        GPU_CARRY,
+        ceiling=waterfall.CEILING,
+        steady=Steady(steady_windows(segments, possible, state.gpu_index, edges), _GAUGES),
+    )
+    gpu_intervals = with_gaps(waterfall.integrate_missing(gpus.intervals), _ENERGY).select(*GPU_INTERVAL)
+    held = possible.join(gpus.last.select("id"), on="id", how="semi")
     gpu_windows = _gpu_windows(state, gpus, gpu_intervals, segments, held, edges, config)
     engine_windows = _engine_windows(state, engines, engine_intervals, edges, config)
 

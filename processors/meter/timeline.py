@@ -36,6 +36,16 @@ class Edges:
 
 
 @dataclass(frozen=True, slots=True)
+class Steady:
+    """Where nobody asks what was gained from one reading to the next, only what was gained over the window."""
+
+    # id, window_start_ms
+    windows: pl.DataFrame
+    # columns that say the same in all of the window's readings, or each reading counts
+    gauges: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Advance:
     """What the step to the next edge took from the readings."""
 
@@ -84,6 +94,7 @@ def advance(
     counters: Sequence[str],
     carry: Sequence[str],
     ceiling: pl.Expr | None = None,
+    steady: Steady | None = None,
 ) -> Advance:
     """Take the readings that the edge needs and pair them up.
 
@@ -100,6 +111,8 @@ def advance(
     if some_late:
         # a reading may not be taken before an earlier one of its entity that still waits
         rows = rows.with_columns(pl.col("eff_ms").cum_max().over("id"))
+    elif steady is not None and edges.window_ms <= edges.hold_ms:
+        rows = _without_between(rows, edges, counters, steady)
     reach = (pl.col("ts_ms").shift(1) < edges.edge_ms) & (pl.col("eff_ms") <= edges.edge_ms + edges.hold_ms)
     rows = rows.with_columns(
         taken=pl.col("is_last") | (pl.col("eff_ms") <= edges.edge_ms) | (same & reach).fill_null(False)
@@ -197,6 +210,39 @@ def _without_bad(rows: pl.DataFrame, counters: Sequence[str], dropped: dict[str,
     )
     dropped["counter_decrease"] = kept.height - rising.height
     return rising
+
+
+def _without_between(
+    rows: pl.DataFrame, edges: Edges, counters: Sequence[str], steady: Steady
+) -> pl.DataFrame:
+    """Leave out readings that say no more than the ones before and after them in their window say together.
+
+    Most readings do: nothing was reset, no gauge changed, and a window is not longer than the hold.
+    """
+    windows = (edges.edge_ms - edges.previous_ms) // edges.window_ms
+    entities = 1 + _highest(rows)
+    known = pl.col("id") < entities
+    window = (pl.col("window_start_ms") - edges.previous_ms) // edges.window_ms
+    places = steady.windows.filter(known & window.is_between(0, windows - 1)).select(
+        pl.col("id") * windows + window
+    )
+    is_steady = pl.repeat(False, entities * windows, dtype=pl.Boolean, eager=True)
+    is_steady = is_steady.scatter(places.to_series(), True)
+    window = (pl.col("ts_ms") - edges.previous_ms) // edges.window_ms
+    joined_to_last = pl.all_horizontal(
+        pl.col("id") == pl.col("id").shift(1),
+        window == window.shift(1),
+        *(pl.col(c).eq_missing(pl.col(c).shift(1)) for c in ("epoch_ms", *steady.gauges)),
+        *(pl.col(c) >= pl.col(c).shift(1) for c in counters),
+    ).fill_null(False)
+    between = rows.select(
+        between=joined_to_last
+        & joined_to_last.shift(-1, fill_value=False)
+        & ~pl.col("is_last")
+        & window.is_between(0, windows - 1),
+        place=pl.col("id") * windows + window.clip(0, windows - 1),
+    )
+    return rows.filter(~(between.get_column("between") & is_steady.gather(between.get_column("place"))))
 
 
 def _gains(
