@@ -137,14 +137,11 @@ def packing(power: pl.DataFrame) -> pl.DataFrame:
     return windows.select(*PACKING_COLUMNS)
 
 
-def packed(before: pl.DataFrame, more: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
-    """Both together, by the minute, of the hour before each pool's newest window."""
-    both = pl.concat([before, more]).join(ends, on=list(POOL), how="left")
-    kept = both.filter(_recent(pl.col("minute_start_ms")))
-    return (
-        kept.group_by(*POOL, "model_name", "minute_start_ms")
-        .agg(pl.col("served").max(), pl.col("held").min())
-        .sort(*POOL, "model_name", "minute_start_ms")
+def packed(rows: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
+    """The rows by the minute, of the hour before each pool's newest window."""
+    kept = rows.join(ends, on=list(POOL), how="left").filter(_recent(pl.col("minute_start_ms")))
+    return kept.group_by(*POOL, "model_name", "minute_start_ms").agg(
+        pl.col("served").max(), pl.col("held").min()
     )
 
 
@@ -154,16 +151,16 @@ def on_time(rows: pl.DataFrame, ends_before: pl.DataFrame) -> pl.DataFrame:
     return rows.join(ends_before, on=list(POOL), how="left").filter(live).drop("end_ms")
 
 
-def rolled(before: pl.DataFrame, more: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
-    """Both together, of the hour before each pool's newest window."""
-    both = pl.concat([before, more]).join(ends, on=list(POOL), how="left")
+def aged(rows: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
+    """ROLLING_COLUMNS of the hour before each pool's newest window; windows that are no longer new by the minute."""
     start = pl.col("window_start_ms")
     is_old = (start < pl.col("end_ms") - _FINE_MS).fill_null(False)
-    kept = both.filter(_recent(start)).with_columns(
+    kept = rows.join(ends, on=list(POOL), how="left").filter(_recent(start))
+    kept = kept.with_columns(
         window_start_ms=pl.when(is_old).then(start // _MINUTE_MS * _MINUTE_MS).otherwise(start)
     )
     key = (*POOL, "window_start_ms")
-    return kept.group_by(key).agg(pl.col(*_COUNTS, "invested").sum()).sort(key).select(*ROLLING_COLUMNS)
+    return kept.group_by(key).agg(pl.col(*_COUNTS, "invested").sum()).select(*ROLLING_COLUMNS)
 
 
 def _recent(start: pl.Expr) -> pl.Expr:

@@ -135,11 +135,12 @@ def recoverable(packing: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
     """site, pool, model_name, value: whole GPUs that held the model all the hour and that no window needed."""
     hour = (
         packing.join(ends, on=list(POOL))
+        .filter(pl.col("minute_start_ms") >= pl.col("end_ms") - HOUR_MS)
         .group_by(*POOL, "model_name")
         .agg(
             pl.col("held").min(),
             pl.col("served").max(),
-            minutes=pl.len(),
+            minutes=pl.col("minute_start_ms").n_unique(),
             first_ms=pl.col("minute_start_ms").min(),
             end_ms=pl.col("end_ms").first(),
         )

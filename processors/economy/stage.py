@@ -104,8 +104,8 @@ class EconomyStage:
         priced = pricing.priced_tokens(tokens, state.shares, book)
         # what was read before came before
         before = state.mix.with_columns(src=pl.lit(-1, pl.Int64))
-        mix = pl.concat([before, pricing.mix_rows(priced)])
-        losses = pricing.idle_losses(power, mix, book, self._config.lost_revenue_counts)
+        sold = pricing.mix_rows(priced)
+        losses = pricing.idle_losses(power, pl.concat([before, sold]), book, self._config.lost_revenue_counts)
         costed = costs.costed(power, book)
         money = pl.concat(
             [
@@ -117,9 +117,15 @@ class EconomyStage:
         ends = _ends(state.windows, power)
         live = rolling.on_time(rolling.window_sums(costed, losses, priced), state.windows)
         rest = priced.filter(~pl.col("attributed"))
+        mix = pl.concat([state.mix, sold.select(state.mix.columns)])
+        roll = pl.concat([state.rolling, live])
+        packs = pl.concat([state.packing, rolling.packing(rolling.on_time(power, state.windows))])
+        if _minute(ends) != _minute(state.windows):
+            # who reads them goes by time anyway: what is too old can wait for the minute's end
+            mix, roll, packs = _recent(mix, ends), rolling.aged(roll, ends), rolling.packed(packs, ends)
         folded = replace(
             state,
-            mix=_recent(_summed(mix.drop("src"), ["output_tokens", "earned"]), ends),
+            mix=mix,
             totals=_add(state.totals, money.with_columns(pl.col("tier", "origin").fill_null("")), TOTAL_KEY),
             unpriced=_add(state.unpriced, priced.filter(pl.col("worth").is_null()), UNPRICED_KEY),
             uncosted=_add(state.uncosted, costed.filter(pl.col("capital_micro").is_null()), UNCOSTED_KEY),
@@ -127,10 +133,8 @@ class EconomyStage:
                 state.carbon, costed.filter(pl.col("carbon_ug").is_not_null()), ("site", "pool", "state")
             ),
             windows=ends,
-            rolling=rolling.rolled(state.rolling, live, ends),
-            packing=rolling.packed(
-                state.packing, rolling.packing(rolling.on_time(power, state.windows)), ends
-            ),
+            rolling=roll,
+            packing=packs,
             engines=tiers.recent(
                 state.engines,
                 tokens.with_columns(window_start_ms=pl.col("window_start_ms") // 60_000 * 60_000),
@@ -155,6 +159,11 @@ def _summed(rows: pl.DataFrame, amounts: Sequence[str]) -> pl.DataFrame:
 def _ends(windows: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
     seen = power.select(*_POOL, (pl.col("window_start_ms") + pl.col("window_ms")).alias("end_ms"))
     return pl.concat([windows, seen]).group_by(*_POOL).agg(pl.col("end_ms").max()).sort(*_POOL)
+
+
+def _minute(windows: pl.DataFrame) -> int:
+    newest = windows.get_column("end_ms").max()
+    return newest // 60_000 if isinstance(newest, int) else 0
 
 
 def _recent(rows: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:

@@ -1,0 +1,338 @@
+"""The economy from its topics to its rows and series: money conserved however it is read, absent while unknown."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stage_driver import Driver, Message
+
+from idlewatt.processors.economy.book import Book
+from idlewatt.processors.economy.book_file import parse_book
+from idlewatt.processors.economy.config import EconomyConfig
+from idlewatt.processors.economy.stage import EconomyStage
+from idlewatt.processors.economy.state import EconomyState
+from idlewatt.stream import metric_names as names
+from idlewatt.stream import topics
+from idlewatt.stream.decoding import decode
+from idlewatt.stream.metric_names import Metric
+from idlewatt.stream.records import CONSUMER, MONEY, POWER, TOKENS, USAGE, PowerRow, TokenRow, UsageRow
+
+START_MS = 1_760_000_040_000
+WINDOW_MS = 10_000
+BOOK = """
+[[tier]]
+name = "standard"
+[[tier]]
+name = "free"
+sold = false
+[[tier]]
+name = "premium"
+[[price]]
+model = "m"
+input = 0.1
+output = 0.35
+steps = [{ above_mtok = 0.5, output = 0.2 }]
+[[price]]
+model = "m"
+tier = "premium"
+input = 0.3
+output = 0.9
+[tariff]
+per_kwh = 0.12
+[cost]
+use_published = false
+[[capital]]
+product = "H100"
+per_gpu_hour = 2
+"""
+
+
+def driver_of(book: str = BOOK) -> Driver[EconomyState]:
+    parsed = parse_book(book.encode(), "book")
+    return Driver(EconomyStage(lambda: parsed, EconomyConfig()))
+
+
+def sold(window: int, output: int, model: str = "m", pool: str = "p") -> TokenRow:
+    return TokenRow(
+        site="s",
+        pool=pool,
+        window_start_ms=START_MS + window * WINDOW_MS,
+        window_ms=WINDOW_MS,
+        node="n",
+        engine="e",
+        model_name=model,
+        advance="step",
+        output_tokens=output,
+        input_tokens=2 * output,
+        cached_input_tokens=output // 2,
+        serving_mj=0,
+        measured_ms=WINDOW_MS,
+        silent_ms=0,
+    )
+
+
+def power(
+    window: int, state: str = "serving", gpus: int = 8, product: str = "H100", lost: int | None = None
+) -> PowerRow:
+    return PowerRow(
+        site="s",
+        pool="p",
+        window_start_ms=START_MS + window * WINDOW_MS,
+        window_ms=WINDOW_MS,
+        product=product,
+        model_name="m",
+        state=state,
+        demand="none",
+        gpu_ms=gpus * WINDOW_MS,
+        draw_mj=gpus * 3_333_333,
+        headroom_mj=gpus * 777_777,
+        estimated_mj=0,
+        lost_tokens_draw=lost,
+        lost_tokens_headroom=lost,
+    )
+
+
+def used(number: int, output: int, team: str = "t", tier: str | None = None, model: str = "m") -> UsageRow:
+    return UsageRow(
+        ts_ms=START_MS,
+        site="s",
+        source="gateway",
+        event_id=f"{number}",
+        team=team,
+        engineer="ada",
+        model_name=model,
+        tier=tier,
+        output_tokens=output,
+        input_tokens=output,
+    )
+
+
+def ledger(*rows: TokenRow | PowerRow) -> list[Message]:
+    return [Message(topics.LEDGER, TOKENS if isinstance(row, TokenRow) else POWER, [row]) for row in rows]
+
+
+def usage(*rows: UsageRow) -> list[Message]:
+    return [Message(topics.USAGE, USAGE, [row]) for row in rows]
+
+
+def shown(driver: Driver[EconomyState], metric: Metric, **labels: str) -> float | None:
+    """The sum of the series with these labels; None where there is none."""
+    found = [
+        sample.value
+        for family in driver.stage.families([driver.state])
+        if family.metric is metric
+        for sample in family.samples
+        if labels.items() <= sample.labels.items()
+    ]
+    return sum(found) if found else None
+
+
+def written(driver: Driver[EconomyState], schema: Any) -> list[dict[str, Any]]:
+    decoded = [decode(record.value) for record in driver.records]
+    return [row for found, frame in decoded if found is schema for row in frame.to_dicts()]
+
+
+KEY = ("pool", "window_start_ms", "model_name", "kind", "state", "part", "currency", "tier", "origin")
+MESSAGES = st.lists(
+    st.one_of(
+        st.builds(
+            sold,
+            st.integers(0, 20),
+            st.integers(0, 10**6),
+            st.sampled_from(["m", "x"]),
+            st.sampled_from("pq"),
+        ),
+        st.builds(
+            power,
+            st.integers(0, 20),
+            st.sampled_from(["serving", "idle_loaded", "idle_free", "other", "dark"]),
+            st.integers(-8, 8),
+            st.sampled_from(["H100", "B200"]),
+            st.none() | st.integers(0, 10**6),
+        ),
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 10**6), max_size=4), MESSAGES, st.data())
+def test_money_is_conserved_under_any_batches_and_restarts(
+    told: list[int], rows: list[TokenRow | PowerRow], data: st.DataObject
+) -> None:
+    """The same money rows for any cut of the ledger, a restart after each; counters are their sums."""
+
+    def booked(sizes: Sequence[int]) -> tuple[Counter[Any], dict[str, float | None]]:
+        driver = driver_of()
+        tiers = ["free", "premium", None, "unknown"]
+        driver.append(usage(*(used(at, tokens, tier=tiers[at]) for at, tokens in enumerate(told))))
+        driver.fold(START_MS)
+        driver.append(ledger(*rows))
+        for size in sizes:
+            driver.fold(START_MS, {topics.LEDGER: size, topics.USAGE: 0})
+            driver.state = driver.stage.restore(driver.stage.snapshot(driver.state))
+        total: Counter[Any] = Counter()
+        for row in written(driver, MONEY):
+            total[tuple(row[name] for name in KEY)] += row["amount_micro"]
+        metrics = (
+            names.REVENUE,
+            names.ACQUISITION_COST,
+            names.ENERGY_COST,
+            names.CAPITAL_COST,
+            names.LOST_REVENUE,
+        )
+        return total, {metric.name: shown(driver, metric) for metric in metrics}
+
+    sizes, left = [], len(rows)
+    while left:
+        sizes.append(data.draw(st.integers(1, left)))
+        left -= sizes[-1]
+    total, counters = booked(sizes)
+    assert (total, counters) == booked([len(rows)])
+    for name, value in counters.items():
+        kind = name.removeprefix("idlewatt_").removesuffix("_total")
+        micro = sum(amount for key, amount in total.items() if key[3] == kind)
+        assert (value or 0) * 1_000_000 == pytest.approx(micro, abs=1e-3)
+
+
+def test_usage_decides_tiers_and_is_billed() -> None:
+    """A quarter premium, a quarter free, half unattributed; consumers' rows and counters say what they owe."""
+    driver = driver_of()
+    driver.append(ledger(sold(0, 100_000)))
+    driver.fold(START_MS)
+    driver.append(usage(used(1, 25_000, tier="premium"), used(2, 25_000, team="u", tier="free")))
+    driver.fold(START_MS)
+    driver.append(ledger(sold(1, 100_000)))
+    driver.fold(START_MS)
+    # of 200,000 input tokens usage told of an eighth for each tier
+    premium = 0.025 * 0.9 + 0.025 * 0.3 + 0 * 0.3
+    assert shown(driver, names.REVENUE, tier="premium") == pytest.approx(premium)
+    list_value = 0.025 * 0.35 + 0.025 * 0.1
+    assert shown(driver, names.ACQUISITION_COST, tier="free") == pytest.approx(list_value)
+    assert shown(driver, names.UNATTRIBUTED_TOKENS, kind="output") == 150_000
+    assert shown(driver, names.UNATTRIBUTED_TOKENS, kind="input") == 350_000
+    assert shown(driver, names.CONSUMER_SPEND, consumer_kind="team", consumer="t") == pytest.approx(0.03)
+    assert shown(driver, names.CONSUMER_SPEND, consumer_kind="team", consumer="u") == 0
+    # the same tokens once more, as those of a person
+    assert shown(driver, names.CONSUMER_SPEND, consumer_kind="engineer", consumer="ada") == pytest.approx(
+        0.03
+    )
+    assert shown(driver, names.CONSUMER_TOKENS, consumer_kind="engineer", kind="output") == 50_000
+    rows = written(driver, CONSUMER)
+    assert [(row["team"], row["tier"], row["spend_micro"]) for row in rows] == [
+        ("t", "premium", 30_000),
+        ("u", "free", 0),
+    ]
+
+
+def test_what_has_no_price_is_counted_and_withholds_what_needs_it() -> None:
+    """An unpriced model is never free: its tokens are counted, and margin and yield are absent, not too low."""
+    driver = driver_of()
+    driver.append(ledger(sold(0, 1000), power(0)))
+    driver.fold(START_MS)
+    assert shown(driver, names.MARGIN_PER_HOUR) is not None
+    assert shown(driver, names.REVENUE_PER_GIGAWATT_YEAR, scope="it") is not None
+    assert shown(driver, names.UNPRICED_TOKENS) is None
+    driver.append(ledger(sold(1, 500, model="x"), power(1)) + usage(used(1, 7, model="x")))
+    driver.fold(START_MS)
+    assert shown(driver, names.UNPRICED_TOKENS, model_name="x", tier="standard") == 500
+    assert shown(driver, names.CONSUMER_UNPRICED_TOKENS, consumer_kind="team", consumer="t") == 7
+    assert shown(driver, names.MARGIN_PER_HOUR) is None
+    assert shown(driver, names.REVENUE_PER_GIGAWATT_YEAR) is None
+    # what it cost is known all the same
+    assert shown(driver, names.COST_PER_MILLION_TOKENS, basis="all_in", cost_basis="usage") is not None
+
+
+def test_a_product_without_a_price_withholds_all_in_cost() -> None:
+    """Half of the GPUs' cost is no cost: energy stays, all that needs capital is absent, the time is counted."""
+    driver = driver_of()
+    driver.append(ledger(sold(0, 1000), power(0), power(0, product="B200")))
+    driver.fold(START_MS)
+    assert shown(driver, names.UNCOSTED_GPU_SECONDS, product="B200") == 80
+    assert shown(driver, names.COST_PER_MILLION_TOKENS, basis="energy") is not None
+    assert shown(driver, names.COST_PER_MILLION_TOKENS, basis="all_in") is None
+    assert shown(driver, names.TOKENS_PER_CURRENCY_UNIT) is None
+    assert shown(driver, names.MARGIN_PER_HOUR) is None
+
+
+def test_published_prices_are_labelled_wherever_they_show() -> None:
+    """Whoever reads a figure that stands on another's price is told so."""
+    product = "NVIDIA H100 80GB HBM3"
+    driver = driver_of(BOOK.replace("use_published = false", ""))
+    driver.append(ledger(sold(0, 1000), power(0, product=product)))
+    driver.fold(START_MS)
+    assert shown(driver, names.CAPITAL_COST, origin="published") == pytest.approx(8 * 10 / 3600 * 1.69, abs=1e-6)
+    for metric in (names.MARGIN_PER_HOUR, names.TOKENS_PER_CURRENCY_UNIT):
+        assert shown(driver, metric, origin="published") == shown(driver, metric)
+    assert shown(driver, names.COST_PER_MILLION_TOKENS, basis="all_in", origin="book") is None
+    # without a PUE: 8 GPUs of 1.73 kW instead of their limits
+    per_gw = shown(driver, names.REVENUE_PER_GIGAWATT_YEAR, scope="facility", origin="published")
+    revenue = shown(driver, names.REVENUE)
+    assert revenue is not None
+    assert per_gw == pytest.approx(revenue / (8 * 1730 * 10) * 1e9 * 31_536_000)
+
+
+def test_little_telemetry_withholds_ratios() -> None:
+    """A pool that is mostly dark says nothing about the cost of its tokens."""
+    driver = driver_of()
+    driver.append(ledger(sold(0, 1000), power(0), power(0, state="dark", gpus=2)))
+    driver.fold(START_MS)
+    assert shown(driver, names.COST_PER_MILLION_TOKENS) is None
+    assert shown(driver, names.MARGIN_PER_HOUR) is None
+    assert shown(driver, names.CAPITAL_COST, state="dark") == pytest.approx(2 * 10 / 3600 * 2, abs=1e-6)
+
+
+def test_recoverable_gpus_are_those_that_not_even_the_busiest_window_needed() -> None:
+    """12 GPUs hold the model for an hour; at most 5.5 served in any window: 6 could be free. Unknown before."""
+    driver = driver_of()
+    for window in range(361):
+        busy = power(window, gpus=4)
+        if window == 100:
+            busy = power(window, gpus=5)
+            half = {name: getattr(busy, name) for name in busy.__slots__} | {"gpu_ms": 55_000}
+            busy = PowerRow(**half)
+        idle_ms = 12 * WINDOW_MS - busy.gpu_ms
+        idle = {name: getattr(busy, name) for name in busy.__slots__} | {
+            "state": "idle_loaded",
+            "gpu_ms": idle_ms,
+        }
+        driver.append([Message(topics.LEDGER, POWER, [busy, PowerRow(**idle)])])
+        driver.fold(START_MS)
+        if window < 350:
+            assert window % 50 or shown(driver, names.RECOVERABLE_GPUS) is None
+    assert shown(driver, names.RECOVERABLE_GPUS, model_name="m") == 6
+
+
+def test_amendments_stay_out_of_rolling_figures_and_in_the_counters() -> None:
+    """A late row is money, and no news."""
+    driver = driver_of()
+    driver.append(ledger(sold(5, 1000), power(5)))
+    driver.fold(START_MS)
+    margin, revenue = shown(driver, names.MARGIN_PER_HOUR), shown(driver, names.REVENUE)
+    driver.append(ledger(sold(2, 500_000), power(2)))
+    driver.fold(START_MS)
+    assert shown(driver, names.MARGIN_PER_HOUR) == margin
+    assert shown(driver, names.REVENUE) == pytest.approx((revenue or 0) * 501)
+
+
+def test_a_new_currency_mixes_with_no_old_one() -> None:
+    """After the book's currency changes, counters go on beside the old ones and rolling figures begin anew."""
+    books = [parse_book(text.encode(), "book") for text in (BOOK, 'currency = "EUR"\n' + BOOK)]
+    now: list[Book] = books[:1]
+    driver = Driver(EconomyStage(lambda: now[0], EconomyConfig()))
+    driver.append(ledger(sold(0, 1000), power(0)))
+    driver.fold(START_MS)
+    dollars = shown(driver, names.REVENUE, currency="USD")
+    now[0] = books[1]
+    driver.append(ledger(sold(1, 3000), power(1)))
+    driver.fold(START_MS)
+    assert shown(driver, names.REVENUE, currency="USD") == dollars
+    assert shown(driver, names.REVENUE, currency="EUR") == pytest.approx((dollars or 0) * 3)
+    assert shown(driver, names.MARGIN_PER_HOUR, currency="USD") is None
+    seconds = driver.state.rolling.select(pl.col("window_ms").sum()).item()
+    assert seconds == WINDOW_MS
