@@ -266,7 +266,9 @@ def test_published_prices_are_labelled_wherever_they_show() -> None:
     driver = driver_of(BOOK.replace("use_published = false", ""))
     driver.append(ledger(sold(0, 1000), power(0, product=product)))
     driver.fold(START_MS)
-    assert shown(driver, names.CAPITAL_COST, origin="published") == pytest.approx(8 * 10 / 3600 * 1.69, abs=1e-6)
+    assert shown(driver, names.CAPITAL_COST, origin="published") == pytest.approx(
+        8 * 10 / 3600 * 1.69, abs=1e-6
+    )
     for metric in (names.MARGIN_PER_HOUR, names.TOKENS_PER_CURRENCY_UNIT):
         assert shown(driver, metric, origin="published") == shown(driver, metric)
     assert shown(driver, names.COST_PER_MILLION_TOKENS, basis="all_in", origin="book") is None
