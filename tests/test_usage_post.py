@@ -343,6 +343,16 @@ def test_a_collector_that_only_takes_usage(tmp_path: Path) -> None:
         connection.request("POST", "/v1/usage", lines(LINE), {"Authorization": f"bearer {TOKEN}"})
         assert connection.getresponse().status == 202
         connection.close()
+        connection.request("POST", "/v1/usage", b"x", {"Authorization": f"bearer {TOKEN}"})
+        assert connection.getresponse().status == 400
+        connection.close()
+        told_of = {
+            (sample.name, *sample.labels.values()): sample.value
+            for metric in collection.metrics.collect()
+            for sample in metric.samples
+        }
+        assert told_of["idlewatt_sent_rows_total", topics.USAGE] == 1
+        assert told_of["idlewatt_sample_errors_total", "usage_post", "bad_lines"] == 1
         log = EmbeddedStageLog(told.log.path, "test", (topics.USAGE,))
         messages = [message for _ in range(2) for message in log.poll(5.0).messages]
         log.close()
