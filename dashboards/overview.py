@@ -55,12 +55,13 @@ def overview() -> Dashboard:
         time=Time("now-1h", "now"),
         graphTooltip=1,
         editable=False,
-        templating=Templating(list=_variables()),
+        templating=Templating(list=variables()),
         panels=[*_now(), *_watts(), *_yield_and_loss(), *_gpus(), *_pipeline()],
     )
 
 
-def _variables() -> list[Template]:
+def variables() -> list[Template]:
+    """What the reader chooses on every dashboard."""
     site = f"label_values({names.POWER.name}, site)"
     pool = f'label_values({names.POWER.name}{{site=~"$site"}}, pool)'
     every = {"multi": True, "includeAll": True, "allValue": ".+", "sort": 1}

@@ -141,6 +141,34 @@ def benchmark_lost_revenue_per_hour(where: Where) -> str:
     return level(names.BENCHMARK_LOST_REVENUE_PER_HOUR, {**where, "window": ROLLING}, ("currency",))
 
 
+def money_per_hour(metric: Metric, where: Where, by: tuple[str, ...] = ("currency",)) -> str:
+    """A counter of money, per hour."""
+    return f"3600 * {rate(metric, where, by)}"
+
+
+def all_in_cost_per_hour(where: Where, by: tuple[str, ...] = ("currency",)) -> str:
+    """Energy and capital cost of all states, per hour; absent where one of them is not known."""
+    return f"3600 * ({rate(names.ENERGY_COST, where, by)} + {rate(names.CAPITAL_COST, where, by)})"
+
+
+def trailing_hour(metric: Metric, where: Where, by: tuple[str, ...]) -> str:
+    """The economy's figure of each pool over the trailing hour; absent where it withholds it."""
+    return highest(metric, {**where, "window": "1h"}, by)
+
+
+def unattributed_share(where: Where) -> str:
+    """Share of the engines' output tokens that no usage covers, by model."""
+    by = ("model_name",)
+    rest = rate(names.UNATTRIBUTED_TOKENS, {**where, "kind": "output"}, by)
+    return ratio(rest, output_tokens_rate(where, by))
+
+
+def top_spenders(where: Where, kind: str, most: int) -> str:
+    """The consumers of a kind that owe the most for the range."""
+    by = ("consumer", "currency")
+    return f"topk({most}, {increase(names.CONSUMER_SPEND, {**where, 'consumer_kind': kind}, by)})"
+
+
 def dark_share(where: Where, by: tuple[str, ...] = POOL) -> str:
     """Share of the GPUs that tell nothing."""
     return ratio(level(names.GPUS, {**where, "state": "dark"}, by), level(names.GPUS, where, by))

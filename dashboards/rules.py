@@ -239,6 +239,17 @@ ALERTS: Final = (
             "bill by this pool's figures until it is found."
         ),
     ),
+    AlertRule(
+        name="IdlewattBookRefused",
+        expr=f"{q.highest(names.BOOK_VALID, by=('instance',))} == 0",
+        lasting="1m",
+        severity="warning",
+        summary="{{ $labels.instance }} refused the book as it stands",
+        description=(
+            "The book changed and has a fault, so {{ $labels.instance }} still reckons with the one before. Its log "
+            "says which line to mend (book_refused)."
+        ),
+    ),
 )
 
 

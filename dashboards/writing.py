@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from idlewatt.dashboards import provisioning, rules
+from idlewatt.dashboards.economics import economics
 from idlewatt.dashboards.grafana_json import dashboard_text
 from idlewatt.dashboards.overview import overview
 from idlewatt.stream.errors import IdlewattError
@@ -10,7 +11,7 @@ from idlewatt.stream.errors import IdlewattError
 
 def generated_files() -> dict[str, str]:
     """Text of every generated file, by its path in the folder."""
-    dashboards = {dashboard.uid: dashboard_text(dashboard) for dashboard in (overview(),)}
+    dashboards = {dashboard.uid: dashboard_text(dashboard) for dashboard in (overview(), economics())}
     return {
         **{f"grafana/dashboards/{uid}.json": text for uid, text in dashboards.items()},
         "grafana/provisioning/dashboards/idlewatt.yaml": provisioning.dashboard_provider_yaml(),

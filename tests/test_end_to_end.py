@@ -47,6 +47,10 @@ model = "*"
 output = 1.0
 input = 0.2
 cached_input = 0.02
+[tariff]
+per_kwh = 0.1
+pue = 1.2
+carbon_g_per_kwh = 400
 """
 
 
@@ -354,8 +358,10 @@ def test_every_panel_of_every_dashboard_has_data(running: Running) -> None:
     """Each query of each dashboard brings series from the Prometheus that scraped the real pages."""
     queries = panel_queries()
     assert len(queries) > 15
-    empty = [str(query) for query in queries if not running.prometheus.query(query.expr)]
-    assert not empty
+    empty = [query for query in queries if not running.prometheus.query(query.expr)]
+    # what packing could free is not known before an hour is; what is dark or idle pays nothing back
+    may_be_empty = {"Recoverable GPUs", "Years to pay 100 bn USD per gigawatt back"}
+    assert [str(query) for query in empty if query.panel not in may_be_empty] == []
 
 
 def test_targets_are_up_and_the_books_balance(running: Running) -> None:

@@ -69,6 +69,7 @@ UP: Final = 'up{job="idlewatt",instance="process-1:9477"}'
 WINDOW_END: Final = f"idlewatt_window_end_timestamp_seconds{{{POOL}}}"
 DARK: Final = f'idlewatt_gpus{{{POOL},state="dark",product="H100"}}'
 SERVING: Final = f'idlewatt_gpus{{{POOL},state="serving",product="H100"}}'
+BOOK_VALID: Final = 'idlewatt_book_valid{instance="p:1"}'
 UNACCOUNTED: Final = f"idlewatt_unaccounted_joules_total{{{POOL}}}"
 WASTED_TEXT: Final = "Pool a of site north draws 1kW, of which 400W go into GPUs with nothing to do; more than 30% for 15 minutes."
 
@@ -380,6 +381,23 @@ CASES: Final = (
     ),
     Case("IdlewattUnaccountedJoules", "quiet", "the books balance", {UNACCOUNTED: "0x20"}, "10m"),
     Case("IdlewattUnaccountedJoules", "missing", "no pool", {}, "10m"),
+    Case(
+        "IdlewattBookRefused",
+        "fires",
+        "one processor of two has read a bad book",
+        {BOOK_VALID: "1x5 0x20", BOOK_VALID.replace("p:1", "p:2"): "1x25"},
+        "10m",
+        (
+            Fires(
+                {"instance": "p:1"},
+                "p:1 refused the book as it stands",
+                "The book changed and has a fault, so p:1 still reckons with the one before. Its log says which line "
+                "to mend (book_refused).",
+            ),
+        ),
+    ),
+    Case("IdlewattBookRefused", "quiet", "mended at once", {BOOK_VALID: "1x5 0 1x20"}, "10m"),
+    Case("IdlewattBookRefused", "missing", "no book", {}, "10m"),
 )
 
 

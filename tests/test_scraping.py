@@ -28,6 +28,11 @@ LABEL_VALUES: Final = {
     "window": ("1m", "5m", "1h"),
     "of": ("watts", "tokens"),
     "currency": ("USD",),
+    "basis": ("energy", "all_in"),
+    "cost_basis": ("usage", "allocation"),
+    "origin": ("book", "published"),
+    "capital": ("benchmark", "book"),
+    "consumer_kind": ("function", "team", "agent_family", "engineer"),
     "stage": ("meter", "economy"),
 }
 

@@ -1,0 +1,232 @@
+"""The dashboard "Idlewatt / Economics of the token": what tokens bring and cost, and what idle costs in three moneys."""
+
+from typing import Final
+
+from grafanalib.core import Dashboard, Templating, Time
+
+from idlewatt.dashboards import queries as q
+from idlewatt.dashboards.overview import variables
+from idlewatt.dashboards.panels import (
+    CURRENCY,
+    Place,
+    Query,
+    bargauge,
+    currency_units,
+    stat,
+    table,
+    timeseries,
+)
+from idlewatt.stream import metric_names as names
+
+UID: Final = "idlewatt-economics"
+_HERE: Final = q.SELECTED
+# consumers and models are a site's, not a pool's
+_SITE: Final = {"site": q.SELECTED["site"]}
+_TOP: Final = 20
+_BY_POOL: Final = "{{site}} / {{pool}} {{currency}}"
+_POOL: Final = (*q.POOL, "currency")
+
+
+def economics() -> Dashboard:
+    """The dashboard, not yet modernised (grafana_json.py)."""
+    return Dashboard(
+        title="Idlewatt / Economics of the token",
+        description="Revenue, cost and yield by the book. Rolling figures are withheld while anything they need is unknown.",
+        uid=UID,
+        tags=["idlewatt"],
+        timezone="browser",
+        refresh="30s",
+        time=Time("now-6h", "now"),
+        graphTooltip=1,
+        editable=False,
+        templating=Templating(list=variables()),
+        panels=[*_now(), *_yields(), *_idle(), *_consumers()],
+    )
+
+
+def _now() -> list[object]:
+    return [
+        stat(
+            "Revenue per hour",
+            Query(q.money_per_hour(names.REVENUE, _HERE), "{{currency}}"),
+            no_value="no price",
+            description="Tokens made at the book's prices. Tokens without a price bring nothing here and are counted apart.",
+            place=Place(0, 0, 5, 4),
+            unit=CURRENCY,
+            decimals=2,
+            overrides=currency_units(),
+        ),
+        stat(
+            "All-in cost per hour",
+            Query(q.all_in_cost_per_hour(_HERE), "{{currency}}"),
+            no_value="no tariff or GPU-hour",
+            description="Electricity and GPU-hours of all states, idle and dark included: what the bills come to.",
+            place=Place(5, 0, 5, 4),
+            unit=CURRENCY,
+            decimals=2,
+            overrides=currency_units(),
+        ),
+        stat(
+            "Margin per hour",
+            Query(
+                q.level(names.MARGIN_PER_HOUR, {**_HERE, "window": "1h"}, ("currency",)),
+                "{{currency}}",
+            ),
+            no_value="withheld",
+            description="Revenue less all-in cost over the trailing hour, of the pools for which both are known.",
+            place=Place(10, 0, 5, 4),
+            unit=CURRENCY,
+            decimals=2,
+            overrides=currency_units(),
+        ),
+        stat(
+            "Recoverable GPUs",
+            Query(q.level(names.RECOVERABLE_GPUS, _HERE)),
+            unit="short",
+            no_value="an hour is not known yet",
+            description=(
+                "GPUs that held a model for all of the last hour and that not even its busiest window needed, at the "
+                "batches as they were: what packing could free."
+            ),
+            place=Place(15, 0, 4, 4),
+        ),
+        stat(
+            "CO2 per hour",
+            Query(f"3600 * {q.rate(names.CARBON, _HERE)}"),
+            unit="massg",
+            no_value="no intensity in the book",
+            description="Grams of CO2 of all energy drawn, PUE included, at the intensity of the book.",
+            place=Place(19, 0, 5, 4),
+        ),
+    ]
+
+
+def _yields() -> list[object]:
+    all_in = {**_HERE, "basis": "all_in", "kind": "output"}
+    benchmark = q.trailing_hour(names.REVENUE_PER_GIGAWATT_YEAR, {**_HERE, "scope": "it"}, ("currency",))
+    return [
+        timeseries(
+            "All-in cost per million output tokens",
+            [
+                Query(
+                    q.trailing_hour(
+                        names.COST_PER_MILLION_TOKENS,
+                        {**all_in, "cost_basis": basis},
+                        (*q.POOL, "origin", "currency"),
+                    ),
+                    f"{basis} {{{{site}}}} / {{{{pool}}}} {{{{origin}}}} {{{{currency}}}}",
+                )
+                for basis in ("usage", "allocation")
+            ],
+            unit=CURRENCY,
+            overrides=currency_units(),
+            description=(
+                "Over the trailing hour. usage: only what serving cost. allocation: idle, dark and other work included; "
+                "compare this one with the price of an API. origin says whose price of GPU-hours it stands on."
+            ),
+            place=Place(0, 4, 12, 9),
+        ),
+        timeseries(
+            "Revenue of a gigawatt-year, beside the benchmark",
+            [
+                Query(
+                    q.trailing_hour(names.REVENUE_PER_GIGAWATT_YEAR, {**_HERE, "scope": "it"}, _POOL),
+                    _BY_POOL,
+                ),
+                # a line wherever there is something to compare
+                Query(f"0 * {benchmark} + 150e9", "benchmark: 150 bn {{currency}}"),
+            ],
+            unit=CURRENCY,
+            overrides=currency_units(),
+            description=(
+                "What the pool's tokens of the trailing hour would bring in a year on one gigawatt of available power "
+                "(board limits). The mission's benchmark is 150 bn USD."
+            ),
+            place=Place(12, 4, 12, 9),
+        ),
+    ]
+
+
+def _idle() -> list[object]:
+    idle = {**_HERE, "state": q.WASTED}
+    lost = q.money_per_hour(names.LOST_REVENUE, _HERE)
+    return [
+        timeseries(
+            "Idle in three moneys, per hour",
+            [
+                Query(q.money_per_hour(names.ENERGY_COST, idle), "electricity burnt {{currency}}"),
+                Query(q.money_per_hour(names.CAPITAL_COST, idle), "GPU-hours paid {{currency}}"),
+                Query(lost, "tokens not sold {{currency}}"),
+            ],
+            unit=CURRENCY,
+            overrides=currency_units(),
+            description=(
+                "The same idle watts three times: never add them. Tokens not sold are unsold capacity where nobody "
+                "waited (see the panel beside it)."
+            ),
+            place=Place(0, 13, 12, 9),
+        ),
+        timeseries(
+            "Tokens not sold, by whether anybody waited",
+            [
+                Query(
+                    q.money_per_hour(names.LOST_REVENUE, _HERE, ("demand", "currency")),
+                    "{{demand}} {{currency}}",
+                )
+            ],
+            unit=CURRENCY,
+            stacked=True,
+            overrides=currency_units(),
+            description=(
+                "Lost revenue per hour. waiting: some engine of the pool had a queue, the loss was avoidable. none: unsold "
+                "capacity. unknown: no engine was read."
+            ),
+            place=Place(12, 13, 12, 9),
+        ),
+        timeseries(
+            "Revenue per hour, by tier",
+            [
+                Query(
+                    q.money_per_hour(names.REVENUE, _HERE, ("model_name", "tier", "currency")),
+                    "{{model_name}} {{tier}} {{currency}}",
+                )
+            ],
+            unit=CURRENCY,
+            stacked=True,
+            overrides=currency_units(),
+            description="Tiers by the site's usage of the trailing hour; what no usage covers is sold on the default tier.",
+            place=Place(0, 22, 12, 8),
+        ),
+        bargauge(
+            "Years to pay 100 bn USD per gigawatt back",
+            Query(
+                q.trailing_hour(names.PAYBACK_YEARS, {**_HERE, "capital": "benchmark"}, q.POOL),
+                "{{site}} / {{pool}}",
+            ),
+            unit="suffix: years",
+            description="At the trailing hour's revenue less energy cost. A pool that pays nothing back has no bar.",
+            place=Place(12, 22, 12, 8),
+        ),
+    ]
+
+
+def _consumers() -> list[object]:
+    return [
+        table(
+            "What teams owe",
+            Query(q.top_spenders(_SITE, "team", _TOP)),
+            value="Spend",
+            columns={"consumer": "Team", "currency": "Currency"},
+            unit=CURRENCY,
+            description="The teams that owe the most for the chosen time, volume steps included, as Prometheus estimates it.",
+            place=Place(0, 30, 12, 9),
+        ),
+        timeseries(
+            "Output tokens that no usage covers",
+            [Query(q.unattributed_share(_SITE), "{{model_name}}")],
+            unit="percentunit",
+            maximum=1,
+            description="Share of the engines' output tokens for which no gateway or agent told who asked for them.",
+            place=Place(12, 30, 12, 9),
+        ),
+    ]
