@@ -40,6 +40,7 @@ def _findings(config: Path | None, environ: Mapping[str, str]) -> Iterator[Findi
             yield Finding("FAIL", "config", line)
         return
     yield Finding("ok", "config", str(config or environ.get(FILE_VARIABLE) or "no file: defaults"))
+    yield from _book(settings)
     yield from _gpus(settings)
     for engine in settings.collect.engine:
         yield engine_finding(settings, engine)
@@ -47,6 +48,21 @@ def _findings(config: Path | None, environ: Mapping[str, str]) -> Iterator[Findi
         yield gateway_finding(settings, gateway)
     yield from _kafka(settings) if settings.log.kind == "kafka" else _file(settings)
     yield _port(settings)
+
+
+def _book(settings: Settings) -> Iterator[Finding]:
+    if settings.economy.book is None:
+        return
+    from idlewatt.processors.economy.book_file import read_book
+
+    try:
+        book = read_book(Path(settings.economy.book))
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            yield Finding("FAIL", "book", line)
+        return
+    seen = f"{len(book.price)} prices and {len(book.envelope)} budgets in {book.currency}"
+    yield Finding("ok", "book", f"{settings.economy.book}: {seen}")
 
 
 def _gpus(settings: Settings) -> Iterator[Finding]:
