@@ -170,6 +170,8 @@ def test_money_is_conserved_under_any_batches_and_restarts(
     def booked(sizes: Sequence[int]) -> tuple[Counter[Any], dict[str, float | None]]:
         driver = driver_of()
         tiers = ["free", "premium", None, "unknown"]
+        driver.append(ledger(sold(0, 10**6, pool="q")))
+        driver.fold(START_MS)
         driver.append(usage(*(used(at, tokens, tier=tiers[at]) for at, tokens in enumerate(told))))
         driver.fold(START_MS)
         driver.append(ledger(*rows))
@@ -228,6 +230,23 @@ def test_usage_decides_tiers_and_is_billed() -> None:
         ("t", "premium", 30_000),
         ("u", "free", 0),
     ]
+
+
+def test_a_million_names_cost_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound new names are booked together, known ones go on, and unknown tiers are one."""
+    monkeypatch.setattr("idlewatt.processors.economy.consumers.MAX_SERIES", 4)
+    driver = driver_of()
+    driver.append(ledger(sold(0, 1000)) + usage(used(0, 10, team="a")))
+    driver.fold(START_MS)
+    flood = (used(n, 1, team=f"team-{n}", tier=f"tier-{n}") for n in range(1, 51))
+    driver.append(usage(*flood, used(99, 5, team="a")))
+    driver.fold(START_MS)
+    assert driver.state.consumers.height <= 8
+    spent = {"consumer_kind": "team", "kind": "output"}
+    assert shown(driver, names.CONSUMER_TOKENS, consumer="a", **spent) == 15
+    assert shown(driver, names.CONSUMER_TOKENS, consumer="(other)", **spent) == 50
+    assert set(driver.state.shares.get_column("tier")) == {"standard", "(unknown)"}
+    assert driver.state.volumes.height <= 4
 
 
 def test_what_has_no_price_is_counted_and_withholds_what_needs_it() -> None:

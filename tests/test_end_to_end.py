@@ -344,7 +344,7 @@ def test_increase_in_prometheus_is_the_truth_within_a_window(running: Running) -
         ("idlewatt_energy_joules_total", [(row.window_start_ms, row.draw_mj / 1000) for row in rows]),
         ("idlewatt_tokens_total", [(row.window_start_ms, row.output_tokens) for row in tokens]),
     ):
-        kind = ',kind="output"' if "tokens" in name else ""
+        kind = ',kind="output"' if "tokens" in name else ',scope="it"'
         shown = prometheus.value(f'sum(increase({name}{{site="quiet",pool="code"{kind}}}[30s]))', at)
         by_window: dict[int, float] = defaultdict(float)
         for window_start_ms, amount in values:

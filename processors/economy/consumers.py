@@ -9,6 +9,11 @@ from idlewatt.processors.economy.book import CONSUMER_KINDS, Book
 from idlewatt.processors.economy.prices import VOLUME_COLUMNS, price_minutes
 from idlewatt.processors.economy.tiers import TIER_COLUMNS
 
+# Beyond it new names are booked together: a sender of a million names costs others nothing.
+MAX_SERIES: Final = 200_000
+OTHER: Final = "(other)"
+# what the book has no such tier for
+UNKNOWN_TIER: Final = "(unknown)"
 _TOKENS: Final = ("output_tokens", "input_tokens", "cached_input_tokens")
 CONSUMER_KEY: Final = ("site", "consumer_kind", "consumer", "model_name", "tier", "currency")
 CONSUMER_TOTAL_COLUMNS: Final[dict[str, Any]] = {
@@ -36,7 +41,9 @@ def spend(book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame) -> Spent:
     """Price minutes of usage (usage_minutes.MINUTE_COLUMNS); a tier that nobody told is the default one."""
     tier = pl.when(pl.col("tier") == "").then(pl.lit(book.default_tier)).otherwise("tier")
     rows, after = price_minutes(book, minutes.with_columns(tier.alias("tier")), volumes)
-    return Spent(rows, _this_month_and_last(after), rows.select(*TIER_COLUMNS))
+    known = pl.when(pl.col("tier").is_in(book.tiers)).then("tier").otherwise(pl.lit(UNKNOWN_TIER))
+    by_tier = rows.with_columns(known.alias("tier")).select(*TIER_COLUMNS)
+    return Spent(rows, _bounded(after), by_tier)
 
 
 def totals(before: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
@@ -54,11 +61,25 @@ def totals(before: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
         .select(*CONSUMER_TOTAL_COLUMNS)
         for kind in CONSUMER_KINDS
     ]
+    more = _summed(pl.concat(parts))
+    together = _summed(pl.concat([before, more]))
+    if together.height <= MAX_SERIES:
+        return together
+    known = more.join(before, on=CONSUMER_KEY, how="semi")
+    new = more.join(before, on=CONSUMER_KEY, how="anti")
+    one = new.with_columns(
+        pl.lit(OTHER).alias("consumer"), pl.lit(OTHER).alias("model_name"), tier=pl.lit(OTHER)
+    )
+    return _summed(pl.concat([before, known, one]))
+
+
+def _summed(rows: pl.DataFrame) -> pl.DataFrame:
     amounts = list(CONSUMER_TOTAL_COLUMNS)[len(CONSUMER_KEY) :]
-    return pl.concat([before, *parts]).group_by(CONSUMER_KEY).agg(pl.col(*amounts).sum()).sort(CONSUMER_KEY)
+    return rows.group_by(CONSUMER_KEY).agg(pl.col(*amounts).sum()).sort(CONSUMER_KEY)
 
 
-def _this_month_and_last(volumes: pl.DataFrame) -> pl.DataFrame:
-    """Usage comes at most a few days late."""
+def _bounded(volumes: pl.DataFrame) -> pl.DataFrame:
+    """This month and the one before, as usage comes at most a few days late; beyond MAX_SERIES the largest."""
     months = volumes.get_column("month").unique().sort(descending=True).head(2)
-    return volumes.filter(pl.col("month").is_in(months.implode())).select(*VOLUME_COLUMNS)
+    recent = volumes.filter(pl.col("month").is_in(months.implode())).select(*VOLUME_COLUMNS)
+    return recent if recent.height <= MAX_SERIES else recent.top_k(MAX_SERIES, by="tokens")
