@@ -175,6 +175,37 @@ CONSUMER_UNPRICED_TOKENS: Final = Metric(
     "Output tokens of consumers that the book has no price for: they owe nothing here and are not free.",
     "economy",
 )
+_ENVELOPE: Final = ("site", "envelope", "consumer_kind", "consumer", "unit")
+ENVELOPE_LIMIT: Final = Metric(
+    "idlewatt_envelope_limit",
+    "gauge",
+    _ENVELOPE,
+    "What may be used in the period that is running, with what was left of the one before where it rolls over. unit is "
+    "tokens or a currency.",
+    "economy",
+)
+ENVELOPE_USED: Final = Metric(
+    "idlewatt_envelope_used",
+    "gauge",
+    _ENVELOPE,
+    "What was used in the period that is running; absent where tokens without a price are among it.",
+    "economy",
+)
+ENVELOPE_BURN_RATE: Final = Metric(
+    "idlewatt_envelope_burn_rate",
+    "gauge",
+    (*_ENVELOPE, "window"),
+    "Use over the last 5m, 1h, 6h, 3d as a multiple of the even rate, which uses the limit up just at the period's end.",
+    "economy",
+)
+ENVELOPE_EXHAUSTION: Final = Metric(
+    "idlewatt_envelope_exhaustion_timestamp_seconds",
+    "gauge",
+    _ENVELOPE,
+    "When the envelope will be used up at the rate of the last 1h (a week's: 6h, a month's: 3d); absent if not before "
+    "its period ends.",
+    "economy",
+)
 LOST_REVENUE_PER_HOUR: Final = _economy(
     "idlewatt_lost_revenue_per_hour", "gauge", "window currency", "Rolling lost revenue, per hour."
 )

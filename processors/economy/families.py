@@ -7,6 +7,7 @@ import polars as pl
 
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.economy.config import EconomyConfig
+from idlewatt.processors.economy.envelope_families import envelope_families
 from idlewatt.processors.economy.rolling_families import rolling_families
 from idlewatt.processors.economy.state import UNATTRIBUTED_KEY, EconomyState
 from idlewatt.processors.families import Family, family
@@ -33,7 +34,11 @@ def families(states: Sequence[EconomyState], book: Book, config: EconomyConfig) 
     """Everything design names for the economy. A site lives in one partition, so no label set comes twice."""
     parts: dict[Metric, list[pl.DataFrame]] = {}
     for state in states:
-        for found in (*_counters(state), *rolling_families(state, book, config)):
+        for found in (
+            *_counters(state),
+            *rolling_families(state, book, config),
+            *envelope_families(state.envelopes, book),
+        ):
             parts.setdefault(found.metric, []).append(found.frame)
     return [family(metric, pl.concat(frames)) for metric, frames in parts.items()]
 

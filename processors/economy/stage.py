@@ -7,7 +7,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.booking import messages
-from idlewatt.processors.economy import consumers, costs, pricing, rolling, tiers
+from idlewatt.processors.economy import consumers, costs, envelopes, pricing, rolling, tiers
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.families import families
@@ -71,11 +71,17 @@ class EconomyStage:
 
     def _fold_usage(self, state: EconomyState, batch: Batch, book: Book) -> Folded[EconomyState]:
         rows = batch.frames[records.USAGE.name]
+        end_ms = batch.now_ms if topics.USAGE in batch.at_end else None
         if rows.is_empty():
-            return Folded(state)
+            # periods end although nobody uses anything
+            waited = envelopes.passed(state.envelopes, state.usage.sites, end_ms)
+            moved = waited is not state.envelopes
+            return Folded(replace(state, envelopes=waited) if moved else state, moved=moved)
         used = fold_usage(state.usage, rows, batch.now_ms)
         spent = consumers.spend(book, used.minutes, state.volumes)
-        by_tier = tiers.recent(state.tiers, spent.tiers)
+        # of models that no engine makes nothing is sold
+        made = spent.tiers.join(state.engines, on=list(UNATTRIBUTED_KEY), how="semi")
+        by_tier = tiers.recent(state.tiers, made)
         folded = replace(
             state,
             usage=used.state,
@@ -83,6 +89,7 @@ class EconomyStage:
             tiers=by_tier,
             shares=tiers.shares(by_tier, state.engines),
             consumers=consumers.totals(state.consumers, spent.rows),
+            envelopes=envelopes.used(state.envelopes, spent.rows, used.state.sites, book.time_zone, end_ms),
         )
         consumer_rows = spent.rows.select(*frame_schema(records.CONSUMER))
         return Folded(

@@ -6,6 +6,7 @@ from typing import Any, Final, Self
 import polars as pl
 
 from idlewatt.processors.economy.consumers import CONSUMER_TOTAL_COLUMNS
+from idlewatt.processors.economy.envelopes import EnvelopeState
 from idlewatt.processors.economy.prices import VOLUME_COLUMNS
 from idlewatt.processors.economy.pricing import MIX_COLUMNS
 from idlewatt.processors.economy.rolling import PACKING_COLUMNS, ROLLING_COLUMNS
@@ -13,7 +14,7 @@ from idlewatt.processors.economy.tiers import ENGINE_COLUMNS, SHARE_COLUMNS, TIE
 from idlewatt.processors.economy.usage import UsageState
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 
-LAYOUT: Final = "economy/2"
+LAYOUT: Final = "economy/3"
 TOTAL_KEY: Final = (
     *("site", "pool", "model_name", "kind", "state", "part", "demand", "currency", "tier", "origin"),
 )
@@ -29,6 +30,7 @@ class EconomyState:
     """Frames of one partition; a fold makes a new one."""
 
     usage: UsageState
+    envelopes: EnvelopeState
     currency: str  # of mix and rolling; empty before the first row
     mix: pl.DataFrame  # what was sold in the last hour, for the realised price
     totals: pl.DataFrame  # money ever booked: TOTAL_KEY, amount_micro
@@ -48,17 +50,19 @@ class EconomyState:
     @classmethod
     def empty(cls) -> Self:
         frames = {name: pl.DataFrame(schema=schema) for name, schema in _FRAMES.items()}
-        return cls(UsageState.empty(), "", **frames)
+        return cls(UsageState.empty(), EnvelopeState.empty(), "", **frames)
 
     def snapshot(self) -> bytes:
         own = {name: getattr(self, name) for name in _FRAMES}
-        return write_snapshot(LAYOUT, {"currency": self.currency}, own | self.usage.frames())
+        frames = own | self.usage.frames() | self.envelopes.frames()
+        return write_snapshot(LAYOUT, {"currency": self.currency}, frames)
 
     @classmethod
     def restore(cls, snapshot: bytes) -> Self:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
-        return cls(UsageState.of(frames), scalars["currency"], **{name: frames[name] for name in _FRAMES})
+        own = {name: frames[name] for name in _FRAMES}
+        return cls(UsageState.of(frames), EnvelopeState.of(frames), scalars["currency"], **own)
 
 
 _FRAMES: Final[dict[str, Any]] = {

@@ -1,0 +1,211 @@
+"""Each envelope of the book against what was used: limit, used, burn rates, and when it will be exhausted.
+
+All of it is of the moment to which usage is known (as_of_ms), so that it is the same whoever computes it.
+"""
+
+import datetime as dt
+import functools
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+import polars as pl
+
+from idlewatt.processors.economy.book import TOKENS, Book, Envelope
+from idlewatt.processors.economy.envelopes import BURN_WINDOWS, NAMED, EnvelopeState
+
+ENVELOPE_KEY: Final = ("site", "envelope", "consumer")
+FIGURE_COLUMNS: Final[dict[str, Any]] = {
+    # consumer: a name where the envelope is each consumer's own, else the glob; empty for whoever has used nothing yet
+    **dict.fromkeys((*ENVELOPE_KEY, "consumer_kind", "unit", "period"), pl.String),
+    **dict.fromkeys(("start_ms", "end_ms", "as_of_ms", "since_ms"), pl.Int64),
+    # tokens, or micro-units; used is null where some of it has no price in the unit
+    "limit": pl.Int64,
+    "used": pl.Int64,
+    "unpriced_tokens": pl.Int64,
+    # multiples of the even rate, which uses the limit up just at the period's end; null where not known
+    **dict.fromkeys((f"burn_{window}" for window in BURN_WINDOWS), pl.Float64),
+    # null unless it comes before the period's end
+    "exhaustion_ms": pl.Int64,
+}
+# what is projected is the rate of this window: a twentieth of the period or so
+_PROJECTED_BY: Final = {"day": "1h", "week": "6h", "month": "3d"}
+_MEMBER: Final = (*NAMED, "envelope", "consumer")
+_NOTHING: Final = {
+    name: pl.lit(0, pl.Int64) for name in ("used", "unpriced_tokens", "used_before", "unpriced_before")
+}
+
+
+def glob_regex(glob: str) -> str:
+    """A regular expression for all of a name, in the syntax that Python and polars share: * and ? match."""
+    parts = ({"*": ".*", "?": "."}.get(character, re.escape(character)) for character in glob)
+    return f"(?s)^(?:{''.join(parts)})$"
+
+
+def period_bounds(period: str, at_ms: int, time_zone: str) -> tuple[dt.date, dt.date, dt.date]:
+    """First days of the period that a moment lies in, of the one before it and of the one after it."""
+    day = dt.datetime.fromtimestamp(at_ms / 1000, ZoneInfo(time_zone)).date()
+    if period == "day":
+        return day, day - dt.timedelta(1), day + dt.timedelta(1)
+    if period == "week":
+        monday = day - dt.timedelta(day.weekday())
+        return monday, monday - dt.timedelta(7), monday + dt.timedelta(7)
+    first = day.replace(day=1)
+    return first, (first - dt.timedelta(1)).replace(day=1), (first + dt.timedelta(31)).replace(day=1)
+
+
+def midnight_ms(day: dt.date, time_zone: str) -> int:
+    """When a day begins. Where midnight does not exist or comes twice: at the change, or the first time."""
+    return round(dt.datetime.combine(day, dt.time(), ZoneInfo(time_zone)).timestamp()) * 1000
+
+
+# one for each partition of a process, and for those it had before
+@functools.lru_cache(maxsize=64)
+def envelope_figures(state: EnvelopeState, book: Book) -> pl.DataFrame:
+    """FIGURE_COLUMNS of every envelope at every site whose usage is known."""
+    calendar = _calendar(state.sites, book)
+    if calendar.is_empty():
+        return pl.DataFrame(schema=FIGURE_COLUMNS)
+    members = _members(state, book)
+    figures = _amounts(calendar, members, state)
+    for window in BURN_WINDOWS:
+        figures = _with_burn(figures, members, state, window)
+    return figures.with_columns(exhaustion_ms=_exhaustion()).select(*FIGURE_COLUMNS).sort(ENVELOPE_KEY)
+
+
+def _calendar(sites: pl.DataFrame, book: Book) -> pl.DataFrame:
+    """Each envelope at each site: the period that is running there, and the terms of the envelope."""
+    rows = []
+    for site, since_ms, as_of_ms in sites.filter(pl.col("as_of_ms").is_not_null()).iter_rows():
+        for envelope in book.envelope:
+            start, before, after = period_bounds(envelope.period, as_of_ms, book.time_zone)
+            bounds_ms = [midnight_ms(day, book.time_zone) for day in (before, start, after)]
+            # what was left is known of a period that was seen from its beginning
+            carries = envelope.roll_over and since_ms is not None and since_ms <= bounds_ms[0]
+            shared_by = "" if envelope.each else envelope.match
+            names = (site, envelope.name, envelope.kind, envelope.unit, envelope.period, shared_by)
+            days = (before, start, *bounds_ms[1:], as_of_ms, since_ms)
+            rows.append((*names, envelope.limit_amount, carries, *days))
+    return pl.DataFrame(
+        rows,
+        schema={
+            **dict.fromkeys(("site", "envelope", "consumer_kind", "unit", "period", "shared_by"), pl.String),
+            "granted": pl.Int64,
+            "carries": pl.Boolean,
+            **dict.fromkeys(("before", "start"), pl.Date),
+            **dict.fromkeys(("start_ms", "end_ms", "as_of_ms", "since_ms"), pl.Int64),
+        },
+        orient="row",
+    )
+
+
+def _members(state: EnvelopeState, book: Book) -> pl.DataFrame:
+    """_MEMBER: whose rows each envelope counts, and for which consumer; each row at most once for an envelope.
+
+    An envelope counts what matches it or one that lies within it. One that is each consumer's own counts what names
+    such a consumer, and nothing else.
+    """
+    names = state.periods.select(*NAMED).unique()
+    parts = [pl.DataFrame(schema=dict.fromkeys(_MEMBER, pl.String))]
+    for envelope in book.envelope:
+        counted = [envelope] if envelope.each else list(_with_inner(envelope, book))
+        rows = names.filter(pl.any_horizontal(_matches(one) for one in counted))
+        consumer = pl.col(envelope.kind) if envelope.each else pl.lit(envelope.match)
+        parts.append(rows.select(*NAMED, pl.lit(envelope.name).alias("envelope"), consumer.alias("consumer")))
+    return pl.concat(parts)
+
+
+def _with_inner(envelope: Envelope, book: Book) -> Iterator[Envelope]:
+    yield envelope
+    for inner in book.envelope:
+        if inner.within == envelope.name:
+            yield from _with_inner(inner, book)
+
+
+def _matches(envelope: Envelope) -> pl.Expr:
+    name = pl.col(envelope.kind)
+    return (name != "") & name.str.contains(glob_regex(envelope.match))
+
+
+def _amounts(calendar: pl.DataFrame, members: pl.DataFrame, state: EnvelopeState) -> pl.DataFrame:
+    """FIGURE_COLUMNS up to `used`: the period that is running, and the limit with what was left of the one before."""
+    now, before = pl.col("period_start") == pl.col("start"), pl.col("period_start") == pl.col("before")
+    sums = (
+        members.join(calendar, on=["site", "envelope"])
+        .join(state.periods, on=[*NAMED, "period"])
+        .group_by(ENVELOPE_KEY)
+        .agg(
+            used=_used().filter(now).sum(),
+            unpriced_tokens=_unpriced().filter(now).sum(),
+            used_before=_used().filter(before).sum(),
+            unpriced_before=_unpriced().filter(before).sum(),
+        )
+    )
+    # who has used nothing has a row as well: 0 is known
+    unused = calendar.select("site", "envelope", consumer="shared_by", **_NOTHING)
+    whole = pl.concat([sums, unused.select(sums.columns)]).group_by(ENVELOPE_KEY).agg(pl.col(*_NOTHING).sum())
+    left = pl.max_horizontal(pl.col("granted") - pl.col("used_before"), 0)
+    carried = pl.when(pl.col("carries") & (pl.col("unpriced_before") == 0)).then(left).otherwise(0)
+    return whole.join(calendar, on=["site", "envelope"]).with_columns(
+        limit=pl.col("granted") + carried,
+        used=pl.when(pl.col("unpriced_tokens") == 0).then("used"),
+    )
+
+
+def _with_burn(
+    figures: pl.DataFrame, members: pl.DataFrame, state: EnvelopeState, window: str
+) -> pl.DataFrame:
+    """The figures with `burn_*` of the window, and what was used in it (`sum_*`, over `span_*` milliseconds).
+
+    A window begins with a bucket, so it is up to a bucket longer than its name says; rates are over what it really is.
+    """
+    length_ms, width_ms = BURN_WINDOWS[window]
+    first_ms = (pl.col("as_of_ms") - length_ms) // width_ms * width_ms
+    terms = figures.select("site", "envelope", "unit", first_ms.alias("first_ms")).unique()
+    sums = (
+        members.join(terms, on=["site", "envelope"])
+        .join(state.buckets.filter(pl.col("width_ms") == width_ms), on=list(NAMED))
+        .filter(pl.col("bucket_start_ms") >= pl.col("first_ms"))
+        .group_by(ENVELOPE_KEY)
+        .agg(_used().sum().alias(f"sum_{window}"), _unpriced().sum().alias("unpriced_in_window"))
+    )
+    amount, span_ms = pl.col(f"sum_{window}"), pl.col(f"span_{window}")
+    is_known = (pl.col("since_ms") <= first_ms) & (pl.col("unpriced_in_window").fill_null(0) == 0)
+    return (
+        figures.join(sums, on=list(ENVELOPE_KEY), how="left")
+        .with_columns(
+            pl.when(is_known).then(amount.fill_null(0)).alias(amount.meta.output_name()),
+            (pl.col("as_of_ms") - first_ms).alias(span_ms.meta.output_name()),
+        )
+        .with_columns(
+            (amount / span_ms * ((pl.col("end_ms") - pl.col("start_ms")) / pl.col("limit"))).alias(
+                f"burn_{window}"
+            )
+        )
+        .drop("unpriced_in_window")
+    )
+
+
+def _exhaustion() -> pl.Expr:
+    """When the limit is reached at the rate of the window that fits the period."""
+    moments = []
+    for period, window in _PROJECTED_BY.items():
+        left = (pl.col("limit") - pl.col("used")).cast(pl.Int128)
+        wait_ms = left * pl.col(f"span_{window}") // pl.col(f"sum_{window}")
+        comes = (pl.col("period") == period) & (pl.col(f"sum_{window}") > 0) & (left > 0)
+        comes &= wait_ms <= pl.col("end_ms") - pl.col("as_of_ms")
+        moments.append(pl.when(comes).then(pl.col("as_of_ms") + wait_ms).cast(pl.Int64))
+    return pl.coalesce(moments)
+
+
+def _used() -> pl.Expr:
+    """Tokens, or money that is in the envelope's currency."""
+    money = pl.when(pl.col("currency") == pl.col("unit")).then("spend_micro").otherwise(0)
+    return pl.when(pl.col("unit") == TOKENS).then("tokens").otherwise(money)
+
+
+def _unpriced() -> pl.Expr:
+    """Tokens that have no price in the envelope's currency: without one at all, or of a book in another currency."""
+    lacking = pl.when(pl.col("currency") == pl.col("unit")).then("unpriced_tokens").otherwise("tokens")
+    return pl.when(pl.col("unit") == TOKENS).then(0).otherwise(lacking)

@@ -1,0 +1,155 @@
+"""What the consumers of a site have used, by local day, week and month and by the buckets of burn rates.
+
+Kept by the four names of a row and without regard to the book's envelopes: a changed envelope is right at once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import polars as pl
+
+from idlewatt.processors.economy.book import CONSUMER_KINDS
+
+NAMED: Final = ("site", *CONSUMER_KINDS)
+# tokens of all kinds; those without a price, and money, in the currency of the book they were priced by
+AMOUNTS: Final = ("tokens", "unpriced_tokens", "spend_micro")
+# burn windows -> their length and the width of the buckets they are made of
+BURN_WINDOWS: Final[Mapping[str, tuple[int, int]]] = {
+    "5m": (300_000, 300_000),
+    "1h": (3_600_000, 300_000),
+    "6h": (21_600_000, 1_800_000),
+    "3d": (259_200_000, 21_600_000),
+}
+_LENGTH_BY_WIDTH: Final = {width: length for length, width in BURN_WINDOWS.values()}
+_MINUTE_MS: Final = 60_000
+_PERIOD_KEY: Final = (*NAMED, "currency", "period", "period_start")
+_BUCKET_KEY: Final = (*NAMED, "currency", "width_ms", "bucket_start_ms")
+_FRAMES: Final[dict[str, dict[str, Any]]] = {
+    "periods": {
+        **dict.fromkeys((*NAMED, "currency", "period"), pl.String),
+        "period_start": pl.Date,
+        **dict.fromkeys(AMOUNTS, pl.Int64),
+    },
+    "buckets": {
+        **dict.fromkeys((*NAMED, "currency"), pl.String),
+        **dict.fromkeys(("width_ms", "bucket_start_ms", *AMOUNTS), pl.Int64),
+    },
+    "sites": {"site": pl.String, "since_ms": pl.Int64, "as_of_ms": pl.Int64},
+}
+
+
+# compared by identity: what is computed of a state is kept as long as the state is
+@dataclass(frozen=True, slots=True, eq=False)
+class EnvelopeState:
+    """What is remembered of one partition's sites between two folds."""
+
+    # the newest period of each length and the one before it, local dates
+    periods: pl.DataFrame
+    # as far back as each burn window reaches
+    buckets: pl.DataFrame
+    # since_ms: the earliest usage that was read. as_of_ms: up to when; null until all of the log was read once,
+    # for until then everybody seems to have used less than he has.
+    sites: pl.DataFrame
+
+    @classmethod
+    def empty(cls) -> Self:
+        return cls(**{name: pl.DataFrame(schema=schema) for name, schema in _FRAMES.items()})
+
+    def frames(self) -> dict[str, pl.DataFrame]:
+        """For a snapshot, by names that begin with envelope_."""
+        return {f"envelope_{name}": getattr(self, name) for name in _FRAMES}
+
+    @classmethod
+    def of(cls, frames: Mapping[str, pl.DataFrame]) -> Self:
+        """From what frames() gave; other frames may be among them."""
+        return cls(**{name: frames[f"envelope_{name}"] for name in _FRAMES})
+
+
+def used(
+    state: EnvelopeState, rows: pl.DataFrame, newest: pl.DataFrame, time_zone: str, end_ms: int | None
+) -> EnvelopeState:
+    """The state with these rows (records.CONSUMER) in it. A row counts in the periods that its window begins in.
+
+    `newest`: site and newest_ms, the newest usage read of each. `end_ms`: now, where the log is read to its end.
+    """
+    tokens = pl.sum_horizontal("output_tokens", "input_tokens", "cached_input_tokens")
+    amounts = rows.select(
+        *NAMED,
+        "currency",
+        "window_start_ms",
+        tokens=tokens,
+        unpriced_tokens=pl.when(pl.col("spend_micro").is_null()).then(tokens).otherwise(0),
+        spend_micro=pl.col("spend_micro").fill_null(0),
+    )
+    first = amounts.group_by("site").agg(pl.col("window_start_ms").min().alias("since_ms"))
+    known = (
+        pl.concat([state.sites, first], how="diagonal")
+        .group_by("site")
+        .agg(pl.col("since_ms").min(), pl.col("as_of_ms").max())
+    )
+    return EnvelopeState(
+        _periods(state.periods, amounts, time_zone),
+        _buckets(state.buckets, amounts),
+        _as_of(known, newest, end_ms),
+    )
+
+
+def passed(state: EnvelopeState, newest: pl.DataFrame, end_ms: int | None) -> EnvelopeState:
+    """The state when nothing was read meanwhile; the same one until a minute has passed."""
+    sites = _as_of(state.sites, newest, end_ms)
+    minute = pl.col("as_of_ms") // _MINUTE_MS
+    if sites.with_columns(minute).equals(state.sites.with_columns(minute)):
+        return state
+    return EnvelopeState(state.periods, state.buckets, sites)
+
+
+def _as_of(sites: pl.DataFrame, newest: pl.DataFrame, end_ms: int | None) -> pl.DataFrame:
+    now = pl.lit(end_ms, pl.Int64).fill_null(pl.col("as_of_ms"))
+    return (
+        newest.select("site", "newest_ms")
+        .join(sites, on="site", how="left", maintain_order="left")
+        .select(
+            "site", "since_ms", as_of_ms=pl.when(now.is_not_null()).then(pl.max_horizontal(now, "newest_ms"))
+        )
+    )
+
+
+def _periods(before: pl.DataFrame, amounts: pl.DataFrame, time_zone: str) -> pl.DataFrame:
+    moment = pl.from_epoch("window_start_ms", time_unit="ms").dt.replace_time_zone("UTC")
+    dated = amounts.with_columns(day=moment.dt.convert_time_zone(time_zone).dt.date())
+    starts = {
+        "day": pl.col("day"),
+        "week": pl.col("day").dt.truncate("1w"),
+        "month": pl.col("day").dt.month_start(),
+    }
+    more = [
+        dated.with_columns(period=pl.lit(period), period_start=start).select(before.columns)
+        for period, start in starts.items()
+    ]
+    newest = pl.col("period_start").max().over("site", "period")
+    one_before = (
+        pl.when(pl.col("period") == "month")
+        .then(newest.dt.offset_by("-1mo"))
+        .when(pl.col("period") == "week")
+        .then(newest.dt.offset_by("-7d"))
+        .otherwise(newest.dt.offset_by("-1d"))
+    )
+    kept = pl.concat([before, *more]).filter(pl.col("period_start") >= one_before)
+    return _summed(kept, _PERIOD_KEY)
+
+
+def _buckets(before: pl.DataFrame, amounts: pl.DataFrame) -> pl.DataFrame:
+    more = [
+        amounts.with_columns(
+            width_ms=pl.lit(width, pl.Int64), bucket_start_ms=pl.col("window_start_ms") // width * width
+        ).select(before.columns)
+        for width in _LENGTH_BY_WIDTH
+    ]
+    reach_ms = pl.col("width_ms").replace_strict(_LENGTH_BY_WIDTH, return_dtype=pl.Int64)
+    oldest_ms = pl.col("bucket_start_ms").max().over("site", "width_ms") - reach_ms - pl.col("width_ms")
+    return _summed(pl.concat([before, *more]).filter(pl.col("bucket_start_ms") >= oldest_ms), _BUCKET_KEY)
+
+
+def _summed(rows: pl.DataFrame, key: tuple[str, ...]) -> pl.DataFrame:
+    return rows.group_by(key).agg(pl.col(*AMOUNTS).sum()).sort(key).select(rows.columns)
