@@ -43,11 +43,12 @@ _READINGS = st.sampled_from([1, 2, 3, 6, 12, 25, 25, 40])
 
 
 @st.composite
-def fleets(draw: st.DrawFn, *, clean: bool = False, forget: bool = False) -> Fleet:
+def fleets(draw: st.DrawFn, *, clean: bool = False, overdraw: bool = True, forget: bool = False) -> Fleet:
     """1-2 pools, 1-3 nodes, 1-6 GPUs, 0-3 engines; up to some minutes of readings.
 
     How many there are of each, and how long they are read, is drawn and shrinks; what they read is random.
-    `clean`: no counter restarts or lies, no board draws more than its limit. `forget`: entities are given up soon.
+    `clean`: no counter restarts or lies. `overdraw`: boards may draw more than their limit. `forget`: entities are
+    given up soon.
     """
     grace_ms = draw(st.sampled_from([15_000, 9_000]))
     hold_ms = grace_ms * 2 // 3
@@ -64,7 +65,7 @@ def fleets(draw: st.DrawFn, *, clean: bool = False, forget: bool = False) -> Fle
     for n in range(draw(st.integers(1, 3))):
         for g in range(draw(st.integers(1, 2))):
             gpus.append((f"p{n % pools}", f"n{n}", f"G{n}{g}"))
-            rows += _gpu(rng, *gpus[-1], draw(_READINGS), hold_ms, clean)
+            rows += _gpu(rng, *gpus[-1], draw(_READINGS), hold_ms, clean, overdraw)
     for e in range(draw(st.integers(0, 3))):
         pool, node, own = rng.choice(gpus)
         near = [uuid for p, n, uuid in gpus if (p, n) == (pool, node)]
@@ -87,12 +88,21 @@ def _gaps(rng: random.Random, readings: int, hold_ms: int) -> list[int]:
 
 
 def _gpu(
-    rng: random.Random, pool: str, node: str, uuid: str, readings: int, hold_ms: int, clean: bool
+    rng: random.Random,
+    pool: str,
+    node: str,
+    uuid: str,
+    readings: int,
+    hold_ms: int,
+    clean: bool,
+    overdraw: bool,
 ) -> list[GpuRow]:
     has_counter = clean or rng.random() < 0.7
     knows_epoch = has_counter and rng.random() < 0.5
     trouble = 0.0 if clean else rng.choice([0, 0, 0.1])
     limit_mw = rng.choice([700_000, 333_333])
+    # 99 % is too much where the limit is lowered
+    loads = [10, 10, 60, 99, 120] if overdraw else [10, 10, 60]
     processes: list[bool | None] = rng.choice([[None], [True], [True], [False], [None, True, True, False]])
     ts_ms = START_MS + rng.randint(0, 20_000)
     last = GpuRow(
@@ -110,7 +120,7 @@ def _gpu(
     )
     found = [last]
     for gap_ms in _gaps(rng, readings, hold_ms):
-        power_mw = limit_mw * rng.choice([10, 10, 60, 99, 99 if clean else 120]) // 100
+        power_mw = limit_mw * rng.choice(loads) // 100
         gained = power_mw * gap_ms // 1000
         row = replace(
             last,
@@ -197,8 +207,9 @@ def _plus(counter: int | None, gained: int) -> int | None:
 
 @dataclass(frozen=True)
 class Arrival:
-    """What is in the log at `now_ms` that was not there before."""
+    """What is in the log at `now_ms` that was not there at `began_ms`."""
 
+    began_ms: int
     now_ms: int
     messages: tuple[Message, ...]
 
@@ -224,7 +235,8 @@ def delivery(
             delay_ms = late_ms[row.node] or end_ms - row.ts_ms
         order.append((row.ts_ms + delay_ms, row.ts_ms, len(order), row))
     order.sort()
-    largest = rng.choice([1, 5, 30, 1000])
+    # row by row takes long
+    largest = rng.choice([1 if len(order) < 60 else 3, 5, 30, 1000])
     found: list[Arrival] = []
     while order:
         take = rng.randint(1, largest)
@@ -234,7 +246,7 @@ def delivery(
             messages += rng.choice(found).messages
         if rng.random() < 0.1:
             messages += messages[:1]
-        found.append(Arrival(batch[-1][0], tuple(messages)))
+        found.append(Arrival(batch[0][0], batch[-1][0], tuple(messages)))
     return found
 
 

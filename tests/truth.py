@@ -6,7 +6,7 @@ readings are there from the beginning, and every question is answered by looking
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Generic, TypeVar
 
@@ -73,6 +73,8 @@ def truth(
     times = Times(window_ms, grace_ms * 2 // 3, forget_ms, edge_ms)
     gpus = defaultdict(list)
     for gpu_row in gpu_rows:
+        limit_mw = (provisioned_mw or {}).get(gpu_row.pool, gpu_row.power_limit_mw)
+        gpu_row = replace(gpu_row, power_limit_mw=limit_mw)
         gpus[gpu_row.site, gpu_row.pool, gpu_row.gpu_uuid].append(gpu_row)
     engines: dict[tuple[str, str], Members] = defaultdict(dict)
     readings = defaultdict(list)
@@ -85,7 +87,7 @@ def truth(
         _book_tokens(result, site, pool, members, times)
     for (site, pool, _), gpu_readings in sorted(gpus.items()):
         intervals = times.known(gpu_readings, _gpu_step, result.dropped)
-        _book_gpu(result, intervals, engines[site, pool], times, (provisioned_mw or {}).get(pool))
+        _book_gpu(result, intervals, engines[site, pool], times)
     return result
 
 
@@ -222,14 +224,13 @@ def _book_gpu(
     intervals: list[Interval[GpuRow]],
     members: Members,
     times: Times,
-    provisioned_mw: int | None,
 ) -> None:
     # (window, model, state) -> [gpu_ms, draw_mj, available_mj, estimated_mj]
     booked: dict[tuple[int, str, str], list[int]] = defaultdict(lambda: [0] * 4)
     served: dict[int, int] = defaultdict(int)
     for interval in intervals:
         gpu = interval.row
-        limit = provisioned_mw if provisioned_mw is not None else gpu.power_limit_mw or 0
+        limit = gpu.power_limit_mw or 0
         for window, a, b in times.pieces(interval):
             state, models = _state(interval, a, b, members)
             drawn = interval.gain_within(a, b)[0]

@@ -2,7 +2,8 @@
 
 A segment is time over which an engine was really read: active if it made tokens or had requests running,
 waiting if it had a queue. Gauges hold from the reading that showed them to the next. Engines go by `server`,
-a number that all models of one engine share; models by their `id` in the engine index.
+a number that all models of one engine share; models by their `id` in the engine index. Each model of an engine
+has segments of its own.
 """
 
 from typing import Final
@@ -19,7 +20,7 @@ SEGMENT_COLUMNS: Final = {
 }
 # Late GPU rows are judged by what engines did then, this far back.
 RETAIN_MS: Final = 3_600_000
-_BY_TIME: Final = ("server", "start_ms")
+_BY_TIME: Final = ("server", "model", "start_ms")
 
 
 def with_servers(index: pl.DataFrame) -> pl.DataFrame:
@@ -31,7 +32,7 @@ def with_servers(index: pl.DataFrame) -> pl.DataFrame:
 
 
 def segments_of(intervals: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
-    """Engine intervals (one per model) to segments (one per engine)."""
+    """Engine intervals to segments, each of one model."""
     tokens = pl.sum_horizontal("inc_output_tokens", "inc_input_tokens", "inc_cached_input_tokens")
     return (
         intervals.filter("measured")
@@ -43,13 +44,7 @@ def segments_of(intervals: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
             "end_ms",
             ((tokens > 0) | (pl.col("requests_running_0") > 0).fill_null(False)).alias("active"),
             (pl.col("requests_waiting_0") > 0).fill_null(False).alias("waiting"),
-            tokens.alias("tokens"),
         )
-        # the busiest model names the engine's GPUs
-        .sort("tokens", "model", descending=[True, False])
-        .group_by(*_BY_TIME, "end_ms", maintain_order=True)
-        .agg(pl.col("model").first(), pl.col("active", "waiting").any())
-        .select(*SEGMENT_COLUMNS)
     )
 
 
@@ -144,3 +139,15 @@ def demand(
             pl.when(pl.col("waiting").any()).then(pl.lit("waiting")).otherwise(pl.lit("none")).alias("demand")
         )
     )
+
+
+def by_name(segments: pl.DataFrame, index: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Segments whose `model` is its name's place in the alphabet, and the names: (model, model_name).
+
+    So the least of several is the first by name, and engines that serve the same model are alike.
+    """
+    place = pl.col("model_name").rank("dense").cast(pl.Int64).alias("place")
+    places = index.select(pl.col("id").alias("model"), "model_name", place)
+    ranked = segments.join(places.select("model", "place"), on="model", maintain_order="left")
+    names = places.select(pl.col("place").alias("model"), "model_name").unique()
+    return ranked.with_columns(model=pl.col("place")).select(*SEGMENT_COLUMNS), names

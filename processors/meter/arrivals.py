@@ -31,6 +31,7 @@ def take_in(
     engines, bad_engines = intake.engine_rows(
         batch.frames[records.ENGINE.name], batch.now_ms, config.grace_ms
     )
+    before_ms = state.newest_ms
     state = replace(
         state,
         newest_gpu_ms=max(state.newest_gpu_ms, _extreme(gpus.get_column("ts_ms").max(), 0)),
@@ -43,11 +44,12 @@ def take_in(
         state = replace(state, edge_ms=first_ms // config.window_ms * config.window_ms)
     late = {}
     if gpus.height:
-        gpus, late[records.GPU.name] = _waiting(gpus, state, 0)
+        # taken a grace after it has come, as one that comes in time is
+        gpus, late[records.GPU.name] = _waiting(gpus, state, before_ms, config, config.hold_ms)
         state = replace(state, arrived_gpus=pl.concat([state.arrived_gpus, gpus]))
     if engines.height:
-        # what engines did must be known before the GPU rows of the same time are judged
-        engines, late[records.ENGINE.name] = _waiting(engines, state, config.hold_ms)
+        # what engines did must be known before the GPU rows of the same time are judged: these do not wait
+        engines, late[records.ENGINE.name] = _waiting(engines, state, before_ms, config, None)
         state = replace(state, arrived_engines=pl.concat([state.arrived_engines, engines]))
     left_out = {("gpu", reason): count for reason, count in bad_gpus.items()}
     left_out |= {("engine", reason): count for reason, count in bad_engines.items()}
@@ -69,12 +71,20 @@ def absorb(state: MeterState) -> MeterState:
     )
 
 
-def _waiting(rows: pl.DataFrame, state: MeterState, ahead_ms: int) -> tuple[pl.DataFrame, int]:
-    """Add eff_ms: a row for a closed window waits like a live one, for what else comes late with it."""
-    is_late = pl.col("ts_ms") < pl.lit(state.edge_ms, pl.Int64)
-    waits_until = pl.max_horizontal("ts_ms", pl.lit(state.newest_ms - ahead_ms))
-    rows = rows.with_columns(eff_ms=pl.when(is_late).then(waits_until).otherwise("ts_ms"))
-    return rows, int(rows.select(is_late.sum()).item())
+def _waiting(
+    rows: pl.DataFrame, state: MeterState, before_ms: int, config: MeterConfig, wait_ms: int | None
+) -> tuple[pl.DataFrame, int]:
+    """Add eff_ms: a row for a closed window waits like a live one, for what else comes late with it.
+
+    Closed is what would be so if rows came one by one, so that nothing depends on how many are read at once.
+    `before_ms`: the partition's clock before them. `wait_ms`: from the clock at their arrival; None: not at all.
+    """
+    clock_ms = pl.max_horizontal(pl.col("ts_ms").cum_max(), pl.lit(before_ms))
+    closed_ms = (clock_ms - config.grace_ms) // config.window_ms * config.window_ms
+    is_late = pl.col("ts_ms") < pl.max_horizontal(closed_ms, pl.lit(state.edge_ms, pl.Int64))
+    until = pl.col("ts_ms") if wait_ms is None else clock_ms + wait_ms
+    rows = rows.with_columns(eff_ms=pl.when(is_late).then(until).otherwise("ts_ms"), late=is_late)
+    return rows.drop("late"), int(rows.get_column("late").sum())
 
 
 def _newest_ms(state: MeterState, batch: Batch, config: MeterConfig) -> int:

@@ -159,9 +159,22 @@ def _piece_by_piece(pieces: pl.DataFrame, segments: pl.DataFrame, held: pl.DataF
 
 
 def _overlap(rows: pl.DataFrame, segments: pl.DataFrame, name: str) -> pl.DataFrame:
-    """Add the model of a segment that overlaps the piece, null if none does."""
+    """Add the model of the segments that overlap the piece, the first by name, null if none does."""
     if segments.is_empty():
         return rows.with_columns(pl.lit(None, pl.Int64).alias(name))
+    models = segments.group_by("id").agg(pl.col("model").n_unique())
+    several = models.filter(pl.col("model") > 1)
+    if several.height:
+        return pl.concat(
+            [
+                _overlap(
+                    rows.join(several, on="id", how="anti"),
+                    segments.join(several, on="id", how="anti"),
+                    name,
+                ),
+                _first_by_name(rows.join(several, on="id", how="semi"), segments, name),
+            ]
+        )
     # Merged to disjoint stretches, the last to begin before the piece ends is the only one to look at.
     ordered = segments.sort("id", "start_ms", "end_ms", "model")
     reach = pl.col("end_ms").cum_max().over("id").shift(1)
@@ -169,7 +182,7 @@ def _overlap(rows: pl.DataFrame, segments: pl.DataFrame, name: str) -> pl.DataFr
         ((pl.col("id") != pl.col("id").shift(1)) | (pl.col("start_ms") > reach)).fill_null(True).cum_sum()
     )
     merged = ordered.group_by(begins.alias("stretch"), maintain_order=True).agg(
-        pl.col("id", "start_ms").first(), pl.col("end_ms").max(), pl.col("model").last()
+        pl.col("id", "start_ms").first(), pl.col("end_ms").max(), pl.col("model").first()
     )
     joined = rows.sort("to_ms").join_asof(
         merged.sort("start_ms").select(
@@ -189,3 +202,17 @@ def _overlap(rows: pl.DataFrame, segments: pl.DataFrame, name: str) -> pl.DataFr
     )
     overlaps = (pl.col("reach_ms") > pl.col("from_ms")).fill_null(False)
     return joined.with_columns(pl.when(overlaps).then(name).alias(name)).select(*rows.columns, name)
+
+
+def _first_by_name(rows: pl.DataFrame, segments: pl.DataFrame, name: str) -> pl.DataFrame:
+    """What _overlap adds, for GPUs that several models share: every segment is held against every piece."""
+    piece = ("id", "from_ms", "to_ms")
+    found = (
+        rows.select(piece)
+        .unique()
+        .join(segments.select("id", "start_ms", "end_ms", "model"), on="id")
+        .filter((pl.col("start_ms") < pl.col("to_ms")) & (pl.col("end_ms") > pl.col("from_ms")))
+        .group_by(piece)
+        .agg(pl.col("model").min().alias(name))
+    )
+    return rows.join(found, on=piece, how="left")

@@ -18,6 +18,7 @@ from idlewatt.processors.meter.state import (
     MeterState,
 )
 from idlewatt.processors.meter.timeline import (
+    NEVER_MS,
     Advance,
     Edges,
     Steady,
@@ -112,9 +113,9 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         power_totals=totals.add_power(state.power_totals, power),
         token_totals=totals.add_tokens(state.token_totals, token_rows),
         measured_totals=totals.add_measured(state.measured_totals, gpu_intervals, state.gpu_index),
-        gpu_index=_known(state.gpu_index, kept_gpus, gpus),
+        gpu_index=_known(state.gpu_index, kept_gpus, gpus, open_minutes),
         pending_gpus=gpus.pending,
-        engine_index=_known(engine_index, kept_engines, engines),
+        engine_index=_known(engine_index, kept_engines, engines, kept_engines),
         pending_engines=engines.pending,
         latest_power=power.filter(pl.col("window_start_ms") == edges.edge_ms - edges.window_ms),
         offenders=_offenders(gpu_windows, state.gpu_index, edges, config),
@@ -143,8 +144,27 @@ def _gpu_windows(
             split(silent.select(*GPU_INTERVAL), edges, _ENERGY, gpus.new),
         ]
     )
-    classified = classify(waterfall.with_amounts(pieces), segments, held, edges.window_ms)
-    return waterfall.gpu_windows(classified, state.engine_index)
+    ranked, names = activity.by_name(segments, state.engine_index)
+    classified = classify(waterfall.with_amounts(pieces), ranked, held, edges.window_ms)
+    if pieces.get_column("late").any():
+        classified = pl.concat(
+            [classified, _limit_changes(state, gpus, pieces.filter("late"), edges, config)]
+        )
+    return waterfall.gpu_windows(classified, names)
+
+
+def _limit_changes(
+    state: MeterState, gpus: Advance, late: pl.DataFrame, edges: Edges, config: MeterConfig
+) -> pl.DataFrame:
+    """Closed windows were booked as dark with the limit known then; readings that come late may tell another."""
+    came = replace(gpus, last=gpus.last.join(late.select("id"), on="id", how="semi"))
+    closed = replace(edges, previous_ms=NEVER_MS, edge_ms=edges.previous_ms)
+    silent = silence(came, closed, config.forget_ms, _ENERGY, ("power_limit_mw",))
+    pieces = [
+        rows.select("id", "window_start_ms", "from_ms", "to_ms", "power_limit_mw_0")
+        for rows in (late, split(silent, closed, _ENERGY, new=gpus.new))
+    ]
+    return waterfall.limit_changes(pl.concat(pieces), state.gpus)
 
 
 def _engine_windows(
@@ -218,9 +238,9 @@ def _offenders(
     )
 
 
-def _known(index: pl.DataFrame, kept: pl.DataFrame, step: Advance) -> pl.DataFrame:
-    """The index without entities that are forgotten and have nothing waiting."""
+def _known(index: pl.DataFrame, kept: pl.DataFrame, step: Advance, unfinished: pl.DataFrame) -> pl.DataFrame:
+    """The index without entities that are forgotten, have nothing waiting and nothing unfinished."""
     if kept.height == index.height:
         return index
-    alive = pl.concat([kept.select("id"), step.pending.select("id")]).unique()
+    alive = pl.concat([frame.select("id") for frame in (kept, step.pending, unfinished)]).unique()
     return index.join(alive, on="id", how="semi", maintain_order="left")

@@ -118,6 +118,9 @@ def advance(
         taken=pl.col("is_last") | (pl.col("eff_ms") <= edges.edge_ms) | (same & reach).fill_null(False)
     )
     if some_late:
+        # late ones wait until the hold after the edge, so that all that came with them is there
+        in_time = (pl.col("ts_ms") < edges.edge_ms) & (pl.col("eff_ms") <= edges.edge_ms + edges.hold_ms)
+        rows = rows.with_columns(taken=pl.col("taken") | in_time)
         # within reach of one that is not taken itself, an entity's late first reading, is not within reach
         rows = rows.with_columns(pl.col("taken").cast(pl.Int8).cum_min().over("id").cast(pl.Boolean))
     taken = rows.filter("taken")

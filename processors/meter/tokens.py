@@ -14,6 +14,8 @@ SHARE_COLUMNS: Final = {
     "serving_mj": pl.Int64,
 }
 _WINDOW: Final = ("id", "window_start_ms")
+_SEEN: Final = {"output_tokens": "seen_output_tokens", "input_tokens": "seen_input_tokens"}
+_NAMES: Final = ("node", "engine", "model_name")
 
 
 def without_unknown(intervals: pl.DataFrame) -> pl.DataFrame:
@@ -24,13 +26,15 @@ def without_unknown(intervals: pl.DataFrame) -> pl.DataFrame:
 def engine_windows(pieces: pl.DataFrame) -> pl.DataFrame:
     """Sum engine pieces to (id, window_start_ms): the token kinds, measured_ms, silent_ms.
 
-    Silent time that turns out to have been measured is taken back, as for GPUs.
+    Silent time that turns out to have been measured is taken back, as for GPUs. seen_output_tokens and
+    seen_input_tokens are what was made while somebody looked.
     """
     span_ms = pl.col("to_ms") - pl.col("from_ms")
     measured, late = pl.col("measured"), pl.col("late")
     silent_ms = pl.when(~measured & ~late).then(span_ms).when(measured & late).then(-span_ms).otherwise(0)
     return pieces.group_by(*_WINDOW).agg(
         *(pl.col(f"inc_{kind}").sum().alias(kind) for kind in TOKEN_KINDS),
+        *(pl.col(f"inc_{kind}").filter("measured").sum().alias(seen) for kind, seen in _SEEN.items()),
         pl.when(measured).then(span_ms).otherwise(0).sum().alias("measured_ms"),
         silent_ms.sum().alias("silent_ms"),
     )
@@ -44,10 +48,11 @@ def serving_shares(
     segments: pl.DataFrame,
     window_ms: int,
 ) -> pl.DataFrame:
-    """Share each GPU's serving joules among the engines that served on it: (id, window_start_ms, gpu_id, serving_mj).
+    """Share each GPU's serving joules among those that were active on it: (id, window_start_ms, gpu_id, serving_mj).
 
     `id` is the engine and model. In proportion to output tokens, input tokens where there are none, evenly
-    where there are neither; the last takes the remainder, so that totals do not depend on the sharing.
+    where there are neither; the last by name takes the remainder, so that totals do not depend on the sharing,
+    nor the sharing on who was read first.
     """
     serving = (
         gpu_windows.filter(pl.col("state") == "serving")
@@ -56,8 +61,6 @@ def serving_shares(
     )
     if serving.is_empty():
         return pl.DataFrame(schema=SHARE_COLUMNS)
-    named = held.filter(~pl.col("inferred"))
-    held = pl.concat([named, held.join(named, on="id", how="anti")])
     alone = _alone(held, engine_index)
     sole = serving.join(alone, on="gpu_id").select(*_WINDOW, "gpu_id", pl.col("draw_mj").alias("serving_mj"))
     several = serving.join(alone, on="gpu_id", how="anti")
@@ -67,13 +70,16 @@ def serving_shares(
         a=pl.col("window_start_ms").min(), b=pl.col("window_start_ms").max()
     ).row(0)
     active = in_windows(segments.filter("active"), since_ms, last_ms + window_ms, window_ms)
+    active = active.select("server", pl.col("model").alias("id"), "window_start_ms").unique()
+    group = ("gpu_id", "window_start_ms")
     candidates = (
-        several.join(held.select("server", pl.col("id").alias("gpu_id")), on="gpu_id")
-        .join(active.select("server", "window_start_ms").unique(), on=["server", "window_start_ms"])
-        .join(engine_index.select("server", "id"), on="server")
-        .join(engine_windows.select(*_WINDOW, *TOKEN_KINDS), on=list(_WINDOW), how="left")
-        .with_columns(pl.col(TOKEN_KINDS).fill_null(0).clip(lower_bound=0))
-        .sort("gpu_id", "window_start_ms", "id")
+        several.join(held.select("server", "inferred", pl.col("id").alias("gpu_id")), on="gpu_id")
+        .join(active, on=["server", "window_start_ms"])
+        .filter(pl.col("inferred") == pl.col("inferred").all().over(group))
+        .join(engine_index.select("id", *_NAMES), on="id")
+        .join(engine_windows.select(*_WINDOW, *_SEEN.values()), on=list(_WINDOW), how="left")
+        .with_columns(pl.col(*_SEEN.values()).fill_null(0))
+        .sort(*group, *_NAMES)
     )
     return pl.concat([sole, _weighed(candidates)])
 
@@ -93,12 +99,11 @@ def _alone(held: pl.DataFrame, engine_index: pl.DataFrame) -> pl.DataFrame:
 def _weighed(candidates: pl.DataFrame) -> pl.DataFrame:
     """Split draw_mj among the rows of each (gpu_id, window_start_ms)."""
     group = ("gpu_id", "window_start_ms")
-    tokens_in = pl.col("input_tokens") + pl.col("cached_input_tokens")
     weight = (
-        pl.when(pl.col("output_tokens").sum().over(group) > 0)
-        .then("output_tokens")
-        .when(tokens_in.sum().over(group) > 0)
-        .then(tokens_in)
+        pl.when(pl.col("seen_output_tokens").sum().over(group) > 0)
+        .then("seen_output_tokens")
+        .when(pl.col("seen_input_tokens").sum().over(group) > 0)
+        .then("seen_input_tokens")
         .otherwise(1)
         .cast(pl.Int128)
     )

@@ -37,8 +37,34 @@ def with_amounts(pieces: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def limit_changes(pieces: pl.DataFrame, booked: pl.DataFrame) -> pl.DataFrame:
+    """What dark time had available more, or less, than was booked for it, as rows like classify() gives.
+
+    `pieces`: time that was booked as dark, with the limit that held really; `booked`: id and power_limit_mw of
+    each GPU's last reading at that time.
+    """
+    changed = pieces.join(booked.select("id", booked_limit_mw="power_limit_mw"), on="id").filter(
+        pl.col("booked_limit_mw").ne_missing(pl.col("power_limit_mw_0"))
+    )
+    nothing = pl.lit(0, pl.Int64)
+    really = _available_mj("to_ms") - _available_mj("from_ms")
+    then = _available_mj("to_ms", "booked_limit_mw") - _available_mj("from_ms", "booked_limit_mw")
+    return changed.select(
+        "id",
+        "window_start_ms",
+        pl.lit(False).alias("late"),
+        pl.lit(False).alias("measured"),
+        pl.lit("dark").alias("state"),
+        pl.lit(None, pl.Int64).alias("model"),
+        nothing.alias("gpu_ms"),
+        (really - then).alias("available_mj"),
+        nothing.alias("inc_energy_mj"),
+        nothing.alias("estimated_mj"),
+    )
+
+
 def gpu_windows(classified: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
-    """Classified sums to (id, window_start_ms, state, model_name): SUMS. `models`: id, model_name.
+    """Classified sums to (id, window_start_ms, state, model_name): SUMS. `models`: model, model_name.
 
     Time that was dark when its window closed and turns out to have been measured is taken back from dark, by
     exactly what was booked. Time that stays dark keeps the joules its counter gained meanwhile, under dark.
@@ -68,7 +94,7 @@ def gpu_windows(classified: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
         pl.concat([booked, taken_back])
         .group_by("id", "window_start_ms", "state", "model")
         .agg(pl.col("gpu_ms", "available_mj", "draw_mj", "estimated_mj").sum())
-        .join(models.select(model="id", model_name="model_name"), on="model", how="left")
+        .join(models, on="model", how="left")
     )
     # A board can draw a little more than its limit for a moment: then what it drew was available.
     spare = pl.col("available_mj") - pl.col("draw_mj")
@@ -87,9 +113,9 @@ def gpu_windows(classified: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _available_mj(moment: str) -> pl.Expr:
+def _available_mj(moment: str, limit_mw: str = "power_limit_mw_0") -> pl.Expr:
     """What the limit had made available since the window began; differences of it add up however time is cut."""
-    return pl.col("power_limit_mw_0").fill_null(0) * (pl.col(moment) - pl.col("window_start_ms")) // 1000
+    return pl.col(limit_mw).fill_null(0) * (pl.col(moment) - pl.col("window_start_ms")) // 1000
 
 
 def power_rows(

@@ -1,0 +1,162 @@
+"""Whatever way readings travel, the meter's sums are those of the second computation in truth.py."""
+
+import os
+import random
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from meter_fleets import START_MS, Fleet, delivery, fleets
+from stage_driver import Driver, sums
+from truth import Truth, truth
+
+from idlewatt.processors.meter.stage import MeterStage
+from idlewatt.stream import records
+
+MINUTE_MS = 60_000
+POWER_KEY = ("site", "pool", "window_start_ms", "product", "model_name", "state")
+TOKEN_KEY = ("site", "pool", "window_start_ms", "node", "engine", "model_name")
+MINUTE_KEY = ("site", "pool", "gpu_uuid", "minute_start_ms", "state")
+WINDOW_KEY = ("site", "pool", "window_start_ms")
+TOKEN_SUMS = (
+    "output_tokens",
+    "input_tokens",
+    "cached_input_tokens",
+    "serving_mj",
+    "measured_ms",
+    "silent_ms",
+)
+SEEDS = st.integers(0, 10**6)
+
+
+def examples(count: int) -> settings:
+    return settings(
+        max_examples=int(os.environ.get("IDLEWATT_EXAMPLES", count)),
+        derandomize="IDLEWATT_EXAMPLES" not in os.environ,
+        deadline=None,
+        # to explain a failure takes longer than to find it
+        phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+
+
+def meter(fleet: Fleet) -> Driver[Any]:
+    return Driver(MeterStage(fleet.config))
+
+
+def live(driver: Driver[Any], fleet: Fleet, rng: random.Random, **how: Any) -> int:
+    """Fold every message as it arrives, and nothing now and then; when the last one did."""
+    arrivals = delivery(fleet, rng, **how)
+    now_ms = arrivals[0].now_ms
+    for arrival in arrivals:
+        if arrival.began_ms > now_ms + fleet.config.grace_ms:
+            driver.fold(arrival.began_ms - 1)
+        driver.append(arrival.messages)
+        driver.fold(arrival.now_ms)
+        now_ms = arrival.now_ms
+    return now_ms
+
+
+def drain(driver: Driver[Any], fleet: Fleet, now_ms: int) -> int:
+    """Let the clock run on until all that has come by `now_ms` is booked and its minutes are over; their end."""
+    edge_ms = -(-now_ms // MINUTE_MS) * MINUTE_MS
+    driver.fold(edge_ms + 2 * fleet.config.grace_ms + fleet.config.window_ms // 2)
+    return edge_ms
+
+
+def truth_of(fleet: Fleet, edge_ms: int) -> Truth:
+    config = fleet.config
+    return truth(
+        fleet.gpu_rows,
+        fleet.engine_rows,
+        window_ms=config.window_ms,
+        grace_ms=config.grace_ms,
+        forget_ms=config.forget_ms,
+        edge_ms=edge_ms,
+        provisioned_mw=config.provisioned_mw,
+    )
+
+
+def assert_true(driver: Driver[Any], fleet: Fleet, edge_ms: int, *, late: bool = False) -> None:
+    """Every sum of the ledger is the truth's, and everything measured is accounted for.
+
+    `late`: serving joules are compared by pool and window only, for late ones are shared by themselves.
+    """
+    expected = truth_of(fleet, edge_ms)
+    power = driver.rows(records.POWER)
+    assert sums(power, POWER_KEY, ("gpu_ms", "draw_mj", "headroom_mj", "estimated_mj")) == _nonzero(
+        expected.power
+    )
+    tokens = driver.rows(records.TOKENS)
+    told = [
+        {**dict(zip(TOKEN_KEY, key, strict=True)), **dict(zip(TOKEN_SUMS, row, strict=True))}
+        for key, row in expected.tokens.items()
+    ]
+    by_engine = tuple(name for name in TOKEN_SUMS if not (late and name == "serving_mj"))
+    assert sums(tokens, TOKEN_KEY, by_engine) == sums(told, TOKEN_KEY, by_engine)
+    assert sums(tokens, WINDOW_KEY, ("serving_mj",)) == sums(told, WINDOW_KEY, ("serving_mj",))
+    minutes = driver.rows(records.GPU_MINUTE)
+    over = {key: row for key, row in expected.minutes.items() if key[3] + MINUTE_MS <= edge_ms}
+    assert sums(minutes, MINUTE_KEY, ("gpu_ms", "draw_mj", "headroom_mj")) == _nonzero(over)
+    assert_accounted(driver)
+
+
+def assert_accounted(driver: Driver[Any]) -> None:
+    families = {f.name: f for f in driver.stage.families([driver.state])}
+    unaccounted = families["idlewatt_unaccounted_joules_total"].samples
+    assert {sample.labels["pool"]: sample.value for sample in unaccounted} == {
+        row["pool"]: 0 for row in driver.rows(records.POWER)
+    }
+
+
+def _nonzero(expected: dict[Any, list[int]]) -> dict[Any, tuple[int, ...]]:
+    return {key: tuple(row) for key, row in expected.items() if any(row)}
+
+
+@examples(30)
+@given(fleets(), SEEDS)
+def test_arrival_changes_no_sum(fleet: Fleet, seed: int) -> None:
+    """Cutting, repeating and shuffling within a third of the grace gives the truth, once the clock has run on."""
+    driver = meter(fleet)
+    now_ms = live(driver, fleet, random.Random(seed), repeats=0)
+    assert_true(driver, fleet, drain(driver, fleet, now_ms))
+
+
+@examples(30)
+@given(fleets(), SEEDS)
+def test_sums_are_true_at_any_edge(fleet: Fleet, seed: int) -> None:
+    """While readings still come, the windows that are closed already hold what the truth has up to their edge."""
+    driver = meter(fleet)
+    live(driver, fleet, random.Random(seed))
+    edge_ms = (fleet.newest_ms - fleet.config.grace_ms) // fleet.config.window_ms * fleet.config.window_ms
+    assert_true(driver, fleet, max(edge_ms, START_MS))
+
+
+@examples(20)
+@given(fleets(clean=True, overdraw=False), SEEDS)
+def test_energy_and_time_are_conserved(fleet: Fleet, seed: int) -> None:
+    """Draw adds up to the counters' differences, draw and headroom to limit x time, states to all the time there was."""
+    driver = meter(fleet)
+    edge_ms = drain(driver, fleet, live(driver, fleet, random.Random(seed)))
+    minutes = sums(
+        driver.rows(records.GPU_MINUTE),
+        ("pool", "gpu_uuid"),
+        ("gpu_ms", "draw_mj", "headroom_mj"),
+    )
+    for key, rows in _by_gpu(fleet).items():
+        first, last = rows[0], rows[-1]
+        gpu_ms, draw_mj, headroom_mj = minutes[key]
+        assert gpu_ms == edge_ms - first.ts_ms
+        assert draw_mj == (last.energy_mj or 0) - (first.energy_mj or 0)
+        limit_mw = fleet.config.provisioned_mw.get(first.pool, first.power_limit_mw) or 0
+        window_ms = fleet.config.window_ms
+        whole, part_ms = divmod(first.ts_ms - START_MS // MINUTE_MS * MINUTE_MS, window_ms)
+        windows = (edge_ms - START_MS // MINUTE_MS * MINUTE_MS) // window_ms - whole
+        assert draw_mj + headroom_mj == windows * (limit_mw * window_ms // 1000) - limit_mw * part_ms // 1000
+
+
+def _by_gpu(fleet: Fleet) -> dict[tuple[str, str], list[records.GpuRow]]:
+    found: dict[tuple[str, str], list[records.GpuRow]] = {}
+    for row in fleet.gpu_rows:
+        found.setdefault((row.pool, row.gpu_uuid), []).append(row)
+    return found
