@@ -42,7 +42,7 @@ def _sell(total: dict[Key, int], sold: Any, row: Row, book: Book) -> None:
         for kind, amount in (
             ("output", price.output),
             ("input", price.input),
-            ("cached_input", price.cached_input or 0),
+            ("cached_input", price.input if price.cached_input is None else price.cached_input),
         )
     )
     site, pool, window, model = row["site"], row["pool"], row["window_start_ms"], row["model_name"]

@@ -1,11 +1,13 @@
 """The economy from its topics to its rows and series: money conserved however it is read, absent while unknown."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 import pytest
+from chaos_money import money
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stage_driver import Driver, Message
@@ -357,3 +359,22 @@ def test_a_new_currency_mixes_with_no_old_one() -> None:
     assert shown(driver, names.MARGIN_PER_HOUR, currency="USD") is None
     seconds = driver.state.rolling.select(pl.col("window_ms").sum()).item()
     assert seconds == WINDOW_MS
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(MESSAGES)
+def test_money_is_that_of_the_second_computation(rows: list[TokenRow | PowerRow]) -> None:
+    """Without usage every micro-unit is what docs/metering.md, computed in plain Python, gives."""
+    text = BOOK.replace("[tariff]", "[tariff]\npue = 1.17").replace("steps =", "# steps =")
+    driver = driver_of(text)
+    driver.append(ledger(*rows))
+    driver.fold(START_MS)
+    key = ("site", "pool", "window_start_ms", "model_name", "kind", "state", "part", "demand", "currency")
+    booked: Counter[Any] = Counter()
+    for row in written(driver, MONEY):
+        booked[tuple(row[name] for name in key)] += row["amount_micro"]
+    told = [
+        ("ledger.tokens" if isinstance(r, TokenRow) else "ledger.power", dataclasses.asdict(r)) for r in rows
+    ]
+    expected = money(told, parse_book(text.encode(), "book"))
+    assert {k: amount for k, amount in booked.items() if amount} == expected
