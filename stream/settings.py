@@ -245,6 +245,11 @@ class Process(_Section):
         examples=["processor-1"],
     )
     yardstick: tuple[Yardstick, ...] = Field((), description="Configured yields.")
+    published_yardsticks: bool = Field(
+        True,
+        description="What was published of a GPU product serves as its yield where nothing is configured or learned; "
+        "idlewatt_yardstick_tokens_per_joule says so.",
+    )
     pool: dict[str, PoolOverride] = Field(
         default_factory=dict, description="What is known of a pool beforehand, by its name."
     )

@@ -11,7 +11,7 @@ from stage_driver import Driver, Message
 from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.economy.capital import capital_frame
 from idlewatt.processors.economy.config import EconomyConfig
-from idlewatt.processors.economy.published import TABLE
+from idlewatt.processors.published import TABLE
 from idlewatt.processors.economy.stage import EconomyStage
 from idlewatt.processors.economy.state import EconomyState
 from idlewatt.stream import topics
@@ -152,5 +152,10 @@ def test_what_has_no_series_is_what_the_code_reckons_with() -> None:
 
 def test_the_published_table_is_the_codes() -> None:
     """Every published figure stands on the page as the code has it."""
-    rows = [(float(hour), float(kw)) for _, hour, kw in table("product")]
-    assert rows == [(entry.per_gpu_hour / 1e6, entry.utility_w / 1e3) for entry in TABLE]
+    rows = [
+        (float(hour), float(kw), float(yardstick) if yardstick else None)
+        for _, hour, kw, yardstick in table("product")
+    ]
+    assert rows == [
+        (entry.per_gpu_hour / 1e6, entry.utility_w / 1e3, entry.tokens_per_joule) for entry in TABLE
+    ]

@@ -8,7 +8,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.economy.book import MICRO, Book, Capital
-from idlewatt.processors.economy.published import CURRENCY, published
+from idlewatt.processors.published import CURRENCY, published
 
 CAPITAL_COLUMNS: Final = {
     "product": pl.String,

@@ -19,6 +19,8 @@ class MeterConfig:
     worst_offenders: int = 50
     pue: float | None = None
     yardsticks: tuple[Yardstick, ...] = ()
+    # published yields serve where nothing is configured or learned
+    use_published: bool = True
     # pool -> milliwatts set aside for each of its GPUs
     provisioned_mw: Mapping[str, int] = field(default_factory=dict)
 
@@ -51,6 +53,7 @@ class MeterConfig:
             worst_offenders=process.worst_offenders,
             pue=pue,
             yardsticks=process.yardstick,
+            use_published=process.published_yardsticks,
             provisioned_mw={
                 name: round(pool.provisioned_watts_per_gpu * 1000)
                 for name, pool in process.pool.items()

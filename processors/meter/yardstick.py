@@ -1,7 +1,7 @@
 """The yardstick: the yield, in output tokens per joule, that an idle joule is held against.
 
 Configured, else learned as the 90th percentile of the pair's serving windows over a trailing day, else the
-pool's, else withheld. Yields are kept as hourly histograms with 32 buckets per doubling: 2 % wide.
+pool's, else what was published of the product if that is wanted, else withheld. Yields are kept as hourly histograms with 32 buckets per doubling: 2 % wide.
 """
 
 import math
@@ -10,6 +10,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.published import published
 
 HOUR_MS: Final = 3_600_000
 TRAILING_HOURS: Final = 24
@@ -90,6 +91,8 @@ def yields(histogram: pl.DataFrame, pairs: pl.DataFrame, config: MeterConfig) ->
             out.append((site, pool_name, product, model, own_utpj, "learned"))
         elif pool_utpj is not None:
             out.append((site, pool_name, product, model, pool_utpj, "pool"))
+        elif config.use_published and (known := published(product)) and known.tokens_per_joule:
+            out.append((site, pool_name, product, model, round(known.tokens_per_joule * 1e6), "published"))
     return pl.DataFrame(out, schema=YIELD_COLUMNS, orient="row")
 
 
