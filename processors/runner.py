@@ -70,7 +70,6 @@ class Runner(Generic[S]):
         # partition -> records of folds that are not committed; a key without records is a state that moved
         self._outbox: dict[int, list[Record]] = {}
         self._folded_at = 0.0
-        self._polled_at = time.monotonic()
         self._said: dict[str, float] = {}
         self._catch_up: dict[int, CatchUp] = {}
 
@@ -85,8 +84,8 @@ class Runner(Generic[S]):
             self._stage_log.close()
 
     def silent_for_s(self) -> float:
-        """Time since the log last answered: while it does not, partitions may have gone to others unnoticed."""
-        return time.monotonic() - self._polled_at
+        """Time since the log last confirmed our partitions: while it does not, they may have gone to others unnoticed."""
+        return self._stage_log.unconfirmed_s()
 
     def step(self, timeout_s: float, stop: threading.Event | None = None) -> None:
         """One poll, and what follows from it."""
@@ -96,7 +95,6 @@ class Runner(Generic[S]):
             self._say("log_unavailable", error=str(error))
             (stop or threading.Event()).wait(UNAVAILABLE_PAUSE_S)
             return
-        self._polled_at = time.monotonic()
         self._hand_over(poll)
         for message in poll.messages:
             if message.partition in self._states:

@@ -194,6 +194,16 @@ def open_admin(log: Log) -> Any:
     return _open(KafkaAdminClient, log, "idlewatt-admin")
 
 
+def answered_heartbeat(consumer: Consumer) -> float | None:
+    """When the last heartbeat was sent, by time.monotonic(), if the coordinator has answered it; None if not yet.
+
+    When it was sent and not when the answer was read: a process that was frozen reads an old one.
+    """
+    heartbeat = consumer._coordinator.heartbeat  # type: ignore[attr-defined]
+    sent: float = heartbeat.last_send
+    return sent if heartbeat.last_receive >= sent else None
+
+
 def close_consumer(consumer: Consumer) -> None:
     """Leave the group and close, in bounded time, whatever state the consumer is in."""
     with suppress(KafkaError, OSError, RuntimeError):

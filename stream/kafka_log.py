@@ -21,6 +21,7 @@ from idlewatt.stream.kafka_clients import (
     Producer,
     RebalanceListener,
     TopicPartition,
+    answered_heartbeat,
     close_consumer,
     close_producer,
     connection_options,
@@ -137,6 +138,7 @@ class KafkaStageLog:
         # where the last commit stands
         self._resume: dict[tuple[str, int], int] = {}
         self._progress = Progress(inputs)
+        self._confirmed_at = float("-inf")
 
     def poll(self, timeout_s: float) -> Poll:
         """Raises LogUnavailableError while Kafka is away, and heals by itself."""
@@ -181,6 +183,14 @@ class KafkaStageLog:
             raise
         self._resume |= resume
 
+    def unconfirmed_s(self) -> float:
+        """Seconds since the group's coordinator last knew us: after log.session_timeout_s it gives us up.
+
+        Polls bring nothing, rather than an error, to a process that hung for so long and has not heard of it yet.
+        """
+        self._look_for_heartbeat()
+        return time.monotonic() - self._confirmed_at
+
     def close(self) -> None:
         self._leave_group()
         self._producer.close()
@@ -203,6 +213,7 @@ class KafkaStageLog:
         self._producer.prepare()
         self._progress.ask(consumer, self._handed)
         restored = self._restore_some(consumer, deadline)
+        self._look_for_heartbeat()
         records = consumer.poll(int(self._patience_s(consumer, deadline) * 1000), self.POLL_MESSAGES)
         # From here on nothing may raise, or the messages were lost.
         self._look_what_is_ours(consumer)
@@ -231,14 +242,19 @@ class KafkaStageLog:
         )
         return self._consumer
 
+    def _look_for_heartbeat(self) -> None:
+        if (consumer := self._consumer) is not None and (sent := answered_heartbeat(consumer)) is not None:
+            self._confirmed_at = sent
+
     def _leave_group(self) -> None:
         self._revoked |= self._handed.keys()
         self._rewind()
         self._owned = {}
         self._member = ""
-        if self._consumer is not None:
-            close_consumer(self._consumer)
-            self._consumer = None
+        consumer, self._consumer = self._consumer, None
+        self._confirmed_at = float("-inf")
+        if consumer is not None:
+            close_consumer(consumer)
 
     def _look_what_is_ours(self, consumer: Consumer) -> None:
         """Apply a rebalance that the last consumer.poll() went through, if it did."""

@@ -72,5 +72,8 @@ class StageLog(Protocol):
         ValueError: no snapshot, or a partition that moves on without one.
         """
 
+    def unconfirmed_s(self) -> float:
+        """Seconds since it was last sure that what poll() gave is still ours. May be asked from any thread."""
+
     def close(self) -> None:
         """Give the partitions back without committing anything."""

@@ -92,9 +92,9 @@ def read_ledger(settings: Settings) -> tuple[list[tuple[str, Row]], dict[int, in
 
 
 def read_money(settings: Settings) -> list[Row]:
-    return [
-        row for message in read_topic(settings, topics.MONEY) for row in decode(message.value)[1].to_dicts()
-    ]
+    """Money of pools; what consumers owe stands in the same topic."""
+    decoded = (decode(message.value) for message in read_topic(settings, topics.MONEY))
+    return [row for schema, frame in decoded if schema is records.MONEY for row in frame.to_dicts()]
 
 
 def metered(raw: Raw, settings: Settings, edge_ms: int) -> Truth:

@@ -33,23 +33,13 @@ PROCESSORS: Final = ("processor-1", "processor-2")
 EXTRA: Final = "processor-3"
 # of the simulated factories' own: engines that crash, pages and GPUs that are away, drivers reloaded
 OUTAGE_EVERY_S: Final = 30.0
-# some models have a price of their own, some none: every way to price a lost token is taken
-BOOK: Final = """
-[[price]]
-model = "meta-llama/*"
-output = 0.65
-input = 0.13
-cached_input = 0.017
-[[price]]
-model = "Qwen/*"
-output = 0.333
-input = 0.1
-cached_input = 0.0
-[[price]]
-model = "deepseek-ai/*"
-output = 1.1
-input = 0.27
-cached_input = 0.07
+# Some models have a price, some none: every way to price a lost token is taken. How a model's tokens are split over
+# tiers hangs on how far the usage was read, so that all tiers cost the same, whole dollars a million: a micro-unit a
+# token, which no split can round otherwise.
+PRICES: Final = {"meta-llama/*": (13, 3, 1), "Qwen/*": (7, 2, 0), "deepseek-ai/*": (22, 5, 1)}
+TIERS: Final = ("standard", "premium", "free")
+BOOK: Final = (
+    """
 [tariff]
 per_kwh = 0.1234
 pue = 1.17
@@ -59,6 +49,13 @@ use_published = false
 product = "*H100*"
 per_gpu_hour = 1.99
 """
+    + "".join(f'[[tier]]\nname = "{tier}"\n' for tier in TIERS)
+    + "".join(
+        f'[[price]]\nmodel = "{model}"\ntier = "{tier}"\noutput = {output}\ninput = {uncached}\ncached_input = {cached}\n'
+        for model, (output, uncached, cached) in PRICES.items()
+        for tier in TIERS
+    )
+)
 # More than their boards ever draw. By the enforced limit some draw more for a moment: what they drew counts as
 # available then, and how much that is depends on how a window was amended (docs/metering.md, "The waterfall").
 PROVISIONED: Final = {

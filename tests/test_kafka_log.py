@@ -503,7 +503,10 @@ class Working:
 
     def _work(self) -> None:
         while not self._stop.is_set():
-            poll = self.reader.poll(0.1)
+            try:
+                poll = self.reader.poll(0.1)
+            except LogUnavailableError:
+                continue
             self.handed_out.update(poll.assigned.keys())
             if self.reader.messages:
                 try:
@@ -605,3 +608,28 @@ def test_a_static_member_that_restarts_in_time_is_not_noticed(
         for member in members:
             member.end()
     assert in_ledger(fresh_topics) == sorted(sent("a ") | sent("b "))
+
+
+def test_a_member_knows_how_long_ago_it_was_known(kafka_broker: KafkaBroker, open_member: OpenMember) -> None:
+    """What is ours is confirmed each second, and not by polls that bring nothing while nobody answers."""
+    log = open_member().log
+    assert log.unconfirmed_s() == float("inf")
+    member = Working(StageReader(log))
+
+    def until(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 40
+        while not condition():
+            assert time.monotonic() < deadline, log.unconfirmed_s()
+            time.sleep(0.05)
+
+    try:
+        until(lambda: log.unconfirmed_s() < 2.5 and len(member.partitions) == 4)
+        kafka_broker.freeze()
+        try:
+            until(lambda: log.unconfirmed_s() > 2.6)
+        finally:
+            kafka_broker.thaw()
+        until(lambda: log.unconfirmed_s() < 2.5)
+    finally:
+        member.end()
+    assert log.unconfirmed_s() == float("inf")
