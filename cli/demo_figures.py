@@ -141,6 +141,10 @@ class Sums:
     kwh: float
     wasted_share: float | None  # of the joules drawn
     tokens_per_joule: float | None
+    revenue: float
+    cost: float  # energy and capital of all states
+    idle_energy_cost: float
+    idle_capital_cost: float
     lost_revenue: float
     benchmark_loss: float
     currency: str
@@ -156,6 +160,10 @@ def sums(scrape: Scrape) -> Sums:
         kwh=drawn / _JOULES_PER_KWH,
         wasted_share=sum(joules.get(state, 0.0) for state in IDLE) / drawn if drawn > 0 else None,
         tokens_per_joule=tokens / drawn if drawn > 0 else None,
+        revenue=scrape.sum(names.REVENUE),
+        cost=scrape.sum(names.ENERGY_COST) + scrape.sum(names.CAPITAL_COST),
+        idle_energy_cost=sum(scrape.sum(names.ENERGY_COST, state=state) for state in IDLE),
+        idle_capital_cost=sum(scrape.sum(names.CAPITAL_COST, state=state) for state in IDLE),
         lost_revenue=scrape.sum(names.LOST_REVENUE),
         benchmark_loss=scrape.sum(names.BENCHMARK_LOST_REVENUE),
         currency=_currency(scrape),

@@ -79,7 +79,15 @@ def summary(sums: Sums) -> Iterator[str]:
     yield "metered in this demo:"
     yield f"  {sums.output_tokens:,.0f} output tokens from {sums.kwh:.3f} kWh: {_ratio(sums.tokens_per_joule)} tokens per joule"
     yield f"  {share} of the watts drawn were wasted on idle GPUs"
-    yield f"  {_money(sums.lost_revenue, sums.currency)} revenue lost to idle watts at the demo's prices"
+    yield (
+        f"  {_money(sums.revenue, sums.currency)} of tokens at the demo's prices, "
+        f"for {_money(sums.cost, sums.currency)} of electricity and GPU-hours"
+    )
+    yield (
+        f"  idle, in three moneys: {_money(sums.lost_revenue, sums.currency)} of tokens not sold; "
+        f"{_money(sums.idle_capital_cost, sums.currency)} of GPU-hours paid; "
+        f"{_money(sums.idle_energy_cost, sums.currency)} of electricity burnt"
+    )
     yield f"  {_money(sums.benchmark_loss, sums.currency)} at the benchmark of 150 bn USD per gigawatt-year"
 
 
@@ -154,6 +162,9 @@ def _ratio(value: float | None) -> str:
 def _amount(value: float | None) -> str:
     if value is None:
         return _UNKNOWN
+    if 0 < value < 0.1:
+        # little is not nothing
+        return f"{value:.2g}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 

@@ -55,6 +55,9 @@ def test_a_pipe_gets_figures_a_summary_and_the_next_free_port() -> None:
     }
     assert re.search(r"^  [\d,]+ output tokens from 0\.\d+ kWh", out, re.M)
     assert re.search(r"^  \d+\.\d% of the watts drawn were wasted", out, re.M)
+    moneys = re.search(r"in three moneys: (\S+) USD of .*; (\S+) USD of .*; (\S+) USD of electricity", out)
+    assert moneys is not None
+    assert all(float(amount.replace(",", "")) > 0 for amount in moneys.groups())
 
 
 @contextlib.contextmanager
