@@ -68,6 +68,7 @@ def running(settings: Settings, ports: Iterable[int], *, collect: bool, process:
             processing.start()
             stack.callback(_stop_processing, processing.stop)
             bodies.append(processing.metrics_body)
+            routes += processing.routes
             failure = lambda: processing.failure  # noqa: E731
         if collect:
             from idlewatt.collectors.collection import Collection

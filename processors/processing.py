@@ -10,6 +10,7 @@ import structlog
 from idlewatt.processors.economy.book import MICRO
 from idlewatt.processors.economy.book_file import BookFile
 from idlewatt.processors.economy.config import EconomyConfig
+from idlewatt.processors.economy.envelope_answers import EnvelopeAnswers
 from idlewatt.processors.economy.stage import EconomyStage
 from idlewatt.processors.families import rendered
 from idlewatt.processors.meter.config import MeterConfig
@@ -19,6 +20,7 @@ from idlewatt.processors.runner import Runner
 from idlewatt.processors.stage import Stage
 from idlewatt.stream import metric_names as names
 from idlewatt.stream.clock import Clock, unix_ms
+from idlewatt.stream.http_routes import Route
 from idlewatt.stream.opening import open_stage_log
 from idlewatt.stream.settings import Settings
 
@@ -37,6 +39,8 @@ class Processing:
             self._figures.show(names.BOOK_VALID, value=1)
         self._stop = threading.Event()
         self._pages: dict[str, bytes] = {}
+        # served over HTTP beside /metrics
+        self.routes: list[Route] = []
         self._failure: BaseException | None = None
         # A processor that was stopped or cut off may find its partitions with another one: beside that one's
         # counters, its own old ones would look like resets. The embedded log has no other.
@@ -57,7 +61,12 @@ class Processing:
             else EconomyStage(self._book.current, EconomyConfig.of(settings))
         )
         log = open_stage_log(settings, stage.name, stage.inputs)
-        return Runner(stage, log, clock, self._figures, lambda page: self._publish(name, page))
+        runner = Runner(stage, log, clock, self._figures, lambda page: self._publish(name, page))
+        if isinstance(stage, EconomyStage):
+            answers = EnvelopeAnswers(self._book.current, clock, lambda: self._is_ours(runner))
+            runner.on_commit(lambda states: answers.hold([state.envelopes for state in states]))
+            self.routes = [answers.route]
+        return runner
 
     def _tell_book(self, result: Literal["accepted", "refused"]) -> None:
         self._figures.count(names.BOOK_READS, result)
@@ -73,6 +82,9 @@ class Processing:
     def _publish(self, name: str, page: bytes) -> None:
         # Rendered once per commit, served many times: a scrape never holds up the loop.
         self._pages[name] = page
+
+    def _is_ours(self, runner: Runner[Any]) -> bool:
+        return runner.silent_for_s() < self._page_valid_s
 
     @property
     def failure(self) -> BaseException | None:
@@ -92,10 +104,6 @@ class Processing:
 
     def metrics_body(self) -> bytes:
         """The page of /metrics: what is committed and surely still ours, and this process's own figures."""
-        pages = [
-            page
-            for name, page in list(self._pages.items())
-            if self._runners[name].silent_for_s() < self._page_valid_s
-        ]
+        pages = [page for name, page in list(self._pages.items()) if self._is_ours(self._runners[name])]
         own = rendered(self._figures.collect())
         return b"".join([*pages, own])

@@ -5,7 +5,7 @@ import functools
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 import polars as pl
@@ -59,7 +59,10 @@ class Runner(Generic[S]):
         self._clock = clock
         self._figures = figures
         self._publish = publish
+        self._committed: Callable[[Collection[S]], None] = lambda _: None
         self._states: dict[int, S] = {}
+        # as they were at the last commit
+        self._shown: dict[int, S] = {}
         self._page = Page(stage.at_most)
         # what was read and is not folded, by partition, and where the log ended then
         self._gathered: dict[int, list[Message]] = defaultdict(list)
@@ -72,6 +75,10 @@ class Runner(Generic[S]):
         self._folded_at = 0.0
         self._said: dict[str, float] = {}
         self._catch_up: dict[int, CatchUp] = {}
+
+    def on_commit(self, told: Callable[[Collection[S]], None]) -> None:
+        """Let `told` know the states that /metrics shows, one for each partition, whenever they change."""
+        self._committed = told
 
     def run(self, stop: threading.Event) -> None:
         """Loop until `stop` is set, then commit what is folded and give the partitions back."""
@@ -134,6 +141,7 @@ class Runner(Generic[S]):
     def _drop(self, partition: int) -> None:
         """Forget a partition with its uncommitted work: whoever owns it now folds that again."""
         self._states.pop(partition, None)
+        self._shown.pop(partition, None)
         self._page.drop(partition)
         self._outbox.pop(partition, None)
         self._gathered.pop(partition, None)
@@ -290,8 +298,10 @@ class Runner(Generic[S]):
     def _show(self, partitions: Iterable[int]) -> None:
         """Publish what is committed, and nothing else: a counter shown and then lost would step back."""
         for partition in partitions:
+            self._shown[partition] = self._states[partition]
             self._page.put(partition, self._stage.families([self._states[partition]]))
         self._publish(self._page.text())
+        self._committed(self._shown.values())
 
     def _say(self, event: str, **what: object) -> None:
         """One line per event and reason and minute."""

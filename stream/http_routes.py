@@ -18,6 +18,8 @@ class Request:
     rest: str
     headers: Mapping[str, str]
     body: bytes
+    # what follows the question mark; the last of keys that come twice
+    query: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,7 +183,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if len(body) < length:
                 return  # the client has left
             try:
-                chosen = route.handle(Request(urllib.parse.unquote(rest), headers, body))
+                query = dict(urllib.parse.parse_qsl(self.path.partition("?")[2], keep_blank_values=True))
+                chosen = route.handle(Request(urllib.parse.unquote(rest), headers, body, query))
             except Exception:
                 self.server.log_exception()
                 chosen = error(http.HTTPStatus.INTERNAL_SERVER_ERROR, "this failed here: see the log")

@@ -1,0 +1,163 @@
+"""GET /v1/envelopes/{consumer}: what a consumer may still use, for gateways that ask before they serve.
+
+Answered from what was put together at the last commit, and only while that is surely still this processor's to tell.
+"""
+
+import datetime as dt
+import functools
+import http
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+import polars as pl
+
+from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO, TOKENS, Book, Envelope
+from idlewatt.processors.economy.envelope_figures import (
+    ENVELOPE_KEY,
+    FIGURE_COLUMNS,
+    envelope_figures,
+    glob_regex,
+)
+from idlewatt.processors.economy.envelopes import BURN_WINDOWS, EnvelopeState
+from idlewatt.stream.clock import Clock
+from idlewatt.stream.http_routes import Answer, Request, Route, error
+
+PATH: Final = "/v1/envelopes/"
+# What is known only up to longer ago is not known.
+STALE_MS: Final = 300_000
+
+Figures = Mapping[tuple[str, str, str], tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What one partition's sites have used, ready to be looked up."""
+
+    # FIGURE_COLUMNS by ENVELOPE_KEY; under the empty consumer those of who has used nothing
+    figures: Figures
+    # site -> name -> the kinds of consumer it was seen as
+    kinds: Mapping[str, Mapping[str, Sequence[str]]]
+    # site -> up to when its usage is known
+    as_of_ms: Mapping[str, int]
+
+
+class EnvelopeAnswers:
+    """Holds the figures of the committed states. `hold` and requests may come from different threads."""
+
+    def __init__(self, book: Callable[[], Book], clock: Clock, is_ours: Callable[[], bool]) -> None:
+        """`is_ours`: whether the partitions are surely still this processor's."""
+        self._book = book
+        self._clock = clock
+        self._is_ours = is_ours
+        self._held: tuple[Book, list[_Held]] = (book(), [])
+        self.route = Route("GET", PATH, self.answer)
+
+    def hold(self, states: Iterable[EnvelopeState]) -> None:
+        """From now on answer from these states, one for each partition."""
+        book = self._book()
+        self._held = (book, [_held(state, book) for state in states])
+
+    def answer(self, request: Request) -> Answer:
+        name, kind, site = request.rest, request.query.get("kind"), request.query.get("site")
+        if unknown := sorted(request.query.keys() - {"kind", "site"}):
+            return error(http.HTTPStatus.BAD_REQUEST, f"?{unknown[0]}= is not known: there are kind and site")
+        if kind is not None and kind not in CONSUMER_KINDS:
+            return error(http.HTTPStatus.BAD_REQUEST, f"kind must be one of {', '.join(CONSUMER_KINDS)}")
+        book, held = self._held
+        here = {one_site: one for one in held for one_site in one.as_of_ms if site in (None, one_site)}
+        if (why := self._why_unknown(here, site)) is not None:
+            return error(http.HTTPStatus.SERVICE_UNAVAILABLE, why, Retry_After="5")
+        if kind is None:
+            seen = {k for one_site, one in here.items() for k in one.kinds[one_site].get(name, ())}
+            if len(seen) != 1:
+                what = f"is {' and '.join(sorted(seen))}" if seen else "has used nothing yet"
+                status = http.HTTPStatus.BAD_REQUEST if seen else http.HTTPStatus.NOT_FOUND
+                return error(status, f"{name} {what}: ask with ?kind= {', '.join(CONSUMER_KINDS)}")
+            (kind,) = seen
+        found = [
+            _entry(one.figures, one_site, envelope, name, book.time_zone)
+            for one_site, one in sorted(here.items())
+            for envelope in _binding(book, kind, name)
+        ]
+        if not found:
+            return error(http.HTTPStatus.NOT_FOUND, f"the book has no envelope for the {kind} {name}")
+        return Answer(http.HTTPStatus.OK, {"consumer": name, "kind": kind, "envelopes": found})
+
+    def _why_unknown(self, here: Mapping[str, _Held], site: str | None) -> str | None:
+        if not self._is_ours():
+            return "the log does not answer: what was used meanwhile is not known"
+        if not here:
+            of = "any site" if site is None else f"site {site}"
+            return f"usage of {of} is not known here: none was read yet, or another processor reads it"
+        for one_site, one in here.items():
+            if one.as_of_ms[one_site] < self._clock() - STALE_MS:
+                return f"usage of site {one_site} is not known of the last minutes: this processor is behind"
+        return None
+
+
+def _binding(book: Book, kind: str, name: str) -> Iterator[Envelope]:
+    """The envelopes that everything counts for which this consumer uses, whoever else has a part in it."""
+    by_name = {envelope.name: envelope for envelope in book.envelope}
+    found: dict[str, Envelope] = {}
+    for envelope in book.envelope:
+        if envelope.kind == kind and re.match(glob_regex(envelope.match), name):
+            found[envelope.name] = envelope
+            outer = envelope.within
+            while outer is not None:
+                if not by_name[outer].each:
+                    found[outer] = by_name[outer]
+                outer = by_name[outer].within
+    return (envelope for envelope in book.envelope if envelope.name in found)
+
+
+# as many as envelope_figures() keeps
+@functools.lru_cache(maxsize=64)
+def _held(state: EnvelopeState, book: Book) -> _Held:
+    figures = envelope_figures(state, book)
+    places = [figures.columns.index(name) for name in ENVELOPE_KEY]
+    rows = {tuple(row[place] for place in places): row for row in figures.iter_rows()}
+    known = state.sites.filter(pl.col("as_of_ms").is_not_null())
+    kinds: dict[str, dict[str, list[str]]] = {site: {} for site in known.get_column("site")}
+    for kind in CONSUMER_KINDS:
+        for site, name in state.periods.select("site", kind).unique().iter_rows():
+            if name and site in kinds:
+                kinds[site].setdefault(name, []).append(kind)
+    return _Held(rows, kinds, dict(known.select("site", "as_of_ms").iter_rows()))
+
+
+def _entry(figures: Figures, site: str, envelope: Envelope, name: str, time_zone: str) -> dict[str, Any]:
+    consumer = name if envelope.each else envelope.match
+    row = figures.get((site, envelope.name, consumer)) or figures[site, envelope.name, ""]
+    figure = dict(zip(FIGURE_COLUMNS, row, strict=True))
+    limit, used = figure["limit"], figure["used"]
+
+    def amount(value: int | None) -> float | None:
+        return value if value is None or envelope.unit == TOKENS else value / MICRO
+
+    def moment(value_ms: int | None) -> str | None:
+        if value_ms is None:
+            return None
+        return dt.datetime.fromtimestamp(value_ms / 1000, ZoneInfo(time_zone)).isoformat(timespec="seconds")
+
+    return {
+        "site": site,
+        "envelope": envelope.name,
+        "kind": envelope.kind,
+        "consumer": consumer,
+        "period": envelope.period,
+        "begins": moment(figure["start_ms"]),
+        "ends": moment(figure["end_ms"]),
+        "unit": envelope.unit,
+        "limit": amount(limit),
+        "used": amount(used),
+        "remaining": None if used is None else amount(limit - used),
+        "exhausted": None if used is None else used >= limit,
+        "unpriced_tokens": figure["unpriced_tokens"],
+        "burn_rate": {window: figure[f"burn_{window}"] for window in BURN_WINDOWS},
+        "exhaustion": moment(figure["exhaustion_ms"]),
+        "known_since": moment(figure["since_ms"]),
+        "known_until": moment(figure["as_of_ms"]),
+    }
