@@ -10,6 +10,7 @@ from typing import Final
 
 from idlewatt.cli.config import FILE_VARIABLE, load_settings
 from idlewatt.cli.doctor_sources import Finding, engine_finding, gateway_finding
+from idlewatt.cli.doctor_spool import spool_finding
 from idlewatt.cli.exit_codes import ExitCode
 from idlewatt.stream import topics
 from idlewatt.stream.clock import unix_ms
@@ -46,7 +47,11 @@ def _findings(config: Path | None, environ: Mapping[str, str]) -> Iterator[Findi
         yield engine_finding(settings, engine)
     for gateway in settings.collect.gateway:
         yield gateway_finding(settings, gateway)
-    yield from _kafka(settings) if settings.log.kind == "kafka" else _file(settings)
+    if settings.log.kind == "kafka":
+        yield from _kafka(settings)
+        yield spool_finding(settings)
+    else:
+        yield from _file(settings)
     yield _port(settings)
 
 

@@ -24,8 +24,8 @@ from idlewatt.stream.spool_segment import Segment
 _SEGMENT_BYTES: Final = 256 * 1024
 # of a small spool
 _LEAST_SEGMENTS: Final = 16
-_SEGMENT_NAME: Final = re.compile(r"\d{12}\.spool")
-_LOCK_NAME: Final = "spool.lock"
+SEGMENT_NAME: Final = re.compile(r"\d{12}\.spool")
+LOCK_NAME: Final = "spool.lock"
 # the last one is a limit on the size of a file
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -64,7 +64,7 @@ class Spool:
             self._take_over()
         except OSError as error:
             os.close(self._lock_fd)
-            raise _refused(self._folder, error) from error
+            raise refused(self._folder, error) from error
 
     @property
     def dropped_rows(self) -> Mapping[str, int]:
@@ -129,7 +129,7 @@ class Spool:
 
     def _take_over(self) -> None:
         for path in sorted(self._folder.iterdir()):
-            if not _SEGMENT_NAME.fullmatch(path.name):
+            if not SEGMENT_NAME.fullmatch(path.name):
                 continue
             self._next_number = int(path.stem) + 1
             segment = Segment(path)
@@ -248,9 +248,9 @@ def _hold(folder: Path) -> int:
     """Make the folder and lock it: two collectors would remove each other's messages."""
     try:
         folder.mkdir(exist_ok=True)
-        fd = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o640)
+        fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o640)
     except OSError as error:
-        raise _refused(folder, error) from error
+        raise refused(folder, error) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -260,11 +260,11 @@ def _hold(folder: Path) -> int:
         ) from error
     except OSError as error:
         os.close(fd)
-        raise _refused(folder, error) from error
+        raise refused(folder, error) from error
     return fd
 
 
-def _refused(folder: Path, error: OSError) -> ConfigError:
+def refused(folder: Path, error: OSError) -> ConfigError:
     return ConfigError(
         f"collect.spool_path: {folder} cannot be used: {error.strerror}; "
         "name a folder on a local disk that this user may write to (IDLEWATT_COLLECT__SPOOL_PATH)"

@@ -11,12 +11,18 @@ from idlewatt_command import idlewatt, serving, taken_port
 from kafka_broker import KafkaBroker
 from nvml_library import NvmlScript
 from nvml_library import nvml_library as nvml_library
+from small_disk import SmallDisk
 
+from idlewatt.cli.doctor_spool import spool_finding
+from idlewatt.collectors.packing import pack
 from idlewatt.stream import records, topics
 from idlewatt.stream.encoding import encode_rows
 from idlewatt.stream.log import Record
 from idlewatt.stream.opening import open_appender
 from idlewatt.stream.records import GpuRow
+from idlewatt.stream.settings import Settings
+from idlewatt.stream.spool import Spool
+from idlewatt.stream.spool_frames import WaitingMessage
 
 LITELLM_PAGE = (Path(__file__).parent / "testdata/gateways/litellm/1.106/metrics.prom").read_bytes()
 VLLM_PAGE = (Path(__file__).parent / "testdata/engines/vllm/0.33/metrics.prom").read_bytes()
@@ -167,6 +173,8 @@ def test_kafka_and_the_clocks_of_senders_are_looked_at(kafka_broker: KafkaBroker
     env = {
         "IDLEWATT_LOG__KIND": "kafka",
         "IDLEWATT_LOG__BOOTSTRAP_SERVERS": settings.log.bootstrap_servers,
+        "IDLEWATT_COLLECT__SPOOL_PATH": str(tmp_path / "spool"),
+        "IDLEWATT_COLLECT__SPOOL_MAX_BYTES": str(1 << 30),
     }
     with kafka_broker.admin() as admin:
         present = sorted(set(admin.list_topics()) & set(topics.ALL))
@@ -176,6 +184,7 @@ def test_kafka_and_the_clocks_of_senders_are_looked_at(kafka_broker: KafkaBroker
     assert code == 0
     assert "lacks idlewatt.engine" in parts["log"][0]
     assert parts["clock"][0].startswith("warn no rows in Kafka yet")
+    assert parts["spool"] == [f"ok {tmp_path / 'spool'} can hold 1,073.7 MB, nothing waits in it"]
 
     kafka_broker.fresh_topics(settings)
     appender = open_appender(settings, "test")
@@ -214,3 +223,40 @@ def test_a_kafka_that_is_away_fails(tmp_path: Path) -> None:
     assert code == 3
     assert parts["log"][0].startswith("FAIL ")
     assert "127.0.0.1:1" in parts["log"][0]
+
+
+def spooling(spool: Path, max_bytes: int = 1 << 20) -> str:
+    """The line on the spool."""
+    collect = {"spool_path": str(spool), "spool_max_bytes": max_bytes}
+    return str(spool_finding(Settings.model_validate({"collect": collect})))
+
+
+def test_a_spool_that_waits_is_told(tmp_path: Path) -> None:
+    """An empty one, and one that is not there yet, are sound and left as they are; a backlog is a warning."""
+    folder = tmp_path / "spool"
+    assert spooling(folder) == f"ok    spool    {folder} can hold 1.0 MB, nothing waits in it"
+    assert not folder.exists()
+    spool = Spool(folder, 1 << 20)
+    try:
+        row = GpuRow(ts_ms=1, site="s", pool="p", node="n", gpu_uuid="GPU-1", product="x")
+        assert spool.append([m for m in pack([row] * 2000) if isinstance(m, WaitingMessage)]) == 1
+        assert re.fullmatch(rf"warn  spool    0\.0 MB of 1\.0 MB wait in {folder}: its .*", spooling(folder))
+    finally:
+        spool.close()
+    assert "no collector sends them: start idlewatt collect" in spooling(folder)
+    assert len(list(folder.glob("*.spool"))) == 1
+
+
+def test_a_spool_without_room_is_told(small_disk: SmallDisk) -> None:
+    """A disk that is smaller than what the spool may take is a warning, with how much it lacks."""
+    line = spooling(small_disk.folder / "spool", 10**15)
+    assert re.fullmatch(
+        r"warn  spool    the disk of .* lacks \S+ MB for the 1,000,000,000\.0 MB it may take: .*", line
+    )
+
+
+def test_a_spool_that_cannot_be_fails(tmp_path: Path) -> None:
+    """A folder whose parent is missing, or that is a file, names the setting."""
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "no" / "spool", tmp_path / "file"):
+        assert spooling(path).startswith(f"FAIL  spool    collect.spool_path: {path} cannot be used: ")
