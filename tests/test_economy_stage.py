@@ -11,6 +11,7 @@ from chaos_money import money
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stage_driver import Driver, Message
+from structlog.testing import capture_logs
 
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.economy.book_file import parse_book
@@ -162,7 +163,7 @@ MESSAGES = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 10**6), max_size=4), MESSAGES, st.data())
 def test_money_is_conserved_under_any_batches_and_restarts(
     told: list[int], rows: list[TokenRow | PowerRow], data: st.DataObject
@@ -260,7 +261,11 @@ def test_what_has_no_price_is_counted_and_withholds_what_needs_it() -> None:
     assert shown(driver, names.REVENUE_PER_GIGAWATT_YEAR, scope="it") is not None
     assert shown(driver, names.UNPRICED_TOKENS) is None
     driver.append(ledger(sold(1, 500, model="x"), power(1)) + usage(used(1, 7, model="x")))
-    driver.fold(START_MS)
+    with capture_logs() as logs:
+        driver.fold(START_MS)
+        driver.append(ledger(sold(2, 0, model="x")))
+        driver.fold(START_MS)
+    assert [(line["event"], line["model"]) for line in logs] == [("tokens_without_price", "x")]
     assert shown(driver, names.UNPRICED_TOKENS, model_name="x", tier="standard") == 500
     assert shown(driver, names.CONSUMER_UNPRICED_TOKENS, consumer_kind="team", consumer="t") == 7
     assert shown(driver, names.MARGIN_PER_HOUR) is None
@@ -361,7 +366,7 @@ def test_a_new_currency_mixes_with_no_old_one() -> None:
     assert seconds == WINDOW_MS
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(MESSAGES)
 def test_money_is_that_of_the_second_computation(rows: list[TokenRow | PowerRow]) -> None:
     """Without usage every micro-unit is what docs/metering.md, computed in plain Python, gives."""

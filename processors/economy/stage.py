@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 import polars as pl
+import structlog
 
 from idlewatt.processors.booking import messages
 from idlewatt.processors.economy import consumers, costs, envelopes, pricing, rolling, tiers
@@ -27,7 +28,8 @@ from idlewatt.stream.decoding import frame_schema
 from idlewatt.stream.log import Record
 
 _POOL: Final = ("site", "pool")
-_TOKENS: Final = ("output_tokens", "input_tokens", "cached_input_tokens")
+_MOST_LINES: Final = 20
+_log = structlog.get_logger()
 
 
 class EconomyStage:
@@ -124,6 +126,8 @@ class EconomyStage:
         ends = _ends(state.windows, power)
         live = rolling.on_time(rolling.window_sums(costed, losses, priced), state.windows)
         rest = priced.filter(~pl.col("attributed"))
+        unpriced = priced.filter(pl.col("worth").is_null())
+        _say_unpriced(unpriced, state.unpriced)
         mix = pl.concat([state.mix, sold.select(state.mix.columns)])
         roll = pl.concat([state.rolling, live])
         packs = pl.concat([state.packing, rolling.packing(rolling.on_time(power, state.windows))])
@@ -134,7 +138,7 @@ class EconomyStage:
             state,
             mix=mix,
             totals=_add(state.totals, money.with_columns(pl.col("tier", "origin").fill_null("")), TOTAL_KEY),
-            unpriced=_add(state.unpriced, priced.filter(pl.col("worth").is_null()), UNPRICED_KEY),
+            unpriced=_add(state.unpriced, unpriced, UNPRICED_KEY),
             uncosted=_add(state.uncosted, costed.filter(pl.col("capital_micro").is_null()), UNCOSTED_KEY),
             carbon=_add(
                 state.carbon, costed.filter(pl.col("carbon_ug").is_not_null()), ("site", "pool", "state")
@@ -149,6 +153,14 @@ class EconomyStage:
             unattributed=_add(state.unattributed, rest, UNATTRIBUTED_KEY),
         )
         return Folded(folded, list[Record](messages(topics.MONEY, records.MONEY, money)), moved=True)
+
+
+def _say_unpriced(rows: pl.DataFrame, before: pl.DataFrame) -> None:
+    """A line for each model and tier that was never without a price before; the counter tells the rest."""
+    line = ["model_name", "tier"]
+    new = rows.select(line).unique().join(before, on=line, how="anti").sort(line)
+    for model, tier in new.head(_MOST_LINES).iter_rows():
+        _log.warning("tokens_without_price", model=model, tier=tier)
 
 
 def _add(totals: pl.DataFrame, rows: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
