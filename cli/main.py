@@ -18,6 +18,7 @@ from idlewatt.cli.config import load_settings
 from idlewatt.cli.config_sample import sample
 from idlewatt.cli.exit_codes import MEANINGS, ExitCode, exit_code_of
 from idlewatt.cli.logs import configure_logs
+from idlewatt.cli.report_arguments import add_commands
 from idlewatt.stream.errors import IdlewattError
 from idlewatt.stream.settings import Settings
 
@@ -30,6 +31,8 @@ examples:
   idlewatt run --config idlewatt.toml        meter this box: no Kafka needed
   idlewatt collect --config idlewatt.toml    on every GPU node, into Kafka
   idlewatt process --config idlewatt.toml    beside the cluster, as many as you like
+  idlewatt report --from 2026-11-01          what the month cost, brought and lost
+  idlewatt tail ledger                       the newest rows of a topic
   idlewatt dashboards --out deploy           Grafana dashboards, Prometheus rules
 """
 
@@ -78,6 +81,14 @@ def _run(arguments: argparse.Namespace) -> ExitCode:
             from idlewatt.cli.doctor import examine
 
             return examine(arguments.config, os.environ)
+        case "report":
+            from idlewatt.cli.report import report
+
+            return report(arguments, os.environ)
+        case "tail":
+            from idlewatt.cli.tail import tail
+
+            return tail(arguments, os.environ)
         case command:
             from idlewatt.cli.serving import serve
 
@@ -128,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="FILE",
             help="settings in TOML; IDLEWATT_CONFIG if left out, else defaults",
         )
+    add_commands(commands)
     dashboards = commands.add_parser("dashboards", help="write Grafana dashboards and Prometheus rules")
     dashboards.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     config = commands.add_parser("config", help="print a settings file with every key, commented out")

@@ -52,6 +52,11 @@ class Rows:
     messages: list[int]
 
 
+def schema_of(message: bytes) -> Schema:
+    """What kind of rows the message has. Raises UnreadableMessageError like decode()."""
+    return _layout(_schema_message(message)).schema
+
+
 def decode(message: bytes) -> tuple[Schema, pl.DataFrame]:
     """Decode one message into its schema and a frame with exactly that schema's columns.
 

@@ -24,6 +24,7 @@ from idlewatt.stream.topics import RETENTION_MS
 # Appends of another process do not ring our bell.
 _OTHER_PROCESS_POLL_S: Final = 0.2
 _READ_PAGE: Final = 1000
+_NO_END: Final = 2**63 - 1
 
 
 class EmbeddedAppender:
@@ -210,16 +211,44 @@ class EmbeddedStageLog:
         )
 
 
-def read_messages(path: str | Path, topic: str, from_offset: int = 0) -> Iterator[Message]:
-    """Every message of a topic from an offset to the newest. Raises ConfigError, LogUnavailableError."""
+def read_messages(
+    path: str | Path,
+    topic: str,
+    from_offset: int = 0,
+    *,
+    since_ms: int = 0,
+    newest: int | None = None,
+    follow: bool = False,
+) -> Iterator[Message]:
+    """Every message of a topic from an offset to the newest there is now; those appended before `since_ms` are left out.
+
+    `newest`: only the last so many. `follow`: and all that come after, without end. Raises ConfigError,
+    LogUnavailableError.
+    """
     connection = open_readonly(path)
     try:
-        while page := connection.execute(
-            'SELECT topic, 0, "offset", value FROM messages WHERE topic = ? AND "offset" >= ? ORDER BY "offset" LIMIT ?',
-            (topic, from_offset, _READ_PAGE),
-        ).fetchall():
+        (end,) = connection.execute('SELECT coalesce(max("offset"), -1) FROM messages').fetchone()
+        if newest is not None:
+            (first,) = connection.execute(
+                """SELECT coalesce(min("offset"), 0) FROM (
+                    SELECT "offset" FROM messages WHERE topic = ? ORDER BY "offset" DESC LIMIT ?)""",
+                (topic, newest),
+            ).fetchone()
+            from_offset = max(from_offset, first if newest else end + 1)
+        while True:
+            page = connection.execute(
+                """SELECT topic, 0, "offset", value FROM messages
+                WHERE topic = ? AND "offset" >= ? AND "offset" <= ? AND appended_ms >= ?
+                ORDER BY "offset" LIMIT ?""",
+                (topic, from_offset, _NO_END if follow else end, since_ms, _READ_PAGE),
+            ).fetchall()
             yield from map(_message, page)
-            from_offset = page[-1][2] + 1
+            if page:
+                from_offset = page[-1][2] + 1
+            elif follow:
+                time.sleep(_OTHER_PROCESS_POLL_S)
+            else:
+                return
     except sqlite3.Error as error:
         raise LogUnavailableError(f"log.path: {path} cannot be read: {error}") from error
     finally:

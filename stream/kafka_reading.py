@@ -12,13 +12,17 @@ from idlewatt.stream.settings import Log
 # longer than the broker takes to abort the transaction of a process that died
 _STALLED_S: Final = 60.0
 _TIMEOUT_MS: Final = 10_000
+_NO_END: Final = 2**63 - 1
 
 
-def read_messages(log: Log, topic: str) -> Iterator[Message]:
+def read_messages(
+    log: Log, topic: str, *, since_ms: int = 0, newest: int | None = None, follow: bool = False
+) -> Iterator[Message]:
     """Every committed message of a topic, from the oldest to those that are there now; in order by partition.
 
-    A transaction that is about to end is waited for: Kafka answers a commit a moment before it shows what was
-    committed. Raises ConfigError, LogUnavailableError.
+    `since_ms`: those appended before are left out. `newest`: of each partition only the last so many, or a few more.
+    `follow`: and all that come after, without end. A transaction that is about to end is waited for: Kafka answers
+    a commit a moment before it shows what was committed. Raises ConfigError, LogUnavailableError.
     """
     consumer = open_reader(log, "idlewatt-reader")
     try:
@@ -27,7 +31,7 @@ def read_messages(log: Log, topic: str) -> Iterator[Message]:
             raise ConfigError(f"Kafka at {log.bootstrap_servers} has no topic {topic}")
         left = [TopicPartition(topic, n) for n in sorted(partitions)]
         consumer.assign(left)
-        consumer.seek_to_beginning(*left)
+        _seek(consumer, left, since_ms, newest)
         # partition -> where it ended when it was first read from
         ends: dict[int, int | None] = {}
         deadline = time.monotonic() + _STALLED_S
@@ -35,14 +39,14 @@ def read_messages(log: Log, topic: str) -> Iterator[Message]:
             fetched = consumer.poll(200)
             for tp in left:
                 if ends.get(tp.partition) is None:
-                    ends[tp.partition] = consumer.highwater(tp)
+                    ends[tp.partition] = _NO_END if follow else consumer.highwater(tp)
             for records in fetched.values():
                 deadline = time.monotonic() + _STALLED_S
                 for record in records:
                     if record.offset < (ends[record.partition] or 0):
                         yield Message(topic, record.partition, record.offset, record.value or b"")
             left = [tp for tp in left if not _is_read(consumer, tp, ends[tp.partition])]
-            if left and time.monotonic() > deadline:
+            if left and not follow and time.monotonic() > deadline:
                 raise LogUnavailableError(
                     f"topic {topic}: Kafka at {log.bootstrap_servers} gives no messages"
                 )
@@ -52,6 +56,23 @@ def read_messages(log: Log, topic: str) -> Iterator[Message]:
         ) from error
     finally:
         close_consumer(consumer)
+
+
+def _seek(consumer: Consumer, partitions: list[Any], since_ms: int, newest: int | None) -> None:
+    consumer.seek_to_beginning(*partitions)
+    if since_ms > 0:
+        found = consumer.offsets_for_times(dict.fromkeys(partitions, since_ms), timeout_ms=_TIMEOUT_MS)
+        late = [tp for tp in partitions if found.get(tp) is None]
+        if late:
+            consumer.seek_to_end(*late)
+        for tp, place in found.items():
+            if place is not None:
+                consumer.seek(tp, place.offset)
+    if newest is not None:
+        begins = consumer.beginning_offsets(partitions, timeout_ms=_TIMEOUT_MS)
+        for tp, end in consumer.end_offsets(partitions, timeout_ms=_TIMEOUT_MS).items():
+            # each transaction, which has at least one message, ends with a mark that takes an offset too
+            consumer.seek(tp, max(begins[tp], end - 2 * newest))
 
 
 def _is_read(consumer: Consumer, tp: Any, end: int | None) -> bool:

@@ -41,12 +41,18 @@ def open_stage_log(settings: Settings, stage: str, inputs: tuple[str, ...]) -> S
     return EmbeddedStageLog(settings.log.path, stage, inputs)
 
 
-def read_topic(settings: Settings, topic: str) -> Iterator[Message]:
-    """Every message that is committed in a topic now, oldest first within a partition. Raises ConfigError."""
+def read_topic(
+    settings: Settings, topic: str, *, since_ms: int = 0, newest: int | None = None, follow: bool = False
+) -> Iterator[Message]:
+    """Every message that is committed in a topic now, oldest first within a partition. Raises ConfigError.
+
+    `since_ms`: what was appended before is left out. `newest`: of each partition only the last so many, or a few more.
+    `follow`: and all that come after, without end.
+    """
     if settings.log.kind == "kafka":
         from idlewatt.stream.kafka_reading import read_messages as read_kafka
 
-        return read_kafka(settings.log, topic)
+        return read_kafka(settings.log, topic, since_ms=since_ms, newest=newest, follow=follow)
     from idlewatt.stream.embedded_log import read_messages as read_embedded
 
-    return read_embedded(settings.log.path, topic)
+    return read_embedded(settings.log.path, topic, since_ms=since_ms, newest=newest, follow=follow)

@@ -1,0 +1,54 @@
+"""Reads what a report needs out of the log."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from idlewatt.processors.economy.book import Book
+from idlewatt.processors.economy.book_file import read_book
+from idlewatt.processors.reports.ledger import Interval, Ledger, ledger_span, usage_span
+from idlewatt.stream import records, topics
+from idlewatt.stream.decoding import empty_frame
+from idlewatt.stream.reading import Fault, read_rows
+from idlewatt.stream.records import Schema
+from idlewatt.stream.settings import Settings
+
+# Rows are written after what they tell of; clocks may differ by the grace, and a day is easily read.
+_CLOCKS_MS: Final = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The ledger as it is now, and the messages of it that could not be read."""
+
+    ledger: Ledger
+    faults: list[Fault]
+
+
+def book_of(settings: Settings) -> Book:
+    """The book as it is now; an empty one without economy.book. Raises ConfigError."""
+    return read_book(Path(settings.economy.book)) if settings.economy.book else Book()
+
+
+def read_ledger(settings: Settings, book: Book, interval: Interval) -> Reading:
+    """Raises ConfigError, LogUnavailableError."""
+    watts, usage = ledger_span(interval), usage_span(interval, book)
+    faults: list[Fault] = []
+    frames = _rows(settings, topics.LEDGER, (records.POWER, records.TOKENS), watts, faults)
+    frames |= _rows(settings, topics.MONEY, (records.CONSUMER,), usage, faults)
+    return Reading(Ledger(*(frames[s] for s in (records.POWER, records.TOKENS, records.CONSUMER))), faults)
+
+
+def _rows(
+    settings: Settings, topic: str, schemas: tuple[Schema, ...], span: Interval, faults: list[Fault]
+) -> dict[Schema, pl.DataFrame]:
+    parts = {schema: [empty_frame(schema)] for schema in schemas}
+    for found in read_rows(settings, topic, schemas, max(0, span.from_ms - _CLOCKS_MS)):
+        if isinstance(found, Fault):
+            faults.append(found)
+        else:
+            schema, rows = found
+            parts[schema].append(rows.filter(span.has()))
+    return {schema: pl.concat(rows) for schema, rows in parts.items()}

@@ -1,0 +1,175 @@
+"""A report's figures as a table for people, and as CSV, JSON and Parquet for programs."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+
+import polars as pl
+
+from idlewatt.cli.moments import written
+from idlewatt.cli.text_table import text_table
+from idlewatt.processors.economy.book import Book
+from idlewatt.processors.reports.figures import COLUMNS, COUNTS, PARTS, Figures, Value
+from idlewatt.processors.reports.ledger import Interval
+
+_UNKNOWN: Final = "-"
+_NOBODY: Final = "(none)"
+# of ratios, which nobody adds up
+_PLACES: Final = 4
+_TOKENS_AND_WATTS: Final = {
+    "output_tokens": "output tokens",
+    "input_tokens": "input",
+    "cached_input_tokens": "cached input",
+    "available_kwh": "available kWh",
+    "serving_kwh": "serving",
+    "idle_loaded_kwh": "idle_loaded",
+    "idle_free_kwh": "idle_free",
+    "other_kwh": "other",
+    "dark_kwh": "dark",
+    "drawn_kwh": "drawn kWh",
+    "tokens_per_joule": "tokens/J",
+    "lost_tokens": "lost tokens",
+}
+_MONEY: Final = {
+    "revenue": "revenue",
+    "energy_cost": "energy",
+    "capital_cost": "capital",
+    "cost_usage": "cost, usage",
+    "cost_not_serving": "not serving",
+    "cost_allocation": "cost, allocation",
+    "margin": "margin",
+    "cost_per_mtok_usage": "/Mtok, usage",
+    "cost_per_mtok_allocation": "/Mtok, allocation",
+    "lost_revenue": "lost revenue",
+    "benchmark_lost_revenue_usd": "benchmark USD",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """What a report is of."""
+
+    interval: Interval
+    book: Book
+
+    @property
+    def columns(self) -> dict[str, str]:
+        zone = self.book.time_zone
+        return {
+            "from": written(self.interval.from_ms, zone),
+            "to": written(self.interval.to_ms, zone),
+            "currency": self.book.currency,
+        }
+
+
+def table(heading: Heading, found: Figures) -> Iterator[str]:
+    """Two tables, of tokens and watts and of money, each with its total, and how it reconciles."""
+    head = heading.columns
+    yield f"{head['from']} to {head['to']} ({heading.book.time_zone}), money in {head['currency']}"
+    for columns in (_TOKENS_AND_WATTS, _MONEY):
+        yield ""
+        names = list(found.by) or [""]
+        rows = [
+            [*_names(row, found.by), *(_shown(row[column]) for column in columns)]
+            for row in (found.rows if found.by else [])
+        ]
+        rows.append(["total", *[""] * (len(names) - 1), *(_shown(found.total[column]) for column in columns)])
+        yield from text_table([*names, *columns.values()], rows, len(names))
+    yield ""
+    yield from reconciliation_lines(found)
+    yield from notes(found)
+
+
+def reconciliation(found: Figures) -> dict[str, dict[str, Value]]:
+    """available = serving + idle + other + dark, in kWh and in money."""
+    total = found.total
+    kwh = {
+        part: sum((Decimal(str(total[f"{state}_kwh"])) for state in states), Decimal(0))
+        for part, states in PARTS.items()
+    }
+    cost = {part: _added(total[f"energy_cost_{part}"], total[f"capital_cost_{part}"]) for part in PARTS}
+    return {
+        "kwh": {"available": total["available_kwh"], **kwh},
+        "cost": {"available": _added(total["energy_cost"], total["capital_cost"]), **cost},
+    }
+
+
+def reconciliation_lines(found: Figures) -> Iterator[str]:
+    for what, parts in reconciliation(found).items():
+        shown = [f"{name} {_shown(value)}" for name, value in parts.items()]
+        yield f"{what:4}  {shown[0]} = {' + '.join(shown[1:])}"
+
+
+def notes(found: Figures) -> Iterator[str]:
+    """What a reader must know of the figures."""
+    total = found.total
+    for what, column, unit in (
+        ("unpriced", "unpriced_tokens", "output tokens have no price in the book"),
+        ("uncosted", "uncosted_gpu_hours", "GPU-hours have no price: their capital cost is in no figure"),
+        ("no yardstick", "no_yardstick_kwh", "idle kWh have no yardstick: what they lost is in no figure"),
+        ("unvalued", "unvalued_lost_tokens", "lost tokens have no price: they are in no lost revenue"),
+        (
+            "published",
+            "published_capital_cost",
+            "of the capital cost is at published prices, not at the book's",
+        ),
+    ):
+        if total[column]:
+            yield f"{what}: {_shown(total[column])} {unit}"
+
+
+def frame(heading: Heading, found: Figures) -> pl.DataFrame:
+    """One row a group; sums are exact decimals."""
+    head = heading.columns
+    schema: dict[str, Any] = {
+        **dict.fromkeys((*head, *found.by), pl.String),
+        **{name: _column_type(name) for name in COLUMNS},
+    }
+    return pl.DataFrame([head | row for row in found.rows], schema=schema, orient="row")
+
+
+def as_json(heading: Heading, found: Figures, more: Mapping[str, Any]) -> str:
+    """Decimals are text, so that nothing is lost in a float."""
+    return json.dumps(
+        {
+            **heading.columns,
+            "time_zone": heading.book.time_zone,
+            "by": found.by,
+            "rows": found.rows,
+            "total": found.total,
+            "reconciliation": reconciliation(found),
+            "notes": list(notes(found)),
+            **more,
+        },
+        default=str,
+        ensure_ascii=False,
+        indent=2,
+    )
+
+
+def _column_type(name: str) -> Any:
+    if name in COUNTS:
+        return pl.Int64
+    return pl.String if name == "withheld" else pl.Decimal(38, 6)
+
+
+def _names(row: Mapping[str, Value], by: Sequence[str]) -> list[str]:
+    return [str(row[name]) or _NOBODY for name in by]
+
+
+def _added(*amounts: Value) -> Decimal | None:
+    return None if None in amounts else sum((Decimal(str(a)) for a in amounts), Decimal(0))
+
+
+def _shown(value: Value) -> str:
+    match value:
+        case None:
+            return _UNKNOWN
+        case str():
+            return value
+        case Decimal() if -value.as_tuple().exponent > _PLACES:  # type: ignore[operator]
+            return f"{value:,.{_PLACES}f}"
+        case _:
+            return f"{value:,}"

@@ -1,0 +1,103 @@
+"""Watts to tiers and consumers, who have none of their own: by their share of a model's output tokens.
+
+A convention, not a measurement. Integers are split so that the parts add up to the whole.
+"""
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from idlewatt.processors.reports.cells import KEY, MEASURES, TOKEN_MEASURES, WATT_MEASURES, Cells
+
+
+def with_tiers(cells: pl.DataFrame) -> pl.DataFrame:
+    """Cells whose watts stand on the tiers of their model's tokens in their pool; tier stays empty without tokens."""
+    key = ("site", "pool", "model_name")
+    watts = cells.group_by(key).agg(pl.col(*WATT_MEASURES).sum())
+    weights = cells.select(*KEY, pl.col("output_tokens").alias("weight"))
+    parts = split(watts, weights.filter(pl.col("tier") != ""), key, "tier", WATT_MEASURES)
+    return _summed(
+        [
+            cells.with_columns(pl.lit(0, pl.Int64).alias(name) for name in WATT_MEASURES),
+            parts.with_columns(pl.lit(0, pl.Int64).alias(name) for name in TOKEN_MEASURES),
+        ],
+        KEY,
+    )
+
+
+def by_consumer(found: Cells, kind: str, key: Sequence[str]) -> pl.DataFrame:
+    """`key` (of site, model_name, tier), consumer and MEASURES: the consumers of a kind, and the rest, named "".
+
+    Tokens and revenue are what usage tells of each; the rest is what engines made beyond it, and negative where
+    usage tells of more than they made.
+    """
+    cells = with_tiers(found.cells) if "tier" in key else found.cells
+    models = list(dict.fromkeys((*key, "model_name")))
+    whole = cells.group_by(models).agg(pl.col(*MEASURES).sum())
+    spent = (
+        found.consumed.rename({kind: "consumer"})
+        .filter(pl.col("consumer") != "")
+        .group_by(*models, "consumer")
+        .agg(pl.col(*TOKEN_MEASURES).sum())
+    )
+    told = spent.group_by(models).agg(pl.col(*TOKEN_MEASURES).sum().name.prefix("told_"))
+    both = whole.join(told, on=models, how="full", coalesce=True).with_columns(
+        pl.exclude(models).fill_null(0)
+    )
+    rest = both.select(
+        *models,
+        pl.lit("").alias("consumer"),
+        *(pl.col(name) - pl.col(f"told_{name}") for name in TOKEN_MEASURES),
+    )
+    tokens = pl.concat([spent.select(rest.columns), rest])
+    weights = tokens.with_columns(weight=pl.col("output_tokens").clip(lower_bound=0))
+    parts = split(
+        whole.select(*models, *WATT_MEASURES),
+        weights.select(*models, "consumer", "weight"),
+        models,
+        "consumer",
+        WATT_MEASURES,
+    )
+    return _summed(
+        [
+            tokens.with_columns(pl.lit(0, pl.Int64).alias(name) for name in WATT_MEASURES),
+            parts.with_columns(pl.lit(0, pl.Int64).alias(name) for name in TOKEN_MEASURES),
+        ],
+        [*key, "consumer"],
+    )
+
+
+def split(
+    amounts: pl.DataFrame, weights: pl.DataFrame, key: Sequence[str], who: str, measures: Sequence[str]
+) -> pl.DataFrame:
+    """`amounts` (a row for each key) over those in `weights` (key, who, weight) in proportion; else to who = ""."""
+    shares = (
+        weights.filter(pl.col("weight") > 0)
+        .sort(*key, who)
+        .with_columns(
+            end=pl.col("weight").cum_sum().over(key).cast(pl.Int128),
+            whole=pl.col("weight").sum().over(key).cast(pl.Int128),
+        )
+        .with_columns(begin=pl.col("end") - pl.col("weight"))
+        .drop("weight")
+    )
+    rows = amounts.join(shares, on=list(key), how="left").with_columns(
+        pl.col(who).fill_null(""),
+        pl.col("begin").fill_null(0),
+        pl.col("end", "whole").fill_null(1),
+    )
+    return rows.select(
+        *key,
+        who,
+        *((_part(name, "end") - _part(name, "begin")).cast(pl.Int64).alias(name) for name in measures),
+    )
+
+
+def _part(measure: str, edge: str) -> pl.Expr:
+    return pl.col(measure).cast(pl.Int128) * pl.col(edge) // pl.col("whole")
+
+
+def _summed(frames: Sequence[pl.DataFrame], key: Sequence[str]) -> pl.DataFrame:
+    columns = [*key, *MEASURES]
+    rows = pl.concat([frame.select(columns) for frame in frames])
+    return rows.group_by(key).agg(pl.col(*MEASURES).sum()).sort(key).select(columns)

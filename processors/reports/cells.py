@@ -1,0 +1,185 @@
+"""Rows of the ledger to what they come to, by site, pool, model and tier, at the prices of the book as it is now.
+
+Money is made by the very functions that price the ledger as it comes, row by row, so that nothing is computed in two
+ways. They differ in what they know: a report knows all of an interval's usage and amendments, in whatever order they
+came. Tiers are those of each clock hour, and the realised price of a window is that of all tokens of the hour up to it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import polars as pl
+
+from idlewatt.processors.economy import costs, pricing, tiers
+from idlewatt.processors.economy.book import CONSUMER_KINDS, Book
+from idlewatt.processors.economy.consumers import Spent, spend
+from idlewatt.processors.economy.prices import VOLUME_COLUMNS
+from idlewatt.processors.reports.ledger import HOUR_MS, Interval, Ledger, ledger_span, usage_span
+
+STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
+TOKENS: Final = ("output_tokens", "input_tokens", "cached_input_tokens")
+KEY: Final = ("site", "pool", "model_name", "tier")
+# of tokens: what they are, bring, or would have brought; unpriced are output tokens without a price
+TOKEN_MEASURES: Final = (*TOKENS, "unpriced_tokens", "revenue_micro", "acquisition_micro")
+_COSTS: Final = tuple(f"{kind}_{state}_micro" for kind in ("energy", "capital") for state in STATES)
+# of watts: they have no tier and no consumer
+WATT_MEASURES: Final = (
+    *(f"{part}_{state}_mj" for part in ("draw", "headroom") for state in STATES),
+    "gpu_ms",
+    *_COSTS,
+    # capital cost at published prices; GPU time without a price
+    "published_micro",
+    "uncosted_gpu_ms",
+    # idle energy that has no yardstick, and lost tokens that have no price
+    "lost_tokens",
+    "unmeasured_mj",
+    "unvalued_lost_tokens",
+    "lost_micro",
+    "benchmark_micro",
+)
+MEASURES: Final = (*TOKEN_MEASURES, *WATT_MEASURES)
+CELL_COLUMNS: Final = {**dict.fromkeys(KEY, pl.String), **dict.fromkeys(MEASURES, pl.Int64)}
+CONSUMED_COLUMNS: Final = {
+    **dict.fromkeys(("site", *CONSUMER_KINDS, "model_name", "tier"), pl.String),
+    **dict.fromkeys(TOKEN_MEASURES, pl.Int64),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """An interval in integers that add up."""
+
+    # CELL_COLUMNS; tier is empty for watts
+    cells: pl.DataFrame
+    # CONSUMED_COLUMNS: what consumers spent, by all their names
+    consumed: pl.DataFrame
+
+
+def cells(ledger: Ledger, book: Book, lost_revenue_counts: Sequence[str], interval: Interval) -> Cells:
+    """What the interval comes to. `ledger` has the rows of ledger_span() and usage_span()."""
+    spent = priced_usage(ledger.usage.filter(usage_span(interval, book).has()), book)
+    span = ledger_span(interval)
+    power = _by_hour(ledger.power.filter(interval.has()).with_columns(src=pl.lit(0, pl.Int64)))
+    # what any row tells counts for every row: -1 comes before 0
+    tokens = _by_hour(ledger.tokens.filter(span.has()).with_columns(src=pl.lit(-1, pl.Int64)))
+    used = _by_hour(spent.tiers.filter(span.has()))
+    no_tokens, no_power = (
+        frame.clear().with_columns(src=pl.lit(0, pl.Int64)) for frame in (ledger.tokens, ledger.power)
+    )
+    before = pl.DataFrame(schema={**pricing.MIX_COLUMNS, "src": pl.Int64})
+    found = [pl.DataFrame(schema=CELL_COLUMNS)]
+    for hour_ms in sorted({*power, *tokens}):
+        made = tokens.get(hour_ms, no_tokens)
+        priced = pricing.priced_tokens(
+            made, _shares(used.get(hour_ms, spent.tiers.clear()), made, hour_ms), book
+        )
+        mix = pricing.mix_rows(priced)
+        watts = power.get(hour_ms, no_power)
+        losses = pricing.idle_losses(watts, pl.concat([before, mix]), book, lost_revenue_counts)
+        before = mix.filter(pl.col("window_start_ms") >= hour_ms)
+        in_time = priced.filter(interval.has())
+        found += [*_token_cells(in_time, book), *_watt_cells(watts, losses, book)]
+    return Cells(_summed(found, KEY), _consumed(spent.rows.filter(interval.has()), book))
+
+
+def priced_usage(usage: pl.DataFrame, book: Book) -> Spent:
+    """Rows of records.CONSUMER at the book's prices; volume steps count from the first row on."""
+    return spend(book, usage.drop("currency", "spend_micro"), pl.DataFrame(schema=VOLUME_COLUMNS))
+
+
+def _by_hour(rows: pl.DataFrame) -> dict[int, pl.DataFrame]:
+    hour = pl.col("window_start_ms") // HOUR_MS * HOUR_MS
+    parts = rows.with_columns(hour_ms=hour).partition_by(
+        "hour_ms", as_dict=True, include_key=False, maintain_order=True
+    )
+    return {int(hour_ms): part for (hour_ms,), part in parts.items()}
+
+
+def _shares(usage: pl.DataFrame, made: pl.DataFrame, hour_ms: int) -> pl.DataFrame:
+    """The tiers' shares of the tokens of a clock hour, as if it were one minute."""
+    at = pl.lit(hour_ms, pl.Int64).alias("window_start_ms")
+    # of models that no engine makes nothing is sold
+    told = usage.join(made, on=["site", "model_name"], how="semi").with_columns(at)
+    return tiers.shares(told, made.with_columns(at).select(*tiers.ENGINE_COLUMNS))
+
+
+def _token_cells(priced: pl.DataFrame, book: Book) -> Iterator[pl.DataFrame]:
+    unpriced = pl.when(pl.col("worth").is_null()).then("output_tokens").otherwise(0)
+    yield _cells(
+        priced.with_columns(unpriced_tokens=unpriced),
+        {name: pl.col(name).sum() for name in TOKEN_MEASURES[:4]},
+    )
+    money = pricing.revenue_rows(priced, book)
+    yield _cells(
+        money, {"revenue_micro": _amount("revenue"), "acquisition_micro": _amount("acquisition_cost")}
+    )
+
+
+def _watt_cells(power: pl.DataFrame, losses: pl.DataFrame, book: Book) -> Iterator[pl.DataFrame]:
+    costed = costs.costed(power, book)
+    in_state = {state: pl.col("state") == state for state in STATES}
+    yield _cells(
+        costed,
+        {
+            **{
+                f"{part}_{state}_mj": pl.col(f"{part}_mj").filter(held).sum()
+                for part in ("draw", "headroom")
+                for state, held in in_state.items()
+            },
+            "gpu_ms": pl.col("gpu_ms").sum(),
+            "uncosted_gpu_ms": pl.col("gpu_ms").filter(pl.col("capital_micro").is_null()).sum(),
+        },
+    )
+    yield _cells(
+        costs.cost_rows(costed, book),
+        {
+            **{
+                f"{kind}_{state}_micro": _amount(f"{kind}_cost", held)
+                for kind in ("energy", "capital")
+                for state, held in in_state.items()
+            },
+            "published_micro": _amount("capital_cost", pl.col("origin") == "published"),
+        },
+    )
+    yield _cells(
+        losses,
+        {
+            "lost_tokens": pl.col("lost_tokens").sum(),
+            "unmeasured_mj": pl.col("energy_mj").filter(pl.col("lost_tokens").is_null()).sum(),
+            "unvalued_lost_tokens": pl.col("lost_tokens").filter(pl.col("lost_micro").is_null()).sum(),
+        },
+    )
+    yield _cells(
+        pricing.loss_rows(losses, book),
+        {"lost_micro": _amount("lost_revenue"), "benchmark_micro": _amount("benchmark_lost_revenue")},
+    )
+
+
+def _amount(kind: str, condition: pl.Expr | None = None) -> pl.Expr:
+    of_kind = pl.col("kind") == kind
+    return pl.col("amount_micro").filter(of_kind if condition is None else of_kind & condition).sum()
+
+
+def _cells(rows: pl.DataFrame, measures: dict[str, pl.Expr]) -> pl.DataFrame:
+    """CELL_COLUMNS with these measures, the others 0."""
+    if "tier" not in rows.columns:
+        rows = rows.with_columns(tier=pl.lit(""))
+    rows = rows.with_columns(pl.col("tier").fill_null(""))
+    zero = pl.lit(0, pl.Int64)
+    return rows.group_by(KEY).agg(measures.get(name, zero).cast(pl.Int64).alias(name) for name in MEASURES)
+
+
+def _summed(frames: Sequence[pl.DataFrame], key: Sequence[str]) -> pl.DataFrame:
+    return pl.concat(frames).group_by(key).agg(pl.col(*MEASURES).sum()).sort(key)
+
+
+def _consumed(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
+    unsold = pl.col("tier").is_in([tier for tier in book.tiers if not book.is_sold(tier)])
+    priced = usage.with_columns(
+        unpriced_tokens=pl.when(pl.col("spend_micro").is_null()).then("output_tokens").otherwise(0),
+        revenue_micro=pl.col("spend_micro").fill_null(0),
+        acquisition_micro=pl.when(unsold).then(pl.col("list_micro").fill_null(0)).otherwise(0),
+    )
+    key = ("site", *CONSUMER_KINDS, "model_name", "tier")
+    return priced.group_by(key).agg(pl.col(*TOKEN_MEASURES).sum()).sort(key).select(*CONSUMED_COLUMNS)

@@ -1,0 +1,194 @@
+"""The figures of a report: decimals that add up, as exact as asked for, and ratios.
+
+Sums are rounded so that each column's rows add up to its total, and figures that are sums of others (available watts,
+costs, margin) are added from those as shown: whatever is added up, along rows or columns, is what stands there.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Final
+
+from idlewatt.processors.economy import tariff
+from idlewatt.processors.economy.book import MICRO, Book
+from idlewatt.processors.reports.cells import STATES, TOKENS
+from idlewatt.processors.reports.report import Grouped
+from idlewatt.processors.reports.rounding import rounded, rounded_parts
+
+MJ_PER_KWH: Final = 3_600_000_000
+_MS_PER_HOUR: Final = 3_600_000
+# the waterfall in money, where idle is one part
+PARTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "serving": ("serving",),
+    "idle": ("idle_loaded", "idle_free"),
+    "other": ("other",),
+    "dark": ("dark",),
+}
+COUNTS: Final = (*TOKENS, "unpriced_tokens", "lost_tokens", "unvalued_lost_tokens")
+ENERGY: Final[Mapping[str, tuple[str, ...]]] = {
+    **{f"{state}_kwh": (f"draw_{state}_mj", f"headroom_{state}_mj") for state in STATES},
+    "drawn_kwh": tuple(f"draw_{state}_mj" for state in STATES),
+    "no_yardstick_kwh": ("unmeasured_mj",),
+}
+HOURS: Final = {"gpu_hours": ("gpu_ms",), "uncosted_gpu_hours": ("uncosted_gpu_ms",)}
+MONEY: Final[Mapping[str, tuple[str, ...]]] = {
+    "revenue": ("revenue_micro",),
+    "acquisition_cost": ("acquisition_micro",),
+    **{
+        f"{kind}_cost_{part}": tuple(f"{kind}_{state}_micro" for state in states)
+        for kind in ("energy", "capital")
+        for part, states in PARTS.items()
+    },
+    "published_capital_cost": ("published_micro",),
+    "lost_revenue": ("lost_micro",),
+    "benchmark_lost_revenue_usd": ("benchmark_micro",),
+}
+# figure -> what is added to make it, and what is taken away
+ADDED: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "available_kwh": (tuple(f"{state}_kwh" for state in STATES), ()),
+    "energy_cost": (tuple(f"energy_cost_{part}" for part in PARTS), ()),
+    "capital_cost": (tuple(f"capital_cost_{part}" for part in PARTS), ()),
+    "cost_usage": (("energy_cost_serving", "capital_cost_serving"), ()),
+    "cost_allocation": (("energy_cost", "capital_cost"), ()),
+    "cost_not_serving": (("cost_allocation",), ("cost_usage",)),
+    "margin": (("revenue",), ("cost_allocation",)),
+}
+RATIOS: Final = (
+    "tokens_per_joule",
+    "energy_cost_per_mtok_usage",
+    "energy_cost_per_mtok_allocation",
+    "cost_per_mtok_usage",
+    "cost_per_mtok_allocation",
+)
+COLUMNS: Final = (
+    *COUNTS,
+    "available_kwh",
+    *ENERGY,
+    *HOURS,
+    *MONEY,
+    *(name for name in ADDED if name != "available_kwh"),
+    *RATIOS,
+    "withheld",
+)
+_RATIO_DECIMALS: Final = 6
+
+Value = int | Decimal | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decimals:
+    """How many decimals sums of money and of kilowatt-hours have; GPU-hours have three."""
+
+    money: int
+    energy: int
+
+
+# as exact as the ledger's micro-units; a millionth of a kWh is 3.6 J
+EXACT: Final = Decimals(6, 6)
+CENTS: Final = Decimals(2, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Rows of figures: names of the dimensions and COLUMNS; the total has no names."""
+
+    by: tuple[str, ...]
+    rows: list[dict[str, Value]]
+    total: dict[str, Value]
+
+
+def figures(grouped: Grouped, book: Book, decimals: Decimals) -> Figures:
+    """Figures of each row. One that lacks what it stands on (a price, a tariff) is None; `withheld` says what."""
+    rows = grouped.rows.to_dicts()
+    total = {name: grouped.total(name) for name in grouped.rows.columns if name not in grouped.by}
+    shown: list[dict[str, Value]] = [{name: row[name] for name in (*grouped.by, *COUNTS)} for row in rows]
+    shown_total: dict[str, Value] = {name: total[name] for name in COUNTS}
+    for names, per, places in (
+        (ENERGY, MJ_PER_KWH, decimals.energy),
+        (HOURS, _MS_PER_HOUR, 3),
+        (MONEY, MICRO, decimals.money),
+    ):
+        unit = per // 10**places
+        for name, measures in names.items():
+            amounts = [sum(row[measure] for measure in measures) for row in rows]
+            for line, part in zip(shown, rounded_parts(amounts, unit), strict=True):
+                line[name] = Decimal(part).scaleb(-places)
+            shown_total[name] = Decimal(rounded(sum(amounts), unit)).scaleb(-places)
+    has_tariff = tariff.has_price(book.tariff)
+    for line, row in [*zip(shown, rows, strict=True), (shown_total, total)]:
+        _complete(line, row, has_tariff)
+    order = (*grouped.by, *COLUMNS)
+    return Figures(
+        grouped.by,
+        [{name: line[name] for name in order} for line in shown],
+        {name: shown_total[name] for name in COLUMNS},
+    )
+
+
+def _complete(line: dict[str, Value], row: Mapping[str, int], has_tariff: bool) -> None:
+    """Withhold what is unknown, and add what is made of other figures."""
+    lacking = {
+        "no tariff": not has_tariff,
+        "tokens without a price": row["unpriced_tokens"] != 0,
+        "GPU-hours without a price": row["uncosted_gpu_ms"] != 0,
+        "idle watts without a yardstick": row["unmeasured_mj"] != 0,
+        "lost tokens without a price": row["unvalued_lost_tokens"] != 0,
+    }
+    unknown = {
+        # nothing of it is known; where a part is, the sum of that part stands beside what lacks a price
+        "revenue": row["output_tokens"] == row["unpriced_tokens"] != 0 and row["revenue_micro"] == 0,
+        "lost_tokens": row["lost_tokens"] == 0 != row["unmeasured_mj"],
+        "lost_revenue": row["lost_tokens"] == row["unvalued_lost_tokens"]
+        and (row["unmeasured_mj"] != 0 or row["lost_tokens"] != 0),
+        **{f"energy_cost_{part}": not has_tariff for part in PARTS},
+        **{f"capital_cost_{part}": row["gpu_ms"] == row["uncosted_gpu_ms"] != 0 for part in PARTS},
+    }
+    for name in (name for name, is_unknown in unknown.items() if is_unknown):
+        line[name] = None
+    for name, (plus, minus) in ADDED.items():
+        line[name] = _sum(line, plus, minus)
+    if lacking["GPU-hours without a price"]:
+        line.update(dict.fromkeys(("cost_usage", "cost_allocation", "cost_not_serving", "margin")))
+    if lacking["tokens without a price"]:
+        line["margin"] = None
+    _ratios(line, row)
+    line["withheld"] = "; ".join(name for name, is_so in lacking.items() if is_so)
+
+
+def _sum(line: Mapping[str, Value], plus: tuple[str, ...], minus: tuple[str, ...]) -> Decimal | None:
+    added, taken = [line[name] for name in plus], [line[name] for name in minus]
+    if None in added or None in taken:
+        return None
+    return sum(map(Decimal, added), Decimal(0)) - sum(map(Decimal, taken), Decimal(0))  # type: ignore[arg-type]
+
+
+def _ratios(line: dict[str, Value], row: Mapping[str, int]) -> None:
+    """Of the exact sums, not of those that are shown."""
+    tokens = row["output_tokens"]
+    drawn_mj = sum(row[name] for name in ENERGY["drawn_kwh"])
+    line["tokens_per_joule"] = _ratio(tokens * 1000, drawn_mj)
+    amounts: Mapping[str, Callable[[str], bool]] = {
+        "usage": lambda name: name.endswith("_cost_serving"),
+        "allocation": lambda _: True,
+    }
+    for basis, counts in amounts.items():
+        spent = {
+            kind: sum(
+                row[measure]
+                for name, measures in MONEY.items()
+                if name.startswith(f"{kind}_cost_") and counts(name)
+                for measure in measures
+            )
+            for kind in ("energy", "capital")
+        }
+        energy_known = line["energy_cost_serving"] is not None
+        all_known = line["cost_allocation"] is not None
+        line[f"energy_cost_per_mtok_{basis}"] = _ratio(spent["energy"], tokens) if energy_known else None
+        line[f"cost_per_mtok_{basis}"] = _ratio(sum(spent.values()), tokens) if all_known else None
+
+
+def _ratio(amount: int, by: int) -> Decimal | None:
+    """To six decimals; micro-units per token are whole units per million tokens."""
+    if by <= 0:
+        return None
+    return Decimal(rounded(amount * 10**_RATIO_DECIMALS, by)).scaleb(-_RATIO_DECIMALS)

@@ -1,0 +1,59 @@
+"""What a report reads of the log: which rows, and from when on."""
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Final
+from zoneinfo import ZoneInfo
+
+import polars as pl
+
+from idlewatt.processors.economy.book import Book
+from idlewatt.stream import records
+from idlewatt.stream.decoding import empty_frame
+
+HOUR_MS: Final = 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Rows of the interval's span; each frame in the order in which the log has a site's rows."""
+
+    # records.POWER
+    power: pl.DataFrame
+    # records.TOKENS
+    tokens: pl.DataFrame
+    # records.CONSUMER; what they owed when they were booked is not looked at
+    usage: pl.DataFrame
+
+    @classmethod
+    def empty(cls) -> "Ledger":
+        return cls(*(empty_frame(schema) for schema in (records.POWER, records.TOKENS, records.CONSUMER)))
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """From a moment to just before another, Unix milliseconds on whole minutes: no window spans their edge."""
+
+    from_ms: int
+    to_ms: int
+
+    def has(self, start: str = "window_start_ms") -> pl.Expr:
+        return pl.col(start).is_between(self.from_ms, self.to_ms, closed="left")
+
+
+def ledger_span(interval: Interval) -> Interval:
+    """What is needed of power and tokens: whole hours, for tiers are told by the hour, and the hour before.
+
+    The realised price of a window is that of the hour up to it.
+    """
+    begin = (interval.from_ms - HOUR_MS) // HOUR_MS * HOUR_MS
+    return Interval(begin, -(-interval.to_ms // HOUR_MS) * HOUR_MS)
+
+
+def usage_span(interval: Interval, book: Book) -> Interval:
+    """What is needed of usage: from the beginning of the calendar month on, for volume steps count from there."""
+    span = ledger_span(interval)
+    zone = ZoneInfo(book.time_zone)
+    local = dt.datetime.fromtimestamp(span.from_ms / 1000, zone)
+    month = dt.datetime(local.year, local.month, 1, tzinfo=zone)
+    return Interval(round(month.timestamp()) * 1000, span.to_ms)

@@ -1,0 +1,323 @@
+"""Reports: whatever is asked for adds up, in any order, and to what the economy booked."""
+
+import datetime as dt
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+from report_ledgers import (
+    BOOK,
+    COUNTS,
+    EVENT_LISTS,
+    HOUR_MS,
+    MINUTE_MS,
+    MINUTES,
+    POWER_LISTS,
+    START_MS,
+    TOKEN_LISTS,
+    WHOLE,
+    Booked,
+    frame,
+    power,
+    tokens,
+)
+
+from idlewatt.processors.economy.book import Book
+from idlewatt.processors.economy.book_file import parse_book
+from idlewatt.processors.reports.cells import KEY, MEASURES, STATES, TOKEN_MEASURES, Cells, cells
+from idlewatt.processors.reports.figures import ADDED, CENTS, COLUMNS, EXACT, RATIOS, Figures, figures
+from idlewatt.processors.reports.ledger import Interval, Ledger
+from idlewatt.processors.reports.report import DIMENSIONS, dimensions, grouped
+from idlewatt.processors.reports.rounding import rounded_parts
+from idlewatt.stream.errors import ConfigError
+from idlewatt.stream.records import CONSUMER, POWER, TOKENS
+
+ANY_LEDGER = given(powers=POWER_LISTS, token_rows=TOKEN_LISTS, events=EVENT_LISTS)
+FEW = settings(max_examples=12, deadline=None)
+GROUPINGS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("pool", "model"),
+    ("site", "tier"),
+    ("tier", "pool", "site", "model"),
+    ("consumer",),
+    ("engineer", "tier"),
+    ("site", "model", "tier", "team"),
+)
+
+
+def of(ledger: Ledger, book: Book = BOOK, interval: Interval = WHOLE) -> Cells:
+    return cells(ledger, book, COUNTS, interval)
+
+
+def report(found: Cells, by: Sequence[str], book: Book = BOOK) -> Figures:
+    return figures(grouped(found, dimensions(by, book)), book, EXACT)
+
+
+def booked(money: pl.DataFrame, kind: str, **where: str) -> int:
+    return int(money.filter(kind=kind, **where).get_column("amount_micro").sum())
+
+
+def measured(found: Cells) -> dict[str, int]:
+    return {name: int(found.cells.get_column(name).sum()) for name in MEASURES}
+
+
+@ANY_LEDGER
+@FEW
+def test_any_grouping_adds_up_to_the_same(powers: Any, token_rows: Any, events: Any) -> None:
+    """Rows of any grouping add up to the same total, in every quantity and money."""
+    found = of(Booked(powers, token_rows, events).ledger)
+    whole = measured(found)
+    for by in GROUPINGS:
+        rows = grouped(found, dimensions(by, BOOK))
+        assert {name: rows.total(name) for name in MEASURES} == whole, by
+
+
+@ANY_LEDGER
+@FEW
+def test_shown_rows_add_up_to_the_shown_total(powers: Any, token_rows: Any, events: Any) -> None:
+    """To the cent, along columns and along rows, and each total is the exact one rounded."""
+    found = of(Booked(powers, token_rows, events).ledger)
+    totals = []
+    for by in GROUPINGS:
+        for decimals in (CENTS, EXACT):
+            shown = figures(grouped(found, dimensions(by, BOOK)), BOOK, decimals)
+            for name in COLUMNS:
+                if name in (*RATIOS, "withheld") or shown.total[name] is None:
+                    continue
+                column = [row[name] for row in shown.rows if row[name] is not None]
+                assert sum(map(Decimal, column)) == shown.total[name], name  # type: ignore[arg-type]
+            for line in (*shown.rows, shown.total):
+                kwh = [Decimal(str(line[f"{state}_kwh"])) for state in STATES]
+                assert sum(kwh) == line["available_kwh"]
+                if line["cost_allocation"] is not None:
+                    assert line["cost_usage"] + line["cost_not_serving"] == line["cost_allocation"]  # type: ignore[operator]
+        totals.append(shown.total)
+    assert all(total == totals[0] for total in totals)
+
+
+@ANY_LEDGER
+@FEW
+@pytest.mark.parametrize("batch", [1, 7])
+def test_a_report_is_what_the_economy_booked(batch: int, powers: Any, token_rows: Any, events: Any) -> None:
+    """With the book unchanged, money is that of the rows that were booked, whatever came in one batch."""
+    alone = Booked(powers, token_rows, [], batch)
+    rows = of(alone.ledger).cells
+    for (site, pool, model), part in rows.group_by("site", "pool", "model_name"):
+        where = {"site": site, "pool": pool, "model_name": model}
+        sums = part.select(pl.col(*MEASURES).sum()).row(0, named=True)
+        assert sums["revenue_micro"] == booked(alone.money, "revenue", **where)
+        assert sums["acquisition_micro"] == booked(alone.money, "acquisition_cost", **where)
+        assert sums["lost_micro"] == booked(alone.money, "lost_revenue", **where)
+        assert sums["benchmark_micro"] == booked(alone.money, "benchmark_lost_revenue", **where)
+        for state in STATES:
+            for kind in ("energy", "capital"):
+                amount = booked(alone.money, f"{kind}_cost", state=state, **where)
+                assert sums[f"{kind}_{state}_micro"] == amount
+    # what consumers owe, volume steps included, is what they were told
+    spent = Booked(powers, token_rows, events, batch)
+    owed = of(spent.ledger).consumed.get_column("revenue_micro").sum()
+    assert owed == spent.spent.get_column("spend_micro").sum()
+
+
+def test_tiers_are_what_the_economy_booked_where_the_mix_is_steady() -> None:
+    """Where each minute has the same mix, tiers and money are those of the live economy."""
+    minutes = [START_MS + n * MINUTE_MS for n in range(120)]
+    rows = [
+        tokens(window_start_ms=ms, output_tokens=1000, input_tokens=500, cached_input_tokens=100)
+        for ms in minutes
+    ]
+    mix = [
+        {"tier": tier, "output_tokens": 10 * part, "input_tokens": 5 * part, "cached_input_tokens": part}
+        for tier, part in (("premium", 41), ("free", 59))
+    ]
+    told = [{"ts_ms": ms, **row} for ms in minutes for row in mix]
+    idle = power(window_start_ms=minutes[90], state="idle_loaded", lost_tokens_draw=77)
+    # engines make themselves known by the tokens of the first minute
+    live = Booked([idle], rows, told, before_usage=1)
+    found = of(live.ledger, interval=Interval(minutes[1], minutes[-1] + MINUTE_MS)).cells
+    for kind, name in (("revenue", "revenue_micro"), ("acquisition_cost", "acquisition_micro")):
+        for tier in ("premium", "free"):
+            amount = found.filter(tier=tier).get_column(name).sum()
+            assert amount == booked(live.money, kind, tier=tier)
+            assert (amount > 0) is (tier == ("premium" if kind == "revenue" else "free"))
+    assert found.get_column("lost_micro").sum() == booked(live.money, "lost_revenue") > 0
+
+
+@ANY_LEDGER
+@FEW
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_order_of_the_ledger_gives_the_same(seed: int, powers: Any, token_rows: Any, events: Any) -> None:
+    """A report does not depend on the order in which watts and tokens came."""
+    ledger = Booked(powers, token_rows, events).ledger
+    mixed = Ledger(
+        ledger.power.sample(fraction=1, shuffle=True, seed=seed),
+        ledger.tokens.sample(fraction=1, shuffle=True, seed=seed),
+        ledger.usage,
+    )
+    assert_frame_equal(of(mixed).cells, of(ledger).cells)
+
+
+@given(
+    powers=POWER_LISTS,
+    token_rows=TOKEN_LISTS,
+    events=EVENT_LISTS,
+    cut_ms=MINUTES.filter(lambda ms: WHOLE.from_ms < ms < WHOLE.to_ms),
+)
+@FEW
+def test_intervals_add_up(powers: Any, token_rows: Any, events: Any, cut_ms: int) -> None:
+    """Two intervals that meet come to what both together come to: each window counts in exactly one."""
+    ledger = Booked(powers, token_rows, events).ledger
+    whole = of(ledger)
+    parts = [
+        of(ledger, interval=Interval(*edges)) for edges in ((WHOLE.from_ms, cut_ms), (cut_ms, WHOLE.to_ms))
+    ]
+    sums = pl.concat([part.cells for part in parts]).group_by(KEY).agg(pl.col(*MEASURES).sum()).sort(KEY)
+    assert_frame_equal(sums, whole.cells)
+    assert (
+        sum(part.consumed.select(pl.col(*TOKEN_MEASURES).sum()).row(0)[4] for part in parts)
+        == whole.consumed.get_column("revenue_micro").sum()
+    )
+
+
+def test_the_borders_of_an_interval() -> None:
+    """A window that begins at --from is in it, one that begins at --to is not; a day may have 25 hours."""
+    zone = ZoneInfo(BOOK.time_zone)
+    first, next_day = (round(dt.datetime(2026, 11, day, tzinfo=zone).timestamp() * 1000) for day in (1, 2))
+    assert next_day - first == 25 * HOUR_MS
+    rows = [
+        power(window_start_ms=start_ms, draw_mj=1, headroom_mj=0)
+        for start_ms in (first - 10_000, *range(first, next_day, HOUR_MS), next_day - 10_000, next_day)
+    ]
+    found = of(
+        Ledger(frame(POWER, rows), frame(TOKENS, []), frame(CONSUMER, [])), interval=Interval(first, next_day)
+    )
+    assert found.cells.get_column("draw_serving_mj").sum() == 26
+
+
+def test_volume_steps_begin_anew_with_the_month() -> None:
+    """The steps of a month count from its first minute in the book's time zone, also for a report that begins later."""
+    zone = ZoneInfo(BOOK.time_zone)
+    month_ms = round(dt.datetime(2026, 11, 1, tzinfo=zone).timestamp() * 1000)
+    events = [
+        {"ts_ms": at_ms, "output_tokens": count}
+        for at_ms, count in (
+            (month_ms - MINUTE_MS, 50_000),
+            (month_ms, 4_000),
+            (month_ms + 2 * MINUTE_MS, 1_000_000),
+        )
+    ]
+    ledger = Booked([], [], events).ledger
+    spent = [
+        int(of(ledger, interval=Interval(*edges)).consumed.get_column("revenue_micro").sum())
+        for edges in (
+            (month_ms - MINUTE_MS, month_ms),
+            (month_ms, month_ms + MINUTE_MS),
+            (month_ms + 2 * MINUTE_MS, month_ms + 3 * MINUTE_MS),
+        )
+    ]
+    # the step is at 4,000 tokens
+    assert spent == [
+        4_000 * 570_000 // 10**6 + 46_000 * 310_000 // 10**6,
+        4_000 * 57 // 100,
+        1_000_000 * 31 // 100,
+    ]
+
+
+def test_a_back_dated_price_shows_in_a_report() -> None:
+    """The past is computed again with the book as it is now."""
+    ledger = Booked([], [tokens(input_tokens=0, cached_input_tokens=0, output_tokens=10**6)], []).ledger
+    dearer = parse_book(
+        b"[[price]]\nmodel = '*'\ninput = 0\noutput = 2.5\neffective_from = 2026-10-01\n", "book"
+    )
+    assert report(of(ledger), ()).total["revenue"] == Decimal("0.57")
+    assert report(of(ledger, dearer), (), dearer).total["revenue"] == Decimal("2.5")
+
+
+def test_watts_go_to_consumers_by_their_share_of_output_tokens() -> None:
+    """Joules, idle and lost watts follow a model's output tokens; what nobody claims is a row of its own."""
+    ledger = Booked(
+        [
+            power(draw_mj=36_000_000_000, headroom_mj=0),
+            power(draw_mj=3_600_000_000, headroom_mj=0, state="idle_loaded", lost_tokens_draw=1000),
+            power(draw_mj=1_800_000_000, headroom_mj=0, state="idle_free", model_name=""),
+        ],
+        [tokens(output_tokens=1000)],
+        [{"team": "a", "output_tokens": 600}, {"team": "b", "output_tokens": 300}],
+    ).ledger
+    rows = {row["team"]: row for row in report(of(ledger), ("team",)).rows}
+    assert [rows[team]["serving_kwh"] for team in ("a", "b", "")] == [6, 3, 1]
+    assert [rows[team]["idle_loaded_kwh"] for team in ("a", "b", "")] == [
+        Decimal("0.6"),
+        Decimal("0.3"),
+        Decimal("0.1"),
+    ]
+    assert [rows[team]["idle_free_kwh"] for team in ("a", "b", "")] == [0, 0, Decimal("0.5")]
+    assert [rows[team]["lost_tokens"] for team in ("a", "b", "")] == [600, 300, 100]
+    assert [rows[team]["output_tokens"] for team in ("a", "b", "")] == [600, 300, 100]
+
+
+def test_what_has_no_price_is_not_free() -> None:
+    """Figures that would need a price or tariff that is not there are withheld, and the row says what it lacks."""
+    ledger = Booked(
+        [power(product="unheard of", state="idle_loaded", lost_tokens_draw=5)],
+        [tokens(model_name="other")],
+        [],
+    ).ledger
+    book = Book()
+    total = report(of(ledger, book), (), book).total
+    for name in (
+        "revenue",
+        "energy_cost",
+        "capital_cost",
+        "cost_usage",
+        "cost_allocation",
+        "margin",
+        "lost_revenue",
+        "cost_per_mtok_allocation",
+    ):
+        assert total[name] is None, name
+    assert total["unpriced_tokens"] == 20_000
+    for reason in (
+        "no tariff",
+        "tokens without a price",
+        "GPU-hours without a price",
+        "lost tokens without a price",
+    ):
+        assert reason in str(total["withheld"])
+    no_yardstick = Booked([power(state="idle_free", lost_tokens_draw=None)], [], []).ledger
+    assert report(of(no_yardstick), ()).total["lost_tokens"] is None
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("gpu",), "there is no 'gpu'; choose of site, pool"),
+        (("team", "engineer"), "the same tokens told twice"),
+        (("pool", "team"), "in which pool it was served"),
+    ],
+)
+def test_groupings_that_make_no_sense_are_refused(names: tuple[str, ...], said: str) -> None:
+    """The error says what would."""
+    with pytest.raises(ConfigError, match=said):
+        dimensions(names, BOOK)
+    assert set(DIMENSIONS) >= {"site", "pool", "model", "tier", "consumer"}
+
+
+@given(st.lists(st.integers(-(10**15), 10**15), max_size=30), st.integers(1, 10**7))
+@settings(deadline=None)
+def test_rounding_adds_up(amounts: list[int], unit: int) -> None:
+    """Parts are within a unit of the truth, and add up to the total to the nearest unit."""
+    parts = rounded_parts(amounts, unit)
+    assert abs(2 * (sum(parts) * unit - sum(amounts))) <= unit
+    assert all(abs(part * unit - amount) < unit for part, amount in zip(parts, amounts, strict=True))
+
+
+def test_every_sum_is_made_of_columns() -> None:
+    """What figures are added from stands among the columns."""
+    assert {name for plus, minus in ADDED.values() for name in (*plus, *minus)} <= set(COLUMNS)

@@ -1,0 +1,249 @@
+"""`idlewatt report` as people run it: over the embedded log and over Kafka."""
+
+import io
+import json
+import subprocess
+import threading
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from idlewatt_command import COMMAND, environment, idlewatt
+from kafka_broker import KafkaBroker
+from report_ledgers import HOUR_MS, START_MS, Booked, frame, power, tokens
+
+from idlewatt.processors.booking import messages
+from idlewatt.processors.reports.figures import COUNTS, MONEY
+from idlewatt.stream import topics
+from idlewatt.stream.log import Record
+from idlewatt.stream.opening import open_appender, prepare
+from idlewatt.stream.records import CONSUMER, POWER, TOKENS
+from idlewatt.stream.settings import Settings
+
+BOOK = """
+currency = "EUR"
+time_zone = "Europe/Berlin"
+[[price]]
+model = "llama"
+input = 0.10
+output = 0.50
+[tariff]
+per_kwh = 0.12
+pue = 1.25
+[[capital]]
+product = "NVIDIA H100*"
+per_gpu_hour = 1.80
+"""
+ROWS = (
+    [power(pool=pool, window_start_ms=START_MS + n * 10_000) for n in range(12) for pool in ("chat", "code")],
+    [
+        tokens(pool=pool, window_start_ms=START_MS + n * 10_000)
+        for n in range(12)
+        for pool in ("chat", "code")
+    ],
+    [{"team": "search", "output_tokens": 40_000}, {"team": "<b>&", "output_tokens": 10_000}],
+)
+
+
+def write_ledger(settings: Settings) -> None:
+    """The rows, as the stages write them."""
+    booked = Booked(*ROWS)
+    appender = open_appender(settings, "test")
+    records: list[Record] = [
+        *messages(topics.LEDGER, TOKENS, booked.ledger.tokens),
+        *messages(topics.LEDGER, POWER, booked.ledger.power),
+        *messages(topics.MONEY, CONSUMER, booked.ledger.usage),
+        Record(topics.LEDGER, b"hall", b"garbage"),
+    ]
+    appender.append(records)
+    appender.close()
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    """An embedded log with a ledger, and a book."""
+    path = tmp_path / "log.db"
+    settings = Settings.model_validate({"log": {"path": str(path)}})
+    prepare(settings)
+    write_ledger(settings)
+    (tmp_path / "book.toml").write_text(BOOK)
+    return {"IDLEWATT_LOG__PATH": str(path), "IDLEWATT_ECONOMY__BOOK": str(tmp_path / "book.toml")}
+
+
+# in Berlin: the day after the clocks went back
+FROM, TO = "2026-11-01T02:00", "2026-11-01T02:03"
+
+
+def report(env: dict[str, str], *arguments: str) -> Any:
+    result = idlewatt("report", "--from", FROM, "--to", TO, *arguments, env=env)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_json_and_csv_and_parquet_tell_the_same(env: dict[str, str], tmp_path: Path) -> None:
+    """What is parsed back is equal, to the last micro-unit, and adds up to the total."""
+    result = report(env, "--by", "pool,model", "--format", "json")
+    told = json.loads(result.stdout)
+    assert told["from"] == "2026-11-01T02:00+01:00"
+    assert told["currency"] == "EUR"
+    assert told["unreadable_messages"] == 1
+    assert "offset" in result.stderr
+    assert [row["pool"] for row in told["rows"]] == ["chat", "code"]
+    parquet = tmp_path / "report.parquet"
+    report(env, "--by", "pool,model", "--format", "parquet", "--out", str(parquet))
+    stored = pl.read_parquet(parquet)
+    text = report(env, "--by", "pool,model", "--format", "csv").stdout
+    parsed = pl.read_csv(io.StringIO(text), schema=stored.schema)
+    for name in stored.columns:
+        assert parsed.get_column(name).to_list() == stored.get_column(name).to_list(), name
+        if name not in ("from", "to", "currency"):
+            told_there = [row[name] for row in told["rows"]]
+            decimal = isinstance(stored.schema[name], pl.Decimal)
+            told_there = [Decimal(v) if decimal and v is not None else v for v in told_there]
+            assert told_there == stored.get_column(name).to_list(), name
+    for name in (*COUNTS, *MONEY):
+        column = stored.get_column(name)
+        if told["total"][name] is not None:
+            assert Decimal(told["total"][name]) == sum(Decimal(v) for v in column.to_list())
+    # 12 windows of 20,000 output and 50,000 input tokens in each of two pools
+    revenue = Decimal(told["total"]["revenue"])
+    # each row is rounded to a millionth by itself
+    assert abs(revenue - 24 * (Decimal("0.01") + Decimal("0.005"))) <= 24 * Decimal("0.000001")
+    cost = {name: Decimal(value) for name, value in told["reconciliation"]["cost"].items()}
+    assert cost["available"] == sum(value for name, value in cost.items() if name != "available") > 0
+
+
+def test_the_table_reconciles(env: dict[str, str]) -> None:
+    """A table ends with its total and the lines that reconcile it, and names what no usage claims."""
+    lines = report(env, "--by", "team").stdout.splitlines()
+    assert lines[0] == "2026-11-01T02:00+01:00 to 2026-11-01T02:03+01:00 (Europe/Berlin), money in EUR"
+    assert [line.split()[0] for line in lines if line.startswith(("(none)", "<b>&", "search", "total"))] == [
+        "(none)",
+        "<b>&",
+        "search",
+        "total",
+    ] * 2
+    assert [line.split()[:2] for line in lines if "=" in line] == [
+        ["kwh", "available"],
+        ["cost", "available"],
+    ]
+
+
+def test_a_book_that_changes_back_in_time_changes_the_report(env: dict[str, str]) -> None:
+    """The same ledger, another price: another revenue."""
+    before = json.loads(report(env, "--format", "json").stdout)
+    book = Path(env["IDLEWATT_ECONOMY__BOOK"])
+    book.write_text(BOOK.replace("output = 0.50", "output = 1.50\neffective_from = 2026-01-01"))
+    after = json.loads(report(env, "--format", "json").stdout)
+    more = Decimal(after["total"]["revenue"]) - Decimal(before["total"]["revenue"])
+    assert more == 24 * 20_000 * Decimal(1) / 10**6
+    assert after["total"]["energy_cost"] == before["total"]["energy_cost"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--from", "yesterday"), "--from: 'yesterday' is no time; write 2026-11-01"),
+        (("--from", "2026-11-02", "--to", "2026-11-01"), "is not before --to"),
+        (("--from", "2026-11-01T00:00:30"), "is not on a whole minute"),
+        (("--from", "2026-03-29T02:30"), "never was in Europe/Berlin"),
+        (("--from", "2026-11-01", "--by", "team,engineer"), "the same tokens told twice"),
+        (("--from", "2026-11-01", "--out", "/no/such/folder/x"), "cannot write"),
+    ],
+)
+def test_wrong_arguments_exit_2(env: dict[str, str], arguments: tuple[str, ...], said: str) -> None:
+    """One line says what is wrong and how it is written."""
+    result = idlewatt("report", *arguments, env=env)
+    assert result.returncode == 2
+    assert said in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_log_that_is_not_there_is_told(tmp_path: Path) -> None:
+    """A report makes no log."""
+    path = tmp_path / "none.db"
+    result = idlewatt("report", "--from", "2026-11-01", env={"IDLEWATT_LOG__PATH": str(path)})
+    assert (result.returncode, path.exists()) == (2, False)
+    assert f"there is no file {path}" in result.stderr
+
+
+def test_an_interval_without_rows_says_so(env: dict[str, str]) -> None:
+    """An empty report is no error, and no silence."""
+    result = idlewatt("report", "--from", "2025-01-01", "--to", "2025-02-01", env=env)
+    assert result.returncode == 0
+    assert "the ledger has nothing of this interval" in result.stderr
+
+
+def test_help_has_examples() -> None:
+    """--help is enough to begin with."""
+    assert "idlewatt report --from 2026-11-01 --to 2026-12-01" in idlewatt("report", "--help").stdout
+    assert "--follow" in idlewatt("tail", "--help").stdout
+
+
+def test_tail_shows_rows_of_a_topic(env: dict[str, str]) -> None:
+    """The newest rows, decoded; what cannot be read is told apart."""
+    result = idlewatt("tail", "ledger", "--format", "json", "--rows", "3", env=env)
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(rows) == 3
+    assert {row["window_start_ms"] for row in rows} <= {START_MS + 100_000, START_MS + 110_000}
+    assert "begin like an Arrow IPC stream" in result.stderr
+    shown = idlewatt("tail", "idlewatt.money", env=env).stdout
+    assert shown.startswith("consumer\n")
+    assert "2026-11-01T01:00:00.000+00:00" in shown
+    assert idlewatt("tail", "state", env=env).returncode == 2
+    assert "there is no topic 'ledgre'" in idlewatt("tail", "ledgre", env=env).stderr
+
+
+def test_tail_follows(env: dict[str, str]) -> None:
+    """Rows that come are shown as they come, and Ctrl-C is a good end."""
+    with subprocess.Popen(
+        [*COMMAND, "tail", "ledger", "--rows", "0", "--follow", "--format", "json"],
+        env=environment(env | {"PYTHONUNBUFFERED": "1"}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            appender = open_appender(
+                Settings.model_validate({"log": {"path": env["IDLEWATT_LOG__PATH"]}}), "test"
+            )
+            assert process.stdout is not None
+            seen = threading.Event()
+
+            def append() -> None:
+                number = 0
+                while not seen.wait(0.2):
+                    number += 1
+                    late = frame(POWER, [power(window_start_ms=START_MS + HOUR_MS, draw_mj=number)])
+                    appender.append(list(messages(topics.LEDGER, POWER, late)))
+
+            writer = threading.Thread(target=append)
+            writer.start()
+            line = process.stdout.readline()
+            seen.set()
+            writer.join()
+            appender.close()
+            assert json.loads(line)["window_start_ms"] == START_MS + HOUR_MS
+            process.terminate()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+
+
+@pytest.mark.kafka
+def test_a_report_over_kafka_is_that_of_the_embedded_log(
+    kafka_broker: KafkaBroker, env: dict[str, str]
+) -> None:
+    """Both homes of the log give the same report, and the same rows to tail."""
+    settings = kafka_broker.fresh_topics(kafka_broker.settings())
+    write_ledger(settings)
+    on_kafka = env | {
+        "IDLEWATT_LOG__KIND": "kafka",
+        "IDLEWATT_LOG__BOOTSTRAP_SERVERS": settings.log.bootstrap_servers,
+    }
+    told = [report(e, "--by", "site,team,model", "--format", "json").stdout for e in (env, on_kafka)]
+    assert told[0] == told[1]
+    rows = [idlewatt("tail", "money", "--format", "json", env=e).stdout for e in (env, on_kafka)]
+    assert rows[0] == rows[1] != ""
