@@ -40,7 +40,7 @@ def economics() -> Dashboard:
         graphTooltip=1,
         editable=False,
         templating=Templating(list=variables()),
-        panels=[*_now(), *_yields(), *_idle(), *_consumers()],
+        panels=[*_now(), *_yields(), *_idle(), *_consumers(), *_envelopes()],
     )
 
 
@@ -228,5 +228,56 @@ def _consumers() -> list[object]:
             maximum=1,
             description="Share of the engines' output tokens for which no gateway or agent told who asked for them.",
             place=Place(12, 30, 12, 9),
+        ),
+    ]
+
+
+def _envelopes() -> list[object]:
+    columns = {
+        "site": "Site",
+        "envelope": "Envelope",
+        "consumer_kind": "Kind",
+        "consumer": "Consumer",
+        "unit": "Unit",
+    }
+    legend = "{{envelope}}: {{consumer}}"
+    return [
+        table(
+            "Envelopes most used",
+            Query(f"topk({_TOP}, {q.envelope_used_share(_SITE)})"),
+            value="Used",
+            columns=columns,
+            unit="percentunit",
+            description=(
+                "What of its limit each envelope has used in the day, week or month that is running. One with tokens that "
+                "have no price is not shown: its use is not known."
+            ),
+            place=Place(0, 39, 12, 9),
+        ),
+        table(
+            "Envelopes that will not last",
+            Query(f"1000 * bottomk({_TOP}, {q.envelope_exhaustion(_SITE)})"),
+            value="Used up",
+            columns=columns,
+            unit="dateTimeFromNow",
+            description=(
+                "When envelopes will be used up at the rate of the last hour (a week's: 6 hours, a month's: 3 days), if that "
+                "is before their period ends."
+            ),
+            place=Place(12, 39, 12, 9),
+        ),
+        timeseries(
+            "Burn rate of envelopes, last hour",
+            [Query(f"topk({_TOP}, {q.envelope_burn('1h', _SITE)})", legend)],
+            unit="suffix: x",
+            description="Use over the last hour as a multiple of the even rate, at which the limit lasts just until the period ends.",
+            place=Place(0, 48, 12, 8),
+        ),
+        timeseries(
+            "Burn rate of envelopes, last three days",
+            [Query(f"topk({_TOP}, {q.envelope_burn('3d', _SITE)})", legend)],
+            unit="suffix: x",
+            description="The same over three days; absent until usage has been read for so long.",
+            place=Place(12, 48, 12, 8),
         ),
     ]

@@ -17,6 +17,7 @@ Where = Mapping[str, str]
 EVERYWHERE: Final[Where] = {}
 SELECTED: Final[Where] = {"site": "~$site", "pool": "~$pool"}
 POOL: Final = ("site", "pool")
+ENVELOPE: Final = names.ENVELOPE_LIMIT.labels
 RATE_INTERVAL: Final = "$__rate_interval"
 RANGE: Final = "$__range"
 ROLLING: Final = "5m"
@@ -183,6 +184,23 @@ def worst_offenders(where: Where, most: int) -> str:
     """The GPUs that waste the most watts."""
     labels = names.GPU_WASTED_WATTS.labels
     return f"topk({most}, {level(names.GPU_WASTED_WATTS, where, labels)})"
+
+
+def envelope_burn(window: str, where: Where = EVERYWHERE) -> str:
+    """Use of each envelope over a window, as a multiple of the even rate."""
+    return highest(names.ENVELOPE_BURN_RATE, {**where, "window": window}, ENVELOPE)
+
+
+def envelope_used_share(where: Where = EVERYWHERE) -> str:
+    """What of each envelope's limit is used."""
+    return (
+        f"{highest(names.ENVELOPE_USED, where, ENVELOPE)} / {highest(names.ENVELOPE_LIMIT, where, ENVELOPE)}"
+    )
+
+
+def envelope_exhaustion(where: Where = EVERYWHERE) -> str:
+    """When each envelope will be used up; absent where that is not before its period ends."""
+    return highest(names.ENVELOPE_EXHAUSTION, where, ENVELOPE)
 
 
 def behind_messages() -> str:

@@ -39,6 +39,10 @@ BEHIND_LIMIT_S: Final = 60
 CLOCK_LIMIT_S: Final = 120
 # a pool whose figures vanish is looked for this long
 CLOCK_LOOKBACK: Final = "6h"
+# Multiples of the even rate, as the SRE workbook sets them for 30 days: 2 % of a month in an hour, 5 % in six
+BURN_FASTEST: Final = 14.4
+BURN_FAST: Final = 6
+BURN_EVEN: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,20 @@ def _lost_per_hour_in_words() -> str:
 def _value_in_words(record: str, unit: str) -> str:
     query = f"printf `{record}{{site=%q,pool=%q}}` $labels.site $labels.pool | query"
     return f"{{{{ range {query} }}}}{{{{ .Value | humanize }}}}{unit}{{{{ end }}}}"
+
+
+_ENVELOPE_IN_WORDS: Final = "Envelope {{ $labels.envelope }} of {{ $labels.consumer_kind }} {{ $labels.consumer }} at site {{ $labels.site }}"
+
+
+def _exhaustion_in_words() -> str:
+    query = f"{names.ENVELOPE_EXHAUSTION.name}{{site=%q,envelope=%q,consumer=%q}}"
+    query = f"printf `{query}` $labels.site $labels.envelope $labels.consumer | query"
+    return f"{{{{ range {query} }}}} By the forecast it is used up at {{{{ .Value | humanizeTimestamp }}}}.{{{{ end }}}}"
+
+
+def _burns(multiple: float, *windows: str) -> str:
+    """The multiple of the first window, where it is more than this in all of them."""
+    return " and ".join(f"{q.envelope_burn(window)} > {multiple}" for window in windows)
 
 
 RECORDING: Final = (
@@ -248,6 +266,42 @@ ALERTS: Final = (
         description=(
             "The book changed and has a fault, so {{ $labels.instance }} still reckons with the one before. Its log "
             "says which line to mend (book_refused)."
+        ),
+    ),
+    AlertRule(
+        name="IdlewattEnvelopeBurnsFast",
+        expr=(
+            f"({_burns(BURN_FASTEST, '1h', '5m')} or {_burns(BURN_FAST, '6h', '1h')} or "
+            f"{_burns(BURN_FAST, '1h', '5m')} and {q.envelope_exhaustion()}) and {q.envelope_used_share()} < 1"
+        ),
+        lasting="2m",
+        severity="warning",
+        summary=f"{_ENVELOPE_IN_WORDS} burns {{{{ $value | humanize }}}} times as fast as it lasts",
+        description=(
+            f"{_ENVELOPE_IN_WORDS} is used {{{{ $value | humanize }}}} times as fast as it would last until its period "
+            f"ends, and still now.{_exhaustion_in_words()}"
+        ),
+    ),
+    AlertRule(
+        name="IdlewattEnvelopeBurnsSlowly",
+        expr=f"{_burns(BURN_EVEN, '3d', '6h')} and {q.envelope_exhaustion()}",
+        lasting="15m",
+        severity="warning",
+        summary=f"{_ENVELOPE_IN_WORDS} will not last until its period ends",
+        description=(
+            f"{_ENVELOPE_IN_WORDS} has been used {{{{ $value | humanize }}}} times as fast as it lasts for three days, and "
+            f"too fast for the last six hours.{_exhaustion_in_words()}"
+        ),
+    ),
+    AlertRule(
+        name="IdlewattEnvelopeExhausted",
+        expr=f"{q.envelope_used_share()} >= 1",
+        lasting="0m",
+        severity="warning",
+        summary=f"{_ENVELOPE_IN_WORDS} is used up",
+        description=(
+            f"{_ENVELOPE_IN_WORDS} is {{{{ $value | humanizePercentage }}}} used. Idlewatt stops nobody: gateways that ask "
+            "GET /v1/envelopes are told so."
         ),
     ),
 )

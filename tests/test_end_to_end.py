@@ -51,6 +51,14 @@ cached_input = 0.02
 per_kwh = 0.1
 pue = 1.2
 carbon_g_per_kwh = 400
+[[envelope]]
+name = "teams"
+kind = "team"
+match = "*"
+each = true
+limit = 1_000_000_000
+unit = "tokens"
+period = "month"
 """
 
 
@@ -359,9 +367,24 @@ def test_every_panel_of_every_dashboard_has_data(running: Running) -> None:
     queries = panel_queries()
     assert len(queries) > 15
     empty = [query for query in queries if not running.prometheus.query(query.expr)]
-    # what packing could free is not known before an hour is; what is dark or idle pays nothing back
-    may_be_empty = {"Recoverable GPUs", "Years to pay 100 bn USD per gigawatt back"}
+    # what packing could free and burn rates are not known before an hour is; what is dark or idle pays nothing back
+    may_be_empty = {
+        "Recoverable GPUs",
+        "Years to pay 100 bn USD per gigawatt back",
+        "Envelopes that will not last",
+        "Burn rate of envelopes, last hour",
+        "Burn rate of envelopes, last three days",
+    }
     assert [str(query) for query in empty if query.panel not in may_be_empty] == []
+
+
+def test_envelopes_hold_what_their_consumers_spent(running: Running) -> None:
+    """Each team's envelope is all that the team ever spent here, to the token, in one and the same scrape."""
+    spent = 'sum by (site, consumer) (idlewatt_consumer_tokens_total{consumer_kind="team"})'
+    used = "sum by (site, consumer) (idlewatt_envelope_used)"
+    differences = running.prometheus.query(f"{used} - {spent}")
+    assert len(differences) > 3
+    assert {sample.value for sample in differences} == {0.0}
 
 
 def test_targets_are_up_and_the_books_balance(running: Running) -> None:

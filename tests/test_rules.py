@@ -73,6 +73,41 @@ BOOK_VALID: Final = 'idlewatt_book_valid{instance="p:1"}'
 UNACCOUNTED: Final = f"idlewatt_unaccounted_joules_total{{{POOL}}}"
 WASTED_TEXT: Final = "Pool a of site north draws 1kW, of which 400W go into GPUs with nothing to do; more than 30% for 15 minutes."
 
+OF_ENVELOPE: Final = {
+    "site": "north",
+    "envelope": "engineers",
+    "consumer_kind": "engineer",
+    "consumer": "kim",
+    "unit": "USD",
+}
+ENVELOPE_TEXT: Final = "Envelope engineers of engineer kim at site north"
+
+
+def envelope(
+    used: str = "10x60", exhaustion: str = "", consumer: str = "kim", **burns: str
+) -> dict[str, str]:
+    """An envelope of 100 and what was used of it; burn rates by w5m, w1h, w6h, w3d."""
+    labels = ",".join(f'{name}="{value}"' for name, value in (OF_ENVELOPE | {"consumer": consumer}).items())
+    series = {f"idlewatt_envelope_limit{{{labels}}}": "100x60", f"idlewatt_envelope_used{{{labels}}}": used}
+    if exhaustion:
+        series[f"idlewatt_envelope_exhaustion_timestamp_seconds{{{labels}}}"] = exhaustion
+    return series | {
+        f'idlewatt_envelope_burn_rate{{{labels},window="{window[1:]}"}}': values
+        for window, values in burns.items()
+    }
+
+
+def burns_fast(multiple: str, forecast: str = "") -> Fires:
+    return Fires(
+        OF_ENVELOPE,
+        f"{ENVELOPE_TEXT} burns {multiple} times as fast as it lasts",
+        f"{ENVELOPE_TEXT} is used {multiple} times as fast as it would last until its period ends, and still "
+        f"now.{forecast}",
+    )
+
+
+FORECAST: Final = " By the forecast it is used up at 1970-01-01 03:00:00 +0000 UTC."
+
 CASES: Final = (
     Case(
         "IdlewattWastedWatts",
@@ -398,6 +433,117 @@ CASES: Final = (
     ),
     Case("IdlewattBookRefused", "quiet", "mended at once", {BOOK_VALID: "1x5 0 1x20"}, "10m"),
     Case("IdlewattBookRefused", "missing", "no book", {}, "10m"),
+    Case(
+        "IdlewattEnvelopeBurnsFast",
+        "fires",
+        "15 times the even rate for an hour and still; somebody else's is quiet",
+        envelope(w5m="16x60", w1h="15x60", w6h="3x60")
+        | envelope(consumer="ann", w5m="1x60", w1h="1x60", w6h="1x60", w3d="1x60"),
+        "10m",
+        (burns_fast("15"),),
+    ),
+    Case(
+        "IdlewattEnvelopeBurnsFast",
+        "fires",
+        "7 times for six hours and still",
+        envelope(w5m="2x60", w1h="6.5x60", w6h="7x60"),
+        "10m",
+        (burns_fast("7"),),
+    ),
+    Case(
+        "IdlewattEnvelopeBurnsFast",
+        "fires",
+        "7 times for an hour, and the day's envelope will not last",
+        envelope(exhaustion="10800x60", w5m="8x60", w1h="7x60", w6h="2x60"),
+        "10m",
+        (burns_fast("7", FORECAST),),
+    ),
+    Case(
+        "IdlewattEnvelopeBurnsFast",
+        "quiet",
+        "a burst that is over",
+        envelope(w5m="0x60", w1h="15x60", w6h="3x60"),
+        "10m",
+    ),
+    Case(
+        "IdlewattEnvelopeBurnsFast",
+        "quiet",
+        "8 times for an hour of an envelope that lasts",
+        envelope(w5m="8x60", w1h="8x60", w6h="2x60", w3d="0.5x60"),
+        "10m",
+    ),
+    Case(
+        "IdlewattEnvelopeBurnsFast",
+        "quiet",
+        "it is used up already: the other alert says so",
+        envelope(used="100x60", w5m="20x60", w1h="20x60", w6h="20x60"),
+        "10m",
+    ),
+    Case(
+        "IdlewattEnvelopeBurnsFast",
+        "missing",
+        "tokens without a price: only the limit is told",
+        {name: values for name, values in envelope().items() if "limit" in name},
+        "10m",
+    ),
+    Case(
+        "IdlewattEnvelopeBurnsSlowly",
+        "fires",
+        "1.4 times the even rate for three days, and it will not last",
+        envelope(exhaustion="10800x60", w5m="0x60", w1h="0.5x60", w6h="1.1x60", w3d="1.4x60"),
+        "30m",
+        (
+            Fires(
+                OF_ENVELOPE,
+                f"{ENVELOPE_TEXT} will not last until its period ends",
+                f"{ENVELOPE_TEXT} has been used 1.4 times as fast as it lasts for three days, and too fast for the last "
+                f"six hours.{FORECAST}",
+            ),
+        ),
+    ),
+    Case(
+        "IdlewattEnvelopeBurnsSlowly",
+        "quiet",
+        "it will last, for little was used before",
+        envelope(w6h="1.1x60", w3d="1.4x60"),
+        "30m",
+    ),
+    Case(
+        "IdlewattEnvelopeBurnsSlowly",
+        "quiet",
+        "it has slowed down",
+        envelope(exhaustion="10800x60", w6h="0.9x60", w3d="1.4x60"),
+        "30m",
+    ),
+    Case(
+        "IdlewattEnvelopeBurnsSlowly",
+        "missing",
+        "not known for three days yet",
+        envelope(exhaustion="10800x60", w6h="3x60"),
+        "30m",
+    ),
+    Case(
+        "IdlewattEnvelopeExhausted",
+        "fires",
+        "the limit is reached; somebody else has a cent left",
+        envelope(used="99x5 100x20") | envelope(consumer="ann", used="99.99x60"),
+        "10m",
+        (
+            Fires(
+                OF_ENVELOPE,
+                f"{ENVELOPE_TEXT} is used up",
+                f"{ENVELOPE_TEXT} is 100% used. Idlewatt stops nobody: gateways that ask GET /v1/envelopes are told so.",
+            ),
+        ),
+    ),
+    Case("IdlewattEnvelopeExhausted", "quiet", "a new period began", envelope(used="120x5 0x60"), "10m"),
+    Case(
+        "IdlewattEnvelopeExhausted",
+        "missing",
+        "tokens without a price: only the limit is told",
+        {name: values for name, values in envelope().items() if "limit" in name},
+        "10m",
+    ),
 )
 
 

@@ -25,7 +25,7 @@ LABEL_VALUES: Final = {
     "scope": ("it", "facility"),
     "part": ("draw", "headroom"),
     "demand": ("waiting", "none", "unknown"),
-    "window": ("1m", "5m", "1h"),
+    "window": ("1m", "5m", "1h", "6h", "3d"),
     "of": ("watts", "tokens"),
     "currency": ("USD",),
     "basis": ("energy", "all_in"),
