@@ -28,7 +28,8 @@ from chaos_books import (
 from chaos_faults import Chaos, kinds, plan
 from chaos_garbage import Injection
 from chaos_money import money
-from chaos_scene import OUTAGE_EVERY_S, POOLS, SITES, WINDOW_S, Scene
+from chaos_scene import OUTAGE_EVERY_S, POOLS, PRICES, SITES, TIERS, WINDOW_S, Scene
+from chaos_usage import compare_usage, read_spent, read_usage
 from kafka_broker import java_command
 
 from idlewatt.collectors.simulated.factory import Factory
@@ -153,8 +154,10 @@ def _windows_end_s(scene: Scene) -> float:
 def _report(scene: Scene, chaos: Chaos, injection: Injection, edge_ms: int) -> Report:
     settings = scene.settings
     raw = read_raw(settings, unix_ms())
-    ledger, ends = read_ledger(settings)
-    scene.until(lambda: _is_priced(scene, ends), "the economy has read the ledger", HEAL_S)
+    ledger, ledger_ends = read_ledger(settings)
+    usage, usage_ends = read_usage(settings)
+    ends = {topics.LEDGER: ledger_ends, topics.USAGE: usage_ends}
+    scene.until(lambda: _is_priced(scene, ends), "the economy has read the ledger and the usage", HEAL_S)
     decide, tell = compare_ledger(ledger, metered(raw, settings, edge_ms), edge_ms)
     factories = {
         site: Factory(seed, scene.start_ms, site=site, outage_every_s=OUTAGE_EVERY_S)
@@ -180,6 +183,8 @@ def _report(scene: Scene, chaos: Chaos, injection: Injection, edge_ms: int) -> R
             true,
         )
     )
+    spent = read_spent(settings)
+    decide += compare_usage(usage, spent, PRICES, TIERS[0])
     members = list(scene.members.values())
     unaccounted = [
         (member.name, labels, value)
@@ -198,6 +203,7 @@ def _report(scene: Scene, chaos: Chaos, injection: Injection, edge_ms: int) -> R
         "messages injected": injection.count,
         "rows in the ledger": len(ledger),
         "rows of money": len(rows),
+        "rows of what consumers spent": len(spent),
         "rows that amended a closed window": sum(m.total(names.LATE_ROWS) for m in members),
         "messages rejected": sum(m.total(names.REJECTED_MESSAGES) for m in members),
         "rewinds": sum(m.total(names.REWINDS) for m in members),
@@ -206,16 +212,16 @@ def _report(scene: Scene, chaos: Chaos, injection: Injection, edge_ms: int) -> R
     return Report(chaos.done, figures, decide, tell, failures)
 
 
-def _is_priced(scene: Scene, ends: dict[int, int]) -> bool:
-    """Whether the economy has committed the ledger up to where each partition ended."""
+def _is_priced(scene: Scene, ends: dict[str, dict[int, int]]) -> bool:
+    """Whether the economy has committed its inputs up to where each partition ended."""
     group = f"{scene.settings.process.group}-economy"
     try:
         with scene.broker.admin() as admin:
             offsets = admin.list_group_offsets(group)[group]
     except (KafkaError, LogUnavailableError):
         return False
-    at = {tp.partition: found.offset for tp, found in offsets.items() if tp.topic == topics.LEDGER}
-    return all(at.get(partition, 0) >= end for partition, end in ends.items())
+    at = {(tp.topic, tp.partition): found.offset for tp, found in offsets.items()}
+    return all(at.get((topic, n), 0) >= end for topic, found in ends.items() for n, end in found.items())
 
 
 def main() -> int:

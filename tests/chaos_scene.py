@@ -288,7 +288,12 @@ class Scene:
         self.broker.remove()
 
     def _collector(self, site: str) -> Path:
-        collect: dict[str, Any] = {"gpu": "simulated", "timeout_s": 1.0, "node": f"node-{site}"}
+        collect: dict[str, Any] = {
+            "gpu": "simulated",
+            "timeout_s": 1.0,
+            "gateway_interval_s": 2.0,
+            "node": f"node-{site}",
+        }
         if "spool_path" in type(self.settings.collect).model_fields:
             collect["spool_path"] = str(self.disks[site].folder / "spool")
             collect["spool_max_bytes"] = _DISK_BYTES * 3 // 4

@@ -11,9 +11,9 @@ from stage_driver import Driver, Message
 from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.economy.capital import capital_frame
 from idlewatt.processors.economy.config import EconomyConfig
-from idlewatt.processors.published import TABLE
 from idlewatt.processors.economy.stage import EconomyStage
 from idlewatt.processors.economy.state import EconomyState
+from idlewatt.processors.published import TABLE
 from idlewatt.stream import topics
 from idlewatt.stream.records import POWER, TOKENS, USAGE, PowerRow, TokenRow, UsageRow
 
