@@ -1,11 +1,13 @@
 """Reads what a report needs out of the log."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import polars as pl
 
+from idlewatt.cli.text_table import printable
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.economy.book_file import read_book
 from idlewatt.processors.reports.ledger import Interval, Ledger, ledger_span, usage_span
@@ -52,3 +54,13 @@ def _rows(
             schema, rows = found
             parts[schema].append(rows.filter(span.has()))
     return {schema: pl.concat(rows) for schema, rows in parts.items()}
+
+
+def tell_faults(reading: Reading) -> None:
+    """Figures that stand on less than the whole ledger say so."""
+    for fault in reading.faults:
+        print(
+            f"idlewatt: {fault.topic}, partition {fault.partition}, offset {fault.offset} is not in these figures: "
+            f"{printable(str(fault.error))}",
+            file=sys.stderr,
+        )

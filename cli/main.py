@@ -18,7 +18,7 @@ from idlewatt.cli.config import load_settings
 from idlewatt.cli.config_sample import sample
 from idlewatt.cli.exit_codes import MEANINGS, ExitCode, exit_code_of
 from idlewatt.cli.logs import configure_logs
-from idlewatt.cli.report_arguments import add_commands
+from idlewatt.cli.report_arguments import add_commands, with_joined_percents
 from idlewatt.stream.errors import IdlewattError
 from idlewatt.stream.settings import Settings
 
@@ -32,6 +32,7 @@ examples:
   idlewatt collect --config idlewatt.toml    on every GPU node, into Kafka
   idlewatt process --config idlewatt.toml    beside the cluster, as many as you like
   idlewatt report --from 2026-11-01          what the month cost, brought and lost
+  idlewatt whatif --help                     the same at another yield, price, PUE or tariff
   idlewatt tail ledger                       the newest rows of a topic
   idlewatt dashboards --out deploy           Grafana dashboards, Prometheus rules
 """
@@ -39,7 +40,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(with_joined_percents(sys.argv[1:] if argv is None else argv))
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     try:
@@ -84,10 +85,17 @@ def _run(arguments: argparse.Namespace) -> ExitCode:
         case "report":
             from idlewatt.cli.report import report
 
+            configure_logs(logging.ERROR)
             return report(arguments, os.environ)
+        case "whatif":
+            from idlewatt.cli.whatif import whatif
+
+            configure_logs(logging.ERROR)
+            return whatif(arguments, os.environ)
         case "tail":
             from idlewatt.cli.tail import tail
 
+            configure_logs(logging.ERROR)
             return tail(arguments, os.environ)
         case command:
             from idlewatt.cli.serving import serve

@@ -1,13 +1,15 @@
 """Times as people write them: ISO 8601, in the book's time zone where none is named."""
 
-import argparse
 import datetime as dt
 import re
+from typing import Final
 from zoneinfo import ZoneInfo
 
+from idlewatt.processors.reports.ledger import Interval
+from idlewatt.stream.clock import unix_ms
 from idlewatt.stream.errors import ConfigError
 
-_MINUTE_MS = 60_000
+_MINUTE_MS: Final = 60_000
 
 
 def moment_ms(option: str, text: str, time_zone: str) -> int:
@@ -32,6 +34,17 @@ def moment_ms(option: str, text: str, time_zone: str) -> int:
     return int(ms)
 
 
+def interval_of(begin: str | None, end: str | None, time_zone: str) -> Interval:
+    """From --from to --to, or to now. Raises ConfigError."""
+    if begin is None:
+        raise ConfigError("--from is missing; write --from 2026-11-01 or --from 2026-11-01T07:30")
+    from_ms = moment_ms("--from", begin, time_zone)
+    to_ms = unix_ms() // _MINUTE_MS * _MINUTE_MS if end is None else moment_ms("--to", end, time_zone)
+    if from_ms >= to_ms:
+        raise ConfigError(f"--from {begin} is not before --to {end or 'now'}: the interval is empty")
+    return Interval(from_ms, to_ms)
+
+
 def month_ms(text: str, time_zone: str) -> tuple[int, int]:
     """From the first moment of a calendar month (2026-11) to that of the next. Raises ConfigError."""
     if not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", text):
@@ -46,11 +59,3 @@ def month_ms(text: str, time_zone: str) -> tuple[int, int]:
 def written(moment_ms: int, time_zone: str) -> str:
     """ISO 8601 with the offset, to the minute."""
     return dt.datetime.fromtimestamp(moment_ms / 1000, ZoneInfo(time_zone)).isoformat(timespec="minutes")
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Words between commas, for argparse."""
-    found = tuple(word.strip() for word in text.split(","))
-    if not all(found):
-        raise argparse.ArgumentTypeError(f"{text!r} has an empty name between commas")
-    return found

@@ -1,5 +1,6 @@
 """A report's figures as a table for people, and as CSV, JSON and Parquet for programs."""
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from typing import Any, Final
 import polars as pl
 
 from idlewatt.cli.moments import written
-from idlewatt.cli.text_table import text_table
+from idlewatt.cli.text_table import printable, text_table
 from idlewatt.processors.economy.book import Book
+from idlewatt.processors.reports.demand import Peak
 from idlewatt.processors.reports.figures import COLUMNS, COUNTS, PARTS, Figures, Value
 from idlewatt.processors.reports.ledger import Interval
 
@@ -64,7 +66,7 @@ class Heading:
         }
 
 
-def table(heading: Heading, found: Figures) -> Iterator[str]:
+def table(heading: Heading, found: Figures, peaks: Sequence[Peak]) -> Iterator[str]:
     """Two tables, of tokens and watts and of money, each with its total, and how it reconciles."""
     head = heading.columns
     yield f"{head['from']} to {head['to']} ({heading.book.time_zone}), money in {head['currency']}"
@@ -72,14 +74,20 @@ def table(heading: Heading, found: Figures) -> Iterator[str]:
         yield ""
         names = list(found.by) or [""]
         rows = [
-            [*_names(row, found.by), *(_shown(row[column]) for column in columns)]
+            [*_names(row, found.by), *(shown(row[column]) for column in columns)]
             for row in (found.rows if found.by else [])
         ]
-        rows.append(["total", *[""] * (len(names) - 1), *(_shown(found.total[column]) for column in columns)])
+        rows.append(["total", *[""] * (len(names) - 1), *(shown(found.total[column]) for column in columns)])
         yield from text_table([*names, *columns.values()], rows, len(names))
     yield ""
     yield from reconciliation_lines(found)
     yield from notes(found)
+    for peak in peaks:
+        at = written(peak.start_ms, heading.book.time_zone)
+        yield (
+            f"demand charge of {printable(peak.site)}, {peak.month}: {peak.charge:,.2f} for {peak.kw:,} kW in the "
+            f"quarter of an hour from {at}; it is in no cost above"
+        )
 
 
 def reconciliation(found: Figures) -> dict[str, dict[str, Value]]:
@@ -98,7 +106,7 @@ def reconciliation(found: Figures) -> dict[str, dict[str, Value]]:
 
 def reconciliation_lines(found: Figures) -> Iterator[str]:
     for what, parts in reconciliation(found).items():
-        shown = [f"{name} {_shown(value)}" for name, value in parts.items()]
+        shown = [f"{name} {shown(value)}" for name, value in parts.items()]
         yield f"{what:4}  {shown[0]} = {' + '.join(shown[1:])}"
 
 
@@ -117,7 +125,7 @@ def notes(found: Figures) -> Iterator[str]:
         ),
     ):
         if total[column]:
-            yield f"{what}: {_shown(total[column])} {unit}"
+            yield f"{what}: {shown(total[column])} {unit}"
 
 
 def frame(heading: Heading, found: Figures) -> pl.DataFrame:
@@ -130,7 +138,7 @@ def frame(heading: Heading, found: Figures) -> pl.DataFrame:
     return pl.DataFrame([head | row for row in found.rows], schema=schema, orient="row")
 
 
-def as_json(heading: Heading, found: Figures, more: Mapping[str, Any]) -> str:
+def as_json(heading: Heading, found: Figures, peaks: Sequence[Peak], unreadable: int) -> str:
     """Decimals are text, so that nothing is lost in a float."""
     return json.dumps(
         {
@@ -141,7 +149,11 @@ def as_json(heading: Heading, found: Figures, more: Mapping[str, Any]) -> str:
             "total": found.total,
             "reconciliation": reconciliation(found),
             "notes": list(notes(found)),
-            **more,
+            "demand_charges": [
+                {**dataclasses.asdict(peak), "from": written(peak.start_ms, heading.book.time_zone)}
+                for peak in peaks
+            ],
+            "unreadable_messages": unreadable,
         },
         default=str,
         ensure_ascii=False,
@@ -163,7 +175,8 @@ def _added(*amounts: Value) -> Decimal | None:
     return None if None in amounts else sum((Decimal(str(a)) for a in amounts), Decimal(0))
 
 
-def _shown(value: Value) -> str:
+def shown(value: Value) -> str:
+    """For people; `-` is what is not known."""
     match value:
         case None:
             return _UNKNOWN

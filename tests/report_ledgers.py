@@ -6,6 +6,7 @@ import polars as pl
 from hypothesis import strategies as st
 from stage_driver import Driver, Message
 
+from idlewatt.processors.booking import messages
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.economy.config import EVERY_IDLE_PART, EconomyConfig
@@ -14,7 +15,9 @@ from idlewatt.processors.economy.state import EconomyState
 from idlewatt.processors.reports.ledger import Interval, Ledger
 from idlewatt.stream import records, topics
 from idlewatt.stream.decoding import frame_schema
+from idlewatt.stream.opening import open_appender
 from idlewatt.stream.records import CONSUMER, MONEY, POWER, TOKENS, USAGE, PowerRow, TokenRow, UsageRow
+from idlewatt.stream.settings import Settings
 
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
@@ -222,3 +225,16 @@ class Booked:
         self.money = pl.DataFrame(self.driver.rows(MONEY), schema=frame_schema(MONEY))
         self.spent = pl.DataFrame(self.driver.rows(CONSUMER), schema=frame_schema(CONSUMER))
         self.ledger = Ledger(frame(POWER, powers), frame(TOKENS, token_rows), self.spent)
+
+
+def write_ledger(settings: Settings, booked: Booked) -> None:
+    """The rows into a log, as the stages write them."""
+    appender = open_appender(settings, "test")
+    appender.append(
+        [
+            *messages(topics.LEDGER, TOKENS, booked.ledger.tokens),
+            *messages(topics.LEDGER, POWER, booked.ledger.power),
+            *messages(topics.MONEY, CONSUMER, booked.ledger.usage),
+        ]
+    )
+    appender.close()

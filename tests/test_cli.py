@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from idlewatt.cli.config_sample import sample
 from idlewatt.stream import metric_names
 
-COMMANDS = ("demo", "run", "collect", "process", "dashboards", "doctor", "report", "tail", "config")
+COMMANDS = ("demo", "run", "collect", "process", "dashboards", "doctor", "report", "whatif", "tail", "config")
 
 
 def simulated(tmp_path: Path, more: str = "") -> str:

@@ -12,14 +12,14 @@ import polars as pl
 import pytest
 from idlewatt_command import COMMAND, environment, idlewatt
 from kafka_broker import KafkaBroker
-from report_ledgers import HOUR_MS, START_MS, Booked, frame, power, tokens
+from report_ledgers import HOUR_MS, START_MS, Booked, frame, power, tokens, write_ledger
 
 from idlewatt.processors.booking import messages
 from idlewatt.processors.reports.figures import COUNTS, MONEY
 from idlewatt.stream import topics
 from idlewatt.stream.log import Record
 from idlewatt.stream.opening import open_appender, prepare
-from idlewatt.stream.records import CONSUMER, POWER, TOKENS
+from idlewatt.stream.records import POWER
 from idlewatt.stream.settings import Settings
 
 BOOK = """
@@ -47,17 +47,11 @@ ROWS = (
 )
 
 
-def write_ledger(settings: Settings) -> None:
-    """The rows, as the stages write them."""
-    booked = Booked(*ROWS)
+def write_all(settings: Settings) -> None:
+    """The rows, and a message that cannot be read."""
+    write_ledger(settings, Booked(*ROWS))
     appender = open_appender(settings, "test")
-    records: list[Record] = [
-        *messages(topics.LEDGER, TOKENS, booked.ledger.tokens),
-        *messages(topics.LEDGER, POWER, booked.ledger.power),
-        *messages(topics.MONEY, CONSUMER, booked.ledger.usage),
-        Record(topics.LEDGER, b"hall", b"garbage"),
-    ]
-    appender.append(records)
+    appender.append([Record(topics.LEDGER, b"hall", b"garbage")])
     appender.close()
 
 
@@ -67,7 +61,7 @@ def env(tmp_path: Path) -> dict[str, str]:
     path = tmp_path / "log.db"
     settings = Settings.model_validate({"log": {"path": str(path)}})
     prepare(settings)
-    write_ledger(settings)
+    write_all(settings)
     (tmp_path / "book.toml").write_text(BOOK)
     return {"IDLEWATT_LOG__PATH": str(path), "IDLEWATT_ECONOMY__BOOK": str(tmp_path / "book.toml")}
 
@@ -238,7 +232,7 @@ def test_a_report_over_kafka_is_that_of_the_embedded_log(
 ) -> None:
     """Both homes of the log give the same report, and the same rows to tail."""
     settings = kafka_broker.fresh_topics(kafka_broker.settings())
-    write_ledger(settings)
+    write_all(settings)
     on_kafka = env | {
         "IDLEWATT_LOG__KIND": "kafka",
         "IDLEWATT_LOG__BOOTSTRAP_SERVERS": settings.log.bootstrap_servers,

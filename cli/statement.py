@@ -1,0 +1,40 @@
+"""`idlewatt report --statement`: a consumer's month as a page."""
+
+import argparse
+
+from idlewatt.cli.ledger_reading import read_ledger, tell_faults
+from idlewatt.cli.moments import month_ms, written
+from idlewatt.cli.statement_page import page
+from idlewatt.cli.writing_out import write_text
+from idlewatt.processors.economy.book import Book
+from idlewatt.processors.reports.cells import cells
+from idlewatt.processors.reports.ledger import Interval
+from idlewatt.processors.reports.statement import statement
+from idlewatt.stream.clock import unix_ms
+from idlewatt.stream.errors import ConfigError
+from idlewatt.stream.settings import Settings
+
+
+def write_statement(arguments: argparse.Namespace, settings: Settings, book: Book) -> None:
+    """To --out, or to stdout. Raises ConfigError, LogUnavailableError."""
+    if arguments.month is None:
+        raise ConfigError("--statement needs --month, such as --month 2026-11")
+    for option, value in (("--from", arguments.from_), ("--to", arguments.to), ("--by", arguments.by)):
+        if value is not None:
+            raise ConfigError(f"--statement is of a month: leave {option} out")
+    if arguments.format is not None:
+        raise ConfigError("--statement is an HTML page: leave --format out")
+    interval = Interval(*month_ms(arguments.month, book.time_zone))
+    reading = read_ledger(settings, book, interval)
+    tell_faults(reading)
+    found = cells(reading.ledger, book, settings.economy.lost_revenue_counts, interval)
+    now_ms = unix_ms()
+    begin, end = (written(ms, book.time_zone) for ms in (interval.from_ms, interval.to_ms))
+    text = page(
+        statement(found, book, arguments.statement),
+        book.currency,
+        arguments.month,
+        f"{begin} to {end} ({book.time_zone})",
+        written(now_ms, book.time_zone) if now_ms < interval.to_ms else None,
+    )
+    write_text(arguments.out, text)

@@ -1,0 +1,55 @@
+"""The demand charge: what the month's highest power costs. It is nobody's row: it comes with one quarter of an hour."""
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Final
+
+import polars as pl
+
+from idlewatt.processors.economy.book import MICRO, Book
+from idlewatt.processors.reports.ledger import Interval
+from idlewatt.processors.reports.rounding import rounded
+
+# utilities bill the mean power of a quarter of an hour
+_QUARTER_MS: Final = 900_000
+# millijoules of a quarter of an hour at one kilowatt
+_MJ_PER_KW: Final = _QUARTER_MS * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """A site's highest quarter of an hour in a calendar month, as far as the interval has of it."""
+
+    site: str
+    month: str
+    start_ms: int
+    # drawn, times PUE where the book has one
+    kw: Decimal
+    charge: Decimal
+
+
+def peaks(power: pl.DataFrame, book: Book, interval: Interval) -> list[Peak]:
+    """By site and month; none where the book has no demand charge. `power` has records.POWER."""
+    price = book.tariff.demand_charge_per_kw_month
+    if price is None:
+        return []
+    pue = MICRO if book.tariff.pue is None else book.tariff.pue
+    local = pl.from_epoch("start_ms", time_unit="ms").dt.convert_time_zone(book.time_zone)
+    highest = (
+        power.filter(interval.has())
+        .group_by("site", start_ms=pl.col("window_start_ms") // _QUARTER_MS * _QUARTER_MS)
+        .agg(pl.col("draw_mj").sum())
+        .with_columns(month=local.dt.strftime("%Y-%m"))
+        .sort("site", "month", "draw_mj", "start_ms", descending=[False, False, True, False])
+        .unique(["site", "month"], keep="first", maintain_order=True)
+    )
+    return [
+        Peak(
+            row["site"],
+            row["month"],
+            row["start_ms"],
+            Decimal(rounded(row["draw_mj"] * pue, _MJ_PER_KW * MICRO // 1000)).scaleb(-3),
+            Decimal(rounded(row["draw_mj"] * pue * price, _MJ_PER_KW * MICRO)).scaleb(-6),
+        )
+        for row in highest.to_dicts()
+    ]

@@ -1,0 +1,178 @@
+"""What an interval would have been at another yield, price, PUE or tariff; and what its highest power costs."""
+
+import json
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from idlewatt_command import idlewatt
+from polars.testing import assert_frame_equal
+from report_ledgers import (
+    BOOK,
+    COUNTS,
+    EVENT_LISTS,
+    HOUR_MS,
+    POWER_LISTS,
+    START_MS,
+    TOKEN_LISTS,
+    WHOLE,
+    Booked,
+    power,
+    tokens,
+    write_ledger,
+)
+
+from idlewatt.processors.economy.book_file import parse_book
+from idlewatt.processors.reports.cells import cells
+from idlewatt.processors.reports.demand import peaks
+from idlewatt.processors.reports.whatif import Changes, changed_book, changed_ledger
+from idlewatt.stream.opening import prepare
+from idlewatt.stream.settings import Settings
+
+BOOK_FILE = """
+time_zone = "Europe/Berlin"
+[[price]]
+model = "*"
+input = 0
+output = 0.50
+steps = [{ above_mtok = 1000, output = 0.25 }]
+[tariff]
+per_kwh = 0.12
+pue = 1.25
+[[capital]]
+product = "*"
+per_gpu_hour = 1.80
+"""
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    """A minute of 36 kWh that serve and 7.2 kWh that idle, a million output tokens, and a book."""
+    path = tmp_path / "log.db"
+    settings = Settings.model_validate({"log": {"path": str(path)}})
+    prepare(settings)
+    booked = Booked(
+        [
+            power(draw_mj=36 * 3_600_000_000, headroom_mj=0),
+            power(
+                draw_mj=7 * 3_600_000_000,
+                headroom_mj=3_600_000_000,
+                state="idle_loaded",
+                lost_tokens_draw=100_000,
+                lost_tokens_headroom=100_000,
+            ),
+        ],
+        [tokens(output_tokens=1_000_000, input_tokens=0)],
+        [],
+    )
+    write_ledger(settings, booked)
+    (tmp_path / "book.toml").write_text(BOOK_FILE)
+    return {"IDLEWATT_LOG__PATH": str(path), "IDLEWATT_ECONOMY__BOOK": str(tmp_path / "book.toml")}
+
+
+def whatif(env: dict[str, str], *changes: str) -> tuple[dict[str, Decimal], dict[str, Decimal], list[str]]:
+    """Both columns of the figures, and what is assumed."""
+    result = idlewatt(
+        "whatif", "--from", "2026-11-01", "--to", "2026-11-02", *changes, "--format", "json", env=env
+    )
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    was, would_be = ({k: Decimal(v) for k, v in told[name].items()} for name in ("as_it_was", "what_if"))
+    return was, would_be, told["assumed"]
+
+
+def test_more_tokens_per_joule_are_more_tokens_from_the_same_watts(env: dict[str, str]) -> None:
+    """Costs stay, revenue and what idle watts lost grow alike; the assumption is told."""
+    was, would_be, assumed = whatif(env, "--tokens-per-joule", "+10%")
+    assert (was["revenue"], would_be["revenue"]) == (Decimal("0.5"), Decimal("0.55"))
+    assert (was["lost_revenue"], would_be["lost_revenue"]) == (Decimal("0.1"), Decimal("0.11"))
+    assert would_be["tokens_per_joule"] / was["tokens_per_joule"] == pytest.approx(
+        Decimal("1.1"), rel=Decimal("1e-4")
+    )
+    for name in ("drawn_kwh", "energy_cost", "capital_cost", "cost_allocation"):
+        assert was[name] == would_be[name] > 0
+    assert "same watts" in assumed[0]
+
+
+def test_prices_pue_and_tariff(env: dict[str, str]) -> None:
+    """Each changes what it is of, and all together are the product."""
+    was, would_be, _ = whatif(env, "--price", "-20%")
+    assert (would_be["revenue"], would_be["lost_revenue"]) == (Decimal("0.4"), Decimal("0.08"))
+    assert would_be["cost_allocation"] == was["cost_allocation"]
+    energy = Decimal(43) * Decimal("1.25") * Decimal("0.12")
+    assert was["energy_cost"] == energy
+    assert whatif(env, "--pue", "1.15")[1]["energy_cost"] == energy / Decimal("1.25") * Decimal("1.15")
+    assert whatif(env, "--tariff", "0.06")[1]["energy_cost"] == energy / 2
+    assert whatif(env, "--tariff", "-25%")[1]["energy_cost"] == energy * Decimal("0.75")
+    both = whatif(env, "--pue=1", "--tariff=+100%", "--price=+1.5%")[1]
+    assert both["energy_cost"] == Decimal(43) * Decimal("0.24")
+    assert both["revenue"] == Decimal("0.5075")
+
+
+def test_the_table_shows_both_and_the_difference(env: dict[str, str]) -> None:
+    """People see what changed and by how much."""
+    result = idlewatt("whatif", "--from", "2026-11-01", "--to", "2026-11-02", "--price", "-20%", env=env)
+    line = next(line for line in result.stdout.splitlines() if line.startswith("revenue"))
+    assert line.split() == ["revenue", "0.50", "0.40", "-0.10", "-20.0"]
+    assert "assumed: every price" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "nothing is changed"),
+        (("--price", "20"), "write it such as +10% or -20%"),
+        (("--price", "-120%"), "is no change"),
+        (("--pue", "0.9"), "is no PUE"),
+        (("--tariff", "nan"), "is no plain number"),
+    ],
+)
+def test_wrong_changes_exit_2(env: dict[str, str], arguments: tuple[str, ...], said: str) -> None:
+    """Each is told with how it is written."""
+    result = idlewatt("whatif", "--from", "2026-11-01", "--to", "2026-11-02", *arguments, env=env)
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@given(powers=POWER_LISTS, token_rows=TOKEN_LISTS, events=EVENT_LISTS)
+@settings(max_examples=8, deadline=None)
+def test_a_change_and_its_reverse_change_nothing(powers: Any, token_rows: Any, events: Any) -> None:
+    """Doubling and halving again gives the ledger and the book that were there."""
+    ledger = Booked(powers, token_rows, events).ledger
+    up = Changes(tokens_per_joule=Fraction(2), price=Fraction(2), tariff=Fraction(2))
+    down = Changes(tokens_per_joule=Fraction(1, 2), price=Fraction(1, 2), tariff=Fraction(1, 2))
+    book = changed_book(changed_book(BOOK, up), down)
+    assert book == BOOK
+    again = changed_ledger(changed_ledger(ledger, up), down)
+    assert_frame_equal(cells(again, book, COUNTS, WHOLE).cells, cells(ledger, BOOK, COUNTS, WHOLE).cells)
+
+
+def test_the_demand_charge_is_of_the_highest_quarter_of_an_hour() -> None:
+    """Per site and calendar month of the book's time zone, with PUE; the mean of a quarter, not of a window."""
+    book = parse_book(
+        b"time_zone = 'America/New_York'\n[tariff]\nper_kwh = 0.1\npue = 1.25\ndemand_charge_per_kw_month = 10\n",
+        "book",
+    )
+    ledger = Booked(
+        [
+            # 900 kJ in the last quarter of October, 3600 kJ spread over a quarter of November
+            power(window_start_ms=START_MS + 3 * HOUR_MS - 10_000, draw_mj=900_000_000),
+            *(
+                power(window_start_ms=START_MS + 4 * HOUR_MS + n * 60_000, draw_mj=720_000_000)
+                for n in range(5)
+            ),
+            power(window_start_ms=START_MS + 5 * HOUR_MS, draw_mj=1_000_000_000),
+        ],
+        [],
+        [],
+    ).ledger
+    interval = type(WHOLE)(START_MS, START_MS + 6 * HOUR_MS)
+    october, november = peaks(ledger.power, book, interval)
+    assert (october.month, october.kw, october.charge) == ("2026-10", Decimal("1.25"), Decimal("12.5"))
+    assert (november.month, november.kw, november.charge) == ("2026-11", 5, 50)
+    assert november.start_ms == START_MS + 4 * HOUR_MS
+    assert peaks(ledger.power, BOOK, interval) == []
