@@ -9,8 +9,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from kafka.errors import CommitFailedError
 from kafka_broker import KafkaBroker
 from stage_reader import StageReader
 
@@ -633,3 +635,40 @@ def test_a_member_knows_how_long_ago_it_was_known(kafka_broker: KafkaBroker, ope
     finally:
         member.end()
     assert log.unconfirmed_s() == float("inf")
+
+
+def test_the_bare_library_leaks_offsets_of_an_aborted_transaction(
+    open_member: OpenMember, fresh_topics: Settings
+) -> None:
+    """Why a producer does not outlive an error: the next transaction commits what the aborted one had refused.
+
+    Fails when kafka-python is mended; ours need not be changed then.
+    """
+    member = open_member()
+    member.until_assigned(4)
+    assert isinstance(member.log, KafkaStageLog)
+    group = member.log._membership()
+    stale = group._replace(generation_id=group.generation_id + 7)  # type: ignore[attr-defined]
+    producer = kafka_clients.open_producer(fresh_topics.log, "bare", 10_000, "bare-" + group.member_id)
+
+    def offset(partition: int, to: int) -> dict[Any, Any]:
+        return {
+            kafka_clients.TopicPartition(topics.GPU, partition): kafka_clients.OffsetAndMetadata(to, "", -1)
+        }
+
+    try:
+        producer.init_transactions()
+        producer.begin_transaction()
+        with pytest.raises(CommitFailedError):
+            producer.send_offsets_to_transaction(offset(0, 111), stale)
+        producer.abort_transaction()
+        producer.begin_transaction()
+        producer.send_offsets_to_transaction(offset(1, 5), group)
+        producer.commit_transaction()
+    finally:
+        kafka_clients.close_producer(producer)
+    with kafka_clients.open_admin(fresh_topics.log) as admin:
+        name = f"{fresh_topics.process.group}-meter"
+        committed = admin.list_group_offsets({name: None})[name]
+    found = {tp.partition: at.offset for tp, at in committed.items() if at.offset >= 0}
+    assert found == {0: 111, 1: 5}
