@@ -106,8 +106,8 @@ def reconciliation(found: Figures) -> dict[str, dict[str, Value]]:
 
 def reconciliation_lines(found: Figures) -> Iterator[str]:
     for what, parts in reconciliation(found).items():
-        shown = [f"{name} {shown(value)}" for name, value in parts.items()]
-        yield f"{what:4}  {shown[0]} = {' + '.join(shown[1:])}"
+        whole, *pieces = (f"{name} {shown(value)}" for name, value in parts.items())
+        yield f"{what:4}  {whole} = {' + '.join(pieces)}"
 
 
 def notes(found: Figures) -> Iterator[str]:
