@@ -199,6 +199,20 @@ def test_answers_come_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert desk.envelopes("stranger", kind="engineer")["engineers"]["used"] == 0.0
 
 
+def test_a_million_names_cost_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the names that are kept apart new ones are counted together, shared envelopes go on, nobody is told 0."""
+    monkeypatch.setattr("idlewatt.processors.economy.envelopes.MAX_CONSUMERS", 3)
+    desk = Desk(event(1, START_MS, 3), event(2, START_MS, 4, function="research", engineer="ann"))
+    desk.read(*(event(i, START_MS, 1, function="research", engineer=f"e{i}") for i in range(10, 20)))
+    desk.read(event(3, START_MS, 5), event(4, START_MS, 7, function="unheard-of", engineer="new-bo"))
+    assert desk.driver.state.envelopes.periods.select("function", "engineer").unique().height == 4
+    assert desk.envelopes("kim")["engineers"]["used"] == 8.0
+    # (other) is an engineer as well, and kim's own lies within research
+    assert desk.envelopes("research")["research"]["used"] == 3 + 5 + 4 + 10 + 7
+    assert desk.ask("e10", kind="engineer").status == HTTPStatus.SERVICE_UNAVAILABLE
+    assert desk.driver.sample("idlewatt_envelope_used", envelope="engineers", consumer="(other)") == 17
+
+
 def test_metrics_say_the_same() -> None:
     """Gauges are the same figures, by the same names; what is not known has no series."""
     desk = Desk(event(2, START_MS + 11 * HOUR_MS, 30, function="research"))

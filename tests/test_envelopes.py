@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from idlewatt.cli.book_sample import SAMPLE_BOOK
 from idlewatt.processors.economy import envelopes
 from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO, Book
 from idlewatt.processors.economy.book_file import parse_book
@@ -375,6 +376,30 @@ def test_a_changed_envelope_is_right_at_once() -> None:
     for period, used in (("day", 4), ("week", 7), ("month", 7)):
         terms = book({"name": "new", "period": period, "match": "k*"})
         assert envelope_figures(state, terms).get_column("used").to_list() == [used * MICRO]
+
+
+def test_the_sample_book_has_an_engineer_s_default_envelope() -> None:
+    """`idlewatt config --book` holds every engineer to 1,000 USD a day, new ones to 100, and all within their function."""
+    terms = parse_book(SAMPLE_BOOK.encode(), "sample")
+    rows = [
+        row(START_MS, 3),
+        row(START_MS, 4, engineer="new-bo"),
+        row(START_MS, 5, engineer="", function="engineering"),
+    ]
+    found = figures(terms, rows, START_MS + HOUR_MS)
+    held = {
+        key: (one["limit"] // MICRO, one["used"] // MICRO)
+        for key, one in found.items()
+        if one["unit"] == "USD"
+    }
+    assert held == {
+        ("engineering", "engineering"): (250_000, 12),
+        ("engineers", "kim"): (1000, 3),
+        ("engineers", "new-bo"): (1000, 4),
+        ("engineers", ""): (1000, 0),
+        ("new engineers", "new-bo"): (100, 4),
+        ("new engineers", ""): (100, 0),
+    }
 
 
 def test_state_is_bounded() -> None:

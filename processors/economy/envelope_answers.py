@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 import polars as pl
 
 from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO, TOKENS, Book, Envelope
+from idlewatt.processors.economy.consumers import OTHER
 from idlewatt.processors.economy.envelope_figures import (
     ENVELOPE_KEY,
     FIGURE_COLUMNS,
@@ -77,6 +78,9 @@ class EnvelopeAnswers:
                 status = http.HTTPStatus.BAD_REQUEST if seen else http.HTTPStatus.NOT_FOUND
                 return error(status, f"{name} {what}: ask with ?kind= {', '.join(CONSUMER_KINDS)}")
             (kind,) = seen
+        if any(OTHER in one.kinds[s] and kind not in one.kinds[s].get(name, ()) for s, one in here.items()):
+            why = f"more names use tokens than are kept apart: what the {kind} {name} has used is not known"
+            return error(http.HTTPStatus.SERVICE_UNAVAILABLE, why, Retry_After="3600")
         found = [
             _entry(one.figures, one_site, envelope, name, book.time_zone)
             for one_site, one in sorted(here.items())
