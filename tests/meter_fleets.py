@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from hypothesis import strategies as st
 from stage_driver import Message
@@ -239,7 +240,9 @@ def delivery(
     largest = rng.choice([1 if len(order) < 60 else 3, 5, 30, 1000])
     found: list[Arrival] = []
     while order:
-        take = rng.randint(1, largest)
+        # nobody waits a grace for a message to be full
+        pauses = (i for i, (a, b) in enumerate(pairwise(order), 1) if b[0] - a[0] > fleet.config.grace_ms)
+        take = min(rng.randint(1, largest), next(pauses, len(order)))
         batch, order = order[:take], order[take:]
         messages = pack([row for *_, row in batch])
         if found and rng.random() < repeats:

@@ -41,7 +41,8 @@ def take_in(
     if state.edge_ms is None and (gpus.height or engines.height):
         far_ms = 1 << 62
         first_ms = min(_extreme(frame.get_column("ts_ms").min(), far_ms) for frame in (gpus, engines))
-        state = replace(state, edge_ms=first_ms // config.window_ms * config.window_ms)
+        # others of the same time may still be under way
+        state = replace(state, edge_ms=(first_ms - config.grace_ms) // config.window_ms * config.window_ms)
     late = {}
     if gpus.height:
         # taken a grace after it has come, as one that comes in time is
@@ -79,8 +80,9 @@ def _waiting(
     Closed is what would be so if rows came one by one, so that nothing depends on how many are read at once.
     `before_ms`: the partition's clock before them. `wait_ms`: from the clock at their arrival; None: not at all.
     """
-    clock_ms = pl.max_horizontal(pl.col("ts_ms").cum_max(), pl.lit(before_ms))
-    closed_ms = (clock_ms - config.grace_ms) // config.window_ms * config.window_ms
+    newest_ms = pl.col("ts_ms").cum_max()
+    clock_ms = pl.max_horizontal(newest_ms, pl.lit(before_ms))
+    closed_ms = (newest_ms - config.grace_ms) // config.window_ms * config.window_ms
     is_late = pl.col("ts_ms") < pl.max_horizontal(closed_ms, pl.lit(state.edge_ms, pl.Int64))
     until = pl.col("ts_ms") if wait_ms is None else clock_ms + wait_ms
     rows = rows.with_columns(eff_ms=pl.when(is_late).then(until).otherwise("ts_ms"), late=is_late)

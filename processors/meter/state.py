@@ -128,7 +128,9 @@ class MeterState:
     def restore(cls, snapshot: bytes) -> Self:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
-        restored: dict[str, Any] = {**scalars, **frames, **_volatile()}
+        # Rows that waited are read again: until they are, no topic has got as far as it had.
+        clocks = {"newest_gpu_ms": 0, "newest_engine_ms": 0, "newest_ms": scalars["edge_ms"] or 0}
+        restored: dict[str, Any] = {**scalars, **clocks, **frames, **_volatile()}
         return cls(**restored)
 
 

@@ -104,8 +104,11 @@ def advance(
     """
     dropped: dict[str, int] = {}
     within, later = _within_reach(pending, edges)
-    rows = _in_order(last, within, dropped)
-    rows = _without_bad(rows, counters, dropped)
+    rows = _without_bad(_in_order(last, within, dropped), counters, dropped)
+    if any(count for reason, count in dropped.items() if reason != "repeat"):
+        # the first reading after the edge may be a bad one: then the next is needed
+        within, later = _within_reach(pending, edges, first_only=False)
+        rows = _without_bad(_in_order(last, within, dropped), counters, dropped)
     same = pl.col("id") == pl.col("id").shift(1)
     some_late = bool(rows.select((pl.col("eff_ms") > pl.col("ts_ms")).any()).item())
     if some_late:
@@ -133,16 +136,22 @@ def advance(
     return Advance(
         intervals=_gains(paired, edges, counters, ceiling),
         last=newest,
-        pending=pl.concat([later, rows.filter(~pl.col("taken")).select(pending.columns)]),
+        # those within reach first: a repeat that came late must stay behind the reading it repeats
+        pending=pl.concat([rows.filter(~pl.col("taken")).select(pending.columns), later]),
         new=_without_last(newest, last),
         dropped={reason: count for reason, count in dropped.items() if count},
     )
 
 
-def _within_reach(pending: pl.DataFrame, edges: Edges) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _within_reach(
+    pending: pl.DataFrame, edges: Edges, *, first_only: bool = True
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """What the step can take, and what needs no sorting yet: all but each entity's first reading after the edge."""
     after = pl.col("ts_ms") > edges.edge_ms
     near = after & (pl.col("eff_ms") <= edges.edge_ms + edges.hold_ms)
+    if not first_only:
+        within = pending.select((~after | near).alias("within")).to_series()
+        return pending.filter(within), pending.filter(~within)
     first = pending.filter(near).group_by("id").agg(pl.col("ts_ms").min())
     first_ms = _by_id(first, 1 + _highest(pending)).gather(pending.get_column("id"))
     within = pending.select((~after | (near & (pl.col("ts_ms") == first_ms))).alias("within")).to_series()
