@@ -159,6 +159,8 @@ class Runner(Generic[S]):
         self._say("rewound", error=str(error))
         for partition in list(self._states):
             self._drop(partition)
+        # what is given to others now is not told: nothing may stay on the page
+        self._show(())
 
     def _fold_and_commit(self, partitions: Iterable[int]) -> None:
         """Fold what is gathered of them. Raises RewindError or LogUnavailableError where it could not be committed."""

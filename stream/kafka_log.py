@@ -93,6 +93,7 @@ class KafkaAppender:
 # How a partition came to be ours: as which member, and by which change of each input. Another one is another stay,
 # with what others did in between.
 Grant = tuple[str, tuple[int, ...]]
+_NO_LONGER: Final[Grant] = ("", ())
 
 
 def _names(records: Sequence[Record]) -> str:
@@ -130,7 +131,9 @@ class KafkaStageLog:
         self._member = ""
         self._owned: Mapping[int, Grant] = {}
         # of the owned: what poll() has handed out; the others are being restored
-        self._handed: dict[int, Grant] = {}
+        self._handed: Mapping[int, Grant] = {}
+        # what the caller may believe to have until it polls again
+        self._told: Mapping[int, Grant] = {}
         self._restore: SnapshotRestore | None = None
         self._restoring: Mapping[int, Grant] = {}
         # handed out, and poll() has still to say that it is gone
@@ -143,6 +146,7 @@ class KafkaStageLog:
     def poll(self, timeout_s: float) -> Poll:
         """Raises LogUnavailableError while Kafka is away, and heals by itself."""
         deadline = time.monotonic() + timeout_s
+        self._told = {**dict.fromkeys(self._revoked, _NO_LONGER), **self._handed}
         try:
             while True:
                 poll = self._poll_once(deadline)
@@ -187,8 +191,15 @@ class KafkaStageLog:
         """Seconds since the group's coordinator last knew us: after log.session_timeout_s it gives us up.
 
         Polls bring nothing, rather than an error, to a process that hung for so long and has not heard of it yet.
+        Infinite while a rebalance has taken something that poll() has still to tell of.
         """
+        consumer = self._consumer
+        if consumer is None:
+            return float("inf")
         self._look_for_heartbeat()
+        ours = self._grants(consumer)[1]
+        if any(ours.get(n) != grant for n, grant in self._told.items()):
+            return float("inf")
         return time.monotonic() - self._confirmed_at
 
     def close(self) -> None:
@@ -221,7 +232,7 @@ class KafkaStageLog:
         for n, state in restored.items():
             if self._owned.get(n) == self._restoring[n]:
                 assigned[n] = state
-                self._handed[n] = self._owned[n]
+                self._handed = {**self._handed, n: self._owned[n]}
         revoked, self._revoked = frozenset(self._revoked), set()
         messages = self._messages(records)
         behind = self._progress.behind(consumer, self._handed)
@@ -258,17 +269,20 @@ class KafkaStageLog:
 
     def _look_what_is_ours(self, consumer: Consumer) -> None:
         """Apply a rebalance that the last consumer.poll() went through, if it did."""
-        self._member = consumer.group_metadata().member_id
-        given = self._listener.given
-        self._owned = {
-            n: (self._member, tuple(given[topic, n] for topic in self._inputs))
-            for n in {n for _, n in given}
-            if self._member and all((topic, n) in given for topic in self._inputs)
-        }
+        self._member, self._owned = self._grants(consumer)
         gone = {n for n, grant in self._handed.items() if self._owned.get(n) != grant}
         self._revoked |= gone
-        for n in gone:
-            del self._handed[n]
+        self._handed = {n: grant for n, grant in self._handed.items() if n not in gone}
+
+    def _grants(self, consumer: Consumer) -> tuple[str, dict[int, Grant]]:
+        """As whom the group knows us now, and what it has given us."""
+        member = consumer.group_metadata().member_id
+        given = self._listener.given
+        return member, {
+            n: (member, tuple(given[topic, n] for topic in self._inputs))
+            for n in {n for _, n in given}
+            if member and all((topic, n) in given for topic in self._inputs)
+        }
 
     def _rewind(self) -> None:
         """Hand everything that is ours out anew, from its last commit."""

@@ -612,6 +612,21 @@ def test_a_static_member_that_restarts_in_time_is_not_noticed(
     assert in_ledger(fresh_topics) == sorted(sent("a ") | sent("b "))
 
 
+def test_what_a_rebalance_took_is_not_confirmed_until_the_caller_knows(open_member: OpenMember) -> None:
+    """From the moment a partition is taken away until the poll after the one that says so, nothing is sure."""
+    member = open_member()
+    log = member.log
+    assert isinstance(log, KafkaStageLog)
+    member.until(lambda: len(member.snapshots) == 4 and log.unconfirmed_s() < 5)
+    log._listener.on_partitions_revoked([kafka_clients.TopicPartition(topics.GPU, 2)])
+    assert log.unconfirmed_s() == float("inf")
+    member.poll()
+    assert set(member.snapshots) == {0, 1, 3}
+    assert log.unconfirmed_s() == float("inf")
+    member.poll()
+    assert log.unconfirmed_s() < 5
+
+
 def test_a_member_knows_how_long_ago_it_was_known(kafka_broker: KafkaBroker, open_member: OpenMember) -> None:
     """What is ours is confirmed each second, and not by polls that bring nothing while nobody answers."""
     log = open_member().log
