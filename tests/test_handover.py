@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import pytest
 from chaos_books import compare_ledger, metered, read_ledger, read_money, read_raw
+from chaos_scene import PROVISIONED
 from idlewatt_command import Serving, serving, wait_until
 from kafka_broker import KafkaBroker
 from prometheus_client.parser import text_string_to_metric_families
@@ -30,6 +31,14 @@ SESSION_S: Final = 6
 POOLS: Final = 4
 HEAL_S: Final = 60.0
 BOOK: Final = '[[price]]\nmodel = "*"\noutput = 1.0\ninput = 0.2\ncached_input = 0.02\n'
+# as settings take it from the environment
+KNOWN_POOLS: Final = (
+    "{"
+    + ", ".join(
+        f"{pool}.{key} = {value}" for pool, known in PROVISIONED.items() for key, value in known.items()
+    )
+    + "}"
+)
 COUNTERS: Final = [m for m in names.METRICS if m.kind == "counter" and m.stage in ("meter", "economy")]
 Key = tuple[str, ...]
 
@@ -71,6 +80,7 @@ class Stage:
             "IDLEWATT_PROCESS__WINDOW_S": str(WINDOW_S),
             "IDLEWATT_PROCESS__GRACE_S": str(settings.process.grace_s),
             "IDLEWATT_PROCESS__YARDSTICK": "[{tokens_per_joule = 2.0}]",
+            "IDLEWATT_PROCESS__POOL": KNOWN_POOLS,
             "IDLEWATT_ECONOMY__BOOK": str(book),
             "IDLEWATT_COLLECT__GPU": "simulated",
             "IDLEWATT_COLLECT__SPOOL_PATH": str(folder / "spool"),
@@ -99,7 +109,8 @@ def watched(
     book = folder / "book.toml"
     book.write_text(BOOK)
     settings = kafka_session.settings(
-        log={"session_timeout_s": SESSION_S}, process={"window_s": WINDOW_S, "grace_s": 4}
+        log={"session_timeout_s": SESSION_S},
+        process={"window_s": WINDOW_S, "grace_s": 4, "pool": PROVISIONED},
     )
     kafka_session.fresh_topics(settings)
     with ExitStack() as running:
