@@ -1,6 +1,7 @@
 """`idlewatt report`: what an interval came to, at the book's prices as they are now."""
 
 import argparse
+import io
 import sys
 from collections.abc import Mapping
 from typing import Final
@@ -13,7 +14,7 @@ from idlewatt.cli.exit_codes import ExitCode
 from idlewatt.cli.ledger_reading import book_of, read_ledger, tell_faults
 from idlewatt.cli.moments import interval_of
 from idlewatt.cli.statement import write_statement
-from idlewatt.cli.writing_out import write_text
+from idlewatt.cli.writing_out import write_bytes, write_text
 from idlewatt.processors.reports.cells import cells
 from idlewatt.processors.reports.demand import peaks
 from idlewatt.processors.reports.figures import CENTS, EXACT, figures
@@ -60,7 +61,7 @@ def _write_frame(arguments: argparse.Namespace, rows: pl.DataFrame) -> None:
         return
     if arguments.out is None and sys.stdout.isatty():
         raise ConfigError("--format parquet is no text for a terminal; name a file with --out, or pipe it on")
-    try:
-        rows.write_parquet(arguments.out if arguments.out is not None else sys.stdout.buffer)
-    except OSError as error:
-        raise ConfigError(f"--out: cannot write {arguments.out}: {error}") from None
+    # polars would not tell a pipe whose reader went away from a fault
+    whole = io.BytesIO()
+    rows.write_parquet(whole)
+    write_bytes(arguments.out, whole.getvalue())

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -110,22 +110,22 @@ def reconciliation_lines(found: Figures) -> Iterator[str]:
         yield f"{what:4}  {whole} = {' + '.join(pieces)}"
 
 
-def notes(found: Figures) -> Iterator[str]:
+_NOTES: Final = {
+    "unattributed": ("unattributed_tokens", "output tokens are in no usage: they are on the default tier"),
+    "unpriced": ("unpriced_tokens", "output tokens have no price in the book: they are in no amount"),
+    "uncosted": ("uncosted_gpu_hours", "GPU-hours have no price: their capital cost is in no amount"),
+    "no yardstick": ("no_yardstick_kwh", "idle kWh have no yardstick: what they lost is in no figure"),
+    "unvalued": ("unvalued_lost_tokens", "lost tokens have no price: they are in no lost revenue"),
+    "published": ("published_capital_cost", "of the capital cost is at published prices, not at the book's"),
+}
+
+
+def notes(found: Figures, about: Iterable[str] = tuple(_NOTES)) -> Iterator[str]:
     """What a reader must know of the figures."""
-    total = found.total
-    for what, column, unit in (
-        ("unpriced", "unpriced_tokens", "output tokens have no price in the book"),
-        ("uncosted", "uncosted_gpu_hours", "GPU-hours have no price: their capital cost is in no figure"),
-        ("no yardstick", "no_yardstick_kwh", "idle kWh have no yardstick: what they lost is in no figure"),
-        ("unvalued", "unvalued_lost_tokens", "lost tokens have no price: they are in no lost revenue"),
-        (
-            "published",
-            "published_capital_cost",
-            "of the capital cost is at published prices, not at the book's",
-        ),
-    ):
-        if total[column]:
-            yield f"{what}: {shown(total[column])} {unit}"
+    for what in about:
+        column, text = _NOTES[what]
+        if found.total[column]:
+            yield f"{what}: {shown(found.total[column])} {text}"
 
 
 def frame(heading: Heading, found: Figures) -> pl.DataFrame:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Final
 
-from idlewatt.cli.report_formats import shown
+from idlewatt.cli.report_formats import notes, shown
 from idlewatt.processors.reports.figures import Value
 from idlewatt.processors.reports.statement import Statement
 
@@ -25,6 +25,7 @@ _LINES: Final = {
     "revenue": "Owed",
 }
 _NAMES: Final = 3
+_NOTES: Final = ("unpriced", "uncosted", "published")
 _TAKEN: Final = {
     "available_kwh": "Available kWh",
     "drawn_kwh": "Drawn kWh",
@@ -54,19 +55,19 @@ def page(found: Statement, currency: str, month: str, period: str, as_of: str | 
         f'<p class="note">{_text(period)}</p>',
         f'<p class="due">{_text(_amount(total["revenue"]))} {_text(currency)}</p>',
         *([f'<p class="note">{_text(f"The month is not over: as of {as_of}.")}</p>'] if as_of else []),
-        *_notes(total),
+        *(f'<p class="note">{_text(note)}</p>' for note in notes(found.lines, _NOTES)),
         f"<h2>{_text('What is owed, in ' + currency)}</h2>",
         *_table(list(_LINES.values()), _NAMES, _line_rows(found), ["Total", "", "", *_figures(total)]),
         *_shares(found),
         f"<h2>{_text('What it took, in ' + currency)}</h2>",
         *_table(
-            ["Model", *_TAKEN.values()],
-            1,
+            ["Model", "Tier", *_TAKEN.values()],
+            2,
             [
-                [str(row["model"]) or "(none)", *(_amount(row[name]) for name in _TAKEN)]
+                [str(row["model"]) or "(none)", str(row["tier"]), *(_amount(row[name]) for name in _TAKEN)]
                 for row in found.lines.rows
             ],
-            ["Total", *(_amount(total[name]) for name in _TAKEN)],
+            ["Total", "", *(_amount(total[name]) for name in _TAKEN)],
         ),
         '<p class="note">Watts, GPU-hours and their costs are shared among consumers by their part of each '
         "model's output tokens. Watts that hold no model are in nobody's statement. Amounts are rounded so that "
@@ -78,12 +79,6 @@ def page(found: Statement, currency: str, month: str, period: str, as_of: str | 
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
-
-
-def _notes(total: dict[str, Value]) -> Iterator[str]:
-    if total["unpriced_tokens"]:
-        tokens = _amount(total["unpriced_tokens"])
-        yield f'<p class="note">{_text(f"{tokens} output tokens have no price in the book and are not in it.")}</p>'
 
 
 def _line_rows(found: Statement) -> list[list[str]]:

@@ -20,6 +20,7 @@ from idlewatt.stream.records import Schema
 # snapshots are no rows
 TOPICS: Final = tuple(topic for topic in topics.ALL if topic != topics.STATE)
 _TIMES: Final = ("ts_ms", "window_start_ms", "minute_start_ms")
+_OVERLAP: Final = 1000
 Row = dict[str, Any]
 
 
@@ -27,16 +28,20 @@ def tail(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCode:
     """Print the newest rows by event time, and with --follow those that come. Raises ConfigError, LogUnavailableError."""
     settings = load_settings(arguments.config, environ)
     write = _write_json if arguments.format == "json" else _write_table
-    rows = [
-        (schema, row)
-        for message in read_topic(settings, arguments.topic, newest=arguments.rows)
-        for schema, row in _rows(message)
-    ]
+    # partition -> the newest that was seen
+    seen: dict[int, int] = {}
+    rows: list[tuple[Schema, Row]] = []
+    for message in read_topic(settings, arguments.topic, newest=arguments.rows):
+        seen[message.partition] = message.offset
+        rows += _rows(message)
     rows.sort(key=_event_ms)
     write(rows[len(rows) - min(arguments.rows, len(rows)) :])
     if arguments.follow:
-        for message in read_topic(settings, arguments.topic, newest=0, follow=True):
-            write(list(_rows(message)))
+        # a few are read again, so that none that came meanwhile is passed over
+        again = _OVERLAP if arguments.rows else 0
+        for message in read_topic(settings, arguments.topic, newest=again, follow=True):
+            if message.offset > seen.get(message.partition, -1):
+                write(list(_rows(message)))
     return ExitCode.OK
 
 

@@ -21,8 +21,8 @@ from idlewatt.stream.settings import Settings
 
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
-# 2026-10-31T21:00 in New York: an hour of October, and midnight of a day of 25 hours
-START_MS = 1_793_494_800_000
+# 2020-10-31T21:00 in New York: three hours of October, then a day of 25 hours
+START_MS = 1_604_192_400_000
 STATES = ("serving", "idle_loaded", "idle_free", "other", "dark")
 COUNTS = EVERY_IDLE_PART
 BOOK = parse_book(

@@ -10,6 +10,7 @@ import pytest
 from stage_reader import StageReader
 
 from idlewatt.stream import topics
+from idlewatt.stream.clock import unix_ms
 from idlewatt.stream.log import Appender, Commit, Record
 from idlewatt.stream.opening import open_appender, open_stage_log, prepare, read_topic
 from idlewatt.stream.settings import Settings
@@ -233,3 +234,31 @@ def test_a_commit_needs_a_snapshot(appender: Appender, open_stage: OpenStage, se
     with pytest.raises(ValueError, match="snapshot"):
         stage.log.commit(Commit((ledger(b"row"),), {}, stage.resume))
     assert values(settings, topics.LEDGER) == []
+
+
+def test_a_topic_is_read_from_a_moment_on(settings: Settings, appender: Appender) -> None:
+    """`since_ms` leaves out what was appended before, and nothing else."""
+    appender.append([gpu(b"old", f"rack-{n}") for n in range(8)])
+    moment_ms = unix_ms() + 1
+    while unix_ms() < moment_ms:
+        time.sleep(0.001)
+    assert list(read_topic(settings, topics.GPU, since_ms=moment_ms)) == []
+    appender.append([gpu(b"new", f"rack-{n}") for n in range(3)])
+    found = [message.value for message in read_topic(settings, topics.GPU, since_ms=moment_ms)]
+    assert found == [b"new"] * 3
+
+
+def test_a_topic_is_read_from_its_newest_on_and_followed(settings: Settings, appender: Appender) -> None:
+    """`newest` brings the last of each partition, `follow` goes on with what comes."""
+    appender.append([gpu(b"%d" % n) for n in range(9)])
+    newest = [message.value for message in read_topic(settings, topics.GPU, newest=3)]
+    assert newest[-3:] == [b"6", b"7", b"8"]
+    assert len(newest) < 9
+    assert list(read_topic(settings, topics.GPU, newest=0)) == []
+    messages = read_topic(settings, topics.GPU, newest=1, follow=True)
+    before = [next(messages).value]
+    while before[-1] != b"8":
+        before.append(next(messages).value)
+    assert len(before) <= 2
+    appender.append([gpu(b"new")])
+    assert next(messages).value == b"new"

@@ -30,7 +30,7 @@ from report_ledgers import (
 
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.economy.book_file import parse_book
-from idlewatt.processors.reports.cells import KEY, MEASURES, STATES, TOKEN_MEASURES, Cells, cells
+from idlewatt.processors.reports.cells import KEY, MEASURES, STATES, Cells, cells
 from idlewatt.processors.reports.figures import ADDED, CENTS, COLUMNS, EXACT, RATIOS, Figures, figures
 from idlewatt.processors.reports.ledger import Interval, Ledger
 from idlewatt.processors.reports.report import DIMENSIONS, dimensions, grouped
@@ -91,6 +91,9 @@ def test_shown_rows_add_up_to_the_shown_total(powers: Any, token_rows: Any, even
                 if name in (*RATIOS, "withheld") or shown.total[name] is None:
                     continue
                 column = [row[name] for row in shown.rows if row[name] is not None]
+                if name in ADDED and len(column) < len(shown.rows):
+                    # a consumer's unpriced tokens that no engine made: withheld in its row, and none of the total
+                    continue
                 assert sum(map(Decimal, column)) == shown.total[name], name  # type: ignore[arg-type]
             for line in (*shown.rows, shown.total):
                 kwh = [Decimal(str(line[f"{state}_kwh"])) for state in STATES]
@@ -180,7 +183,7 @@ def test_intervals_add_up(powers: Any, token_rows: Any, events: Any, cut_ms: int
     sums = pl.concat([part.cells for part in parts]).group_by(KEY).agg(pl.col(*MEASURES).sum()).sort(KEY)
     assert_frame_equal(sums, whole.cells)
     assert (
-        sum(part.consumed.select(pl.col(*TOKEN_MEASURES).sum()).row(0)[4] for part in parts)
+        sum(part.consumed.get_column("revenue_micro").sum() for part in parts)
         == whole.consumed.get_column("revenue_micro").sum()
     )
 
@@ -188,7 +191,7 @@ def test_intervals_add_up(powers: Any, token_rows: Any, events: Any, cut_ms: int
 def test_the_borders_of_an_interval() -> None:
     """A window that begins at --from is in it, one that begins at --to is not; a day may have 25 hours."""
     zone = ZoneInfo(BOOK.time_zone)
-    first, next_day = (round(dt.datetime(2026, 11, day, tzinfo=zone).timestamp() * 1000) for day in (1, 2))
+    first, next_day = (round(dt.datetime(2020, 11, day, tzinfo=zone).timestamp() * 1000) for day in (1, 2))
     assert next_day - first == 25 * HOUR_MS
     rows = [
         power(window_start_ms=start_ms, draw_mj=1, headroom_mj=0)
@@ -203,7 +206,7 @@ def test_the_borders_of_an_interval() -> None:
 def test_volume_steps_begin_anew_with_the_month() -> None:
     """The steps of a month count from its first minute in the book's time zone, also for a report that begins later."""
     zone = ZoneInfo(BOOK.time_zone)
-    month_ms = round(dt.datetime(2026, 11, 1, tzinfo=zone).timestamp() * 1000)
+    month_ms = round(dt.datetime(2020, 11, 1, tzinfo=zone).timestamp() * 1000)
     events = [
         {"ts_ms": at_ms, "output_tokens": count}
         for at_ms, count in (
@@ -233,7 +236,7 @@ def test_a_back_dated_price_shows_in_a_report() -> None:
     """The past is computed again with the book as it is now."""
     ledger = Booked([], [tokens(input_tokens=0, cached_input_tokens=0, output_tokens=10**6)], []).ledger
     dearer = parse_book(
-        b"[[price]]\nmodel = '*'\ninput = 0\noutput = 2.5\neffective_from = 2026-10-01\n", "book"
+        b"[[price]]\nmodel = '*'\ninput = 0\noutput = 2.5\neffective_from = 2020-10-01\n", "book"
     )
     assert report(of(ledger), ()).total["revenue"] == Decimal("0.57")
     assert report(of(ledger, dearer), (), dearer).total["revenue"] == Decimal("2.5")
@@ -260,6 +263,7 @@ def test_watts_go_to_consumers_by_their_share_of_output_tokens() -> None:
     assert [rows[team]["idle_free_kwh"] for team in ("a", "b", "")] == [0, 0, Decimal("0.5")]
     assert [rows[team]["lost_tokens"] for team in ("a", "b", "")] == [600, 300, 100]
     assert [rows[team]["output_tokens"] for team in ("a", "b", "")] == [600, 300, 100]
+    assert [rows[team]["unattributed_tokens"] for team in ("a", "b", "")] == [0, 0, 100]
 
 
 def test_what_has_no_price_is_not_free() -> None:

@@ -76,7 +76,7 @@ def env(tmp_path: Path) -> dict[str, str]:
 def whatif(env: dict[str, str], *changes: str) -> tuple[dict[str, Decimal], dict[str, Decimal], list[str]]:
     """Both columns of the figures, and what is assumed."""
     result = idlewatt(
-        "whatif", "--from", "2026-11-01", "--to", "2026-11-02", *changes, "--format", "json", env=env
+        "whatif", "--from", "2020-11-01", "--to", "2020-11-02", *changes, "--format", "json", env=env
     )
     assert result.returncode == 0, result.stderr
     told = json.loads(result.stdout)
@@ -114,7 +114,7 @@ def test_prices_pue_and_tariff(env: dict[str, str]) -> None:
 
 def test_the_table_shows_both_and_the_difference(env: dict[str, str]) -> None:
     """People see what changed and by how much."""
-    result = idlewatt("whatif", "--from", "2026-11-01", "--to", "2026-11-02", "--price", "-20%", env=env)
+    result = idlewatt("whatif", "--from", "2020-11-01", "--to", "2020-11-02", "--price", "-20%", env=env)
     line = next(line for line in result.stdout.splitlines() if line.startswith("revenue"))
     assert line.split() == ["revenue", "0.50", "0.40", "-0.10", "-20.0"]
     assert "assumed: every price" in result.stdout
@@ -132,7 +132,7 @@ def test_the_table_shows_both_and_the_difference(env: dict[str, str]) -> None:
 )
 def test_wrong_changes_exit_2(env: dict[str, str], arguments: tuple[str, ...], said: str) -> None:
     """Each is told with how it is written."""
-    result = idlewatt("whatif", "--from", "2026-11-01", "--to", "2026-11-02", *arguments, env=env)
+    result = idlewatt("whatif", "--from", "2020-11-01", "--to", "2020-11-02", *arguments, env=env)
     assert result.returncode == 2
     assert said in result.stderr
     assert "Traceback" not in result.stderr
@@ -172,7 +172,7 @@ def test_the_demand_charge_is_of_the_highest_quarter_of_an_hour() -> None:
     ).ledger
     interval = type(WHOLE)(START_MS, START_MS + 6 * HOUR_MS)
     october, november = peaks(ledger.power, book, interval)
-    assert (october.month, october.kw, october.charge) == ("2026-10", Decimal("1.25"), Decimal("12.5"))
-    assert (november.month, november.kw, november.charge) == ("2026-11", 5, 50)
+    assert (october.month, october.kw, october.charge) == ("2020-10", Decimal("1.25"), Decimal("12.5"))
+    assert (november.month, november.kw, november.charge) == ("2020-11", 5, 50)
     assert november.start_ms == START_MS + 4 * HOUR_MS
     assert peaks(ledger.power, BOOK, interval) == []

@@ -20,8 +20,15 @@ from idlewatt.processors.reports.ledger import HOUR_MS, Interval, Ledger, ledger
 STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
 TOKENS: Final = ("output_tokens", "input_tokens", "cached_input_tokens")
 KEY: Final = ("site", "pool", "model_name", "tier")
-# of tokens: what they are, bring, or would have brought; unpriced are output tokens without a price
-TOKEN_MEASURES: Final = (*TOKENS, "unpriced_tokens", "revenue_micro", "acquisition_micro")
+# of tokens: what they are, bring, or would have brought; unpriced are output tokens without a price, unattributed
+# those that no usage claims
+TOKEN_MEASURES: Final = (
+    *TOKENS,
+    "unpriced_tokens",
+    "unattributed_tokens",
+    "revenue_micro",
+    "acquisition_micro",
+)
 _COSTS: Final = tuple(f"{kind}_{state}_micro" for kind in ("energy", "capital") for state in STATES)
 # of watts: they have no tier and no consumer
 WATT_MEASURES: Final = (
@@ -105,10 +112,14 @@ def _shares(usage: pl.DataFrame, made: pl.DataFrame, hour_ms: int) -> pl.DataFra
 
 
 def _token_cells(priced: pl.DataFrame, book: Book) -> Iterator[pl.DataFrame]:
-    unpriced = pl.when(pl.col("worth").is_null()).then("output_tokens").otherwise(0)
+    output = pl.col("output_tokens")
     yield _cells(
-        priced.with_columns(unpriced_tokens=unpriced),
-        {name: pl.col(name).sum() for name in TOKEN_MEASURES[:4]},
+        priced,
+        {
+            **{name: pl.col(name).sum() for name in TOKENS},
+            "unpriced_tokens": output.filter(pl.col("worth").is_null()).sum(),
+            "unattributed_tokens": output.filter(~pl.col("attributed")).sum(),
+        },
     )
     money = pricing.revenue_rows(priced, book)
     yield _cells(
@@ -178,6 +189,7 @@ def _consumed(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
     unsold = pl.col("tier").is_in([tier for tier in book.tiers if not book.is_sold(tier)])
     priced = usage.with_columns(
         unpriced_tokens=pl.when(pl.col("spend_micro").is_null()).then("output_tokens").otherwise(0),
+        unattributed_tokens=pl.lit(0, pl.Int64),
         revenue_micro=pl.col("spend_micro").fill_null(0),
         acquisition_micro=pl.when(unsold).then(pl.col("list_micro").fill_null(0)).otherwise(0),
     )

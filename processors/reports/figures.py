@@ -24,7 +24,7 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "other": ("other",),
     "dark": ("dark",),
 }
-COUNTS: Final = (*TOKENS, "unpriced_tokens", "lost_tokens", "unvalued_lost_tokens")
+COUNTS: Final = (*TOKENS, "unpriced_tokens", "unattributed_tokens", "lost_tokens", "unvalued_lost_tokens")
 ENERGY: Final[Mapping[str, tuple[str, ...]]] = {
     **{f"{state}_kwh": (f"draw_{state}_mj", f"headroom_{state}_mj") for state in STATES},
     "drawn_kwh": tuple(f"draw_{state}_mj" for state in STATES),
@@ -134,14 +134,17 @@ def _complete(line: dict[str, Value], row: Mapping[str, int], has_tariff: bool) 
         "idle watts without a yardstick": row["unmeasured_mj"] != 0,
         "lost tokens without a price": row["unvalued_lost_tokens"] != 0,
     }
+    no_capital = row["uncosted_gpu_ms"] != 0 and not any(
+        row[measure] for part in PARTS for measure in MONEY[f"capital_cost_{part}"]
+    )
     unknown = {
         # nothing of it is known; where a part is, the sum of that part stands beside what lacks a price
         "revenue": row["output_tokens"] == row["unpriced_tokens"] != 0 and row["revenue_micro"] == 0,
         "lost_tokens": row["lost_tokens"] == 0 != row["unmeasured_mj"],
-        "lost_revenue": row["lost_tokens"] == row["unvalued_lost_tokens"]
-        and (row["unmeasured_mj"] != 0 or row["lost_tokens"] != 0),
+        "lost_revenue": row["lost_micro"] == 0
+        and (row["unmeasured_mj"], row["unvalued_lost_tokens"]) != (0, 0),
         **{f"energy_cost_{part}": not has_tariff for part in PARTS},
-        **{f"capital_cost_{part}": row["gpu_ms"] == row["uncosted_gpu_ms"] != 0 for part in PARTS},
+        **{f"capital_cost_{part}": no_capital for part in PARTS},
     }
     for name in (name for name, is_unknown in unknown.items() if is_unknown):
         line[name] = None
