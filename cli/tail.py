@@ -10,15 +10,12 @@ from typing import Any, Final
 from idlewatt.cli.config import load_settings
 from idlewatt.cli.exit_codes import ExitCode
 from idlewatt.cli.text_table import printable, text_table
-from idlewatt.stream import topics
 from idlewatt.stream.decoding import decode
 from idlewatt.stream.errors import UnreadableMessageError
 from idlewatt.stream.log import Message
 from idlewatt.stream.opening import read_topic
 from idlewatt.stream.records import Schema
 
-# snapshots are no rows
-TOPICS: Final = tuple(topic for topic in topics.ALL if topic != topics.STATE)
 _TIMES: Final = ("ts_ms", "window_start_ms", "minute_start_ms")
 _OVERLAP: Final = 1000
 Row = dict[str, Any]
