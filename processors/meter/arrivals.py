@@ -31,7 +31,6 @@ def take_in(
     engines, bad_engines = intake.engine_rows(
         batch.frames[records.ENGINE.name], batch.now_ms, config.grace_ms
     )
-    before_ms = state.newest_ms
     state = replace(
         state,
         newest_gpu_ms=max(state.newest_gpu_ms, _extreme(gpus.get_column("ts_ms").max(), 0)),
@@ -46,11 +45,11 @@ def take_in(
     late = {}
     if gpus.height:
         # taken a grace after it has come, as one that comes in time is
-        gpus, late[records.GPU.name] = _waiting(gpus, state, before_ms, config, config.hold_ms)
+        gpus, late[records.GPU.name] = _waiting(gpus, state, config, state.newest_ms + config.hold_ms)
         state = replace(state, arrived_gpus=pl.concat([state.arrived_gpus, gpus]))
     if engines.height:
         # what engines did must be known before the GPU rows of the same time are judged: these do not wait
-        engines, late[records.ENGINE.name] = _waiting(engines, state, before_ms, config, None)
+        engines, late[records.ENGINE.name] = _waiting(engines, state, config, 0)
         state = replace(state, arrived_engines=pl.concat([state.arrived_engines, engines]))
     left_out = {("gpu", reason): count for reason, count in bad_gpus.items()}
     left_out |= {("engine", reason): count for reason, count in bad_engines.items()}
@@ -73,18 +72,15 @@ def absorb(state: MeterState) -> MeterState:
 
 
 def _waiting(
-    rows: pl.DataFrame, state: MeterState, before_ms: int, config: MeterConfig, wait_ms: int | None
+    rows: pl.DataFrame, state: MeterState, config: MeterConfig, late_until_ms: int
 ) -> tuple[pl.DataFrame, int]:
     """Add eff_ms: a row for a closed window waits like a live one, for what else comes late with it.
 
     Closed is what would be so if rows came one by one, so that nothing depends on how many are read at once.
-    `before_ms`: the partition's clock before them. `wait_ms`: from the clock at their arrival; None: not at all.
     """
-    newest_ms = pl.col("ts_ms").cum_max()
-    clock_ms = pl.max_horizontal(newest_ms, pl.lit(before_ms))
-    closed_ms = (newest_ms - config.grace_ms) // config.window_ms * config.window_ms
+    closed_ms = (pl.col("ts_ms").cum_max() - config.grace_ms) // config.window_ms * config.window_ms
     is_late = pl.col("ts_ms") < pl.max_horizontal(closed_ms, pl.lit(state.edge_ms, pl.Int64))
-    until = pl.col("ts_ms") if wait_ms is None else clock_ms + wait_ms
+    until = pl.max_horizontal("ts_ms", pl.lit(late_until_ms))
     rows = rows.with_columns(eff_ms=pl.when(is_late).then(until).otherwise("ts_ms"), late=is_late)
     return rows.drop("late"), int(rows.get_column("late").sum())
 

@@ -8,6 +8,7 @@ import polars as pl
 from idlewatt.processors.meter import activity, rolling, tokens, totals, waterfall, yardstick
 from idlewatt.processors.meter.classifying import classify, steady_windows
 from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.gaps import put_off
 from idlewatt.processors.meter.state import (
     ENGINE_CARRY,
     ENGINE_INTERVAL,
@@ -32,7 +33,7 @@ from idlewatt.stream import records
 from idlewatt.stream.decoding import frame_schema
 
 MINUTE_MS: Final = 60_000
-_ENERGY: Final = ("energy_mj",)
+ENERGY: Final = ("energy_mj",)
 # beside the counter, what a piece of a GPU's time is judged by
 _GAUGES: Final = ("power_limit_mw", "has_process")
 
@@ -66,15 +67,23 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         state.gpus,
         state.pending_gpus,
         edges,
-        _ENERGY,
+        ENERGY,
         GPU_CARRY,
         ceiling=waterfall.CEILING,
         steady=Steady(steady_windows(segments, possible, state.gpu_index, edges), _GAUGES),
     )
-    gpu_intervals = with_gaps(waterfall.integrate_missing(gpus.intervals), _ENERGY).select(*GPU_INTERVAL)
+    gpu_intervals = with_gaps(waterfall.integrate_missing(gpus.intervals), ENERGY).select(*GPU_INTERVAL)
     held = possible.join(gpus.last.select("id"), on="id", how="semi")
-    gpu_windows = _gpu_windows(state, gpus, gpu_intervals, segments, held, edges, config)
-    engine_windows = _engine_windows(state, engines, engine_intervals, edges, config)
+    engine_intervals = engine_intervals.select(*ENGINE_INTERVAL)
+    gpu_parts, gpu_gaps = _parts(state.open_gpus, gpu_intervals, gpus, edges, ENERGY)
+    engine_parts, engine_gaps = _parts(
+        state.open_engines, engine_intervals, engines, edges, tokens.TOKEN_KINDS
+    )
+    gpu_windows = _gpu_windows(state, gpus, gpu_parts, gpu_gaps, segments, held, edges, config)
+    engine_windows = _engine_windows(engines, engine_parts, edges, config)
+    gpu_gaps = gpu_gaps.join(_limits(state.gpus), on="id", how="left").select(*state.gpu_gaps.columns)
+    gpu_gaps = pl.concat([state.gpu_gaps, gpu_gaps.filter(waterfall.to_book())])
+    engine_gaps = pl.concat([state.engine_gaps, engine_gaps.filter(tokens.to_book())])
 
     since_ms = (
         edges.previous_ms if gpu_windows.is_empty() else gpu_windows.get_column("window_start_ms").min()
@@ -88,7 +97,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         gpu_windows, engine_windows, state.engine_index, held, segments, edges.window_ms
     )
     token_rows = tokens.token_rows(engine_windows, shares, state.engine_index, edges.window_ms)
-    minutes, open_minutes = _minutes(state.minutes, gpu_windows, state.gpu_index, edges)
+    minutes, open_minutes = gpu_minutes(state.minutes, gpu_windows, state.gpu_index, edges.edge_ms)
 
     on_time = pl.col("window_start_ms") >= edges.previous_ms
     samples = _samples(engine_windows.filter(on_time), shares, state.engine_index, state.gpu_index)
@@ -101,9 +110,9 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         gpus=kept_gpus,
         open_gpus=still_open(pl.concat([state.open_gpus, gpu_intervals]), edges),
         engines=kept_engines,
-        open_engines=still_open(
-            pl.concat([state.open_engines, engine_intervals.select(*ENGINE_INTERVAL)]), edges
-        ),
+        open_engines=still_open(pl.concat([state.open_engines, engine_intervals]), edges),
+        gpu_gaps=gpu_gaps,
+        engine_gaps=engine_gaps,
         segments=segments,
         minutes=open_minutes,
         samples=pl.concat([learned.samples, samples]),
@@ -113,9 +122,9 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         power_totals=totals.add_power(state.power_totals, power),
         token_totals=totals.add_tokens(state.token_totals, token_rows),
         measured_totals=totals.add_measured(state.measured_totals, gpu_intervals, state.gpu_index),
-        gpu_index=_known(state.gpu_index, kept_gpus, gpus, open_minutes),
+        gpu_index=_known(state.gpu_index, kept_gpus, gpus, open_minutes, gpu_gaps),
         pending_gpus=gpus.pending,
-        engine_index=_known(engine_index, kept_engines, engines, kept_engines),
+        engine_index=_known(engine_index, kept_engines, engines, engine_gaps),
         pending_engines=engines.pending,
         latest_power=power.filter(pl.col("window_start_ms") == edges.edge_ms - edges.window_ms),
         offenders=_offenders(gpu_windows, state.gpu_index, edges, config),
@@ -126,64 +135,80 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     return after, Closing(power, token_rows, minutes, dropped)
 
 
+def _parts(
+    still_open: pl.DataFrame,
+    intervals: pl.DataFrame,
+    step: Advance,
+    edges: Edges,
+    counters: tuple[str, ...],
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What was read, cut at the windows; and the long gaps, which are booked later."""
+    now, from_edge, gaps = put_off(intervals, edges, step.new)
+    opened = pl.concat([still_open, from_edge])
+    parts = [split(opened, edges, counters, new=None), split(now, edges, counters, step.new)]
+    return pl.concat(parts), gaps
+
+
+def _limits(gpus: pl.DataFrame) -> pl.DataFrame:
+    """(id, booked_limit_mw): the limits that silence is booked with."""
+    return gpus.select("id", booked_limit_mw="power_limit_mw")
+
+
 def _gpu_windows(
     state: MeterState,
     gpus: Advance,
-    intervals: pl.DataFrame,
+    parts: pl.DataFrame,
+    gaps: pl.DataFrame,
     segments: pl.DataFrame,
     held: pl.DataFrame,
     edges: Edges,
     config: MeterConfig,
 ) -> pl.DataFrame:
-    silent = silence(gpus, edges, config.forget_ms, _ENERGY, ("power_limit_mw", "has_process"))
+    silent = silence(gpus, edges, config.forget_ms, ENERGY, ("power_limit_mw", "has_process"))
     silent = silent.with_columns(pl.col("start_ms").alias("t0_ms"), pl.lit(False).alias("estimated"))
-    pieces = pl.concat(
-        [
-            split(state.open_gpus, edges, _ENERGY, new=None),
-            split(intervals, edges, _ENERGY, gpus.new),
-            split(silent.select(*GPU_INTERVAL), edges, _ENERGY, gpus.new),
-        ]
-    )
+    pieces = pl.concat([parts, split(silent.select(*GPU_INTERVAL), edges, ENERGY, gpus.new)])
     ranked, names = activity.by_name(segments, state.engine_index)
     classified = classify(waterfall.with_amounts(pieces), ranked, held, edges.window_ms)
-    if pieces.get_column("late").any():
-        classified = pl.concat(
-            [classified, _limit_changes(state, gpus, pieces.filter("late"), edges, config)]
-        )
+    if gaps.height or pieces.get_column("late").any():
+        changes = _limit_changes(state, gpus, pieces.filter("late"), gaps, edges, config)
+        classified = pl.concat([classified, changes])
     return waterfall.gpu_windows(classified, names)
 
 
 def _limit_changes(
-    state: MeterState, gpus: Advance, late: pl.DataFrame, edges: Edges, config: MeterConfig
+    state: MeterState,
+    gpus: Advance,
+    late: pl.DataFrame,
+    gaps: pl.DataFrame,
+    edges: Edges,
+    config: MeterConfig,
 ) -> pl.DataFrame:
     """Closed windows were booked as dark with the limit known then; readings that come late may tell another."""
-    came = replace(gpus, last=gpus.last.join(late.select("id"), on="id", how="semi"))
+    booked = _limits(state.gpus)
+    changed = gpus.last.join(booked, on="id").filter(
+        pl.col("booked_limit_mw").ne_missing(pl.col("power_limit_mw"))
+    )
+    back = pl.concat([late.select("id"), gaps.select("id")])
+    came = replace(gpus, last=changed.join(back, on="id", how="semi"))
     closed = replace(edges, previous_ms=NEVER_MS, edge_ms=edges.previous_ms)
-    silent = silence(came, closed, config.forget_ms, _ENERGY, ("power_limit_mw",))
+    silent = silence(came, closed, config.forget_ms, ENERGY, ("power_limit_mw",))
     pieces = [
         rows.select("id", "window_start_ms", "from_ms", "to_ms", "power_limit_mw_0")
-        for rows in (late, split(silent, closed, _ENERGY, new=gpus.new))
+        for rows in (late, split(silent, closed, ENERGY, new=gpus.new))
     ]
-    return waterfall.limit_changes(pl.concat(pieces), state.gpus)
+    return waterfall.limit_changes(pl.concat(pieces), booked)
 
 
-def _engine_windows(
-    state: MeterState, engines: Advance, intervals: pl.DataFrame, edges: Edges, config: MeterConfig
-) -> pl.DataFrame:
+def _engine_windows(engines: Advance, parts: pl.DataFrame, edges: Edges, config: MeterConfig) -> pl.DataFrame:
     silent = silence(engines, edges, config.forget_ms, tokens.TOKEN_KINDS, ())
     silent = silent.with_columns(pl.col("start_ms").alias("t0_ms"))
-    pieces = pl.concat(
-        [
-            split(state.open_engines, edges, tokens.TOKEN_KINDS, new=None),
-            split(intervals.select(*ENGINE_INTERVAL), edges, tokens.TOKEN_KINDS, engines.new),
-            split(silent.select(*ENGINE_INTERVAL), edges, tokens.TOKEN_KINDS, engines.new),
-        ]
-    )
+    silent_parts = split(silent.select(*ENGINE_INTERVAL), edges, tokens.TOKEN_KINDS, engines.new)
+    pieces = pl.concat([parts, silent_parts])
     return tokens.engine_windows(pieces)
 
 
-def _minutes(
-    open_minutes: pl.DataFrame, gpu_windows: pl.DataFrame, gpu_index: pl.DataFrame, edges: Edges
+def gpu_minutes(
+    open_minutes: pl.DataFrame, gpu_windows: pl.DataFrame, gpu_index: pl.DataFrame, edge_ms: int
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """GPU rows per minute: the ledger rows of minutes that are over, and what is to be kept."""
     minute = (pl.col("window_start_ms") // MINUTE_MS * MINUTE_MS).alias("minute_start_ms")
@@ -193,7 +218,7 @@ def _minutes(
         .group_by("id", "minute_start_ms", "state")
         .agg(pl.col("gpu_ms", "draw_mj", "headroom_mj").sum())
     )
-    over = pl.col("minute_start_ms") + MINUTE_MS <= edges.edge_ms
+    over = pl.col("minute_start_ms") + MINUTE_MS <= edge_ms
     ledger = (
         rows.filter(over)
         .sort("id", "minute_start_ms", "state")
@@ -238,9 +263,9 @@ def _offenders(
     )
 
 
-def _known(index: pl.DataFrame, kept: pl.DataFrame, step: Advance, unfinished: pl.DataFrame) -> pl.DataFrame:
+def _known(index: pl.DataFrame, kept: pl.DataFrame, step: Advance, *unfinished: pl.DataFrame) -> pl.DataFrame:
     """The index without entities that are forgotten, have nothing waiting and nothing unfinished."""
     if kept.height == index.height:
         return index
-    alive = pl.concat([frame.select("id") for frame in (kept, step.pending, unfinished)]).unique()
+    alive = pl.concat([frame.select("id") for frame in (kept, step.pending, *unfinished)]).unique()
     return index.join(alive, on="id", how="semi", maintain_order="left")

@@ -89,8 +89,10 @@ def _energy(by_state: pl.DataFrame, pue: float | None) -> pl.DataFrame:
 
 def _unaccounted(state: MeterState) -> pl.DataFrame:
     booked = state.power_totals.group_by(_POOL).agg(pl.col("draw_mj").sum())
+    opened = state.open_gpus.select("id", left_mj=_gained("end_ms") - _gained(pl.lit(state.edge_ms)))
+    gaps = state.gpu_gaps.select("id", left_mj=_gained("until_ms") - _gained("next_ms"))
     waiting = (
-        state.open_gpus.with_columns(left_mj=_not_yet_split(state.edge_ms))
+        pl.concat([opened, gaps])
         .join(state.gpu_index.select("id", *_POOL), on="id")
         .group_by(_POOL)
         .agg(pl.col("left_mj").sum())
@@ -100,15 +102,12 @@ def _unaccounted(state: MeterState) -> pl.DataFrame:
     return books.select(*_POOL, value=rest_mj / 1000).sort(_POOL)
 
 
-def _not_yet_split(edge_ms: int | None) -> pl.Expr:
-    """What of an open interval lies past the edge."""
-    passed = pl.max_horizontal(pl.lit(edge_ms, pl.Int64) - pl.col("start_ms"), pl.lit(0)).cast(pl.Int128)
-    taken = (
-        passed
-        * pl.col("inc_energy_mj").cast(pl.Int128)
-        // (pl.col("end_ms") - pl.col("start_ms")).cast(pl.Int128)
-    )
-    return pl.col("inc_energy_mj") - taken.cast(pl.Int64)
+def _gained(moment: str | pl.Expr) -> pl.Expr:
+    """What of an interval had been gained by the moment."""
+    at = pl.col(moment) if isinstance(moment, str) else moment
+    passed = pl.max_horizontal(at - pl.col("start_ms"), pl.lit(0)).cast(pl.Int128)
+    length = (pl.col("end_ms") - pl.col("start_ms")).cast(pl.Int128)
+    return (passed * pl.col("inc_energy_mj").cast(pl.Int128) // length).cast(pl.Int64)
 
 
 def _offenders(states: Iterable[MeterState], config: MeterConfig) -> pl.DataFrame:

@@ -5,7 +5,7 @@ from typing import Final
 
 from idlewatt.processors.booking import messages
 from idlewatt.processors.families import Family
-from idlewatt.processors.meter import arrivals
+from idlewatt.processors.meter import arrivals, backlog
 from idlewatt.processors.meter.closing import MINUTE_MS, Closing, close
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.families import families
@@ -57,6 +57,10 @@ class MeterStage:
             state, closing = close(state, edges, self._config)
             closings.append(closing)
             room -= _entities(state) * (edges.edge_ms - edges.previous_ms) // edges.window_ms
+        while backlog.waits(state) and room > 0:
+            state, closing, booked = backlog.book(state, room, self._config)
+            closings.append(closing)
+            room -= booked
         for closing in closings:
             for key, count in closing.dropped.items():
                 rejected[key] = rejected.get(key, 0) + count

@@ -6,6 +6,7 @@ from typing import Any, Final, Self
 import polars as pl
 
 from idlewatt.processors.meter.activity import SEGMENT_COLUMNS
+from idlewatt.processors.meter.gaps import GAP_COLUMNS
 from idlewatt.processors.meter.intake import ENGINE_COLUMNS, GPU_COLUMNS
 from idlewatt.processors.meter.rolling import HISTORY_COLUMNS
 from idlewatt.processors.meter.tokens import TOKEN_KINDS
@@ -58,6 +59,9 @@ GPU_INTERVAL: Final[dict[str, Any]] = {
     "has_process_0": pl.Boolean,
 }
 ENGINE_INTERVAL: Final[dict[str, Any]] = {**_INTERVAL, **{f"inc_{kind}": pl.Int64 for kind in TOKEN_KINDS}}
+# see gaps.py; booked_limit_mw is what silence was booked with
+GPU_GAP: Final = {**GPU_INTERVAL, "booked_limit_mw": pl.Int64, **GAP_COLUMNS}
+ENGINE_GAP: Final = {**ENGINE_INTERVAL, **GAP_COLUMNS}
 SAMPLE_COLUMNS: Final = {
     "site": pl.String,
     "pool": pl.String,
@@ -96,6 +100,8 @@ class MeterState:
     )  # names of each engine and model: ENGINE_KEY, ENGINE_ATTRIBUTES, id, server, first_ms
     engines: pl.DataFrame  # last reading of each engine and model
     open_engines: pl.DataFrame
+    gpu_gaps: pl.DataFrame  # long gaps before the edge, not booked yet
+    engine_gaps: pl.DataFrame
     segments: pl.DataFrame  # what engines did lately
     minutes: pl.DataFrame  # GPU time and energy by state of minutes that are not over
     samples: pl.DataFrame  # yields of this minute's windows, learned when it is over
@@ -146,6 +152,8 @@ _FRAMES: Final[dict[str, Any]] = {
     },
     "engines": ENGINE_READING,
     "open_engines": ENGINE_INTERVAL,
+    "gpu_gaps": GPU_GAP,
+    "engine_gaps": ENGINE_GAP,
     "segments": SEGMENT_COLUMNS,
     "minutes": {
         "id": pl.Int64,

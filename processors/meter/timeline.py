@@ -341,34 +341,38 @@ def split(
     since = (
         pl.col("start_ms") if new is not None else pl.max_horizontal("start_ms", pl.lit(edges.previous_ms))
     )
-    cut = intervals.with_columns(
+    parts = intervals.with_columns(
         from_ms=since, to_ms=pl.min_horizontal("end_ms", pl.lit(edges.edge_ms))
     ).filter(pl.col("to_ms") > pl.col("from_ms"))
-    first = pl.col("from_ms") // edges.window_ms
-    last = (pl.col("to_ms") - 1) // edges.window_ms
+    late = pl.col("window_start_ms") < edges.previous_ms
+    if new is not None and new.len():
+        late &= ~pl.col("id").is_in(new.implode())
+    return cut(parts, edges.window_ms, counters).with_columns(late=late)
+
+
+def cut(parts: pl.DataFrame, window_ms: int, counters: Sequence[str]) -> pl.DataFrame:
+    """Cut parts of intervals, from_ms to to_ms, at window edges, and give each its share of the increments."""
+    first = pl.col("from_ms") // window_ms
+    last = (pl.col("to_ms") - 1) // window_ms
     whole = (
         (first == last) & (pl.col("from_ms") == pl.col("start_ms")) & (pl.col("to_ms") == pl.col("end_ms"))
     )
-    window = (first * edges.window_ms).alias("window_start_ms")
-    parts = [cut.filter(whole).with_columns(window)]
-    spanning = cut.filter(~whole)
+    pieces = [parts.filter(whole).with_columns((first * window_ms).alias("window_start_ms"))]
+    spanning = parts.filter(~whole)
     if spanning.height:
         spanning = spanning.with_columns(
-            (pl.int_ranges(first, last + 1) * edges.window_ms).alias("window_start_ms")
+            (pl.int_ranges(first, last + 1) * window_ms).alias("window_start_ms")
         ).explode("window_start_ms", empty_as_null=False)
         spanning = spanning.with_columns(
             pl.max_horizontal("from_ms", "window_start_ms").alias("from_ms"),
-            pl.min_horizontal("to_ms", pl.col("window_start_ms") + edges.window_ms).alias("to_ms"),
+            pl.min_horizontal("to_ms", pl.col("window_start_ms") + window_ms).alias("to_ms"),
         )
         spanning = spanning.with_columns(
             (_share(f"inc_{c}", "to_ms") - _share(f"inc_{c}", "from_ms")).cast(pl.Int64).alias(f"inc_{c}")
             for c in counters
         )
-        parts.append(spanning)
-    late = pl.col("window_start_ms") < edges.previous_ms
-    if new is not None and new.len():
-        late &= ~pl.col("id").is_in(new.implode())
-    return pl.concat(parts).with_columns(late=late)
+        pieces.append(spanning)
+    return pl.concat(pieces)
 
 
 def _share(increment: str, moment: str) -> pl.Expr:

@@ -23,6 +23,11 @@ def without_unknown(intervals: pl.DataFrame) -> pl.DataFrame:
     return intervals.with_columns(pl.col(f"inc_{kind}").fill_null(0) for kind in TOKEN_KINDS)
 
 
+def to_book() -> pl.Expr:
+    """Whether a long gap says anything that silence did not."""
+    return pl.col("fresh") | pl.any_horizontal(pl.col(f"inc_{kind}") > 0 for kind in TOKEN_KINDS)
+
+
 def engine_windows(pieces: pl.DataFrame) -> pl.DataFrame:
     """Sum engine pieces to (id, window_start_ms): the token kinds, measured_ms, silent_ms.
 

@@ -37,18 +37,50 @@ def with_amounts(pieces: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def to_book() -> pl.Expr:
+    """Whether a long gap says anything that silence did not: joules, another limit, or that it was there at all."""
+    other_limit = pl.col("booked_limit_mw").ne_missing(pl.col("power_limit_mw_0"))
+    return pl.col("fresh") | (pl.col("inc_energy_mj") > 0) | other_limit
+
+
+def dark_windows(gaps: pl.DataFrame) -> pl.DataFrame:
+    """Pieces of gaps to what gpu_windows() gives: of those that were booked as dark before (`late`), what is missing."""
+    return (
+        gaps.select(
+            "id",
+            "window_start_ms",
+            pl.when("late").then(0).otherwise(pl.col("to_ms") - pl.col("from_ms")).alias("gpu_ms"),
+            pl.col("inc_energy_mj").alias("draw_mj"),
+            pl.when("late")
+            .then(_limit_change_mj())
+            .otherwise(_available_mj("to_ms") - _available_mj("from_ms"))
+            .alias("available_mj"),
+        )
+        .group_by("id", "window_start_ms")
+        .agg(pl.col("gpu_ms", "draw_mj", "available_mj").sum())
+        .select(
+            "id",
+            "window_start_ms",
+            pl.lit("dark").alias("state"),
+            pl.lit("").alias("model_name"),
+            "gpu_ms",
+            "draw_mj",
+            (pl.col("available_mj") - pl.col("draw_mj")).alias("headroom_mj"),
+            pl.lit(0, pl.Int64).alias("estimated_mj"),
+        )
+    )
+
+
 def limit_changes(pieces: pl.DataFrame, booked: pl.DataFrame) -> pl.DataFrame:
     """What dark time had available more, or less, than was booked for it, as rows like classify() gives.
 
-    `pieces`: time that was booked as dark, with the limit that held really; `booked`: id and power_limit_mw of
+    `pieces`: time that was booked as dark, with the limit that held really; `booked`: id and booked_limit_mw of
     each GPU's last reading at that time.
     """
-    changed = pieces.join(booked.select("id", booked_limit_mw="power_limit_mw"), on="id").filter(
+    changed = pieces.join(booked, on="id").filter(
         pl.col("booked_limit_mw").ne_missing(pl.col("power_limit_mw_0"))
     )
     nothing = pl.lit(0, pl.Int64)
-    really = _available_mj("to_ms") - _available_mj("from_ms")
-    then = _available_mj("to_ms", "booked_limit_mw") - _available_mj("from_ms", "booked_limit_mw")
     return changed.select(
         "id",
         "window_start_ms",
@@ -57,7 +89,7 @@ def limit_changes(pieces: pl.DataFrame, booked: pl.DataFrame) -> pl.DataFrame:
         pl.lit("dark").alias("state"),
         pl.lit(None, pl.Int64).alias("model"),
         nothing.alias("gpu_ms"),
-        (really - then).alias("available_mj"),
+        _limit_change_mj().alias("available_mj"),
         nothing.alias("inc_energy_mj"),
         nothing.alias("estimated_mj"),
     )
@@ -116,6 +148,12 @@ def gpu_windows(classified: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
 def _available_mj(moment: str, limit_mw: str = "power_limit_mw_0") -> pl.Expr:
     """What the limit had made available since the window began; differences of it add up however time is cut."""
     return pl.col(limit_mw).fill_null(0) * (pl.col(moment) - pl.col("window_start_ms")) // 1000
+
+
+def _limit_change_mj() -> pl.Expr:
+    really = _available_mj("to_ms") - _available_mj("from_ms")
+    booked = _available_mj("to_ms", "booked_limit_mw") - _available_mj("from_ms", "booked_limit_mw")
+    return really - booked
 
 
 def power_rows(

@@ -1,0 +1,61 @@
+"""Books what counters gained over long gaps, which the closing of windows left for later."""
+
+from dataclasses import replace
+from typing import Final
+
+import polars as pl
+
+from idlewatt.processors.meter import gaps, tokens, totals, waterfall
+from idlewatt.processors.meter.closing import ENERGY, Closing, gpu_minutes
+from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.state import MeterState
+from idlewatt.stream import records
+from idlewatt.stream.decoding import empty_frame
+
+# windows of entities that are cut together
+_PIECES: Final = 250_000
+_NO_SHARES: Final = pl.DataFrame(schema=tokens.SHARE_COLUMNS)
+# dark time loses no tokens, so nobody asks who waited
+_NO_DEMAND: Final = pl.DataFrame(
+    schema={"site": pl.String, "pool": pl.String, "window_start_ms": pl.Int64, "demand": pl.String}
+)
+
+
+def waits(state: MeterState) -> bool:
+    """Whether there is anything to book."""
+    return state.gpu_gaps.height + state.engine_gaps.height > 0
+
+
+def book(state: MeterState, room: int, config: MeterConfig) -> tuple[MeterState, Closing, int]:
+    """Book up to `room` windows of gaps, those of GPUs first; also returns how many they were."""
+    room = min(room, _PIECES)
+    if state.gpu_gaps.height:
+        return _book_gpus(state, room, config)
+    return _book_engines(state, room, config)
+
+
+def _book_gpus(state: MeterState, room: int, config: MeterConfig) -> tuple[MeterState, Closing, int]:
+    assert state.edge_ms is not None
+    pieces, left = gaps.take(state.gpu_gaps, room, config.window_ms, ENERGY)
+    windows = waterfall.dark_windows(pieces)
+    power = waterfall.power_rows(windows, state.gpu_index, _NO_DEMAND, state.yields, config.window_ms)
+    minutes, open_minutes = gpu_minutes(state.minutes, windows, state.gpu_index, state.edge_ms)
+    after = replace(
+        state,
+        gpu_gaps=left,
+        minutes=open_minutes,
+        power_totals=totals.add_power(state.power_totals, power),
+    )
+    return after, Closing(power, empty_frame(records.TOKENS), minutes, {}), pieces.height
+
+
+def _book_engines(state: MeterState, room: int, config: MeterConfig) -> tuple[MeterState, Closing, int]:
+    pieces, left = gaps.take(state.engine_gaps, room, config.window_ms, tokens.TOKEN_KINDS)
+    windows = tokens.engine_windows(pieces)
+    rows = tokens.token_rows(windows, _NO_SHARES, state.engine_index, config.window_ms)
+    after = replace(state, engine_gaps=left, token_totals=totals.add_tokens(state.token_totals, rows))
+    return (
+        after,
+        Closing(empty_frame(records.POWER), rows, empty_frame(records.GPU_MINUTE), {}),
+        pieces.height,
+    )

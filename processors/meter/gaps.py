@@ -1,0 +1,48 @@
+"""What counters gained over long gaps, kept to be booked a bounded number of windows at a time.
+
+When a rack comes back after hours, every entity's gap spans hundreds or thousands of closed windows. Cut all at once
+they would take memory by entities times windows; so a step puts long gaps off, and later ones take parts of them.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import polars as pl
+
+from idlewatt.processors.meter.timeline import Edges, cut
+
+# a gap over no more closed windows than this is booked at once
+SHORT_WINDOWS: Final = 6
+# next_ms: booked up to here; until_ms: the last edge when it was put off, what lies after it is an open interval;
+# fresh: not even silence was booked over it
+GAP_COLUMNS: Final = {"next_ms": pl.Int64, "until_ms": pl.Int64, "fresh": pl.Boolean}
+
+
+def put_off(
+    intervals: pl.DataFrame, edges: Edges, new: pl.Series
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Intervals to split now; those to split from the last edge on; and long gaps before it, with GAP_COLUMNS."""
+    closed_ms = pl.min_horizontal("end_ms", pl.lit(edges.previous_ms)) - pl.col("start_ms")
+    long = ~pl.col("measured") & (closed_ms > SHORT_WINDOWS * edges.window_ms)
+    marked = intervals.with_columns(long=long)
+    gaps = marked.filter("long").drop("long")
+    now = intervals if gaps.is_empty() else marked.filter(~pl.col("long")).drop("long")
+    later = gaps.with_columns(
+        next_ms=pl.col("start_ms"),
+        until_ms=pl.min_horizontal("end_ms", pl.lit(edges.previous_ms)),
+        fresh=pl.col("id").is_in(new.implode()),
+    )
+    return now, gaps.filter(pl.col("end_ms") > edges.previous_ms), later
+
+
+def take(
+    gaps: pl.DataFrame, room: int, window_ms: int, counters: Sequence[str]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """At most `room` pieces of gaps, cut as split() cuts; and the gaps that are left."""
+    some = gaps.head(room)
+    windows = room // max(some.height, 1)
+    edge_ms = (pl.col("next_ms") // window_ms + windows) * window_ms
+    some = some.with_columns(from_ms=pl.col("next_ms"), to_ms=pl.min_horizontal("until_ms", edge_ms))
+    left = some.filter(pl.col("to_ms") < pl.col("until_ms")).with_columns(next_ms=pl.col("to_ms"))
+    pieces = cut(some, window_ms, counters).with_columns(late=~pl.col("fresh"))
+    return pieces, pl.concat([left.select(gaps.columns), gaps.tail(-room)])

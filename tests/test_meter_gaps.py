@@ -1,0 +1,114 @@
+"""Counters that come back after hours are booked in bounded steps, and completely."""
+
+import pytest
+from stage_driver import Driver, Message, sums
+from truth import truth
+
+from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.stage import MeterStage
+from idlewatt.stream import records, topics
+from idlewatt.stream.decoding import decode
+
+START_MS = 1_790_000_040_000
+HOUR_MS = 3_600_000
+BACK_MS = START_MS + 2 * HOUR_MS
+GPUS = 5
+ROOM = 100
+CONFIG = MeterConfig()
+
+
+def gpu_rows(since_ms: int, energy_mj: int, limit_mw: int) -> list[records.GpuRow]:
+    """Half a minute of every GPU, read each second."""
+    return [
+        records.GpuRow(
+            ts_ms=since_ms + 1000 * second,
+            site="s",
+            pool="p",
+            node="n",
+            gpu_uuid=f"GPU-{gpu}",
+            product="H100",
+            energy_mj=energy_mj + 100_000 * second + gpu,
+            power_limit_mw=limit_mw,
+            epoch_ms=1,
+            has_process=False,
+        )
+        for second in range(31)
+        for gpu in range(GPUS)
+    ]
+
+
+def engine_rows(since_ms: int, output_tokens: int) -> list[records.EngineRow]:
+    return [
+        records.EngineRow(
+            ts_ms=since_ms + 1000 * second,
+            site="s",
+            pool="p",
+            node="n",
+            engine="e",
+            server="vllm",
+            model_name="m",
+            output_tokens=output_tokens + 7 * second,
+            advance="step",
+            epoch_ms=1,
+            gpus=["GPU-0"],
+        )
+        for second in range(31)
+    ]
+
+
+def rows_written(driver: Driver[object], since: int) -> int:
+    return sum(decode(record.value)[1].height for record in driver.records[since:])
+
+
+@pytest.mark.parametrize("watched", [True, False], ids=["silence booked", "processor away too"])
+def test_a_long_gap_is_booked_step_by_step(monkeypatch: pytest.MonkeyPatch, watched: bool) -> None:
+    """What was drawn and made over an outage is split over all its windows, a bounded number in each fold."""
+    monkeypatch.setattr("idlewatt.processors.meter.stage._WINDOWS_PER_FOLD", ROOM)
+    monkeypatch.setattr("idlewatt.processors.meter.backlog._PIECES", 40)
+    driver = Driver(MeterStage(CONFIG))
+    gpus = gpu_rows(START_MS, 0, 700_000)
+    # at the second reading after the outage the limit is another one
+    back = gpu_rows(BACK_MS, 1_234_567_891, 700_000)
+    gpus_back = [*back[:GPUS], *gpu_rows(BACK_MS, 1_234_567_891, 650_000)[GPUS:]]
+    engines, engines_back = engine_rows(START_MS, 0), engine_rows(BACK_MS, 98_765)
+    driver.append([Message(topics.GPU, records.GPU, gpus), Message(topics.ENGINE, records.ENGINE, engines)])
+    if watched:
+        settle(driver, BACK_MS - 60_000)
+    driver.append(
+        [Message(topics.GPU, records.GPU, gpus_back), Message(topics.ENGINE, records.ENGINE, engines_back)]
+    )
+    now_ms = BACK_MS + 30_000
+    folds = settle(driver, now_ms + 2 * CONFIG.grace_ms)
+    assert folds > GPUS * 2 * HOUR_MS // CONFIG.window_ms // ROOM
+    edge_ms = now_ms // CONFIG.window_ms * CONFIG.window_ms
+    expected = truth(
+        [*gpus, *gpus_back],
+        [*engines, *engines_back],
+        window_ms=CONFIG.window_ms,
+        grace_ms=CONFIG.grace_ms,
+        forget_ms=CONFIG.forget_ms,
+        edge_ms=edge_ms,
+    )
+    power_key = ("site", "pool", "window_start_ms", "product", "model_name", "state")
+    power = sums(driver.rows(records.POWER), power_key, ("gpu_ms", "draw_mj", "headroom_mj", "estimated_mj"))
+    assert power == {key: tuple(row) for key, row in expected.power.items()}
+    token_key = ("site", "pool", "window_start_ms", "node", "engine", "model_name")
+    made = sums(driver.rows(records.TOKENS), token_key, ("output_tokens", "measured_ms", "silent_ms"))
+    assert made == {key: (row[0], *row[4:]) for key, row in expected.tokens.items()}
+    assert driver.sample("idlewatt_unaccounted_joules_total") == 0
+
+
+def settle(driver: Driver[object], now_ms: int) -> int:
+    """Fold and commit until nothing moves, restarted at every third fold; how many folds moved."""
+    folds, moved = 0, True
+    while moved:
+        written = len(driver.records)
+        moved = driver.fold(now_ms).moved
+        folds += moved
+        # of a piece come at most a row of its window and one of its minute; a minute in which rows were read is whole
+        assert rows_written(driver, written) <= 3 * (ROOM + 6 * GPUS), "one fold booked more than it may"
+        assert driver.sample("idlewatt_unaccounted_joules_total") in (0, None)
+        driver.commit()
+        if folds % 3 == 0:
+            driver.crash()
+    return folds
