@@ -29,9 +29,8 @@ _log = structlog.get_logger()
 
 POLL_S: Final = 0.25
 # What polls bring is gathered, because a fold costs some 50 ms whatever it folds, and a Kafka transaction 0.1 s of
-# waiting: for this long, ten times as long while there is more to read, or up to these sizes.
-GATHER_S: Final = 0.5
-GATHER_S_BEHIND: Final = 10 * GATHER_S
+# waiting: for the stage's gather_s, so many times as long while there is more to read, or up to these sizes.
+PATIENCE_BEHIND: Final = 10
 GATHER_BYTES_PER_PARTITION: Final = 64 * 1024 * 1024
 GATHER_BYTES: Final = 512 * 1024 * 1024
 UNAVAILABLE_PAUSE_S: Final = 1.0
@@ -120,7 +119,7 @@ class Runner(Generic[S]):
     def _due(self) -> list[int]:
         """Partitions to fold now."""
         waited_s = time.monotonic() - self._folded_at
-        patience_s = GATHER_S_BEHIND if any(self._behind.values()) else GATHER_S
+        patience_s = self._stage.gather_s * (PATIENCE_BEHIND if any(self._behind.values()) else 1)
         if waited_s >= patience_s or self._gathered_bytes.total() >= GATHER_BYTES:
             self._folded_at = time.monotonic()
             return list(self._states)

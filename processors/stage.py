@@ -57,6 +57,10 @@ class Stage(Protocol[S]):
         """Kinds of rows its inputs carry."""
 
     @property
+    def gather_s(self) -> float:
+        """How long a row may wait for others to be folded with it."""
+
+    @property
     def at_most(self) -> Mapping[str, int]:
         """Families of which a processor shows only so many samples, the largest."""
 

@@ -32,6 +32,7 @@ class Summing:
     name = "summing"
     inputs = (topics.GPU,)
     schemas: tuple[Schema, ...] = (records.GPU,)
+    gather_s = 0.0
     at_most: Mapping[str, int] = {}
 
     def empty(self) -> int:
@@ -103,8 +104,6 @@ class Stand:
 
 @pytest.fixture
 def stand(monkeypatch: pytest.MonkeyPatch) -> Stand:
-    for pause in ("GATHER_S", "GATHER_S_BEHIND"):
-        monkeypatch.setattr(f"idlewatt.processors.runner.{pause}", 0.0)
     monkeypatch.setattr("idlewatt.processors.runner.UNAVAILABLE_PAUSE_S", 0.0)
     log, figures, shown = ScriptedLog([]), PipelineFigures(), []
 
@@ -155,7 +154,7 @@ def test_a_failed_commit_starts_over(stand: Stand) -> None:
 
 def test_a_partition_taken_away_takes_its_work_along(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     """Uncommitted work on a partition that is gone is not committed, and its series vanish."""
-    monkeypatch.setattr("idlewatt.processors.runner.GATHER_S", 3600.0)
+    monkeypatch.setattr(Summing, "gather_s", 3600.0)
     stand.runner._folded_at = float("inf")
     stand.log.polls = [
         Poll(assigned={0: b"1", 1: b"2"}, behind={(topics.GPU, 0): 4, (topics.GPU, 1): 0}),
@@ -163,7 +162,7 @@ def test_a_partition_taken_away_takes_its_work_along(stand: Stand, monkeypatch: 
         Poll(revoked=frozenset({0})),
     ]
     stand.run(3)
-    monkeypatch.setattr("idlewatt.processors.runner.GATHER_S", 0.0)
+    monkeypatch.setattr(Summing, "gather_s", 0.0)
     stand.runner._folded_at = 0
     stand.run(1)
     assert [commit.snapshots for commit in stand.log.commits] == [{1: b"22"}]

@@ -38,6 +38,8 @@ class EconomyStage:
     name: Final = "economy"
     inputs: Final = (topics.LEDGER, topics.USAGE)
     schemas: Final = (records.POWER, records.TOKENS, records.GPU_MINUTE, records.USAGE)
+    # every commit of the meter brings rows of all sites
+    gather_s: Final = 2.0
     at_most: Final[Mapping[str, int]] = {}
 
     def __init__(self, book: Callable[[], Book], config: EconomyConfig) -> None:

@@ -26,6 +26,7 @@ class MeterStage:
     name: Final = "meter"
     inputs: Final = (topics.GPU, topics.ENGINE)
     schemas: Final = (records.GPU, records.ENGINE)
+    gather_s: Final = 0.5
 
     def __init__(self, config: MeterConfig) -> None:
         self._config = config
