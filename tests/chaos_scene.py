@@ -65,7 +65,7 @@ PROVISIONED: Final = {
 YARDSTICKS: Final = ({"model": "Qwen/*", "tokens_per_joule": 1.7}, {"tokens_per_joule": 2.0})
 # rows of a few minutes fit in, compressed
 _DISK_BYTES: Final = 2 * 1024 * 1024
-_START_S: Final = 60.0
+_START_S: Final = 180.0
 _STOP_S: Final = 30.0
 _RESTART_PAUSE_S: Final = 0.5
 

@@ -31,7 +31,7 @@ from idlewatt.stream.settings import Settings
 KAFKA_VERSION: Final = "4.1.0"
 _IMAGE: Final = f"apache/kafka:{KAFKA_VERSION}"
 _CACHE: Final = Path(__file__).parent.parent / ".cache" / "kafka"
-_START_S: Final = 60.0
+_START_S: Final = 180.0
 _STOP_S: Final = 20.0
 _APT: Final = ("apt-get", "install", "-y", "--no-install-recommends", "openjdk-17-jre-headless", "maven")
 
@@ -360,7 +360,7 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _wait_until(condition: Any, what: str, timeout_s: float = 30.0) -> None:
+def _wait_until(condition: Any, what: str, timeout_s: float = 90.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
