@@ -49,14 +49,14 @@ def fleets(draw: st.DrawFn, *, clean: bool = False, overdraw: bool = True, forge
 
     How many there are of each, and how long they are read, is drawn and shrinks; what they read is random.
     `clean`: no counter restarts or lies. `overdraw`: boards may draw more than their limit. `forget`: entities are
-    given up soon.
+    given up soon; GPUs come back from longer outages.
     """
     grace_ms = draw(st.sampled_from([15_000, 9_000]))
     hold_ms = grace_ms * 2 // 3
     config = MeterConfig(
         window_ms=draw(st.sampled_from([10_000, 5_000])),
         grace_ms=grace_ms,
-        forget_ms=draw(st.sampled_from([25_000, 43_210])) if forget else 86_400_000,
+        forget_ms=draw(st.sampled_from([41_000, 43_210])) if forget else 86_400_000,
         provisioned_mw=draw(st.sampled_from([{}, {}, {"p0": 1_100_000}])),
     )
     rng = random.Random(draw(st.integers(0, 10**6)))
@@ -66,7 +66,7 @@ def fleets(draw: st.DrawFn, *, clean: bool = False, overdraw: bool = True, forge
     for n in range(draw(st.integers(1, 3))):
         for g in range(draw(st.integers(1, 2))):
             gpus.append((f"p{n % pools}", f"n{n}", f"G{n}{g}"))
-            rows += _gpu(rng, *gpus[-1], draw(_READINGS), hold_ms, clean, overdraw)
+            rows += _gpu(rng, *gpus[-1], draw(_READINGS), hold_ms, clean, overdraw, 10 if forget else 4)
     for e in range(draw(st.integers(0, 3))):
         pool, node, own = rng.choice(gpus)
         near = [uuid for p, n, uuid in gpus if (p, n) == (pool, node)]
@@ -76,12 +76,12 @@ def fleets(draw: st.DrawFn, *, clean: bool = False, overdraw: bool = True, forge
     return Fleet(config, tuple(sorted(rows, key=lambda row: row.ts_ms)))
 
 
-def _gaps(rng: random.Random, readings: int, hold_ms: int) -> list[int]:
-    """Milliseconds from reading to reading: a cadence with jitter, broken by outages."""
+def _gaps(rng: random.Random, readings: int, hold_ms: int, holds: int = 4) -> list[int]:
+    """Milliseconds from reading to reading: a cadence with jitter, broken by outages of up to so many holds."""
     cadence_ms = rng.choice([1000, 2000, 5000])
     outage = rng.choice([0, 0.05, 0.2])
     return [
-        rng.randint(hold_ms - 300, hold_ms * 4)
+        rng.randint(hold_ms - 300, hold_ms * holds)
         if rng.random() < outage
         else rng.randint(cadence_ms * 3 // 5, cadence_ms * 7 // 5)
         for _ in range(readings)
@@ -97,6 +97,7 @@ def _gpu(
     hold_ms: int,
     clean: bool,
     overdraw: bool,
+    holds: int,
 ) -> list[GpuRow]:
     has_counter = clean or rng.random() < 0.7
     knows_epoch = has_counter and rng.random() < 0.5
@@ -120,7 +121,7 @@ def _gpu(
         has_process=rng.choice(processes),
     )
     found = [last]
-    for gap_ms in _gaps(rng, readings, hold_ms):
+    for gap_ms in _gaps(rng, readings, hold_ms, holds):
         power_mw = limit_mw * rng.choice(loads) // 100
         gained = power_mw * gap_ms // 1000
         row = replace(

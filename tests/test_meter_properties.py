@@ -201,3 +201,12 @@ def test_late_nodes_are_counted(fleet: Fleet, seed: int, late_ms: int) -> None:
     driver = meter(fleet)
     now_ms = live(driver, fleet, rng, late_ms={node: late_ms for node in nodes if rng.random() < 0.6})
     assert_true(driver, fleet, drain(driver, fleet, now_ms), late=True)
+
+
+@examples(20)
+@given(fleets(forget=True), SEEDS)
+def test_forgetting_is_in_event_time(fleet: Fleet, seed: int) -> None:
+    """When an entity is given up depends on its readings, not on how they travel."""
+    driver = meter(fleet)
+    now_ms = live(driver, fleet, random.Random(seed), repeats=0)
+    assert_true(driver, fleet, drain(driver, fleet, now_ms))

@@ -122,7 +122,7 @@ class Times:
                 break
             if last is not None and row.ts_ms <= last.ts_ms:
                 continue
-            if last is None or row.ts_ms > self._forgotten_at(last.ts_ms) + self.hold:
+            if last is None or row.ts_ms >= last.ts_ms + self.forget:
                 if last is not None:
                     found.append(self._silence(last))
                 last = row
@@ -140,10 +140,6 @@ class Times:
     def _silence(self, last: R) -> Interval[R]:
         end = min(last.ts_ms + self.forget, self.edge)
         return Interval(last.ts_ms, end, (0, 0, 0), last, read=False)
-
-    def _forgotten_at(self, ts: int) -> int:
-        """The window edge at which an entity that was last read at `ts` is given up."""
-        return -(-(ts + self.forget) // self.window) * self.window
 
     def pieces(self, interval: Interval[R]) -> list[tuple[int, int, int]]:
         """(window, a, b) for each window up to the edge that the interval touches."""

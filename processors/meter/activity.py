@@ -98,8 +98,10 @@ def with_first(index: pl.DataFrame, intervals: pl.DataFrame, last: pl.DataFrame)
     )
 
 
-def holders(engine_index: pl.DataFrame, engines: pl.DataFrame, gpu_index: pl.DataFrame) -> pl.DataFrame:
-    """Which GPU is held by which engine, from when on: (server, id, inferred, since_ms).
+def holders(
+    engine_index: pl.DataFrame, engines: pl.DataFrame, gpu_index: pl.DataFrame, forget_ms: int
+) -> pl.DataFrame:
+    """Which GPU is held by which engine, from when to when: (server, id, inferred, since_ms, until_ms).
 
     `engines`: last readings, of those that are known to be there. An engine that names no GPUs may hold
     those of its node: `inferred`. That counts only for a GPU that has a process and that no engine names.
@@ -108,20 +110,24 @@ def holders(engine_index: pl.DataFrame, engines: pl.DataFrame, gpu_index: pl.Dat
         engine_index.join(engines.select("id", "ts_ms"), on="id")
         .sort("ts_ms")
         .group_by("site", "pool", "node", "server")
-        .agg(pl.col("gpus").last(), pl.col("first_ms").min().alias("since_ms"))
+        .agg(
+            pl.col("gpus").last(),
+            pl.col("first_ms").min().alias("since_ms"),
+            (pl.col("ts_ms").max() + forget_ms).alias("until_ms"),
+        )
     )
     explicit = (
         named.filter(pl.col("gpus") != "")
         .with_columns(pl.col("gpus").str.split("\n"))
         .explode("gpus")
         .join(gpu_index.select("site", "pool", "id", gpus="gpu_uuid"), on=["site", "pool", "gpus"])
-        .select("server", "id", pl.lit(False).alias("inferred"), "since_ms")
+        .select("server", "id", pl.lit(False).alias("inferred"), "since_ms", "until_ms")
         .unique()
     )
     possible = (
         named.filter(pl.col("gpus") == "")
         .join(gpu_index.select("site", "pool", "node", "id"), on=["site", "pool", "node"])
-        .select("server", "id", pl.lit(True).alias("inferred"), "since_ms")
+        .select("server", "id", pl.lit(True).alias("inferred"), "since_ms", "until_ms")
     )
     return pl.concat([explicit, possible])
 

@@ -132,15 +132,20 @@ def _piece_by_piece(pieces: pl.DataFrame, segments: pl.DataFrame, held: pl.DataF
         ("loaded_inferred", pl.col("inferred")),
     ):
         rows = _overlap(rows, by_gpu.filter(chosen), name)
-    since = pl.col("since_ms")
-    known = held.group_by("id").agg(
-        since.filter(~pl.col("inferred")).min().alias("named_ms"),
-        since.filter("inferred").min().alias("possible_ms"),
+    since, until = pl.col("since_ms").min(), pl.col("until_ms").max()
+    for name, chosen in (("named", ~pl.col("inferred")), ("possible", pl.col("inferred"))):
+        known = (
+            held.filter(chosen).group_by("id").agg(since.alias(f"{name}_ms"), until.alias(f"{name}_until_ms"))
+        )
+        rows = rows.join(known, on="id", how="left")
+    named, maybe = (
+        (
+            (pl.col(f"{name}_ms") < pl.col("to_ms")) & (pl.col(f"{name}_until_ms") > pl.col("from_ms"))
+        ).fill_null(False)
+        for name in ("named", "possible")
     )
-    rows = rows.join(known, on="id", how="left")
-    named = (pl.col("named_ms") < pl.col("to_ms")).fill_null(False)
     has_process = pl.col("has_process_0").fill_null(False)
-    possible = ~named & has_process & (pl.col("possible_ms") < pl.col("to_ms")).fill_null(False)
+    possible = ~named & has_process & maybe
     serving = pl.coalesce("serving_named", pl.when(possible).then("serving_inferred"))
     loaded = pl.coalesce("loaded_named", pl.when(possible).then("loaded_inferred"))
     # an engine that names the GPU, or could hold it, was not heard; only a GPU without a process is known to idle

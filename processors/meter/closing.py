@@ -62,7 +62,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         state.segments, activity.segments_of(engine_intervals, state.engine_index), edges.edge_ms
     )
     engine_index = activity.with_first(state.engine_index, engines.intervals, engines.last)
-    possible = activity.holders(engine_index, engines.last, state.gpu_index)
+    possible = activity.holders(engine_index, engines.last, state.gpu_index, config.forget_ms)
     gpus = advance(
         state.gpus,
         state.pending_gpus,

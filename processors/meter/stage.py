@@ -54,7 +54,13 @@ class MeterStage:
         room = _WINDOWS_PER_FOLD
         while state.edge_ms is not None and state.edge_ms < target_ms and room > 0:
             next_ms = self._next_edge(state, target_ms, room)
-            edges = Edges(state.edge_ms, next_ms, self._config.window_ms, self._config.hold_ms)
+            edges = Edges(
+                state.edge_ms,
+                next_ms,
+                self._config.window_ms,
+                self._config.hold_ms,
+                self._config.forget_ms,
+            )
             state, closing = close(state, edges, self._config)
             closings.append(closing)
             room -= _entities(state) * (edges.edge_ms - edges.previous_ms) // edges.window_ms

@@ -33,6 +33,8 @@ class Edges:
     window_ms: int
     # Readings further apart than this leave the time between them dark; what the counter gained still counts.
     hold_ms: int
+    # An entity that was silent for so long begins anew.
+    forget_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +106,11 @@ def advance(
     """
     dropped: dict[str, int] = {}
     within, later = _within_reach(pending, edges)
-    rows = _without_bad(_in_order(last, within, dropped), counters, dropped)
+    rows = _without_bad(_in_order(last, within, dropped), edges, counters, dropped)
     if any(count for reason, count in dropped.items() if reason != "repeat"):
         # the first reading after the edge may be a bad one: then the next is needed
         within, later = _within_reach(pending, edges, first_only=False)
-        rows = _without_bad(_in_order(last, within, dropped), counters, dropped)
+        rows = _without_bad(_in_order(last, within, dropped), edges, counters, dropped)
     same = pl.col("id") == pl.col("id").shift(1)
     some_late = bool(rows.select((pl.col("eff_ms") > pl.col("ts_ms")).any()).item())
     if some_late:
@@ -187,7 +189,9 @@ def _without_last(newest: pl.DataFrame, last: pl.DataFrame) -> pl.Series:
     return ids.filter(last_ms.gather(ids) == NEVER_MS)
 
 
-def _without_bad(rows: pl.DataFrame, counters: Sequence[str], dropped: dict[str, int]) -> pl.DataFrame:
+def _without_bad(
+    rows: pl.DataFrame, edges: Edges, counters: Sequence[str], dropped: dict[str, int]
+) -> pl.DataFrame:
     """Drop readings of an epoch older than one seen, without a counter they had, or falling within a known epoch."""
     same = pl.col("id") == pl.col("id").shift(1)
     suspects = rows.select(
@@ -204,24 +208,26 @@ def _without_bad(rows: pl.DataFrame, counters: Sequence[str], dropped: dict[str,
     ).row(0)
     if not any(suspects):
         return rows
+    forgotten = pl.col("ts_ms") - pl.col("ts_ms").shift(1) >= edges.forget_ms
+    rows = rows.with_columns(life=(~same | forgotten).fill_null(True).cum_sum())
     whole = rows.filter(
         pl.all_horizontal(
-            pl.col(c).is_not_null() | ~pl.col(c).is_not_null().cum_max().over("id") for c in counters
+            pl.col(c).is_not_null() | ~pl.col(c).is_not_null().cum_max().over("life") for c in counters
         )
     )
     dropped["counter_missing"] = rows.height - whole.height
     kept = whole.filter(
-        (pl.col("epoch_ms") >= pl.col("epoch_ms").forward_fill().cum_max().over("id")).fill_null(True)
+        (pl.col("epoch_ms") >= pl.col("epoch_ms").forward_fill().cum_max().over("life")).fill_null(True)
     )
     dropped["stale_epoch"] = whole.height - kept.height
     rising = kept.filter(
         pl.col("epoch_ms").is_null()
         | pl.all_horizontal(
-            (pl.col(c) >= pl.col(c).cum_max().over("id", "epoch_ms")).fill_null(True) for c in counters
+            (pl.col(c) >= pl.col(c).cum_max().over("life", "epoch_ms")).fill_null(True) for c in counters
         )
     )
     dropped["counter_decrease"] = kept.height - rising.height
-    return rising
+    return rising.drop("life")
 
 
 def _without_between(
@@ -263,14 +269,15 @@ def _gains(
     """What each counter gained over each interval, and whether the interval was measured."""
     elapsed_ms = pl.col("ts_ms") - pl.col("t0_ms")
     restarted = (pl.col("epoch_ms") != pl.col("epoch_ms_0")).fill_null(False)
-    start_known = restarted & (pl.col("ts_ms") - pl.col("epoch_ms") <= RESTART_GAP_MS)
+    forgotten = elapsed_ms >= edges.forget_ms
+    start_known = ~forgotten & restarted & (pl.col("ts_ms") - pl.col("epoch_ms") <= RESTART_GAP_MS)
     # a counter without an epoch that fell was reset within the interval: its value is what it gained since
     fell = ~restarted & pl.any_horizontal((pl.col(c) < pl.col(f"{c}_0")).fill_null(False) for c in counters)
     believable = elapsed_ms <= edges.hold_ms
     if ceiling is not None:
         believable &= pl.all_horizontal((pl.col(c) <= ceiling).fill_null(True) for c in counters)
     counts_from_zero = start_known | (fell & believable)
-    unknown = (restarted & ~start_known) | (fell & ~believable)
+    unknown = forgotten | (restarted & ~start_known) | (fell & ~believable)
     gained = paired.with_columns(
         *(
             pl.when(unknown)
@@ -285,8 +292,10 @@ def _gains(
         start_ms=pl.when(start_known)
         .then(pl.min_horizontal(pl.max_horizontal("t0_ms", "epoch_ms"), pl.col("ts_ms") - 1))
         .otherwise("t0_ms"),
+        # nobody knew it to be there for longer
+        end_ms=pl.min_horizontal("ts_ms", pl.col("t0_ms") + edges.forget_ms),
         known=~unknown,
-    ).rename({"ts_ms": "end_ms"})
+    ).drop("ts_ms")
     return gained.with_columns(
         measured=pl.col("known") & (pl.col("end_ms") - pl.col("start_ms") <= edges.hold_ms)
     )
