@@ -16,7 +16,7 @@ from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream import records
 from idlewatt.stream.decoding import empty_frame
 
-LAYOUT: Final = "meter/1"
+LAYOUT: Final = "meter/2"
 GPU_KEY: Final = ("site", "pool", "gpu_uuid")
 GPU_ATTRIBUTES: Final = ("node", "product")
 # with the node: engines of two nodes may call themselves alike
