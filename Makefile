@@ -20,7 +20,7 @@ doctor: $(VENV)/.runtime ## check driver, engines, Kafka, clock, configuration
 	@$(RUN) -m idlewatt.cli.main doctor $(ARGS)
 
 test: $(VENV)/.test ## run every test, real Kafka, Prometheus and NVML included
-	@$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: $(VENV)/.test ## kill, freeze and mislead a real pipeline, then check every figure; SEED=1 FAULTS=200
 	@$(RUN) tests/chaos.py --seed $(or $(SEED),1) --faults $(or $(FAULTS),200)
