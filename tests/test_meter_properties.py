@@ -112,7 +112,7 @@ def _nonzero(expected: dict[Any, list[int]]) -> dict[Any, tuple[int, ...]]:
     return {key: tuple(row) for key, row in expected.items() if any(row)}
 
 
-@examples(30)
+@examples(15)
 @given(fleets(), SEEDS)
 def test_arrival_changes_no_sum(fleet: Fleet, seed: int) -> None:
     """Cutting, repeating and shuffling within a third of the grace gives the truth, once the clock has run on."""
@@ -121,7 +121,7 @@ def test_arrival_changes_no_sum(fleet: Fleet, seed: int) -> None:
     assert_true(driver, fleet, drain(driver, fleet, now_ms))
 
 
-@examples(30)
+@examples(15)
 @given(fleets(), SEEDS)
 def test_sums_are_true_at_any_edge(fleet: Fleet, seed: int) -> None:
     """While readings still come, the windows that are closed already hold what the truth has up to their edge."""
@@ -131,7 +131,7 @@ def test_sums_are_true_at_any_edge(fleet: Fleet, seed: int) -> None:
     assert_true(driver, fleet, max(edge_ms, START_MS))
 
 
-@examples(30)
+@examples(15)
 @given(fleets(), SEEDS)
 def test_crashes_change_no_sum(fleet: Fleet, seed: int) -> None:
     """Work that was not committed is done again: from any commit on, with topics read at any pace, sums are true."""
@@ -160,7 +160,7 @@ def test_crashes_change_no_sum(fleet: Fleet, seed: int) -> None:
     assert_true(driver, fleet, edge_ms)
 
 
-@examples(20)
+@examples(10)
 @given(fleets(clean=True, overdraw=False), SEEDS)
 def test_energy_and_time_are_conserved(fleet: Fleet, seed: int) -> None:
     """Draw adds up to the counters' differences, draw and headroom to limit x time, states to all the time there was."""
@@ -190,7 +190,7 @@ def _by_gpu(fleet: Fleet) -> dict[tuple[str, str], list[records.GpuRow]]:
     return found
 
 
-@examples(30)
+@examples(15)
 @given(fleets(overdraw=False), SEEDS, st.sampled_from([0, 90_000, 600_000]))
 def test_late_nodes_are_counted(fleet: Fleet, seed: int, late_ms: int) -> None:
     """What a node sends late is booked in its windows and states, as if it had come in time."""
@@ -203,7 +203,7 @@ def test_late_nodes_are_counted(fleet: Fleet, seed: int, late_ms: int) -> None:
     assert_true(driver, fleet, drain(driver, fleet, now_ms), late=True)
 
 
-@examples(20)
+@examples(10)
 @given(fleets(forget=True), SEEDS)
 def test_forgetting_is_in_event_time(fleet: Fleet, seed: int) -> None:
     """When an entity is given up depends on its readings, not on how they travel."""
