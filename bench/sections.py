@@ -46,7 +46,6 @@ class Sections:
         self._local = threading.local()
         self._missing: list[str] = []
         self._threads_before: dict[str, int] = {}
-        self._began = time.process_time_ns()
         for name, module, path in _SECTIONS:
             self._wrap(name, module, path)
 
@@ -55,7 +54,6 @@ class Sections:
         self._own_ns.clear()
         self._calls.clear()
         self._threads_before = _threads_ns()
-        self._began = time.process_time_ns()
 
     def threads(self) -> list[tuple[str, float]]:
         """CPU seconds by thread since the reset."""

@@ -4,14 +4,12 @@ A server kind is one module here that ends in `MAPPING = EngineMapping(...)`; th
 It is found by looking into this package, there is no list to add it to.
 """
 
-import difflib
-import importlib
-import pkgutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from idlewatt.stream.errors import ConfigError
+from idlewatt.collectors import mappings
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +71,9 @@ class EngineMapping:
 
 def known_servers() -> tuple[str, ...]:
     """Server kinds there are, in alphabetical order."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+    return mappings.kinds(sys.modules[__name__])
 
 
 def mapping_of(server: str) -> EngineMapping:
     """The mapping of a server kind. Raises ConfigError for one that nobody has written."""
-    known = known_servers()
-    if server not in known:
-        near = difflib.get_close_matches(server, known, n=1)
-        meant = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"no inference server is called {server!r}; known: {', '.join(known)}.{meant}")
-    mapping = importlib.import_module(f"{__name__}.{server}").MAPPING
-    if not isinstance(mapping, EngineMapping):
-        raise TypeError(f"{__name__}.{server}.MAPPING is no EngineMapping")
-    return mapping
+    return mappings.mapping(sys.modules[__name__], server, EngineMapping, "inference server")

@@ -4,13 +4,11 @@ A gateway kind is one module here that ends in `MAPPING = GatewayMapping(...)`; 
 It is found by looking into this package, there is no list to add it to.
 """
 
-import difflib
-import importlib
-import pkgutil
+import sys
 from dataclasses import dataclass
 
+from idlewatt.collectors import mappings
 from idlewatt.collectors.engines import Series
-from idlewatt.stream.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,17 +44,9 @@ class GatewayMapping:
 
 def known_gateways() -> tuple[str, ...]:
     """Gateway kinds there are, in alphabetical order."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+    return mappings.kinds(sys.modules[__name__])
 
 
 def mapping_of(kind: str) -> GatewayMapping:
     """The mapping of a gateway kind. Raises ConfigError for one that nobody has written."""
-    known = known_gateways()
-    if kind not in known:
-        near = difflib.get_close_matches(kind, known, n=1)
-        meant = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"no gateway is called {kind!r}; known: {', '.join(known)}.{meant}")
-    mapping = importlib.import_module(f"{__name__}.{kind}").MAPPING
-    if not isinstance(mapping, GatewayMapping):
-        raise TypeError(f"{__name__}.{kind}.MAPPING is no GatewayMapping")
-    return mapping
+    return mappings.mapping(sys.modules[__name__], kind, GatewayMapping, "gateway")

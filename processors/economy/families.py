@@ -5,7 +5,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.economy.book import Book
+from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.envelope_families import envelope_families
 from idlewatt.processors.economy.rolling_families import rolling_families
@@ -14,7 +14,6 @@ from idlewatt.processors.families import Family, family
 from idlewatt.stream import metric_names as names
 from idlewatt.stream.metric_names import Metric
 
-_MICRO: Final = 1_000_000
 _KINDS: Final = {
     "output_tokens": "output",
     "input_tokens": "input",
@@ -45,14 +44,14 @@ def families(states: Sequence[EconomyState], book: Book, config: EconomyConfig) 
 
 def _counters(state: EconomyState) -> Iterator[Family]:
     for kind, metric in _BOOKED.items():
-        yield _counter(metric, state.totals.filter(pl.col("kind") == kind), "amount_micro", per=_MICRO)
+        yield _counter(metric, state.totals.filter(pl.col("kind") == kind), "amount_micro", per=MICRO)
     yield _counter(names.UNPRICED_TOKENS, state.unpriced, "output_tokens")
     yield _counter(names.UNCOSTED_GPU_SECONDS, state.uncosted, "gpu_ms", per=1000)
-    yield _counter(names.CARBON, state.carbon, "carbon_ug", per=_MICRO)
+    yield _counter(names.CARBON, state.carbon, "carbon_ug", per=MICRO)
     yield _by_kind(names.UNATTRIBUTED_TOKENS, state.unattributed, UNATTRIBUTED_KEY)
     consumers = state.consumers
     yield _by_kind(names.CONSUMER_TOKENS, consumers, names.CONSUMER_TOKENS.labels[:-1])
-    yield _counter(names.CONSUMER_SPEND, consumers, "spend_micro", per=_MICRO)
+    yield _counter(names.CONSUMER_SPEND, consumers, "spend_micro", per=MICRO)
     unpriced = consumers.filter(pl.col("unpriced_tokens") != 0)
     yield _counter(names.CONSUMER_UNPRICED_TOKENS, unpriced, "unpriced_tokens")
 
