@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from idlewatt.collectors.engine_source import EngineSource
-from idlewatt.collectors.gateway_source import GatewaySource
+from idlewatt.collectors.collection import engine_source, gateway_source
 from idlewatt.collectors.source import Reading, Source
 from idlewatt.stream.errors import ConfigError, SourceError
 from idlewatt.stream.records import EngineRow, UsageRow
@@ -27,18 +26,6 @@ class Finding:
 
 def engine_finding(settings: Settings, engine: Engine) -> Finding:
     """Whether an engine answers, and which models it serves."""
-    collect = settings.collect
-
-    def source() -> Source:
-        return EngineSource(
-            engine,
-            site=settings.site,
-            pool=collect.pool or collect.node,
-            node=collect.node,
-            interval_s=collect.engine_interval_s,
-            timeout_s=collect.timeout_s,
-            max_body_bytes=collect.max_body_bytes,
-        )
 
     def seen(name: str, reading: Reading) -> Finding:
         models = ", ".join(sorted({row.model_name for row in reading.rows if isinstance(row, EngineRow)}))
@@ -50,23 +37,11 @@ def engine_finding(settings: Settings, engine: Engine) -> Finding:
             return Finding("warn", "engine", f"{name} names no model yet", "send it a request, ask again")
         return Finding("ok", "engine", f"{name} serves {models}")
 
-    return _read("engine", engine.url, source, seen)
+    return _read("engine", engine.url, lambda: engine_source(settings, engine), seen)
 
 
 def gateway_finding(settings: Settings, gateway: Gateway) -> Finding:
     """Whether a gateway answers, and whether the rules name those who spend its tokens."""
-    collect = settings.collect
-
-    def source() -> Source:
-        return GatewaySource(
-            gateway,
-            collect.consumer,
-            site=settings.site,
-            node=collect.node,
-            interval_s=collect.gateway_interval_s,
-            timeout_s=collect.timeout_s,
-            max_body_bytes=collect.max_body_bytes,
-        )
 
     def seen(name: str, reading: Reading) -> Finding:
         rows = [row for row in reading.rows if isinstance(row, UsageRow)]
@@ -82,7 +57,7 @@ def gateway_finding(settings: Settings, gateway: Gateway) -> Finding:
             return Finding("warn", "gateway", told, "name the others with [[collect.consumer]]")
         return Finding("ok", "gateway", told)
 
-    return _read("gateway", gateway.url, source, seen)
+    return _read("gateway", gateway.url, lambda: gateway_source(settings, gateway), seen)
 
 
 def _read(

@@ -17,7 +17,7 @@ from idlewatt.stream.clock import Clock, unix_ms
 from idlewatt.stream.errors import ConfigError
 from idlewatt.stream.http_routes import Route
 from idlewatt.stream.log import Appender
-from idlewatt.stream.settings import Settings
+from idlewatt.stream.settings import Engine, Gateway, Settings
 from idlewatt.stream.spool import Spool
 
 
@@ -36,30 +36,8 @@ class Collection:
         sources, self._close_gpus = _gpu_sources(settings, clock)
         try:
             sources += [
-                EngineSource(
-                    engine,
-                    site=settings.site,
-                    pool=collect.pool or collect.node,
-                    node=collect.node,
-                    interval_s=collect.engine_interval_s,
-                    timeout_s=collect.timeout_s,
-                    max_body_bytes=collect.max_body_bytes,
-                    clock=clock,
-                )
-                for engine in collect.engine
-            ]
-            sources += [
-                GatewaySource(
-                    gateway,
-                    collect.consumer,
-                    site=settings.site,
-                    node=collect.node,
-                    interval_s=collect.gateway_interval_s,
-                    timeout_s=collect.timeout_s,
-                    max_body_bytes=collect.max_body_bytes,
-                    clock=clock,
-                )
-                for gateway in collect.gateway
+                *(engine_source(settings, engine, clock) for engine in collect.engine),
+                *(gateway_source(settings, gateway, clock) for gateway in collect.gateway),
             ]
             sources += extra_sources
             _check(sources, takes_usage=settings.serve.token is not None)
@@ -95,6 +73,36 @@ class Collection:
         self._scheduler.stop(timeout_s / 2)
         self._close_gpus()
         self._sink.stop(max(deadline - time.monotonic(), 0))
+
+
+def engine_source(settings: Settings, engine: Engine, clock: Clock = unix_ms) -> EngineSource:
+    """An engine of the settings as a source. Raises ConfigError."""
+    collect = settings.collect
+    return EngineSource(
+        engine,
+        site=settings.site,
+        pool=collect.pool or collect.node,
+        node=collect.node,
+        interval_s=collect.engine_interval_s,
+        timeout_s=collect.timeout_s,
+        max_body_bytes=collect.max_body_bytes,
+        clock=clock,
+    )
+
+
+def gateway_source(settings: Settings, gateway: Gateway, clock: Clock = unix_ms) -> GatewaySource:
+    """A gateway of the settings as a source. Raises ConfigError."""
+    collect = settings.collect
+    return GatewaySource(
+        gateway,
+        collect.consumer,
+        site=settings.site,
+        node=collect.node,
+        interval_s=collect.gateway_interval_s,
+        timeout_s=collect.timeout_s,
+        max_body_bytes=collect.max_body_bytes,
+        clock=clock,
+    )
 
 
 def _gpu_sources(settings: Settings, clock: Clock) -> tuple[list[Source], Callable[[], None]]:
