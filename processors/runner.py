@@ -38,8 +38,8 @@ SAY_AGAIN_S: Final = 60.0
 
 
 @functools.cache
-def _nothing(schema: Schema) -> pl.DataFrame:
-    return empty_frame(schema).with_columns(pl.lit(None, pl.Int64).alias("src"))
+def _nothing(schema: Schema, columns: tuple[str, ...]) -> pl.DataFrame:
+    return empty_frame(schema).select(*columns, pl.lit(None, pl.Int64).alias("src"))
 
 
 class Runner(Generic[S]):
@@ -240,13 +240,13 @@ class Runner(Generic[S]):
         self, messages: Sequence[Message], now_ms: int
     ) -> tuple[dict[str, pl.DataFrame], list[Record]]:
         """Rows per schema, with `src`, the offset of their message; and what to say of messages that are none."""
-        frames = {schema.name: _nothing(schema) for schema in self._stage.schemas}
+        frames = {schema.name: _nothing(schema, names) for schema, names in self._stage.columns.items()}
         rejected: list[Record] = []
         by_topic: dict[tuple[str, int], list[Message]] = defaultdict(list)
         for message in messages:
             by_topic[message.topic, message.partition].append(message)
         for (topic, partition), found in by_topic.items():
-            decoded, faults = decode_all([message.value for message in found])
+            decoded, faults = decode_all([message.value for message in found], self._stage.columns)
             rejected += [self._reject(found[place], fault, now_ms) for place, fault in faults.items()]
             offsets = pl.Series("src", [message.offset for message in found], pl.Int64)
             for schema, rows in decoded.items():
