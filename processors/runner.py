@@ -240,7 +240,7 @@ class Runner(Generic[S]):
         self, messages: Sequence[Message], now_ms: int
     ) -> tuple[dict[str, pl.DataFrame], list[Record]]:
         """Rows per schema, with `src`, the offset of their message; and what to say of messages that are none."""
-        frames = {schema.name: _nothing(schema, names) for schema, names in self._stage.columns.items()}
+        parts: dict[str, list[pl.DataFrame]] = {schema.name: [] for schema in self._stage.columns}
         rejected: list[Record] = []
         by_topic: dict[tuple[str, int], list[Message]] = defaultdict(list)
         for message in messages:
@@ -250,20 +250,19 @@ class Runner(Generic[S]):
             rejected += [self._reject(found[place], fault, now_ms) for place, fault in faults.items()]
             offsets = pl.Series("src", [message.offset for message in found], pl.Int64)
             for schema, rows in decoded.items():
-                sources = offsets.gather(rows.message)
-                if schema.name in frames:
-                    frame = rows.frame.with_columns(sources)
-                    frames[schema.name] = (
-                        pl.concat([frames[schema.name], frame]) if len(by_topic) > 1 else frame
-                    )
-                    self._figures.count(names.ROWS, topic, by=frame.height)
+                if schema.name in parts:
+                    parts[schema.name].append(rows.frame.with_columns(offsets.gather(rows.message)))
+                    self._figures.count(names.ROWS, topic, by=rows.frame.height)
                 else:
                     fault = UnreadableMessageError(
                         "wrong_topic", f"{schema.name} rows do not belong in {topic}"
                     )
                     rejected += [self._reject(found[place], fault, now_ms) for place in rows.messages]
             self._figures.count(names.MESSAGES, topic, str(partition), by=len(found))
-        return frames, rejected
+        return {
+            schema.name: pl.concat(parts[schema.name]) if parts[schema.name] else _nothing(schema, columns)
+            for schema, columns in self._stage.columns.items()
+        }, rejected
 
     def _reject(self, message: Message, fault: UnreadableMessageError, now_ms: int) -> Record:
         reason, detail = fault.reason, str(fault)
