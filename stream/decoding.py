@@ -5,6 +5,7 @@ pyarrow, one by one, which survives any bytes.
 """
 
 import functools
+import struct
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,14 @@ import pyarrow as pa
 from crc32c import crc32c
 from pyarrow import ipc
 
-from idlewatt.stream.encoding import END_OF_STREAM, SEAL, SEAL_BYTES
+from idlewatt.stream.encoding import END_OF_STREAM, SEAL
 from idlewatt.stream.errors import UnreadableMessageError
 from idlewatt.stream.joined_batches import Layout, join, layout_of, repeated
 from idlewatt.stream.records import NAME_KEY, SCHEMAS, VERSION_KEY, Schema
 
 _CONTINUATION: Final = b"\xff\xff\xff\xff"
-_TAIL_BYTES: Final = len(END_OF_STREAM) + SEAL_BYTES
+# the end of the stream, and the seal: rows, mark, checksum
+_TAIL: Final = struct.Struct("<8sI4sI")
 _POLARS_TYPES: Final[dict[pa.DataType, pl.DataType]] = {
     pa.int64(): pl.Int64(),
     pa.float64(): pl.Float64(),
@@ -81,16 +83,15 @@ def decode_all(
     sealed: dict[Schema, list[tuple[int, Layout]]] = defaultdict(list)
     foreign: list[tuple[int, Schema]] = []
     faults: dict[int, UnreadableMessageError] = {}
-    columns: dict[Schema, tuple[str, ...]] = {}
+    columns = {schema: tuple(names) for schema, names in (wanted or {}).items()}
     stream: _Stream | None = None
     for place, message in enumerate(messages):
         try:
             # most messages begin like the one before
             if stream is None or not message.startswith(stream.head):
                 stream = _stream(_schema_message(message))
-                schema = stream.schema
-                columns[schema] = tuple((wanted or {}).get(schema, schema.arrow.names))
-            layout = _layout(stream, columns[stream.schema], message) if _is_sealed(message) else None
+                names = columns.setdefault(stream.schema, tuple(stream.schema.arrow.names))
+            layout = _sealed_layout(message, stream, names)
         except UnreadableMessageError as fault:
             faults[place] = fault
         else:
@@ -136,24 +137,24 @@ def _in_order(parts: list[_Part]) -> Rows:
     return Rows(frame, message, sorted(places))
 
 
-def _is_sealed(message: bytes) -> bool:
-    """Whether our writer made it. Raises UnreadableMessageError (checksum) if it was damaged since."""
-    if message[-8:-4] != SEAL or message[-_TAIL_BYTES:-SEAL_BYTES] != END_OF_STREAM:
-        return False
-    if int.from_bytes(message[-4:], "little") != crc32c(memoryview(message)[:-8]):
-        raise UnreadableMessageError("checksum", "the message's checksum does not fit its bytes")
-    return True
+def _sealed_layout(message: bytes, stream: "_Stream", wanted: tuple[str, ...]) -> Layout | None:
+    """Where the columns lie; None if our writer did not make it, or not as one plain record batch.
 
-
-def _layout(stream: "_Stream", wanted: tuple[str, ...], message: bytes) -> Layout | None:
-    """Where a sealed message's columns lie; None if it is not one plain record batch of what its seal says."""
+    Raises UnreadableMessageError (checksum) if it was damaged since.
+    """
     at = len(stream.head)
-    header_end = at + 8 + int.from_bytes(message[at + 4 : at + 8], "little")
-    body = len(message) - _TAIL_BYTES - header_end
-    if not stream.exact or body < 0:
+    end = len(message) - _TAIL.size
+    if end < at + 8:
         return None
-    layout = layout_of(stream.schema, wanted, message[at:header_end], at, body)
-    rows = int.from_bytes(message[-SEAL_BYTES:-8], "little")
+    end_of_stream, rows, mark, checksum = _TAIL.unpack_from(message, end)
+    if mark != SEAL or end_of_stream != END_OF_STREAM:
+        return None
+    if checksum != crc32c(memoryview(message)[:-8]):
+        raise UnreadableMessageError("checksum", "the message's checksum does not fit its bytes")
+    body_at = at + 8 + int.from_bytes(message[at + 4 : at + 8], "little")
+    if not stream.exact or body_at > end:
+        return None
+    layout = layout_of(stream.schema, wanted, message[at:body_at], at, end - body_at)
     return layout if layout is not None and layout.rows == rows else None
 
 
