@@ -80,7 +80,7 @@ def decode_all(
 
     `wanted`: the columns that the caller needs; without it, and of other schemas, all.
     """
-    sealed: dict[Schema, list[tuple[int, Layout]]] = defaultdict(list)
+    sealed: dict[Schema, list[tuple[int, Layout, Sequence[bytes]]]] = defaultdict(list)
     foreign: list[tuple[int, Schema]] = []
     faults: dict[int, UnreadableMessageError] = {}
     columns = {schema: tuple(names) for schema, names in (wanted or {}).items()}
@@ -98,16 +98,17 @@ def decode_all(
             if layout is None:
                 foreign.append((place, stream.schema))
             else:
-                sealed[stream.schema].append((place, layout))
+                # now that its checksum has brought the message into the processor's cache
+                sealed[stream.schema].append((place, layout, layout.cut(message)))
     parts: dict[Schema, list[_Part]] = defaultdict(list)
     for schema, found in sealed.items():
-        places, layouts = (list(column) for column in zip(*found, strict=True))
+        places, layouts, cuts = zip(*found, strict=True)
         try:
-            frame = join([messages[place] for place in places], layouts, schema, columns[schema])
+            frame = join([messages[place] for place in places], layouts, cuts, schema, columns[schema])
         except pa.ArrowException:
             foreign += [(place, schema) for place in places]
         else:
-            parts[schema].append(_Part(places, [layout.rows for layout in layouts], frame))
+            parts[schema].append(_Part(list(places), [layout.rows for layout in layouts], frame))
     for place, schema in foreign:
         try:
             frame = _read_foreign(schema, messages[place]).select(columns[schema])

@@ -141,10 +141,16 @@ def _column(array: pa.Array, first: int, end: int) -> Column:
 
 
 def join(
-    messages: Sequence[bytes], layouts: Sequence[Layout], schema: Schema, wanted: tuple[str, ...]
+    messages: Sequence[bytes],
+    layouts: Sequence[Layout],
+    cuts: Sequence[Sequence[bytes]],
+    schema: Schema,
+    wanted: tuple[str, ...],
 ) -> pl.DataFrame:
-    """The wanted columns of all messages, in their order. Raises pa.ArrowException if texts or lists make no sense."""
-    cuts = [layout.cut(message) for layout, message in zip(layouts, messages, strict=True)]
+    """The wanted columns of all messages, in their order. Raises pa.ArrowException if texts or lists make no sense.
+
+    `cuts`: what each layout cuts out of its message.
+    """
     parts = iter(zip(*cuts, strict=True))
     message_of = _message_of([layout.rows for layout in layouts])
     different = set(layouts)
