@@ -26,7 +26,7 @@ _BY_TIME: Final = ("server", "model", "start_ms")
 def with_servers(index: pl.DataFrame) -> pl.DataFrame:
     """Give the models of one engine the same `server` for as long as any of them is known."""
     engine = ("site", "pool", "node", "engine")
-    return index.with_columns(
+    return index.with_columns_seq(
         server=pl.coalesce("server", pl.col("server").max().over(engine), pl.col("id").min().over(engine))
     )
 
@@ -36,8 +36,8 @@ def segments_of(intervals: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
     tokens = pl.sum_horizontal("inc_output_tokens", "inc_input_tokens", "inc_cached_input_tokens")
     return (
         intervals.filter("measured")
-        .join(index.select("id", "server"), on="id")
-        .select(
+        .join(index.select_seq("id", "server"), on="id")
+        .select_seq(
             "server",
             pl.col("id").alias("model"),
             "start_ms",
@@ -63,13 +63,13 @@ def remember(segments: pl.DataFrame, new: pl.DataFrame, edge_ms: int) -> pl.Data
             pl.col("active", "waiting").first(),
         )
         .filter(pl.col("end_ms") > edge_ms - RETAIN_MS)
-        .select(*SEGMENT_COLUMNS)
+        .select_seq(*SEGMENT_COLUMNS)
     )
 
 
 def in_windows(segments: pl.DataFrame, since_ms: int, until_ms: int, window_ms: int) -> pl.DataFrame:
     """Cut segments at window edges between two moments; adds window_start_ms."""
-    clipped = segments.with_columns(
+    clipped = segments.with_columns_seq(
         pl.max_horizontal("start_ms", pl.lit(since_ms)).alias("start_ms"),
         pl.min_horizontal("end_ms", pl.lit(until_ms)).alias("end_ms"),
     ).filter(pl.col("end_ms") > pl.col("start_ms"))
@@ -77,9 +77,9 @@ def in_windows(segments: pl.DataFrame, since_ms: int, until_ms: int, window_ms: 
         pl.int_ranges(pl.col("start_ms") // window_ms, (pl.col("end_ms") - 1) // window_ms + 1) * window_ms
     )
     return (
-        clipped.with_columns(windows.alias("window_start_ms"))
+        clipped.with_columns_seq(windows.alias("window_start_ms"))
         .explode("window_start_ms")
-        .with_columns(
+        .with_columns_seq(
             pl.max_horizontal("start_ms", "window_start_ms").alias("start_ms"),
             pl.min_horizontal("end_ms", pl.col("window_start_ms") + window_ms).alias("end_ms"),
         )
@@ -88,12 +88,12 @@ def in_windows(segments: pl.DataFrame, since_ms: int, until_ms: int, window_ms: 
 
 def with_first(index: pl.DataFrame, intervals: pl.DataFrame, last: pl.DataFrame) -> pl.DataFrame:
     """Note the first reading of engines that are new: they are known to be there from then on, not before."""
-    began = pl.concat([intervals.select("id", first="t0_ms"), last.select("id", first="ts_ms")])
+    began = pl.concat([intervals.select_seq("id", first="t0_ms"), last.select_seq("id", first="ts_ms")])
     return (
         index.join(
             began.group_by("id").agg(pl.col("first").min()), on="id", how="left", maintain_order="left"
         )
-        .with_columns(first_ms=pl.coalesce("first_ms", "first"))
+        .with_columns_seq(first_ms=pl.coalesce("first_ms", "first"))
         .drop("first")
     )
 
@@ -107,7 +107,7 @@ def holders(
     those of its node: `inferred`. That counts only for a GPU that has a process and that no engine names.
     """
     named = (
-        engine_index.join(engines.select("id", "ts_ms"), on="id")
+        engine_index.join(engines.select_seq("id", "ts_ms"), on="id")
         .sort("ts_ms")
         .group_by("site", "pool", "node", "server")
         .agg(
@@ -118,16 +118,16 @@ def holders(
     )
     explicit = (
         named.filter(pl.col("gpus") != "")
-        .with_columns(pl.col("gpus").str.split("\n"))
+        .with_columns_seq(pl.col("gpus").str.split("\n"))
         .explode("gpus")
-        .join(gpu_index.select("site", "pool", "id", gpus="gpu_uuid"), on=["site", "pool", "gpus"])
-        .select("server", "id", pl.lit(False).alias("inferred"), "since_ms", "until_ms")
+        .join(gpu_index.select_seq("site", "pool", "id", gpus="gpu_uuid"), on=["site", "pool", "gpus"])
+        .select_seq("server", "id", pl.lit(False).alias("inferred"), "since_ms", "until_ms")
         .unique()
     )
     possible = (
         named.filter(pl.col("gpus") == "")
-        .join(gpu_index.select("site", "pool", "node", "id"), on=["site", "pool", "node"])
-        .select("server", "id", pl.lit(True).alias("inferred"), "since_ms", "until_ms")
+        .join(gpu_index.select_seq("site", "pool", "node", "id"), on=["site", "pool", "node"])
+        .select_seq("server", "id", pl.lit(True).alias("inferred"), "since_ms", "until_ms")
     )
     return pl.concat([explicit, possible])
 
@@ -136,7 +136,7 @@ def demand(
     segments: pl.DataFrame, index: pl.DataFrame, since_ms: int, edge_ms: int, window_ms: int
 ) -> pl.DataFrame:
     """Per (site, pool, window_start_ms): `waiting` if any engine had a queue, else `none`; no row where none was read."""
-    pools = index.select("server", "site", "pool").unique()
+    pools = index.select_seq("server", "site", "pool").unique()
     return (
         in_windows(segments, since_ms, edge_ms, window_ms)
         .join(pools, on="server")
@@ -153,7 +153,7 @@ def by_name(segments: pl.DataFrame, index: pl.DataFrame) -> tuple[pl.DataFrame, 
     So the least of several is the first by name, and engines that serve the same model are alike.
     """
     place = pl.col("model_name").rank("dense").cast(pl.Int64).alias("place")
-    places = index.select(pl.col("id").alias("model"), "model_name", place)
-    ranked = segments.join(places.select("model", "place"), on="model", maintain_order="left")
-    names = places.select(pl.col("place").alias("model"), "model_name").unique()
-    return ranked.with_columns(model=pl.col("place")).select(*SEGMENT_COLUMNS), names
+    places = index.select_seq(pl.col("id").alias("model"), "model_name", place)
+    ranked = segments.join(places.select_seq("model", "place"), on="model", maintain_order="left")
+    names = places.select_seq(pl.col("place").alias("model"), "model_name").unique()
+    return ranked.with_columns_seq(model=pl.col("place")).select_seq(*SEGMENT_COLUMNS), names

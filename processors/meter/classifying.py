@@ -32,8 +32,8 @@ def classify(
     summed first and judged once. The others are judged piece by piece.
     """
     if pieces.is_empty():
-        return _judged(pieces.select(*_ALIKE, *AMOUNTS), pl.lit(""), pl.lit(None, pl.Int64))
-    span = pieces.select(a=pl.col("window_start_ms").min(), b=pl.col("window_start_ms").max()).row(0)
+        return _judged(pieces.select_seq(*_ALIKE, *AMOUNTS), pl.lit(""), pl.lit(None, pl.Int64))
+    span = pieces.select_seq(a=pl.col("window_start_ms").min(), b=pl.col("window_start_ms").max()).row(0)
     whole = _whole_windows(segments, held, span[0], span[1] + window_ms, window_ms)
     sums = (
         _summed(pieces, span[0], window_ms)
@@ -51,7 +51,7 @@ def classify(
     ]
     if mixed.height:
         unclear = pieces.filter("measured").join(
-            mixed.select("id", "window_start_ms").unique(), on=["id", "window_start_ms"], how="semi"
+            mixed.select_seq("id", "window_start_ms").unique(), on=["id", "window_start_ms"], how="semi"
         )
         parts.append(_piece_by_piece(unclear, segments, held))
     return pl.concat(parts)
@@ -67,8 +67,10 @@ def steady_windows(
         {"window_start_ms": range(edges.previous_ms, edges.edge_ms, edges.window_ms)},
         schema={"window_start_ms": pl.Int64},
     )
-    free = gpu_index.select("id").join(held.select("id"), on="id", how="anti").join(windows, how="cross")
-    return pl.concat([whole.select("id", "window_start_ms"), free])
+    free = (
+        gpu_index.select_seq("id").join(held.select_seq("id"), on="id", how="anti").join(windows, how="cross")
+    )
+    return pl.concat([whole.select_seq("id", "window_start_ms"), free])
 
 
 def _summed(pieces: pl.DataFrame, since_ms: int, window_ms: int) -> pl.DataFrame:
@@ -83,7 +85,7 @@ def _summed(pieces: pl.DataFrame, since_ms: int, window_ms: int) -> pl.DataFrame
 
 
 def _judged(rows: pl.DataFrame, state: pl.Expr, model: pl.Expr) -> pl.DataFrame:
-    return rows.select(
+    return rows.select_seq(
         "id", "window_start_ms", "late", "measured", state.alias("state"), model.alias("model"), *AMOUNTS
     )
 
@@ -107,7 +109,7 @@ def _whole_windows(
             & (pl.col("models") == 1)
             & pl.col("active_ms").is_in([0, window_ms])
         )
-        .select(
+        .select_seq(
             "server",
             "window_start_ms",
             pl.when(pl.col("active_ms") > 0)
@@ -118,12 +120,12 @@ def _whole_windows(
         )
     )
     named = held.filter(~pl.col("inferred"))
-    alone = named.filter(pl.len().over("id") == 1).select("server", "id")
-    return alone.join(whole, on="server").select("id", "window_start_ms", "verdict", "model")
+    alone = named.filter(pl.len().over("id") == 1).select_seq("server", "id")
+    return alone.join(whole, on="server").select_seq("id", "window_start_ms", "verdict", "model")
 
 
 def _piece_by_piece(pieces: pl.DataFrame, segments: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
-    by_gpu = segments.join(held.join(pieces.select("id").unique(), on="id", how="semi"), on="server")
+    by_gpu = segments.join(held.join(pieces.select_seq("id").unique(), on="id", how="semi"), on="server")
     rows = pieces
     for name, chosen in (
         ("serving_named", pl.col("active") & ~pl.col("inferred")),
@@ -166,7 +168,7 @@ def _piece_by_piece(pieces: pl.DataFrame, segments: pl.DataFrame, held: pl.DataF
 def _overlap(rows: pl.DataFrame, segments: pl.DataFrame, name: str) -> pl.DataFrame:
     """Add the model of the segments that overlap the piece, the first by name, null if none does."""
     if segments.is_empty():
-        return rows.with_columns(pl.lit(None, pl.Int64).alias(name))
+        return rows.with_columns_seq(pl.lit(None, pl.Int64).alias(name))
     models = segments.group_by("id").agg(pl.col("model").n_unique())
     several = models.filter(pl.col("model") > 1)
     if several.height:
@@ -190,7 +192,7 @@ def _overlap(rows: pl.DataFrame, segments: pl.DataFrame, name: str) -> pl.DataFr
         pl.col("id", "start_ms").first(), pl.col("end_ms").max(), pl.col("model").first()
     )
     joined = rows.sort("to_ms").join_asof(
-        merged.sort("start_ms").select(
+        merged.sort("start_ms").select_seq(
             "id",
             pl.col("start_ms").alias("stretch_ms"),
             pl.col("end_ms").alias("reach_ms"),
@@ -206,16 +208,16 @@ def _overlap(rows: pl.DataFrame, segments: pl.DataFrame, name: str) -> pl.DataFr
         check_sortedness=False,
     )
     overlaps = (pl.col("reach_ms") > pl.col("from_ms")).fill_null(False)
-    return joined.with_columns(pl.when(overlaps).then(name).alias(name)).select(*rows.columns, name)
+    return joined.with_columns_seq(pl.when(overlaps).then(name).alias(name)).select_seq(*rows.columns, name)
 
 
 def _first_by_name(rows: pl.DataFrame, segments: pl.DataFrame, name: str) -> pl.DataFrame:
     """What _overlap adds, for GPUs that several models share: every segment is held against every piece."""
     piece = ("id", "from_ms", "to_ms")
     found = (
-        rows.select(piece)
+        rows.select_seq(piece)
         .unique()
-        .join(segments.select("id", "start_ms", "end_ms", "model"), on="id")
+        .join(segments.select_seq("id", "start_ms", "end_ms", "model"), on="id")
         .filter((pl.col("start_ms") < pl.col("to_ms")) & (pl.col("end_ms") > pl.col("from_ms")))
         .group_by(piece)
         .agg(pl.col("model").min().alias(name))

@@ -72,16 +72,16 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         ceiling=waterfall.CEILING,
         steady=Steady(steady_windows(segments, possible, state.gpu_index, edges), _GAUGES),
     )
-    gpu_intervals = with_gaps(waterfall.integrate_missing(gpus.intervals), ENERGY).select(*GPU_INTERVAL)
-    held = possible.join(gpus.last.select("id"), on="id", how="semi")
-    engine_intervals = engine_intervals.select(*ENGINE_INTERVAL)
+    gpu_intervals = with_gaps(waterfall.integrate_missing(gpus.intervals), ENERGY).select_seq(*GPU_INTERVAL)
+    held = possible.join(gpus.last.select_seq("id"), on="id", how="semi")
+    engine_intervals = engine_intervals.select_seq(*ENGINE_INTERVAL)
     gpu_parts, gpu_gaps = _parts(state.open_gpus, gpu_intervals, gpus, edges, ENERGY)
     engine_parts, engine_gaps = _parts(
         state.open_engines, engine_intervals, engines, edges, tokens.TOKEN_KINDS
     )
     gpu_windows = _gpu_windows(state, gpus, gpu_parts, gpu_gaps, segments, held, edges, config)
     engine_windows = _engine_windows(engines, engine_parts, edges, config)
-    gpu_gaps = gpu_gaps.join(_limits(state.gpus), on="id", how="left").select(*state.gpu_gaps.columns)
+    gpu_gaps = gpu_gaps.join(_limits(state.gpus), on="id", how="left").select_seq(*state.gpu_gaps.columns)
     gpu_gaps = pl.concat([state.gpu_gaps, gpu_gaps.filter(waterfall.to_book())])
     engine_gaps = pl.concat([state.engine_gaps, engine_gaps.filter(tokens.to_book())])
 
@@ -90,7 +90,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     )
     assert isinstance(since_ms, int)
     demand = activity.demand(segments, state.engine_index, since_ms, edges.edge_ms, edges.window_ms)
-    pairs = gpu_windows.select("id", "model_name").unique().join(state.gpu_index, on="id")
+    pairs = gpu_windows.select_seq("id", "model_name").unique().join(state.gpu_index, on="id")
     yields = yardstick.yields(learned.histogram, pairs, config)
     power = waterfall.power_rows(gpu_windows, state.gpu_index, demand, yields, edges.window_ms)
     shares = tokens.serving_shares(
@@ -151,7 +151,7 @@ def _parts(
 
 def _limits(gpus: pl.DataFrame) -> pl.DataFrame:
     """(id, booked_limit_mw): the limits that silence is booked with."""
-    return gpus.select("id", booked_limit_mw="power_limit_mw")
+    return gpus.select_seq("id", booked_limit_mw="power_limit_mw")
 
 
 def _gpu_windows(
@@ -165,8 +165,8 @@ def _gpu_windows(
     config: MeterConfig,
 ) -> pl.DataFrame:
     silent = silence(gpus, edges, config.forget_ms, ENERGY, ("power_limit_mw", "has_process"))
-    silent = silent.with_columns(pl.col("start_ms").alias("t0_ms"), pl.lit(False).alias("estimated"))
-    pieces = pl.concat([parts, split(silent.select(*GPU_INTERVAL), edges, ENERGY, gpus.new)])
+    silent = silent.with_columns_seq(pl.col("start_ms").alias("t0_ms"), pl.lit(False).alias("estimated"))
+    pieces = pl.concat([parts, split(silent.select_seq(*GPU_INTERVAL), edges, ENERGY, gpus.new)])
     ranked, names = activity.by_name(segments, state.engine_index)
     classified = classify(waterfall.with_amounts(pieces), ranked, held, edges.window_ms)
     if gaps.height or pieces.get_column("late").any():
@@ -188,12 +188,12 @@ def _limit_changes(
     changed = gpus.last.join(booked, on="id").filter(
         pl.col("booked_limit_mw").ne_missing(pl.col("power_limit_mw"))
     )
-    back = pl.concat([late.select("id"), gaps.select("id")])
+    back = pl.concat([late.select_seq("id"), gaps.select_seq("id")])
     came = replace(gpus, last=changed.join(back, on="id", how="semi"))
     closed = replace(edges, previous_ms=NEVER_MS, edge_ms=edges.previous_ms)
     silent = silence(came, closed, config.forget_ms, ENERGY, ("power_limit_mw",))
     pieces = [
-        rows.select("id", "window_start_ms", "from_ms", "to_ms", "power_limit_mw_0")
+        rows.select_seq("id", "window_start_ms", "from_ms", "to_ms", "power_limit_mw_0")
         for rows in (late, split(silent, closed, ENERGY, new=gpus.new))
     ]
     return waterfall.limit_changes(pl.concat(pieces), booked)
@@ -201,8 +201,8 @@ def _limit_changes(
 
 def _engine_windows(engines: Advance, parts: pl.DataFrame, edges: Edges, config: MeterConfig) -> pl.DataFrame:
     silent = silence(engines, edges, config.forget_ms, tokens.TOKEN_KINDS, ())
-    silent = silent.with_columns(pl.col("start_ms").alias("t0_ms"))
-    silent_parts = split(silent.select(*ENGINE_INTERVAL), edges, tokens.TOKEN_KINDS, engines.new)
+    silent = silent.with_columns_seq(pl.col("start_ms").alias("t0_ms"))
+    silent_parts = split(silent.select_seq(*ENGINE_INTERVAL), edges, tokens.TOKEN_KINDS, engines.new)
     pieces = pl.concat([parts, silent_parts])
     return tokens.engine_windows(pieces)
 
@@ -212,7 +212,7 @@ def gpu_minutes(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """GPU rows per minute: the ledger rows of minutes that are over, and what is to be kept."""
     minute = (pl.col("window_start_ms") // MINUTE_MS * MINUTE_MS).alias("minute_start_ms")
-    new = gpu_windows.select("id", minute, "state", "gpu_ms", "draw_mj", "headroom_mj")
+    new = gpu_windows.select_seq("id", minute, "state", "gpu_ms", "draw_mj", "headroom_mj")
     rows = (
         pl.concat([open_minutes, new])
         .group_by("id", "minute_start_ms", "state")
@@ -224,7 +224,7 @@ def gpu_minutes(
         .sort("id", "minute_start_ms", "state")
         .join(gpu_index, on="id", maintain_order="left")
     )
-    return ledger.select(*frame_schema(records.GPU_MINUTE)), rows.filter(~over)
+    return ledger.select_seq(*frame_schema(records.GPU_MINUTE)), rows.filter(~over)
 
 
 def _samples(
@@ -232,19 +232,19 @@ def _samples(
 ) -> pl.DataFrame:
     """Yields of this step's windows that were wholly measured. An engine's GPUs are taken to be of one product."""
     energy = (
-        shares.join(gpus.select(gpu_id="id", product="product"), on="gpu_id")
+        shares.join(gpus.select_seq(gpu_id="id", product="product"), on="gpu_id")
         .group_by("id", "window_start_ms")
         .agg(pl.col("serving_mj").sum(), pl.col("product").min())
     )
     # a counter that moves at a request's end gives zero, then a spike: its windows say nothing of the yield
-    steady = engines.filter(pl.col("advance") != "request_end").select("id", "site", "pool", "model_name")
+    steady = engines.filter(pl.col("advance") != "request_end").select_seq("id", "site", "pool", "model_name")
     return (
         engine_windows.filter(pl.col("silent_ms") == 0)
         .join(energy, on=["id", "window_start_ms"])
         .join(steady, on="id")
         .group_by("site", "pool", "product", "model_name", "window_start_ms")
         .agg(pl.col("output_tokens", "serving_mj").sum())
-        .select(*SAMPLE_COLUMNS)
+        .select_seq(*SAMPLE_COLUMNS)
     )
 
 
@@ -256,10 +256,10 @@ def _offenders(
         gpu_windows.filter(last_window & pl.col("state").is_in(waterfall.IDLE) & (pl.col("draw_mj") > 0))
         .group_by("id", "state")
         .agg(pl.col("draw_mj").sum().alias("wasted_mj"))
-        .join(gpus.select("id", "site", "pool", "node", "gpu_uuid", "product"), on="id")
+        .join(gpus.select_seq("id", "site", "pool", "node", "gpu_uuid", "product"), on="id")
         .sort("wasted_mj", "gpu_uuid", descending=[True, False])
         .head(config.worst_offenders)
-        .select(*OFFENDER_COLUMNS)
+        .select_seq(*OFFENDER_COLUMNS)
     )
 
 
@@ -267,5 +267,5 @@ def _known(index: pl.DataFrame, kept: pl.DataFrame, step: Advance, *unfinished: 
     """The index without entities that are forgotten, have nothing waiting and nothing unfinished."""
     if kept.height == index.height:
         return index
-    alive = pl.concat([frame.select("id") for frame in (kept, step.pending, *unfinished)]).unique()
+    alive = pl.concat([frame.select_seq("id") for frame in (kept, step.pending, *unfinished)]).unique()
     return index.join(alive, on="id", how="semi", maintain_order="left")

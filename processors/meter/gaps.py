@@ -24,10 +24,10 @@ def put_off(
     """Intervals to split now; those to split from the last edge on; and long gaps before it, with GAP_COLUMNS."""
     closed_ms = pl.min_horizontal("end_ms", pl.lit(edges.previous_ms)) - pl.col("start_ms")
     long = ~pl.col("measured") & (closed_ms > SHORT_WINDOWS * edges.window_ms)
-    marked = intervals.with_columns(long=long)
+    marked = intervals.with_columns_seq(long=long)
     gaps = marked.filter("long").drop("long")
     now = intervals if gaps.is_empty() else marked.filter(~pl.col("long")).drop("long")
-    later = gaps.with_columns(
+    later = gaps.with_columns_seq(
         next_ms=pl.col("start_ms"),
         until_ms=pl.min_horizontal("end_ms", pl.lit(edges.previous_ms)),
         fresh=pl.col("id").is_in(new.implode()),
@@ -42,7 +42,7 @@ def take(
     some = gaps.head(room)
     windows = room // max(some.height, 1)
     edge_ms = (pl.col("next_ms") // window_ms + windows) * window_ms
-    some = some.with_columns(from_ms=pl.col("next_ms"), to_ms=pl.min_horizontal("until_ms", edge_ms))
-    left = some.filter(pl.col("to_ms") < pl.col("until_ms")).with_columns(next_ms=pl.col("to_ms"))
-    pieces = cut(some, window_ms, counters).with_columns(late=~pl.col("fresh"))
-    return pieces, pl.concat([left.select(gaps.columns), gaps.tail(-room)])
+    some = some.with_columns_seq(from_ms=pl.col("next_ms"), to_ms=pl.min_horizontal("until_ms", edge_ms))
+    left = some.filter(pl.col("to_ms") < pl.col("until_ms")).with_columns_seq(next_ms=pl.col("to_ms"))
+    pieces = cut(some, window_ms, counters).with_columns_seq(late=~pl.col("fresh"))
+    return pieces, pl.concat([left.select_seq(gaps.columns), gaps.tail(-room)])

@@ -35,11 +35,11 @@ def extend(history: pl.DataFrame, power: pl.DataFrame, tokens: pl.DataFrame, edg
         pl.col(*TOKEN_KINDS, "measured_ms", "silent_ms").sum(),
         (pl.col("advance") == "request_end").any().alias("request_end"),
     )
-    both = watts.join(served, on=list(_KEY), how="full", coalesce=True).with_columns(
+    both = watts.join(served, on=list(_KEY), how="full", coalesce=True).with_columns_seq(
         pl.col(pl.Int64).fill_null(0), pl.col("request_end").fill_null(False)
     )
     recent = pl.col("window_start_ms") >= edge_ms - max(ROLLING_MS.values())
-    return pl.concat([history, both.select(*HISTORY_COLUMNS)]).filter(recent).sort(*_KEY)
+    return pl.concat([history, both.select_seq(*HISTORY_COLUMNS)]).filter(recent).sort(*_KEY)
 
 
 def rolling(history: pl.DataFrame, edge_ms: int, config: MeterConfig) -> pl.DataFrame:
@@ -66,7 +66,7 @@ def _over(
         # a minute is shorter than many requests: counters that move at their end would give zero, then a spike
         & ~(pl.col("request_end") & pl.lit(length_ms <= ROLLING_MS["1m"]))
     )
-    return sums.select(
+    return sums.select_seq(
         "site",
         "pool",
         pl.lit(name).alias("window"),

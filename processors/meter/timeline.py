@@ -71,17 +71,17 @@ def with_ids(
     joined = rows.join(index.rename(known), on=key, how="left", maintain_order="left")
     unknown = joined.get_column("id").null_count() > 0
     differs = pl.any_horizontal(pl.col(name).ne_missing(pl.col(was)) for name, was in known.items())
-    changed = joined.filter(differs).select(*key, *attributes, "ts_ms", "id")
+    changed = joined.filter(differs).select_seq(*key, *attributes, "ts_ms", "id")
     if changed.height:
         newest = changed.sort("ts_ms").unique(key, keep="last", maintain_order=True).drop("ts_ms")
         new = newest.filter(pl.col("id").is_null())
         first_id = 1 + _highest(index)
-        new = new.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).add(first_id).alias("id"))
-        moved = newest.filter(pl.col("id").is_not_null()).select("id", *attributes)
+        new = new.with_columns_seq(pl.int_range(pl.len(), dtype=pl.Int64).add(first_id).alias("id"))
+        moved = newest.filter(pl.col("id").is_not_null()).select_seq("id", *attributes)
         index = pl.concat([index.update(moved, on="id", maintain_order="left"), new], how="diagonal")
     if unknown:
-        joined = rows.join(index.select(*key, "id"), on=key, how="left", maintain_order="left")
-    return joined.select(pl.exclude(*key, *attributes, *known.values())), index
+        joined = rows.join(index.select_seq(*key, "id"), on=key, how="left", maintain_order="left")
+    return joined.select_seq(pl.exclude(*key, *attributes, *known.values())), index
 
 
 def _highest(entities: pl.DataFrame) -> int:
@@ -112,34 +112,34 @@ def advance(
         within, later = _within_reach(pending, edges, first_only=False)
         rows = _without_bad(_in_order(last, within, dropped), edges, counters, dropped)
     same = pl.col("id") == pl.col("id").shift(1)
-    some_late = bool(rows.select((pl.col("eff_ms") > pl.col("ts_ms")).any()).item())
+    some_late = bool(rows.select_seq((pl.col("eff_ms") > pl.col("ts_ms")).any()).item())
     if some_late:
         # a reading may not be taken before an earlier one of its entity that still waits
-        rows = rows.with_columns(pl.col("eff_ms").cum_max().over("id"))
+        rows = rows.with_columns_seq(pl.col("eff_ms").cum_max().over("id"))
     elif steady is not None and edges.window_ms <= edges.hold_ms:
         rows = _without_between(rows, edges, counters, steady)
     reach = (pl.col("ts_ms").shift(1) < edges.edge_ms) & (pl.col("eff_ms") <= edges.edge_ms + edges.hold_ms)
-    rows = rows.with_columns(
+    rows = rows.with_columns_seq(
         taken=pl.col("is_last") | (pl.col("eff_ms") <= edges.edge_ms) | (same & reach).fill_null(False)
     )
     if some_late:
         # late ones wait until the hold after the edge, so that all that came with them is there
         in_time = (pl.col("ts_ms") < edges.edge_ms) & (pl.col("eff_ms") <= edges.edge_ms + edges.hold_ms)
-        rows = rows.with_columns(taken=pl.col("taken") | in_time)
+        rows = rows.with_columns_seq(taken=pl.col("taken") | in_time)
         # within reach of one that is not taken itself, an entity's late first reading, is not within reach
-        rows = rows.with_columns(pl.col("taken").cast(pl.Int8).cum_min().over("id").cast(pl.Boolean))
+        rows = rows.with_columns_seq(pl.col("taken").cast(pl.Int8).cum_min().over("id").cast(pl.Boolean))
     taken = rows.filter("taken")
-    paired = taken.with_columns(
+    paired = taken.with_columns_seq(
         pl.col("ts_ms").shift(1).alias("t0_ms"),
         same.fill_null(False).alias("paired"),
         *(pl.col(name).shift(1).alias(f"{name}_0") for name in {*counters, *carry, "epoch_ms"}),
     ).filter(pl.col("paired") & ~pl.col("is_last"))
-    newest = taken.filter((pl.col("id") != pl.col("id").shift(-1)).fill_null(True)).select(last.columns)
+    newest = taken.filter((pl.col("id") != pl.col("id").shift(-1)).fill_null(True)).select_seq(last.columns)
     return Advance(
         intervals=_gains(paired, edges, counters, ceiling),
         last=newest,
         # those within reach first: a repeat that came late must stay behind the reading it repeats
-        pending=pl.concat([rows.filter(~pl.col("taken")).select(pending.columns), later]),
+        pending=pl.concat([rows.filter(~pl.col("taken")).select_seq(pending.columns), later]),
         new=_without_last(newest, last),
         dropped={reason: count for reason, count in dropped.items() if count},
     )
@@ -152,11 +152,11 @@ def _within_reach(
     after = pl.col("ts_ms") > edges.edge_ms
     near = after & (pl.col("eff_ms") <= edges.edge_ms + edges.hold_ms)
     if not first_only:
-        within = pending.select((~after | near).alias("within")).to_series()
+        within = pending.select_seq((~after | near).alias("within")).to_series()
         return pending.filter(within), pending.filter(~within)
     first = pending.filter(near).group_by("id").agg(pl.col("ts_ms").min())
     first_ms = _by_id(first, 1 + _highest(pending)).gather(pending.get_column("id"))
-    within = pending.select((~after | (near & (pl.col("ts_ms") == first_ms))).alias("within")).to_series()
+    within = pending.select_seq((~after | (near & (pl.col("ts_ms") == first_ms))).alias("within")).to_series()
     return pending.filter(within), pending.filter(~within)
 
 
@@ -170,10 +170,10 @@ def _in_order(last: pl.DataFrame, pending: pl.DataFrame, dropped: dict[str, int]
     """Last and pending readings by entity and time, each moment once, nothing older than the last."""
     last_ms = _by_id(last, 1 + max(_highest(last), _highest(pending)))
     fresh = pending.filter(pending.get_column("ts_ms") > last_ms.gather(pending.get_column("id")))
-    anchors = last.with_columns(
+    anchors = last.with_columns_seq(
         pl.lit(NEVER_MS).alias("eff_ms"), pl.lit(None, pl.Int64).alias("src"), pl.lit(True).alias("is_last")
     )
-    rows = pl.concat([anchors, fresh.with_columns(pl.lit(False).alias("is_last"))], how="diagonal")
+    rows = pl.concat([anchors, fresh.with_columns_seq(pl.lit(False).alias("is_last"))], how="diagonal")
     # one integer sorts several times faster than two columns
     order = pl.col("id") * (1 << _TIME_BITS) + (pl.col("ts_ms") - pl.col("ts_ms").min())
     rows = rows.sort(order, maintain_order=True)
@@ -194,7 +194,7 @@ def _without_bad(
 ) -> pl.DataFrame:
     """Drop readings of an epoch older than one seen, without a counter they had, or falling within a known epoch."""
     same = pl.col("id") == pl.col("id").shift(1)
-    suspects = rows.select(
+    suspects = rows.select_seq(
         stale=(same & (pl.col("epoch_ms") < pl.col("epoch_ms").shift(1))).any(),
         falls=pl.any_horizontal(
             (
@@ -209,7 +209,7 @@ def _without_bad(
     if not any(suspects):
         return rows
     forgotten = pl.col("ts_ms") - pl.col("ts_ms").shift(1) >= edges.forget_ms
-    rows = rows.with_columns(life=(~same | forgotten).fill_null(True).cum_sum())
+    rows = rows.with_columns_seq(life=(~same | forgotten).fill_null(True).cum_sum())
     whole = rows.filter(
         pl.all_horizontal(
             pl.col(c).is_not_null() | ~pl.col(c).is_not_null().cum_max().over("life") for c in counters
@@ -241,7 +241,7 @@ def _without_between(
     entities = 1 + _highest(rows)
     known = pl.col("id") < entities
     window = (pl.col("window_start_ms") - edges.previous_ms) // edges.window_ms
-    places = steady.windows.filter(known & window.is_between(0, windows - 1)).select(
+    places = steady.windows.filter(known & window.is_between(0, windows - 1)).select_seq(
         pl.col("id") * windows + window
     )
     is_steady = pl.repeat(False, entities * windows, dtype=pl.Boolean, eager=True)
@@ -253,7 +253,7 @@ def _without_between(
         *(pl.col(c).eq_missing(pl.col(c).shift(1)) for c in ("epoch_ms", *steady.gauges)),
         *(pl.col(c) >= pl.col(c).shift(1) for c in counters),
     ).fill_null(False)
-    between = rows.select(
+    between = rows.select_seq(
         between=joined_to_last
         & joined_to_last.shift(-1, fill_value=False)
         & ~pl.col("is_last")
@@ -278,7 +278,7 @@ def _gains(
         believable &= pl.all_horizontal((pl.col(c) <= ceiling).fill_null(True) for c in counters)
     counts_from_zero = start_known | (fell & believable)
     unknown = forgotten | (restarted & ~start_known) | (fell & ~believable)
-    gained = paired.with_columns(
+    gained = paired.with_columns_seq(
         *(
             pl.when(unknown)
             .then(0)
@@ -296,14 +296,14 @@ def _gains(
         end_ms=pl.min_horizontal("ts_ms", pl.col("t0_ms") + edges.forget_ms),
         known=~unknown,
     ).drop("ts_ms")
-    return gained.with_columns(
+    return gained.with_columns_seq(
         measured=pl.col("known") & (pl.col("end_ms") - pl.col("start_ms") <= edges.hold_ms)
     )
 
 
 def with_gaps(intervals: pl.DataFrame, counters: Sequence[str]) -> pl.DataFrame:
     """Add the unmeasured time between a reading and the restart that follows it, so that no time is missing."""
-    gaps = intervals.filter(pl.col("start_ms") > pl.col("t0_ms")).with_columns(
+    gaps = intervals.filter(pl.col("start_ms") > pl.col("t0_ms")).with_columns_seq(
         pl.col("start_ms").alias("end_ms"),
         pl.col("t0_ms").alias("start_ms"),
         pl.lit(False).alias("measured"),
@@ -328,7 +328,7 @@ def silence(
     since = pl.max_horizontal("ts_ms", pl.lit(edges.previous_ms))
     if step.new.len():
         since = pl.when(pl.col("id").is_in(step.new.implode())).then("ts_ms").otherwise(since)
-    return step.last.select(
+    return step.last.select_seq(
         "id",
         since.alias("start_ms"),
         pl.min_horizontal(pl.col("ts_ms") + forget_ms, pl.lit(edges.edge_ms)).alias("end_ms"),
@@ -350,13 +350,13 @@ def split(
     since = (
         pl.col("start_ms") if new is not None else pl.max_horizontal("start_ms", pl.lit(edges.previous_ms))
     )
-    parts = intervals.with_columns(
+    parts = intervals.with_columns_seq(
         from_ms=since, to_ms=pl.min_horizontal("end_ms", pl.lit(edges.edge_ms))
     ).filter(pl.col("to_ms") > pl.col("from_ms"))
     late = pl.col("window_start_ms") < edges.previous_ms
     if new is not None and new.len():
         late &= ~pl.col("id").is_in(new.implode())
-    return cut(parts, edges.window_ms, counters).with_columns(late=late)
+    return cut(parts, edges.window_ms, counters).with_columns_seq(late=late)
 
 
 def cut(parts: pl.DataFrame, window_ms: int, counters: Sequence[str]) -> pl.DataFrame:
@@ -366,17 +366,17 @@ def cut(parts: pl.DataFrame, window_ms: int, counters: Sequence[str]) -> pl.Data
     whole = (
         (first == last) & (pl.col("from_ms") == pl.col("start_ms")) & (pl.col("to_ms") == pl.col("end_ms"))
     )
-    pieces = [parts.filter(whole).with_columns((first * window_ms).alias("window_start_ms"))]
+    pieces = [parts.filter(whole).with_columns_seq((first * window_ms).alias("window_start_ms"))]
     spanning = parts.filter(~whole)
     if spanning.height:
-        spanning = spanning.with_columns(
+        spanning = spanning.with_columns_seq(
             (pl.int_ranges(first, last + 1) * window_ms).alias("window_start_ms")
         ).explode("window_start_ms", empty_as_null=False)
-        spanning = spanning.with_columns(
+        spanning = spanning.with_columns_seq(
             pl.max_horizontal("from_ms", "window_start_ms").alias("from_ms"),
             pl.min_horizontal("to_ms", pl.col("window_start_ms") + window_ms).alias("to_ms"),
         )
-        spanning = spanning.with_columns(
+        spanning = spanning.with_columns_seq(
             (_share(f"inc_{c}", "to_ms") - _share(f"inc_{c}", "from_ms")).cast(pl.Int64).alias(f"inc_{c}")
             for c in counters
         )

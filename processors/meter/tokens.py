@@ -20,7 +20,7 @@ _NAMES: Final = ("node", "engine", "model_name")
 
 def without_unknown(intervals: pl.DataFrame) -> pl.DataFrame:
     """A kind the server does not count, or counts from now on, gained nothing that anybody knows."""
-    return intervals.with_columns(pl.col(f"inc_{kind}").fill_null(0) for kind in TOKEN_KINDS)
+    return intervals.with_columns_seq(pl.col(f"inc_{kind}").fill_null(0) for kind in TOKEN_KINDS)
 
 
 def to_book() -> pl.Expr:
@@ -67,23 +67,25 @@ def serving_shares(
     if serving.is_empty():
         return pl.DataFrame(schema=SHARE_COLUMNS)
     alone = _alone(held, engine_index)
-    sole = serving.join(alone, on="gpu_id").select(*_WINDOW, "gpu_id", pl.col("draw_mj").alias("serving_mj"))
+    sole = serving.join(alone, on="gpu_id").select_seq(
+        *_WINDOW, "gpu_id", pl.col("draw_mj").alias("serving_mj")
+    )
     several = serving.join(alone, on="gpu_id", how="anti")
     if several.is_empty():
         return sole
-    since_ms, last_ms = several.select(
+    since_ms, last_ms = several.select_seq(
         a=pl.col("window_start_ms").min(), b=pl.col("window_start_ms").max()
     ).row(0)
     active = in_windows(segments.filter("active"), since_ms, last_ms + window_ms, window_ms)
-    active = active.select("server", pl.col("model").alias("id"), "window_start_ms").unique()
+    active = active.select_seq("server", pl.col("model").alias("id"), "window_start_ms").unique()
     group = ("gpu_id", "window_start_ms")
     candidates = (
-        several.join(held.select("server", "inferred", pl.col("id").alias("gpu_id")), on="gpu_id")
+        several.join(held.select_seq("server", "inferred", pl.col("id").alias("gpu_id")), on="gpu_id")
         .join(active, on=["server", "window_start_ms"])
         .filter(pl.col("inferred") == pl.col("inferred").all().over(group))
-        .join(engine_index.select("id", *_NAMES), on="id")
-        .join(engine_windows.select(*_WINDOW, *_SEEN.values()), on=list(_WINDOW), how="left")
-        .with_columns(pl.col(*_SEEN.values()).fill_null(0))
+        .join(engine_index.select_seq("id", *_NAMES), on="id")
+        .join(engine_windows.select_seq(*_WINDOW, *_SEEN.values()), on=list(_WINDOW), how="left")
+        .with_columns_seq(pl.col(*_SEEN.values()).fill_null(0))
         .sort(*group, *_NAMES)
     )
     return pl.concat([sole, _weighed(candidates)])
@@ -97,7 +99,7 @@ def _alone(held: pl.DataFrame, engine_index: pl.DataFrame) -> pl.DataFrame:
         .agg(pl.col("server").first(), pl.len().alias("engines"))
         .join(models, on="server")
         .filter((pl.col("engines") == 1) & (pl.col("models") == 1))
-        .select("gpu_id", "id")
+        .select_seq("gpu_id", "id")
     )
 
 
@@ -112,12 +114,12 @@ def _weighed(candidates: pl.DataFrame) -> pl.DataFrame:
         .otherwise(1)
         .cast(pl.Int128)
     )
-    weighed = candidates.with_columns(weight=weight)
+    weighed = candidates.with_columns_seq(weight=weight)
     upto = pl.col("weight").cum_sum().over(group)
     total = pl.col("weight").sum().over(group)
     energy = pl.col("draw_mj").cast(pl.Int128)
     share = energy * upto // total - energy * (upto - pl.col("weight")) // total
-    return weighed.select(*_WINDOW, "gpu_id", share.cast(pl.Int64).alias("serving_mj"))
+    return weighed.select_seq(*_WINDOW, "gpu_id", share.cast(pl.Int64).alias("serving_mj"))
 
 
 def token_rows(
@@ -128,8 +130,8 @@ def token_rows(
     return (
         engine_windows.join(joules, on=list(_WINDOW), how="full", coalesce=True)
         .join(engine_index, on="id")
-        .with_columns(pl.col(*TOKEN_KINDS, "measured_ms", "silent_ms", "serving_mj").fill_null(0))
-        .select(
+        .with_columns_seq(pl.col(*TOKEN_KINDS, "measured_ms", "silent_ms", "serving_mj").fill_null(0))
+        .select_seq(
             "site",
             "pool",
             "window_start_ms",

@@ -21,7 +21,7 @@ def integrate_missing(intervals: pl.DataFrame) -> pl.DataFrame:
     trapezoid = (pl.col("power_mw") + pl.col("power_mw_0")) * span_ms // 2000
     missing = pl.col("inc_energy_mj").is_null()
     usable = missing & pl.col("measured") & trapezoid.is_not_null()
-    return intervals.with_columns(
+    return intervals.with_columns_seq(
         inc_energy_mj=pl.when(usable).then(trapezoid).otherwise(pl.col("inc_energy_mj").fill_null(0)),
         estimated=usable,
         measured=pl.col("measured") & (~missing | usable),
@@ -30,7 +30,7 @@ def integrate_missing(intervals: pl.DataFrame) -> pl.DataFrame:
 
 def with_amounts(pieces: pl.DataFrame) -> pl.DataFrame:
     """Add gpu_ms, available_mj and estimated_mj to pieces of GPU time."""
-    return pieces.with_columns(
+    return pieces.with_columns_seq(
         gpu_ms=pl.col("to_ms") - pl.col("from_ms"),
         available_mj=_available_mj("to_ms") - _available_mj("from_ms"),
         estimated_mj=pl.when("estimated").then("inc_energy_mj").otherwise(0),
@@ -46,7 +46,7 @@ def to_book() -> pl.Expr:
 def dark_windows(gaps: pl.DataFrame) -> pl.DataFrame:
     """Pieces of gaps to what gpu_windows() gives: of those that were booked as dark before (`late`), what is missing."""
     return (
-        gaps.select(
+        gaps.select_seq(
             "id",
             "window_start_ms",
             pl.when("late").then(0).otherwise(pl.col("to_ms") - pl.col("from_ms")).alias("gpu_ms"),
@@ -58,7 +58,7 @@ def dark_windows(gaps: pl.DataFrame) -> pl.DataFrame:
         )
         .group_by("id", "window_start_ms")
         .agg(pl.col("gpu_ms", "draw_mj", "available_mj").sum())
-        .select(
+        .select_seq(
             "id",
             "window_start_ms",
             pl.lit("dark").alias("state"),
@@ -81,7 +81,7 @@ def limit_changes(pieces: pl.DataFrame, booked: pl.DataFrame) -> pl.DataFrame:
         pl.col("booked_limit_mw").ne_missing(pl.col("power_limit_mw_0"))
     )
     nothing = pl.lit(0, pl.Int64)
-    return changed.select(
+    return changed.select_seq(
         "id",
         "window_start_ms",
         pl.lit(False).alias("late"),
@@ -102,7 +102,7 @@ def gpu_windows(classified: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
     exactly what was booked. Time that stays dark keeps the joules its counter gained meanwhile, under dark.
     """
     booked_already = pl.col("late") & ~pl.col("measured")
-    booked = classified.select(
+    booked = classified.select_seq(
         "id",
         "window_start_ms",
         "state",
@@ -112,7 +112,7 @@ def gpu_windows(classified: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
         pl.col("inc_energy_mj").alias("draw_mj"),
         "estimated_mj",
     )
-    taken_back = classified.filter(pl.col("late") & pl.col("measured")).select(
+    taken_back = classified.filter(pl.col("late") & pl.col("measured")).select_seq(
         "id",
         "window_start_ms",
         pl.lit("dark").alias("state"),
@@ -130,7 +130,7 @@ def gpu_windows(classified: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
     )
     # A board can draw a little more than its limit for a moment: then what it drew was available.
     spare = pl.col("available_mj") - pl.col("draw_mj")
-    return sums.select(
+    return sums.select_seq(
         "id",
         "window_start_ms",
         "state",
@@ -161,14 +161,14 @@ def power_rows(
 ) -> pl.DataFrame:
     """GPU windows to ledger rows (records.PowerRow). `gpus`: id, site, pool, product; `yields`: see yardstick.py."""
     rows = (
-        windows.join(gpus.select("id", "site", "pool", "product"), on="id")
+        windows.join(gpus.select_seq("id", "site", "pool", "product"), on="id")
         .group_by("site", "pool", "window_start_ms", "product", "model_name", "state")
         .agg(pl.col(SUMS).sum())
         .join(demand, on=["site", "pool", "window_start_ms"], how="left")
         .join(yields.drop("origin"), on=["site", "pool", "product", "model_name"], how="left")
     )
     idle = pl.col("state").is_in(IDLE)
-    return rows.select(
+    return rows.select_seq(
         "site",
         "pool",
         "window_start_ms",

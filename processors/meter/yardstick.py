@@ -47,14 +47,14 @@ def learn(histogram: pl.DataFrame, samples: pl.DataFrame, min_tokens: int, edge_
     """
     usable = samples.filter((pl.col("output_tokens") >= min_tokens) & (pl.col("serving_mj") > 0))
     # the pool as a whole stands under an empty model name
-    pool = usable.with_columns(pl.lit("").alias("model_name"))
+    pool = usable.with_columns_seq(pl.lit("").alias("model_name"))
     both = (
         pl.concat([usable, pool])
         .group_by(*_PAIR, "window_start_ms")
         .agg(pl.col("output_tokens", "serving_mj").sum())
     )
     per_joule = pl.col("output_tokens") * 1000.0 / pl.col("serving_mj")
-    counted = both.select(
+    counted = both.select_seq(
         *_PAIR,
         (pl.col("window_start_ms") // HOUR_MS).alias("hour"),
         (per_joule.log(2) * _BUCKETS_PER_DOUBLING).floor().cast(pl.Int64).alias("bucket"),
@@ -76,7 +76,7 @@ def yields(histogram: pl.DataFrame, pairs: pl.DataFrame, config: MeterConfig) ->
     own = learned.rename({"learned_utpj": "own_utpj"})
     pool = learned.filter(pl.col("model_name") == "").drop("model_name").rename({"learned_utpj": "pool_utpj"})
     rows = (
-        pairs.select(*_PAIR)
+        pairs.select_seq(*_PAIR)
         .unique()
         .join(own, on=list(_PAIR), how="left")
         .join(pool, on=["site", "pool", "product"], how="left")
@@ -106,5 +106,5 @@ def _percentiles(histogram: pl.DataFrame) -> pl.DataFrame:
         counts.filter((total >= MIN_WINDOWS) & reached)
         .group_by(*_PAIR, maintain_order=True)
         .agg(pl.col("bucket").first())
-        .select(*_PAIR, (middle * 1e6).round().cast(pl.Int64).alias("learned_utpj"))
+        .select_seq(*_PAIR, (middle * 1e6).round().cast(pl.Int64).alias("learned_utpj"))
     )
