@@ -35,7 +35,7 @@ from idlewatt.stream.decoding import frame_schema
 MINUTE_MS: Final = 60_000
 ENERGY: Final = ("energy_mj",)
 # beside the counter, what a piece of a GPU's time is judged by
-_GAUGES: Final = ("power_limit_mw", "has_process")
+_JUDGED_BY: Final = ("power_limit_mw", "has_process")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +70,20 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         ENERGY,
         GPU_CARRY,
         ceiling=waterfall.CEILING,
-        steady=Steady(steady_windows(segments, possible, state.gpu_index, edges), _GAUGES),
+        steady=Steady(steady_windows(segments, possible, state.gpu_index, edges), _JUDGED_BY),
     )
     gpu_intervals = with_gaps(waterfall.integrate_missing(gpus.intervals), ENERGY).select_seq(*GPU_INTERVAL)
     held = possible.join(gpus.last.select_seq("id"), on="id", how="semi")
     engine_intervals = engine_intervals.select_seq(*ENGINE_INTERVAL)
-    gpu_parts, gpu_gaps = _parts(state.open_gpus, gpu_intervals, gpus, edges, ENERGY)
-    engine_parts, engine_gaps = _parts(
-        state.open_engines, engine_intervals, engines, edges, tokens.TOKEN_KINDS
-    )
-    gpu_windows = _gpu_windows(state, gpus, gpu_parts, gpu_gaps, segments, held, edges, config)
-    engine_windows = _engine_windows(engines, engine_parts, edges, config)
-    gpu_gaps = gpu_gaps.join(_limits(state.gpus), on="id", how="left").select_seq(*state.gpu_gaps.columns)
-    gpu_gaps = pl.concat([state.gpu_gaps, gpu_gaps.filter(waterfall.to_book())])
+    gpu_pieces, gpu_gaps = _gpu_pieces(state, gpus, gpu_intervals, edges, config)
+    engine_pieces, engine_gaps = _engine_pieces(state, engines, engine_intervals, edges, config)
+    gpu_windows = _gpu_windows(state, gpus, gpu_pieces, gpu_gaps, segments, held, edges, config)
+    engine_windows = tokens.engine_windows(engine_pieces)
+    if gpu_gaps.height:
+        gpu_gaps = gpu_gaps.join(_limits(state.gpus), on="id", how="left").filter(waterfall.to_book())
+        gpu_gaps = pl.concat([state.gpu_gaps, gpu_gaps.select_seq(*state.gpu_gaps.columns)])
+    else:
+        gpu_gaps = state.gpu_gaps
     engine_gaps = pl.concat([state.engine_gaps, engine_gaps.filter(tokens.to_book())])
 
     since_ms = (
@@ -135,18 +136,32 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     return after, Closing(power, token_rows, minutes, dropped)
 
 
-def _parts(
-    still_open: pl.DataFrame,
-    intervals: pl.DataFrame,
-    step: Advance,
-    edges: Edges,
-    counters: tuple[str, ...],
+def _gpu_pieces(
+    state: MeterState, step: Advance, intervals: pl.DataFrame, edges: Edges, config: MeterConfig
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """What was read, cut at the windows; and the long gaps, which are booked later."""
+    """What was read and what was silent, cut at the windows; and the long gaps, which are booked later."""
     now, from_edge, gaps = put_off(intervals, edges, step.new)
-    opened = pl.concat([still_open, from_edge])
-    parts = [split(opened, edges, counters, new=None), split(now, edges, counters, step.new)]
-    return pl.concat(parts), gaps
+    silent = silence(step, edges, config.forget_ms, ENERGY, _JUDGED_BY)
+    if silent.height:
+        silent = silent.with_columns_seq(t0_ms=pl.col("start_ms"), estimated=pl.lit(False))
+        now = pl.concat([now, silent.select_seq(*GPU_INTERVAL)])
+    return split(_both(state.open_gpus, from_edge), now, edges, ENERGY, step.new), gaps
+
+
+def _engine_pieces(
+    state: MeterState, step: Advance, intervals: pl.DataFrame, edges: Edges, config: MeterConfig
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """As _gpu_pieces()."""
+    now, from_edge, gaps = put_off(intervals, edges, step.new)
+    silent = silence(step, edges, config.forget_ms, tokens.TOKEN_KINDS, ())
+    if silent.height:
+        silent = silent.with_columns_seq(t0_ms=pl.col("start_ms"))
+        now = pl.concat([now, silent.select_seq(*ENGINE_INTERVAL)])
+    return split(_both(state.open_engines, from_edge), now, edges, tokens.TOKEN_KINDS, step.new), gaps
+
+
+def _both(rows: pl.DataFrame, seldom: pl.DataFrame) -> pl.DataFrame:
+    return pl.concat([rows, seldom]) if seldom.height else rows
 
 
 def _limits(gpus: pl.DataFrame) -> pl.DataFrame:
@@ -157,16 +172,13 @@ def _limits(gpus: pl.DataFrame) -> pl.DataFrame:
 def _gpu_windows(
     state: MeterState,
     gpus: Advance,
-    parts: pl.DataFrame,
+    pieces: pl.DataFrame,
     gaps: pl.DataFrame,
     segments: pl.DataFrame,
     held: pl.DataFrame,
     edges: Edges,
     config: MeterConfig,
 ) -> pl.DataFrame:
-    silent = silence(gpus, edges, config.forget_ms, ENERGY, ("power_limit_mw", "has_process"))
-    silent = silent.with_columns_seq(pl.col("start_ms").alias("t0_ms"), pl.lit(False).alias("estimated"))
-    pieces = pl.concat([parts, split(silent.select_seq(*GPU_INTERVAL), edges, ENERGY, gpus.new)])
     ranked, names = activity.by_name(segments, state.engine_index)
     classified = classify(waterfall.with_amounts(pieces), ranked, held, edges.window_ms)
     if gaps.height or pieces.get_column("late").any():
@@ -194,17 +206,9 @@ def _limit_changes(
     silent = silence(came, closed, config.forget_ms, ENERGY, ("power_limit_mw",))
     pieces = [
         rows.select_seq("id", "window_start_ms", "from_ms", "to_ms", "power_limit_mw_0")
-        for rows in (late, split(silent, closed, ENERGY, new=gpus.new))
+        for rows in (late, split(silent.clear(), silent, closed, ENERGY, gpus.new))
     ]
     return waterfall.limit_changes(pl.concat(pieces), booked)
-
-
-def _engine_windows(engines: Advance, parts: pl.DataFrame, edges: Edges, config: MeterConfig) -> pl.DataFrame:
-    silent = silence(engines, edges, config.forget_ms, tokens.TOKEN_KINDS, ())
-    silent = silent.with_columns_seq(pl.col("start_ms").alias("t0_ms"))
-    silent_parts = split(silent.select_seq(*ENGINE_INTERVAL), edges, tokens.TOKEN_KINDS, engines.new)
-    pieces = pl.concat([parts, silent_parts])
-    return tokens.engine_windows(pieces)
 
 
 def gpu_minutes(

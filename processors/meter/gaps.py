@@ -9,7 +9,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.timeline import Edges, cut
+from idlewatt.processors.meter.timeline import Edges, cut, where
 
 # a gap over no more closed windows than this is booked at once
 SHORT_WINDOWS: Final = 6
@@ -22,17 +22,15 @@ def put_off(
     intervals: pl.DataFrame, edges: Edges, new: pl.Series
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Intervals to split now; those to split from the last edge on; and long gaps before it, with GAP_COLUMNS."""
-    closed_ms = pl.min_horizontal("end_ms", pl.lit(edges.previous_ms)) - pl.col("start_ms")
-    long = ~pl.col("measured") & (closed_ms > SHORT_WINDOWS * edges.window_ms)
-    marked = intervals.with_columns_seq(long=long)
-    gaps = marked.filter("long").drop("long")
-    now = intervals if gaps.is_empty() else marked.filter(~pl.col("long")).drop("long")
+    closed_ms = intervals["end_ms"].clip(upper_bound=edges.previous_ms) - intervals["start_ms"]
+    long = ~intervals["measured"] & (closed_ms > SHORT_WINDOWS * edges.window_ms)
+    gaps, now = where(intervals, long), where(intervals, ~long)
     later = gaps.with_columns_seq(
         next_ms=pl.col("start_ms"),
         until_ms=pl.min_horizontal("end_ms", pl.lit(edges.previous_ms)),
         fresh=pl.col("id").is_in(new.implode()),
     )
-    return now, gaps.filter(pl.col("end_ms") > edges.previous_ms), later
+    return now, where(gaps, gaps["end_ms"] > edges.previous_ms), later
 
 
 def take(

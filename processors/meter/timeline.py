@@ -112,7 +112,7 @@ def advance(
         within, later = _within_reach(pending, edges, first_only=False)
         rows = _without_bad(_in_order(last, within, dropped), edges, counters, dropped)
     same = pl.col("id") == pl.col("id").shift(1)
-    some_late = bool(rows.select_seq((pl.col("eff_ms") > pl.col("ts_ms")).any()).item())
+    some_late = (rows["eff_ms"] > rows["ts_ms"]).any()
     if some_late:
         # a reading may not be taken before an earlier one of its entity that still waits
         rows = rows.with_columns_seq(pl.col("eff_ms").cum_max().over("id"))
@@ -128,18 +128,18 @@ def advance(
         rows = rows.with_columns_seq(taken=pl.col("taken") | in_time)
         # within reach of one that is not taken itself, an entity's late first reading, is not within reach
         rows = rows.with_columns_seq(pl.col("taken").cast(pl.Int8).cum_min().over("id").cast(pl.Boolean))
-    taken = rows.filter("taken")
+    taken = where(rows, rows["taken"])
+    left = where(rows, ~rows["taken"]).select_seq(pending.columns)
     paired = taken.with_columns_seq(
         pl.col("ts_ms").shift(1).alias("t0_ms"),
-        same.fill_null(False).alias("paired"),
         *(pl.col(name).shift(1).alias(f"{name}_0") for name in {*counters, *carry, "epoch_ms"}),
-    ).filter(pl.col("paired") & ~pl.col("is_last"))
-    newest = taken.filter((pl.col("id") != pl.col("id").shift(-1)).fill_null(True)).select_seq(last.columns)
+    ).filter(same & ~pl.col("is_last"))
+    newest = taken.select_seq(last.columns).filter(_last_of_each(taken["id"]))
     return Advance(
         intervals=_gains(paired, edges, counters, ceiling),
         last=newest,
         # those within reach first: a repeat that came late must stay behind the reading it repeats
-        pending=pl.concat([rows.filter(~pl.col("taken")).select_seq(pending.columns), later]),
+        pending=pl.concat([left, later]) if left.height else later,
         new=_without_last(newest, last),
         dropped={reason: count for reason, count in dropped.items() if count},
     )
@@ -149,15 +149,15 @@ def _within_reach(
     pending: pl.DataFrame, edges: Edges, *, first_only: bool = True
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """What the step can take, and what needs no sorting yet: all but each entity's first reading after the edge."""
-    after = pl.col("ts_ms") > edges.edge_ms
-    near = after & (pl.col("eff_ms") <= edges.edge_ms + edges.hold_ms)
+    after = pending["ts_ms"] > edges.edge_ms
+    near = after & (pending["eff_ms"] <= edges.edge_ms + edges.hold_ms)
     if not first_only:
-        within = pending.select_seq((~after | near).alias("within")).to_series()
-        return pending.filter(within), pending.filter(~within)
-    first = pending.filter(near).group_by("id").agg(pl.col("ts_ms").min())
-    first_ms = _by_id(first, 1 + _highest(pending)).gather(pending.get_column("id"))
-    within = pending.select_seq((~after | (near & (pl.col("ts_ms") == first_ms))).alias("within")).to_series()
-    return pending.filter(within), pending.filter(~within)
+        within = ~after | near
+        return where(pending, within), where(pending, ~within)
+    first = pending.select_seq("id", "ts_ms").filter(near).group_by("id").agg(pl.col("ts_ms").min())
+    first_ms = _by_id(first, 1 + _highest(pending)).gather(pending["id"])
+    within = ~after | (near & (pending["ts_ms"] == first_ms))
+    return where(pending, within), where(pending, ~within)
 
 
 def _by_id(rows: pl.DataFrame, entities: int) -> pl.Series:
@@ -169,7 +169,7 @@ def _by_id(rows: pl.DataFrame, entities: int) -> pl.Series:
 def _in_order(last: pl.DataFrame, pending: pl.DataFrame, dropped: dict[str, int]) -> pl.DataFrame:
     """Last and pending readings by entity and time, each moment once, nothing older than the last."""
     last_ms = _by_id(last, 1 + max(_highest(last), _highest(pending)))
-    fresh = pending.filter(pending.get_column("ts_ms") > last_ms.gather(pending.get_column("id")))
+    fresh = where(pending, pending["ts_ms"] > last_ms.gather(pending["id"]))
     anchors = last.with_columns_seq(
         pl.lit(NEVER_MS).alias("eff_ms"), pl.lit(None, pl.Int64).alias("src"), pl.lit(True).alias("is_last")
     )
@@ -178,15 +178,22 @@ def _in_order(last: pl.DataFrame, pending: pl.DataFrame, dropped: dict[str, int]
     order = pl.col("id") * (1 << _TIME_BITS) + (pl.col("ts_ms") - pl.col("ts_ms").min())
     rows = rows.sort(order, maintain_order=True)
     repeat = (pl.col("id") == pl.col("id").shift(1)) & (pl.col("ts_ms") == pl.col("ts_ms").shift(1))
-    rows = rows.filter(~repeat.fill_null(False))
+    rows = where(rows, ~rows.select_seq(repeat.fill_null(False)).to_series())
     dropped["repeat"] = last.height + pending.height - rows.height
     return rows
 
 
 def _without_last(newest: pl.DataFrame, last: pl.DataFrame) -> pl.Series:
-    ids = newest.get_column("id")
+    """Ids of `newest`, which has those of `last` and maybe more."""
+    if newest.height == last.height:
+        return newest["id"].clear()
     last_ms = _by_id(last, 1 + max(_highest(last), _highest(newest)))
-    return ids.filter(last_ms.gather(ids) == NEVER_MS)
+    return newest["id"].filter(last_ms.gather(newest["id"]) == NEVER_MS)
+
+
+def _last_of_each(ids: pl.Series) -> pl.Series:
+    """Where the last of several equal ids in a row stands."""
+    return (ids != ids.shift(-1)).fill_null(True)
 
 
 def _without_bad(
@@ -295,7 +302,7 @@ def _gains(
         # nobody knew it to be there for longer
         end_ms=pl.min_horizontal("ts_ms", pl.col("t0_ms") + edges.forget_ms),
         known=~unknown,
-    ).drop("ts_ms")
+    )
     return gained.with_columns_seq(
         measured=pl.col("known") & (pl.col("end_ms") - pl.col("start_ms") <= edges.hold_ms)
     )
@@ -303,18 +310,21 @@ def _gains(
 
 def with_gaps(intervals: pl.DataFrame, counters: Sequence[str]) -> pl.DataFrame:
     """Add the unmeasured time between a reading and the restart that follows it, so that no time is missing."""
-    gaps = intervals.filter(pl.col("start_ms") > pl.col("t0_ms")).with_columns_seq(
+    restarted = intervals["start_ms"] > intervals["t0_ms"]
+    if not restarted.any():
+        return intervals
+    gaps = intervals.filter(restarted).with_columns_seq(
         pl.col("start_ms").alias("end_ms"),
         pl.col("t0_ms").alias("start_ms"),
         pl.lit(False).alias("measured"),
         *(pl.lit(0, pl.Int64).alias(f"inc_{c}") for c in counters),
     )
-    return pl.concat([intervals, gaps]) if gaps.height else intervals
+    return pl.concat([intervals, gaps])
 
 
 def still_open(intervals: pl.DataFrame, edges: Edges) -> pl.DataFrame:
     """The intervals that reach past the edge; the next step goes on with them from there."""
-    return intervals.filter(pl.col("end_ms") > edges.edge_ms)
+    return where(intervals, intervals["end_ms"] > edges.edge_ms)
 
 
 def silence(
@@ -328,65 +338,81 @@ def silence(
     since = pl.max_horizontal("ts_ms", pl.lit(edges.previous_ms))
     if step.new.len():
         since = pl.when(pl.col("id").is_in(step.new.implode())).then("ts_ms").otherwise(since)
-    return step.last.select_seq(
+    quiet = where(step.last, step.last["ts_ms"] < edges.edge_ms)
+    rows = quiet.select_seq(
         "id",
         since.alias("start_ms"),
         pl.min_horizontal(pl.col("ts_ms") + forget_ms, pl.lit(edges.edge_ms)).alias("end_ms"),
         pl.lit(False).alias("measured"),
         *(pl.lit(0, pl.Int64).alias(f"inc_{c}") for c in counters),
         *(pl.col(name).alias(f"{name}_0") for name in carry),
-    ).filter(pl.col("end_ms") > pl.col("start_ms"))
+    )
+    return where(rows, rows["end_ms"] > rows["start_ms"])
 
 
 def split(
-    intervals: pl.DataFrame, edges: Edges, counters: Sequence[str], new: pl.Series | None
+    opened: pl.DataFrame,
+    intervals: pl.DataFrame,
+    edges: Edges,
+    counters: Sequence[str],
+    new: pl.Series,
 ) -> pl.DataFrame:
     """Cut intervals at window edges, up to the closing edge.
 
-    `new`: ids of entities for which nothing was booked before; None: the intervals were left open by the last step
-    and are cut only from its edge on. Increments are split in proportion to time; the last part takes the
-    remainder. Adds window_start_ms, from_ms, to_ms, and late: the piece was booked as silence before.
+    `opened`: intervals that the last step left open; they are cut only from its edge on. `new`: ids of entities for
+    which nothing was booked before. Increments are split in proportion to time; the last part takes the remainder.
+    Adds window_start_ms, from_ms, to_ms, and late: the piece was booked as silence before.
     """
-    since = (
-        pl.col("start_ms") if new is not None else pl.max_horizontal("start_ms", pl.lit(edges.previous_ms))
-    )
-    parts = intervals.with_columns_seq(
-        from_ms=since, to_ms=pl.min_horizontal("end_ms", pl.lit(edges.edge_ms))
-    ).filter(pl.col("to_ms") > pl.col("from_ms"))
+    parts = pl.concat(
+        [
+            opened.with_columns_seq(from_ms=pl.col("start_ms").clip(lower_bound=edges.previous_ms)),
+            intervals.with_columns_seq(from_ms=pl.col("start_ms")),
+        ]
+    ).with_columns_seq(to_ms=pl.col("end_ms").clip(upper_bound=edges.edge_ms))
+    pieces = cut(where(parts, parts["to_ms"] > parts["from_ms"]), edges.window_ms, counters)
     late = pl.col("window_start_ms") < edges.previous_ms
-    if new is not None and new.len():
+    if new.len():
         late &= ~pl.col("id").is_in(new.implode())
-    return cut(parts, edges.window_ms, counters).with_columns_seq(late=late)
+    return pieces.with_columns_seq(late=late)
 
 
 def cut(parts: pl.DataFrame, window_ms: int, counters: Sequence[str]) -> pl.DataFrame:
     """Cut parts of intervals, from_ms to to_ms, at window edges, and give each its share of the increments."""
-    first = pl.col("from_ms") // window_ms
-    last = (pl.col("to_ms") - 1) // window_ms
-    whole = (
-        (first == last) & (pl.col("from_ms") == pl.col("start_ms")) & (pl.col("to_ms") == pl.col("end_ms"))
-    )
-    pieces = [parts.filter(whole).with_columns_seq((first * window_ms).alias("window_start_ms"))]
-    spanning = parts.filter(~whole)
-    if spanning.height:
-        spanning = spanning.with_columns_seq(
-            (pl.int_ranges(first, last + 1) * window_ms).alias("window_start_ms")
-        ).explode("window_start_ms", empty_as_null=False)
+    pieces = parts.with_columns_seq(window_start_ms=pl.col("from_ms") // window_ms * window_ms)
+    several = pieces["to_ms"] - pieces["window_start_ms"] > window_ms
+    if several.any():
+        windows = pl.int_ranges("window_start_ms", "to_ms", window_ms).alias("window_start_ms")
+        spanning = pieces.filter(several).with_columns_seq(windows).explode("window_start_ms")
         spanning = spanning.with_columns_seq(
             pl.max_horizontal("from_ms", "window_start_ms").alias("from_ms"),
             pl.min_horizontal("to_ms", pl.col("window_start_ms") + window_ms).alias("to_ms"),
         )
-        spanning = spanning.with_columns_seq(
-            (_share(f"inc_{c}", "to_ms") - _share(f"inc_{c}", "from_ms")).cast(pl.Int64).alias(f"inc_{c}")
-            for c in counters
-        )
-        pieces.append(spanning)
-    return pl.concat(pieces)
-
-
-def _share(increment: str, moment: str) -> pl.Expr:
-    """What of the interval's increment had been gained by the moment; 128 bits, for a day's millijoules times milliseconds."""
-    passed = (pl.col(moment) - pl.col("start_ms")).cast(pl.Int128)
-    return (
-        passed * pl.col(increment).cast(pl.Int128) // (pl.col("end_ms") - pl.col("start_ms")).cast(pl.Int128)
+        pieces = pl.concat([pieces.filter(~several), spanning])
+    bits = _product_bits(pieces, counters)
+    return pieces.with_columns_seq(
+        (_share(f"inc_{c}", "to_ms", bits) - _share(f"inc_{c}", "from_ms", bits))
+        .cast(pl.Int64)
+        .alias(f"inc_{c}")
+        for c in counters
     )
+
+
+def _product_bits(pieces: pl.DataFrame, counters: Sequence[str]) -> type[pl.Int64] | type[pl.Int128]:
+    """What an increment times milliseconds fits in: a day's millijoules need 128 bits, which are slow."""
+    longest_ms = (pieces["end_ms"] - pieces["start_ms"]).max()
+    most = [pieces[f"inc_{c}"].max() for c in counters]
+    largest = max((inc for inc in most if isinstance(inc, int)), default=0)
+    return pl.Int64 if isinstance(longest_ms, int) and longest_ms * largest < 1 << 63 else pl.Int128
+
+
+def _share(increment: str, moment: str, bits: type[pl.Int64] | type[pl.Int128]) -> pl.Expr:
+    """What of the interval's increment had been gained by the moment."""
+    passed = (pl.col(moment) - pl.col("start_ms")).cast(bits)
+    return passed * pl.col(increment).cast(bits) // (pl.col("end_ms") - pl.col("start_ms")).cast(bits)
+
+
+def where(rows: pl.DataFrame, mask: pl.Series) -> pl.DataFrame:
+    """The rows where the mask, which has no nulls, is true; most often all or none are, and nothing need be copied."""
+    if mask.all():
+        return rows
+    return rows.filter(mask) if mask.any() else rows.clear()
