@@ -10,6 +10,8 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.meter.rows import by_id, by_window, where
+
 SEGMENT_COLUMNS: Final = {
     "server": pl.Int64,
     "model": pl.Int64,
@@ -25,6 +27,8 @@ _BY_TIME: Final = ("server", "model", "start_ms")
 
 def with_servers(index: pl.DataFrame) -> pl.DataFrame:
     """Give the models of one engine the same `server` for as long as any of them is known."""
+    if not index["server"].null_count():
+        return index
     engine = ("site", "pool", "node", "engine")
     return index.with_columns_seq(
         server=pl.coalesce("server", pl.col("server").max().over(engine), pl.col("id").min().over(engine))
@@ -34,17 +38,14 @@ def with_servers(index: pl.DataFrame) -> pl.DataFrame:
 def segments_of(intervals: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
     """Engine intervals to segments, each of one model."""
     tokens = pl.sum_horizontal("inc_output_tokens", "inc_input_tokens", "inc_cached_input_tokens")
-    return (
-        intervals.filter("measured")
-        .join(index.select_seq("id", "server"), on="id")
-        .select_seq(
-            "server",
-            pl.col("id").alias("model"),
-            "start_ms",
-            "end_ms",
-            ((tokens > 0) | (pl.col("requests_running_0") > 0).fill_null(False)).alias("active"),
-            (pl.col("requests_waiting_0") > 0).fill_null(False).alias("waiting"),
-        )
+    measured = where(intervals, intervals["measured"])
+    return measured.select_seq(
+        by_id(measured["id"], index["id"], index["server"]).alias("server"),
+        pl.col("id").alias("model"),
+        "start_ms",
+        "end_ms",
+        ((tokens > 0) | (pl.col("requests_running_0") > 0).fill_null(False)).alias("active"),
+        (pl.col("requests_waiting_0") > 0).fill_null(False).alias("waiting"),
     )
 
 
@@ -69,25 +70,18 @@ def remember(segments: pl.DataFrame, new: pl.DataFrame, edge_ms: int) -> pl.Data
 
 def in_windows(segments: pl.DataFrame, since_ms: int, until_ms: int, window_ms: int) -> pl.DataFrame:
     """Cut segments at window edges between two moments; adds window_start_ms."""
-    clipped = segments.with_columns_seq(
-        pl.max_horizontal("start_ms", pl.lit(since_ms)).alias("start_ms"),
-        pl.min_horizontal("end_ms", pl.lit(until_ms)).alias("end_ms"),
-    ).filter(pl.col("end_ms") > pl.col("start_ms"))
-    windows = (
-        pl.int_ranges(pl.col("start_ms") // window_ms, (pl.col("end_ms") - 1) // window_ms + 1) * window_ms
+    clipped = where(
+        segments, (segments["end_ms"] > since_ms) & (segments["start_ms"] < until_ms)
+    ).with_columns_seq(
+        pl.col("start_ms").clip(lower_bound=since_ms), pl.col("end_ms").clip(upper_bound=until_ms)
     )
-    return (
-        clipped.with_columns_seq(windows.alias("window_start_ms"))
-        .explode("window_start_ms")
-        .with_columns_seq(
-            pl.max_horizontal("start_ms", "window_start_ms").alias("start_ms"),
-            pl.min_horizontal("end_ms", pl.col("window_start_ms") + window_ms).alias("end_ms"),
-        )
-    )
+    return by_window(clipped, "start_ms", "end_ms", window_ms)
 
 
 def with_first(index: pl.DataFrame, intervals: pl.DataFrame, last: pl.DataFrame) -> pl.DataFrame:
     """Note the first reading of engines that are new: they are known to be there from then on, not before."""
+    if not index["first_ms"].null_count():
+        return index
     began = pl.concat([intervals.select_seq("id", first="t0_ms"), last.select_seq("id", first="ts_ms")])
     return (
         index.join(
@@ -106,54 +100,58 @@ def holders(
     `engines`: last readings, of those that are known to be there. An engine that names no GPUs may hold
     those of its node: `inferred`. That counts only for a GPU that has a process and that no engine names.
     """
-    named = (
-        engine_index.join(engines.select_seq("id", "ts_ms"), on="id")
+    known = engine_index.with_columns_seq(
+        by_id(engine_index["id"], engines["id"], engines["ts_ms"]).alias("ts_ms")
+    )
+    servers = (
+        where(known, known["ts_ms"].is_not_null())
         .sort("ts_ms")
-        .group_by("site", "pool", "node", "server")
+        .group_by("server")
         .agg(
-            pl.col("gpus").last(),
+            pl.col("site", "pool", "node", "gpus").last(),
             pl.col("first_ms").min().alias("since_ms"),
             (pl.col("ts_ms").max() + forget_ms).alias("until_ms"),
         )
     )
+    names_some = servers["gpus"] != ""
     explicit = (
-        named.filter(pl.col("gpus") != "")
+        where(servers, names_some)
         .with_columns_seq(pl.col("gpus").str.split("\n"))
         .explode("gpus")
         .join(gpu_index.select_seq("site", "pool", "id", gpus="gpu_uuid"), on=["site", "pool", "gpus"])
         .select_seq("server", "id", pl.lit(False).alias("inferred"), "since_ms", "until_ms")
-        .unique()
     )
+    # an engine may name a GPU twice
+    explicit = where(explicit, (explicit["server"] * (1 << 32) + explicit["id"]).is_first_distinct())
+    if names_some.all():
+        return explicit
     possible = (
-        named.filter(pl.col("gpus") == "")
+        servers.filter(~names_some)
         .join(gpu_index.select_seq("site", "pool", "node", "id"), on=["site", "pool", "node"])
         .select_seq("server", "id", pl.lit(True).alias("inferred"), "since_ms", "until_ms")
     )
     return pl.concat([explicit, possible])
 
 
-def demand(
-    segments: pl.DataFrame, index: pl.DataFrame, since_ms: int, edge_ms: int, window_ms: int
-) -> pl.DataFrame:
-    """Per (site, pool, window_start_ms): `waiting` if any engine had a queue, else `none`; no row where none was read."""
-    pools = index.select_seq("server", "site", "pool").unique()
+def demand(activity: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
+    """Per (site, pool, window_start_ms): `waiting` if any engine had a queue, else `none`; no row where none was read.
+
+    `activity`: see in_windows().
+    """
+    pools = index.select_seq("server", "site", "pool").unique("server")
+    waiting = pl.when(pl.col("waiting").any()).then(pl.lit("waiting")).otherwise(pl.lit("none"))
     return (
-        in_windows(segments, since_ms, edge_ms, window_ms)
-        .join(pools, on="server")
+        activity.join(pools, on="server")
         .group_by("site", "pool", "window_start_ms")
-        .agg(
-            pl.when(pl.col("waiting").any()).then(pl.lit("waiting")).otherwise(pl.lit("none")).alias("demand")
-        )
+        .agg(waiting.alias("demand"))
     )
 
 
-def by_name(segments: pl.DataFrame, index: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Segments whose `model` is its name's place in the alphabet, and the names: (model, model_name).
+def by_name(segments: pl.DataFrame, index: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
+    """Segments whose `model` is its name's place in the alphabet, and the names in their places.
 
     So the least of several is the first by name, and engines that serve the same model are alike.
     """
-    place = pl.col("model_name").rank("dense").cast(pl.Int64).alias("place")
-    places = index.select_seq(pl.col("id").alias("model"), "model_name", place)
-    ranked = segments.join(places.select_seq("model", "place"), on="model", maintain_order="left")
-    names = places.select_seq(pl.col("place").alias("model"), "model_name").unique()
-    return ranked.with_columns_seq(model=pl.col("place")).select_seq(*SEGMENT_COLUMNS), names
+    place = index.select_seq(pl.col("model_name").rank("dense").cast(pl.Int64) - 1).to_series()
+    ranked = segments.with_columns_seq(by_id(segments["model"], index["id"], place).alias("model"))
+    return ranked, index["model_name"].unique().sort()

@@ -6,7 +6,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.meter import activity, rolling, tokens, totals, waterfall, yardstick
-from idlewatt.processors.meter.classifying import classify, steady_windows
+from idlewatt.processors.meter.classifying import classify, steady_windows, whole_windows
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.gaps import put_off
 from idlewatt.processors.meter.state import (
@@ -62,7 +62,10 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         state.segments, activity.segments_of(engine_intervals, state.engine_index), edges.edge_ms
     )
     engine_index = activity.with_first(state.engine_index, engines.intervals, engines.last)
-    possible = activity.holders(engine_index, engines.last, state.gpu_index, config.forget_ms)
+    held = activity.holders(engine_index, engines.last, state.gpu_index, config.forget_ms)
+    ranked, models = activity.by_name(segments, engine_index)
+    done = activity.in_windows(ranked, edges.previous_ms, edges.edge_ms, edges.window_ms)
+    whole = whole_windows(done, held, edges.window_ms)
     gpus = advance(
         state.gpus,
         state.pending_gpus,
@@ -70,14 +73,22 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         ENERGY,
         GPU_CARRY,
         ceiling=waterfall.CEILING,
-        steady=Steady(steady_windows(segments, possible, state.gpu_index, edges), _JUDGED_BY),
+        steady=Steady(steady_windows(whole, held, state.gpu_index, edges), _JUDGED_BY),
     )
     gpu_intervals = with_gaps(waterfall.integrate_missing(gpus.intervals), ENERGY).select_seq(*GPU_INTERVAL)
-    held = possible.join(gpus.last.select_seq("id"), on="id", how="semi")
     engine_intervals = engine_intervals.select_seq(*ENGINE_INTERVAL)
     gpu_pieces, gpu_gaps = _gpu_pieces(state, gpus, gpu_intervals, edges, config)
     engine_pieces, engine_gaps = _engine_pieces(state, engines, engine_intervals, edges, config)
-    gpu_windows = _gpu_windows(state, gpus, gpu_pieces, gpu_gaps, segments, held, edges, config)
+    earliest_ms = gpu_pieces["window_start_ms"].min()
+    if isinstance(earliest_ms, int) and earliest_ms < edges.previous_ms:
+        late = activity.in_windows(ranked, earliest_ms, edges.previous_ms, edges.window_ms)
+        done = pl.concat([late, done])
+        whole = whole_windows(done, held, edges.window_ms)
+    classified = classify(waterfall.with_amounts(gpu_pieces), done, whole, held, edges.window_ms)
+    if gpu_gaps.height or gpu_pieces["late"].any():
+        changes = _limit_changes(state, gpus, gpu_pieces.filter("late"), gpu_gaps, edges, config)
+        classified = pl.concat([classified, changes])
+    gpu_windows = waterfall.gpu_windows(classified, models)
     engine_windows = tokens.engine_windows(engine_pieces)
     if gpu_gaps.height:
         gpu_gaps = gpu_gaps.join(_limits(state.gpus), on="id", how="left").filter(waterfall.to_book())
@@ -86,11 +97,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         gpu_gaps = state.gpu_gaps
     engine_gaps = pl.concat([state.engine_gaps, engine_gaps.filter(tokens.to_book())])
 
-    since_ms = (
-        edges.previous_ms if gpu_windows.is_empty() else gpu_windows.get_column("window_start_ms").min()
-    )
-    assert isinstance(since_ms, int)
-    demand = activity.demand(segments, state.engine_index, since_ms, edges.edge_ms, edges.window_ms)
+    demand = activity.demand(done, engine_index)
     pairs = gpu_windows.select_seq("id", "model_name").unique().join(state.gpu_index, on="id")
     yields = yardstick.yields(learned.histogram, pairs, config)
     power = waterfall.power_rows(gpu_windows, state.gpu_index, demand, yields, edges.window_ms)
@@ -167,24 +174,6 @@ def _both(rows: pl.DataFrame, seldom: pl.DataFrame) -> pl.DataFrame:
 def _limits(gpus: pl.DataFrame) -> pl.DataFrame:
     """(id, booked_limit_mw): the limits that silence is booked with."""
     return gpus.select_seq("id", booked_limit_mw="power_limit_mw")
-
-
-def _gpu_windows(
-    state: MeterState,
-    gpus: Advance,
-    pieces: pl.DataFrame,
-    gaps: pl.DataFrame,
-    segments: pl.DataFrame,
-    held: pl.DataFrame,
-    edges: Edges,
-    config: MeterConfig,
-) -> pl.DataFrame:
-    ranked, names = activity.by_name(segments, state.engine_index)
-    classified = classify(waterfall.with_amounts(pieces), ranked, held, edges.window_ms)
-    if gaps.height or pieces.get_column("late").any():
-        changes = _limit_changes(state, gpus, pieces.filter("late"), gaps, edges, config)
-        classified = pl.concat([classified, changes])
-    return waterfall.gpu_windows(classified, names)
 
 
 def _limit_changes(

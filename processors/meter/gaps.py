@@ -9,7 +9,8 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.timeline import Edges, cut, where
+from idlewatt.processors.meter.rows import where
+from idlewatt.processors.meter.timeline import Edges, cut
 
 # a gap over no more closed windows than this is booked at once
 SHORT_WINDOWS: Final = 6

@@ -16,6 +16,8 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.meter.rows import by_id, by_window, where
+
 # A counter that restarted this long before its first reading still brings its whole value: a model server
 # answers only after its model is loaded, and counts from its start.
 RESTART_GAP_MS: Final = 3_600_000
@@ -155,21 +157,15 @@ def _within_reach(
         within = ~after | near
         return where(pending, within), where(pending, ~within)
     first = pending.select_seq("id", "ts_ms").filter(near).group_by("id").agg(pl.col("ts_ms").min())
-    first_ms = _by_id(first, 1 + _highest(pending)).gather(pending["id"])
+    first_ms = by_id(pending["id"], first["id"], first["ts_ms"], default=NEVER_MS)
     within = ~after | (near & (pending["ts_ms"] == first_ms))
     return where(pending, within), where(pending, ~within)
 
 
-def _by_id(rows: pl.DataFrame, entities: int) -> pl.Series:
-    """The `ts_ms` of each entity as a series that its id looks up; NEVER_MS where it has none."""
-    table = pl.repeat(NEVER_MS, entities, dtype=pl.Int64, eager=True)
-    return table.scatter(rows.get_column("id"), rows.get_column("ts_ms"))
-
-
 def _in_order(last: pl.DataFrame, pending: pl.DataFrame, dropped: dict[str, int]) -> pl.DataFrame:
     """Last and pending readings by entity and time, each moment once, nothing older than the last."""
-    last_ms = _by_id(last, 1 + max(_highest(last), _highest(pending)))
-    fresh = where(pending, pending["ts_ms"] > last_ms.gather(pending["id"]))
+    last_ms = by_id(pending["id"], last["id"], last["ts_ms"], default=NEVER_MS)
+    fresh = where(pending, pending["ts_ms"] > last_ms)
     anchors = last.with_columns_seq(
         pl.lit(NEVER_MS).alias("eff_ms"), pl.lit(None, pl.Int64).alias("src"), pl.lit(True).alias("is_last")
     )
@@ -187,8 +183,8 @@ def _without_last(newest: pl.DataFrame, last: pl.DataFrame) -> pl.Series:
     """Ids of `newest`, which has those of `last` and maybe more."""
     if newest.height == last.height:
         return newest["id"].clear()
-    last_ms = _by_id(last, 1 + max(_highest(last), _highest(newest)))
-    return newest["id"].filter(last_ms.gather(newest["id"]) == NEVER_MS)
+    is_new = by_id(newest["id"], last["id"], False, pl.Boolean, default=True)
+    return newest["id"].filter(is_new)
 
 
 def _last_of_each(ids: pl.Series) -> pl.Series:
@@ -378,16 +374,7 @@ def split(
 
 def cut(parts: pl.DataFrame, window_ms: int, counters: Sequence[str]) -> pl.DataFrame:
     """Cut parts of intervals, from_ms to to_ms, at window edges, and give each its share of the increments."""
-    pieces = parts.with_columns_seq(window_start_ms=pl.col("from_ms") // window_ms * window_ms)
-    several = pieces["to_ms"] - pieces["window_start_ms"] > window_ms
-    if several.any():
-        windows = pl.int_ranges("window_start_ms", "to_ms", window_ms).alias("window_start_ms")
-        spanning = pieces.filter(several).with_columns_seq(windows).explode("window_start_ms")
-        spanning = spanning.with_columns_seq(
-            pl.max_horizontal("from_ms", "window_start_ms").alias("from_ms"),
-            pl.min_horizontal("to_ms", pl.col("window_start_ms") + window_ms).alias("to_ms"),
-        )
-        pieces = pl.concat([pieces.filter(~several), spanning])
+    pieces = by_window(parts, "from_ms", "to_ms", window_ms)
     bits = _product_bits(pieces, counters)
     return pieces.with_columns_seq(
         (_share(f"inc_{c}", "to_ms", bits) - _share(f"inc_{c}", "from_ms", bits))
@@ -409,10 +396,3 @@ def _share(increment: str, moment: str, bits: type[pl.Int64] | type[pl.Int128]) 
     """What of the interval's increment had been gained by the moment."""
     passed = (pl.col(moment) - pl.col("start_ms")).cast(bits)
     return passed * pl.col(increment).cast(bits) // (pl.col("end_ms") - pl.col("start_ms")).cast(bits)
-
-
-def where(rows: pl.DataFrame, mask: pl.Series) -> pl.DataFrame:
-    """The rows where the mask, which has no nulls, is true; most often all or none are, and nothing need be copied."""
-    if mask.all():
-        return rows
-    return rows.filter(mask) if mask.any() else rows.clear()

@@ -95,53 +95,50 @@ def limit_changes(pieces: pl.DataFrame, booked: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def gpu_windows(classified: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
-    """Classified sums to (id, window_start_ms, state, model_name): SUMS. `models`: model, model_name.
+def gpu_windows(classified: pl.DataFrame, models: pl.Series) -> pl.DataFrame:
+    """Classified sums to (id, window_start_ms, state, model_name): SUMS. `models`: the name of each model.
 
     Time that was dark when its window closed and turns out to have been measured is taken back from dark, by
     exactly what was booked. Time that stays dark keeps the joules its counter gained meanwhile, under dark.
     """
-    booked_already = pl.col("late") & ~pl.col("measured")
-    booked = classified.select_seq(
-        "id",
-        "window_start_ms",
-        "state",
-        "model",
-        pl.when(booked_already).then(0).otherwise("gpu_ms").alias("gpu_ms"),
-        pl.when(booked_already).then(0).otherwise("available_mj").alias("available_mj"),
-        pl.col("inc_energy_mj").alias("draw_mj"),
-        "estimated_mj",
-    )
-    taken_back = classified.filter(pl.col("late") & pl.col("measured")).select_seq(
-        "id",
-        "window_start_ms",
-        pl.lit("dark").alias("state"),
-        pl.lit(None, pl.Int64).alias("model"),
-        -pl.col("gpu_ms"),
-        -pl.col("available_mj"),
-        pl.lit(0, pl.Int64).alias("draw_mj"),
-        pl.lit(0, pl.Int64).alias("estimated_mj"),
-    )
-    sums = (
-        pl.concat([booked, taken_back])
-        .group_by("id", "window_start_ms", "state", "model")
-        .agg(pl.col("gpu_ms", "available_mj", "draw_mj", "estimated_mj").sum())
-        .join(models, on="model", how="left")
+    if classified["late"].any():
+        classified = pl.concat([_without_booked(classified), _taken_back(classified)])
+    sums = classified.group_by("id", "window_start_ms", "state", "model").agg(
+        pl.col("gpu_ms", "available_mj", "inc_energy_mj", "estimated_mj").sum()
     )
     # A board can draw a little more than its limit for a moment: then what it drew was available.
-    spare = pl.col("available_mj") - pl.col("draw_mj")
+    spare = pl.col("available_mj") - pl.col("inc_energy_mj")
     return sums.select_seq(
         "id",
         "window_start_ms",
         "state",
-        pl.col("model_name").fill_null(""),
+        models.gather(sums["model"]).fill_null("").alias("model_name"),
         "gpu_ms",
-        "draw_mj",
+        pl.col("inc_energy_mj").alias("draw_mj"),
         pl.when(pl.col("state") == "dark")
         .then(spare)
         .otherwise(spare.clip(lower_bound=0))
         .alias("headroom_mj"),
         "estimated_mj",
+    )
+
+
+def _without_booked(classified: pl.DataFrame) -> pl.DataFrame:
+    booked_already = pl.col("late") & ~pl.col("measured")
+    return classified.with_columns_seq(
+        pl.when(booked_already).then(0).otherwise(name).alias(name) for name in ("gpu_ms", "available_mj")
+    )
+
+
+def _taken_back(classified: pl.DataFrame) -> pl.DataFrame:
+    nothing = pl.lit(0, pl.Int64)
+    return classified.filter("late", "measured").with_columns_seq(
+        state=pl.lit("dark"),
+        model=pl.lit(None, pl.Int64),
+        gpu_ms=-pl.col("gpu_ms"),
+        available_mj=-pl.col("available_mj"),
+        inc_energy_mj=nothing,
+        estimated_mj=nothing,
     )
 
 
