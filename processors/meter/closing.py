@@ -9,6 +9,7 @@ from idlewatt.processors.meter import activity, rolling, tokens, totals, waterfa
 from idlewatt.processors.meter.classifying import classify, steady_windows, whole_windows
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.gaps import put_off
+from idlewatt.processors.meter.rows import where, with_names
 from idlewatt.processors.meter.state import (
     ENGINE_CARRY,
     ENGINE_INTERVAL,
@@ -30,7 +31,7 @@ from idlewatt.processors.meter.timeline import (
     with_gaps,
 )
 from idlewatt.stream import records
-from idlewatt.stream.decoding import frame_schema
+from idlewatt.stream.decoding import empty_frame, frame_schema
 
 MINUTE_MS: Final = 60_000
 ENERGY: Final = ("energy_mj",)
@@ -92,26 +93,31 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     engine_windows = tokens.engine_windows(engine_pieces)
     if gpu_gaps.height:
         gpu_gaps = gpu_gaps.join(_limits(state.gpus), on="id", how="left").filter(waterfall.to_book())
-        gpu_gaps = pl.concat([state.gpu_gaps, gpu_gaps.select_seq(*state.gpu_gaps.columns)])
-    else:
-        gpu_gaps = state.gpu_gaps
-    engine_gaps = pl.concat([state.engine_gaps, engine_gaps.filter(tokens.to_book())])
+    if engine_gaps.height:
+        engine_gaps = engine_gaps.filter(tokens.to_book())
+    gpu_gaps = _both(state.gpu_gaps, gpu_gaps)
+    engine_gaps = _both(state.engine_gaps, engine_gaps)
 
     demand = activity.demand(done, engine_index)
-    pairs = gpu_windows.select_seq("id", "model_name").unique().join(state.gpu_index, on="id")
-    yields = yardstick.yields(learned.histogram, pairs, config)
-    power = waterfall.power_rows(gpu_windows, state.gpu_index, demand, yields, edges.window_ms)
+    pool_windows = waterfall.pool_windows(gpu_windows, state.gpu_index)
+    pairs = pool_windows.select_seq(*yardstick.PAIR).unique().sort(*yardstick.PAIR)
+    yields = state.yields
+    if learned is not state or not pairs.equals(state.pairs):
+        yields = yardstick.yields(learned.histogram, pairs, config)
+    power = waterfall.power_rows(pool_windows, demand, yields, edges.window_ms)
     shares = tokens.serving_shares(
         gpu_windows, engine_windows, state.engine_index, held, segments, edges.window_ms
     )
-    token_rows = tokens.token_rows(engine_windows, shares, state.engine_index, edges.window_ms)
+    engine_windows = tokens.with_joules(
+        engine_windows, tokens.joules(shares, state.gpu_index), state.engine_index
+    )
+    token_rows = tokens.token_rows(engine_windows, edges.window_ms)
     minutes, open_minutes = gpu_minutes(state.minutes, gpu_windows, state.gpu_index, edges.edge_ms)
 
-    on_time = pl.col("window_start_ms") >= edges.previous_ms
-    samples = _samples(engine_windows.filter(on_time), shares, state.engine_index, state.gpu_index)
+    samples = tokens.samples(_on_time(engine_windows, edges)).select_seq(*SAMPLE_COLUMNS)
     forgotten = edges.edge_ms - config.forget_ms
-    kept_gpus = gpus.last.filter(pl.col("ts_ms") > forgotten)
-    kept_engines = engines.last.filter(pl.col("ts_ms") > forgotten)
+    kept_gpus = where(gpus.last, gpus.last["ts_ms"] > forgotten)
+    kept_engines = where(engines.last, engines.last["ts_ms"] > forgotten)
     after = replace(
         learned,
         edge_ms=edges.edge_ms,
@@ -125,7 +131,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         minutes=open_minutes,
         samples=pl.concat([learned.samples, samples]),
         history=rolling.extend(
-            state.history, power.filter(on_time), token_rows.filter(on_time), edges.edge_ms
+            state.history, _on_time(power, edges), _on_time(token_rows, edges), edges.edge_ms
         ),
         power_totals=totals.add_power(state.power_totals, power),
         token_totals=totals.add_tokens(state.token_totals, token_rows),
@@ -134,8 +140,9 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         pending_gpus=gpus.pending,
         engine_index=_known(engine_index, kept_engines, engines, engine_gaps),
         pending_engines=engines.pending,
-        latest_power=power.filter(pl.col("window_start_ms") == edges.edge_ms - edges.window_ms),
+        latest_power=where(power, power["window_start_ms"] == edges.edge_ms - edges.window_ms),
         offenders=_offenders(gpu_windows, state.gpu_index, edges, config),
+        pairs=pairs,
         yields=yields,
     )
     dropped = {("gpu", reason): n for reason, n in gpus.dropped.items()}
@@ -168,7 +175,11 @@ def _engine_pieces(
 
 
 def _both(rows: pl.DataFrame, seldom: pl.DataFrame) -> pl.DataFrame:
-    return pl.concat([rows, seldom]) if seldom.height else rows
+    return pl.concat([rows, seldom.select_seq(rows.columns)]) if seldom.height else rows
+
+
+def _on_time(rows: pl.DataFrame, edges: Edges) -> pl.DataFrame:
+    return where(rows, rows["window_start_ms"] >= edges.previous_ms)
 
 
 def _limits(gpus: pl.DataFrame) -> pl.DataFrame:
@@ -211,45 +222,27 @@ def gpu_minutes(
         .group_by("id", "minute_start_ms", "state")
         .agg(pl.col("gpu_ms", "draw_mj", "headroom_mj").sum())
     )
-    over = pl.col("minute_start_ms") + MINUTE_MS <= edge_ms
-    ledger = (
-        rows.filter(over)
-        .sort("id", "minute_start_ms", "state")
-        .join(gpu_index, on="id", maintain_order="left")
+    over = rows["minute_start_ms"] + MINUTE_MS <= edge_ms
+    ended = where(rows, over)
+    if ended.is_empty():
+        return empty_frame(records.GPU_MINUTE), rows
+    ledger = with_names(
+        ended.sort("id", "minute_start_ms", "state"), gpu_index, "site", "pool", "node", "gpu_uuid", "product"
     )
-    return ledger.select_seq(*frame_schema(records.GPU_MINUTE)), rows.filter(~over)
-
-
-def _samples(
-    engine_windows: pl.DataFrame, shares: pl.DataFrame, engines: pl.DataFrame, gpus: pl.DataFrame
-) -> pl.DataFrame:
-    """Yields of this step's windows that were wholly measured. An engine's GPUs are taken to be of one product."""
-    energy = (
-        shares.join(gpus.select_seq(gpu_id="id", product="product"), on="gpu_id")
-        .group_by("id", "window_start_ms")
-        .agg(pl.col("serving_mj").sum(), pl.col("product").min())
-    )
-    # a counter that moves at a request's end gives zero, then a spike: its windows say nothing of the yield
-    steady = engines.filter(pl.col("advance") != "request_end").select_seq("id", "site", "pool", "model_name")
-    return (
-        engine_windows.filter(pl.col("silent_ms") == 0)
-        .join(energy, on=["id", "window_start_ms"])
-        .join(steady, on="id")
-        .group_by("site", "pool", "product", "model_name", "window_start_ms")
-        .agg(pl.col("output_tokens", "serving_mj").sum())
-        .select_seq(*SAMPLE_COLUMNS)
-    )
+    return ledger.select_seq(*frame_schema(records.GPU_MINUTE)), where(rows, ~over)
 
 
 def _offenders(
     gpu_windows: pl.DataFrame, gpus: pl.DataFrame, edges: Edges, config: MeterConfig
 ) -> pl.DataFrame:
     last_window = pl.col("window_start_ms") == edges.edge_ms - edges.window_ms
-    return (
+    wasted = (
         gpu_windows.filter(last_window & pl.col("state").is_in(waterfall.IDLE) & (pl.col("draw_mj") > 0))
         .group_by("id", "state")
         .agg(pl.col("draw_mj").sum().alias("wasted_mj"))
-        .join(gpus.select_seq("id", "site", "pool", "node", "gpu_uuid", "product"), on="id")
+    )
+    return (
+        with_names(wasted, gpus, "site", "pool", "node", "gpu_uuid", "product")
         .sort("wasted_mj", "gpu_uuid", descending=[True, False])
         .head(config.worst_offenders)
         .select_seq(*OFFENDER_COLUMNS)

@@ -21,6 +21,13 @@ def by_id(
     return table.scatter(keys, values).gather(ids)
 
 
+def with_names(rows: pl.DataFrame, index: pl.DataFrame, *columns: str, key: str = "id") -> pl.DataFrame:
+    """Add columns of the index to the rows whose id it has; the others are left out."""
+    place = by_id(rows[key], index["id"], pl.int_range(index.height, eager=True))
+    known = place.is_not_null()
+    return where(rows, known).hstack(index.select_seq(pl.col(columns).gather(place.drop_nulls())))
+
+
 def by_window(rows: pl.DataFrame, start: str, end: str, window_ms: int) -> pl.DataFrame:
     """A row for each window that the time from `start` to `end` touches, cut to it; adds window_start_ms."""
     rows = rows.with_columns_seq(window_start_ms=pl.col(start) // window_ms * window_ms)

@@ -4,6 +4,8 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.meter.rows import with_names
+
 IDLE: Final = ("idle_loaded", "idle_free")
 STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
 # power cannot exceed the limit for long; an unstamped reset that claims more is no reset
@@ -153,16 +155,21 @@ def _limit_change_mj() -> pl.Expr:
     return really - booked
 
 
-def power_rows(
-    windows: pl.DataFrame, gpus: pl.DataFrame, demand: pl.DataFrame, yields: pl.DataFrame, window_ms: int
-) -> pl.DataFrame:
-    """GPU windows to ledger rows (records.PowerRow). `gpus`: id, site, pool, product; `yields`: see yardstick.py."""
-    rows = (
-        windows.join(gpus.select_seq("id", "site", "pool", "product"), on="id")
+def pool_windows(windows: pl.DataFrame, gpus: pl.DataFrame) -> pl.DataFrame:
+    """Sum GPU windows to (site, pool, window_start_ms, product, model_name, state): SUMS. `gpus`: the index."""
+    return (
+        with_names(windows, gpus, "site", "pool", "product")
         .group_by("site", "pool", "window_start_ms", "product", "model_name", "state")
         .agg(pl.col(SUMS).sum())
-        .join(demand, on=["site", "pool", "window_start_ms"], how="left")
-        .join(yields.drop("origin"), on=["site", "pool", "product", "model_name"], how="left")
+    )
+
+
+def power_rows(
+    windows: pl.DataFrame, demand: pl.DataFrame, yields: pl.DataFrame, window_ms: int
+) -> pl.DataFrame:
+    """What pool_windows() gives to ledger rows (records.PowerRow). `yields`: see yardstick.py."""
+    rows = windows.join(demand, on=["site", "pool", "window_start_ms"], how="left").join(
+        yields.drop("origin"), on=["site", "pool", "product", "model_name"], how="left"
     )
     idle = pl.col("state").is_in(IDLE)
     return rows.select_seq(
