@@ -69,6 +69,16 @@ def with_ids(
 
     `index`: key, attributes and id of each entity, attributes as its newest reading says; returned up to date.
     """
+    names = [*key, *attributes]
+    hashed = pl.sum_horizontal(pl.col(name).hash(seed) for seed, name in enumerate(key)).alias("hash")
+    known_hashes = index.select_seq(hashed, place=pl.int_range(pl.len()))
+    if known_hashes["hash"].is_unique().all():
+        # nearly always all names are known; one integer finds them three times as fast as several names
+        place = rows.select_seq(hashed).join(known_hashes, on="hash", how="left", maintain_order="left")[
+            "place"
+        ]
+        if all((rows[name] == index[name].gather(place)).all(ignore_nulls=False) for name in names):
+            return rows.drop(names).with_columns_seq(index["id"].gather(place).alias("id")), index
     known = {name: f"known_{name}" for name in attributes}
     joined = rows.join(index.rename(known), on=key, how="left", maintain_order="left")
     unknown = joined.get_column("id").null_count() > 0
