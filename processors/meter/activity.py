@@ -6,6 +6,7 @@ a number that all models of one engine share; models by their `id` in the engine
 has segments of its own.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
 import polars as pl
@@ -92,19 +93,32 @@ def with_first(index: pl.DataFrame, intervals: pl.DataFrame, last: pl.DataFrame)
     )
 
 
-def holders(
-    engine_index: pl.DataFrame, engines: pl.DataFrame, gpu_index: pl.DataFrame, forget_ms: int
-) -> pl.DataFrame:
-    """Which GPU is held by which engine, from when to when: (server, id, inferred, since_ms, until_ms).
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Which GPU is held by which engine, and what that follows from.
 
-    `engines`: last readings, of those that are known to be there. An engine that names no GPUs may hold
-    those of its node: `inferred`. That counts only for a GPU that has a process and that no engine names.
+    An engine that names no GPUs may hold those of its node: `inferred`. That counts only for a GPU that has a
+    process and that no engine names.
     """
-    known = engine_index.with_columns_seq(
-        by_id(engine_index["id"], engines["id"], engines["ts_ms"]).alias("ts_ms")
-    )
-    servers = (
-        where(known, known["ts_ms"].is_not_null())
+
+    # server, site, pool, node, gpus; of engines that were heard
+    servers: pl.DataFrame
+    gpu_index: pl.DataFrame
+    # server, id, inferred
+    held: pl.DataFrame
+    # server, id; of GPUs that one engine alone names
+    alone: pl.DataFrame
+
+
+def heard(engine_index: pl.DataFrame, engines: pl.DataFrame, forget_ms: int) -> pl.DataFrame:
+    """Engines that are known to be there, from when to when: (server, site, pool, node, gpus, since_ms, until_ms).
+
+    `engines`: last readings.
+    """
+    last_ms = by_id(engine_index["id"], engines["id"], engines["ts_ms"]).alias("ts_ms")
+    known = engine_index.hstack([last_ms])
+    return (
+        (known.filter(last_ms.is_not_null()) if last_ms.has_nulls() else known)
         .sort("ts_ms")
         .group_by("server")
         .agg(
@@ -112,25 +126,32 @@ def holders(
             pl.col("first_ms").min().alias("since_ms"),
             (pl.col("ts_ms").max() + forget_ms).alias("until_ms"),
         )
+        .sort("server")
     )
+
+
+def holding(servers: pl.DataFrame, gpu_index: pl.DataFrame, before: Holding | None) -> Holding:
+    """Who holds which GPU: as before, while nothing has changed that it follows from. `servers`: see heard()."""
+    servers = servers.drop("since_ms", "until_ms")
+    if before is not None and before.gpu_index is gpu_index and before.servers.equals(servers):
+        return before
     names_some = servers["gpus"] != ""
     explicit = (
         where(servers, names_some)
         .with_columns_seq(pl.col("gpus").str.split("\n"))
         .explode("gpus")
         .join(gpu_index.select_seq("site", "pool", "id", gpus="gpu_uuid"), on=["site", "pool", "gpus"])
-        .select_seq("server", "id", pl.lit(False).alias("inferred"), "since_ms", "until_ms")
+        .select_seq("server", "id", pl.lit(False).alias("inferred"))
+        # an engine may name a GPU twice
+        .unique()
     )
-    # an engine may name a GPU twice
-    explicit = where(explicit, (explicit["server"] * (1 << 32) + explicit["id"]).is_first_distinct())
-    if names_some.all():
-        return explicit
     possible = (
-        servers.filter(~names_some)
+        where(servers, ~names_some)
         .join(gpu_index.select_seq("site", "pool", "node", "id"), on=["site", "pool", "node"])
-        .select_seq("server", "id", pl.lit(True).alias("inferred"), "since_ms", "until_ms")
+        .select_seq("server", "id", pl.lit(True).alias("inferred"))
     )
-    return pl.concat([explicit, possible])
+    alone = where(explicit, explicit["id"].is_unique()).select_seq("server", "id")
+    return Holding(servers, gpu_index, pl.concat([explicit, possible]), alone)
 
 
 def demand(activity: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:

@@ -24,28 +24,29 @@ _UNHELD: Final = (
 
 
 def classify(
-    pieces: pl.DataFrame, activity: pl.DataFrame, whole: pl.DataFrame, held: pl.DataFrame, window_ms: int
+    pieces: pl.DataFrame,
+    activity: pl.DataFrame,
+    whole: pl.DataFrame,
+    held: pl.DataFrame,
+    servers: pl.DataFrame,
+    window_ms: int,
 ) -> pl.DataFrame:
     """Sum pieces to (id, window_start_ms, late, measured, state, model): AMOUNTS.
 
     Most GPUs are in one state over a whole window, by one engine that says so for all of it: their pieces are
     summed first and judged once. The others are judged piece by piece. `activity`: what engines did, in_windows();
-    `whole`: what whole_windows() makes of it.
+    `whole`: what whole_windows() makes of it; `held`: see Holding; `servers`: see heard().
     """
     pieces = pieces.with_columns_seq(place=_place(window_ms))
     verdicts = whole.select_seq(_place(window_ms).alias("place"), "verdict", "model")
     sums = _summed(pieces).join(verdicts, on="place", how="left")
-    sums = sums.with_columns_seq(by_id(sums["id"], held["id"], True, pl.Boolean, default=False).alias("held"))
-    judged = _judged(
-        sums,
-        pl.when(~pl.col("measured")).then(pl.lit("dark")).when("held").then("verdict").otherwise(_UNHELD),
-        pl.when("measured").then("model"),
-    )
+    is_held = by_id(sums["id"], held["id"], True, pl.Boolean, default=False).alias("held")
+    judged = sums.hstack([is_held]).select_seq(*_SUMMED_JUDGED)
     mixed = judged["state"].is_null()
     if not mixed.any():
         return judged
     unclear = pieces.filter("measured", pl.col("place").is_in(sums["place"].filter(mixed).implode()))
-    return pl.concat([where(judged, ~mixed), _piece_by_piece(unclear, activity, held)])
+    return pl.concat([where(judged, ~mixed), _piece_by_piece(unclear, activity, held, servers)])
 
 
 def steady_windows(
@@ -71,24 +72,18 @@ def _place(window_ms: int) -> pl.Expr:
 
 def _summed(pieces: pl.DataFrame) -> pl.DataFrame:
     """AMOUNTS by _ALIKE; adds place."""
-    flags = pl.col("measured").cast(pl.Int64) * 2 + pl.col("late").cast(pl.Int64)
-    process = pl.col("has_process_0").cast(pl.Int64).fill_null(2)
-    alike = (pl.col("place") * 4 + flags) * 3 + process
-    return (
-        pieces.group_by(alike.alias("alike"))
-        .agg(pl.col("place", *_ALIKE).first(), pl.col(AMOUNTS).sum())
-        .drop("alike")
-    )
+    return pieces.group_by(_ALIKE_AS_ONE).agg(pl.col("place", *_ALIKE).first(), pl.col(AMOUNTS).sum())
 
 
-def _judged(rows: pl.DataFrame, state: pl.Expr, model: pl.Expr) -> pl.DataFrame:
-    return rows.select_seq(
-        "id", "window_start_ms", "late", "measured", state.alias("state"), model.alias("model"), *AMOUNTS
-    )
+def _judged(state: pl.Expr, model: pl.Expr) -> tuple[str | pl.Expr, ...]:
+    return "id", "window_start_ms", "late", "measured", state.alias("state"), model.alias("model"), *AMOUNTS
 
 
-def whole_windows(activity: pl.DataFrame, held: pl.DataFrame, window_ms: int) -> pl.DataFrame:
-    """(id, window_start_ms, verdict, model) where the one engine that names a GPU was the same all window long."""
+def whole_windows(activity: pl.DataFrame, alone: pl.DataFrame, window_ms: int) -> pl.DataFrame:
+    """(id, window_start_ms, verdict, model) where the one engine that names a GPU was the same all window long.
+
+    `alone`: see Holding.
+    """
     span_ms = pl.col("end_ms") - pl.col("start_ms")
     engines = activity.group_by("server", "window_start_ms").agg(
         span_ms.sum().alias("read_ms"),
@@ -103,50 +98,57 @@ def whole_windows(activity: pl.DataFrame, held: pl.DataFrame, window_ms: int) ->
     )
     verdict = pl.when(pl.col("active_ms") > 0).then(pl.lit("serving")).otherwise(pl.lit("idle_loaded"))
     engines = where(engines, whole).select_seq("server", "window_start_ms", verdict.alias("verdict"), "model")
-    named = where(held, ~held["inferred"])
-    alone = where(named, named["id"].is_unique()).select_seq("server", "id")
     return alone.join(engines, on="server").select_seq("id", "window_start_ms", "verdict", "model")
 
 
-def _piece_by_piece(pieces: pl.DataFrame, activity: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
+def _piece_by_piece(
+    pieces: pl.DataFrame, activity: pl.DataFrame, held: pl.DataFrame, servers: pl.DataFrame
+) -> pl.DataFrame:
     pieces = pieces.with_row_index("piece")
-    ids = pieces["id"].unique()
-    held = where(held, by_id(held["id"], ids, True, pl.Boolean, default=False))
-    named, inferred = ~pl.col("inferred"), pl.col("inferred")
-    model, since, until = pl.col("model"), pl.col("since_ms"), pl.col("until_ms")
+    held = held.filter(by_id(held["id"], pieces["id"], True, pl.Boolean, default=False))
     heard = (
         pieces.select_seq("piece", "id", "window_start_ms", "from_ms", "to_ms")
-        .join(held.select_seq("id", "server", "inferred"), on="id")
+        .join(held, on="id")
         .join(activity, on=["server", "window_start_ms"])
-        .filter(pl.col("start_ms") < pl.col("to_ms"), pl.col("end_ms") > pl.col("from_ms"))
+        .filter(_OVERLAPS)
         .group_by("piece")
-        .agg(
-            # the first by name
-            model.filter(pl.col("active") & named).min().alias("serving_named"),
-            model.filter(pl.col("active") & inferred).min().alias("serving_inferred"),
-            model.filter(named).min().alias("loaded_named"),
-            model.filter(inferred).min().alias("loaded_inferred"),
-        )
+        .agg(_FIRST_BY_NAME)
     )
-    known = held.group_by("id").agg(
-        since.filter(named).min().alias("named_ms"),
-        until.filter(named).max().alias("named_until_ms"),
-        since.filter(inferred).min().alias("possible_ms"),
-        until.filter(inferred).max().alias("possible_until_ms"),
-    )
+    known = held.join(servers.select_seq("server", "since_ms", "until_ms"), on="server")
+    known = known.group_by("id").agg(_KNOWN)
     rows = pieces.join(known, on="id", how="left").join(heard, on="piece", how="left")
-    could_be_named, could_be = (
+    return rows.select_seq(*_PIECES_JUDGED)
+
+
+_NAMED: Final = ~pl.col("inferred")
+_OVERLAPS: Final = (pl.col("start_ms") < pl.col("to_ms")) & (pl.col("end_ms") > pl.col("from_ms"))
+_FIRST_BY_NAME: Final = (
+    pl.col("model").filter(pl.col("active") & _NAMED).min().alias("serving_named"),
+    pl.col("model").filter(pl.col("active") & ~_NAMED).min().alias("serving_inferred"),
+    pl.col("model").filter(_NAMED).min().alias("loaded_named"),
+    pl.col("model").filter(~_NAMED).min().alias("loaded_inferred"),
+)
+_KNOWN: Final = (
+    pl.col("since_ms").filter(_NAMED).min().alias("named_ms"),
+    pl.col("until_ms").filter(_NAMED).max().alias("named_until_ms"),
+    pl.col("since_ms").filter(~_NAMED).min().alias("possible_ms"),
+    pl.col("until_ms").filter(~_NAMED).max().alias("possible_until_ms"),
+)
+
+
+def _piece_judged() -> tuple[str | pl.Expr, ...]:
+    named, maybe = (
         (
             (pl.col(f"{name}_ms") < pl.col("to_ms")) & (pl.col(f"{name}_until_ms") > pl.col("from_ms"))
         ).fill_null(False)
         for name in ("named", "possible")
     )
     has_process = pl.col("has_process_0").fill_null(False)
-    possible = ~could_be_named & has_process & could_be
+    possible = ~named & has_process & maybe
     serving = pl.coalesce("serving_named", pl.when(possible).then("serving_inferred"))
     loaded = pl.coalesce("loaded_named", pl.when(possible).then("loaded_inferred"))
     # an engine that names the GPU, or could hold it, was not heard; only a GPU without a process is known to idle
-    unheard = (could_be_named & pl.col("has_process_0").fill_null(True)) | possible
+    unheard = (named & pl.col("has_process_0").fill_null(True)) | possible
     state = (
         pl.when(serving.is_not_null())
         .then(pl.lit("serving"))
@@ -156,4 +158,15 @@ def _piece_by_piece(pieces: pl.DataFrame, activity: pl.DataFrame, held: pl.DataF
         .then(pl.lit("dark"))
         .otherwise(_UNHELD)
     )
-    return _judged(rows, state, pl.when(serving.is_not_null()).then(serving).otherwise(loaded))
+    return _judged(state, pl.when(serving.is_not_null()).then(serving).otherwise(loaded))
+
+
+_PIECES_JUDGED: Final = _piece_judged()
+_SUMMED_JUDGED: Final = _judged(
+    pl.when(~pl.col("measured")).then(pl.lit("dark")).when("held").then("verdict").otherwise(_UNHELD),
+    pl.when("measured").then("model"),
+)
+_ALIKE_AS_ONE: Final = (
+    (pl.col("place") * 4 + pl.col("measured").cast(pl.Int64) * 2 + pl.col("late").cast(pl.Int64)) * 3
+    + pl.col("has_process_0").cast(pl.Int64).fill_null(2)
+).alias("alike")

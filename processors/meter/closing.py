@@ -63,10 +63,11 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         state.segments, activity.segments_of(engine_intervals, state.engine_index), edges.edge_ms
     )
     engine_index = activity.with_first(state.engine_index, engines.intervals, engines.last)
-    held = activity.holders(engine_index, engines.last, state.gpu_index, config.forget_ms)
+    servers = activity.heard(engine_index, engines.last, config.forget_ms)
+    holding = activity.holding(servers, state.gpu_index, state.holding)
     ranked, models = activity.by_name(segments, engine_index)
     done = activity.in_windows(ranked, edges.previous_ms, edges.edge_ms, edges.window_ms)
-    whole = whole_windows(done, held, edges.window_ms)
+    whole = whole_windows(done, holding.alone, edges.window_ms)
     gpus = advance(
         state.gpus,
         state.pending_gpus,
@@ -74,7 +75,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         ENERGY,
         GPU_CARRY,
         ceiling=waterfall.CEILING,
-        steady=Steady(steady_windows(whole, held, state.gpu_index, edges), _JUDGED_BY),
+        steady=Steady(steady_windows(whole, holding.held, state.gpu_index, edges), _JUDGED_BY),
     )
     gpu_intervals = with_gaps(waterfall.integrate_missing(gpus.intervals), ENERGY).select_seq(*GPU_INTERVAL)
     engine_intervals = engine_intervals.select_seq(*ENGINE_INTERVAL)
@@ -84,8 +85,10 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     if isinstance(earliest_ms, int) and earliest_ms < edges.previous_ms:
         late = activity.in_windows(ranked, earliest_ms, edges.previous_ms, edges.window_ms)
         done = pl.concat([late, done])
-        whole = whole_windows(done, held, edges.window_ms)
-    classified = classify(waterfall.with_amounts(gpu_pieces), done, whole, held, edges.window_ms)
+        whole = whole_windows(done, holding.alone, edges.window_ms)
+    classified = classify(
+        waterfall.with_amounts(gpu_pieces), done, whole, holding.held, servers, edges.window_ms
+    )
     if gpu_gaps.height or gpu_pieces["late"].any():
         changes = _limit_changes(state, gpus, gpu_pieces.filter("late"), gpu_gaps, edges, config)
         classified = pl.concat([classified, changes])
@@ -106,7 +109,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         yields = yardstick.yields(learned.histogram, pairs, config)
     power = waterfall.power_rows(pool_windows, demand, yields, edges.window_ms)
     shares = tokens.serving_shares(
-        gpu_windows, engine_windows, state.engine_index, held, segments, edges.window_ms
+        gpu_windows, engine_windows, state.engine_index, holding.held, segments, edges.window_ms
     )
     engine_windows = tokens.with_joules(
         engine_windows, tokens.joules(shares, state.gpu_index), state.engine_index
@@ -142,6 +145,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         pending_engines=engines.pending,
         latest_power=where(power, power["window_start_ms"] == edges.edge_ms - edges.window_ms),
         offenders=_offenders(gpu_windows, state.gpu_index, edges, config),
+        holding=holding,
         pairs=pairs,
         yields=yields,
     )

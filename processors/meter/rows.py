@@ -17,15 +17,16 @@ def by_id(
 ) -> pl.Series:
     """For each of `ids` the value of its key, `default` where it is no key. Ids count from 0, so a table serves."""
     highest = [found for found in (ids.max(), keys.max()) if isinstance(found, int)]
-    table = pl.repeat(default, 1 + max(highest, default=-1), dtype=dtype, eager=True)
-    return table.scatter(keys, values).gather(ids)
+    table = pl.Series([default], dtype=dtype).new_from_index(0, 1 + max(highest, default=-1))
+    return table.scatter(keys, values)[ids]
 
 
 def with_names(rows: pl.DataFrame, index: pl.DataFrame, *columns: str, key: str = "id") -> pl.DataFrame:
     """Add columns of the index to the rows whose id it has; the others are left out."""
     place = by_id(rows[key], index["id"], pl.int_range(index.height, eager=True))
-    known = place.is_not_null()
-    return where(rows, known).hstack(index.select_seq(pl.col(columns).gather(place.drop_nulls())))
+    if place.has_nulls():
+        rows, place = rows.filter(place.is_not_null()), place.drop_nulls()
+    return rows.hstack([index[column][place] for column in columns])
 
 
 def by_window(rows: pl.DataFrame, start: str, end: str, window_ms: int) -> pl.DataFrame:

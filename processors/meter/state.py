@@ -5,7 +5,7 @@ from typing import Any, Final, Self
 
 import polars as pl
 
-from idlewatt.processors.meter.activity import SEGMENT_COLUMNS
+from idlewatt.processors.meter.activity import SEGMENT_COLUMNS, Holding
 from idlewatt.processors.meter.gaps import GAP_COLUMNS
 from idlewatt.processors.meter.intake import ENGINE_COLUMNS, GPU_COLUMNS
 from idlewatt.processors.meter.rolling import HISTORY_COLUMNS
@@ -120,6 +120,7 @@ class MeterState:
     offenders: pl.DataFrame
     pairs: pl.DataFrame  # those that the yields were looked up for
     yields: pl.DataFrame
+    holding: Holding | None
 
     @classmethod
     def empty(cls) -> Self:
@@ -183,6 +184,7 @@ def _volatile() -> dict[str, Any]:
         "offenders": pl.DataFrame(schema=OFFENDER_COLUMNS),
         "pairs": pl.DataFrame(schema=dict.fromkeys(PAIR, pl.String)),
         "yields": pl.DataFrame(schema=YIELD_COLUMNS),
+        "holding": None,
     }
 
 
