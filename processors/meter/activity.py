@@ -11,7 +11,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.rows import by_id, by_window, where
+from idlewatt.processors.meter.rows import TIME_BITS, by_id, by_window, where
 
 SEGMENT_COLUMNS: Final = {
     "server": pl.Int64,
@@ -23,7 +23,11 @@ SEGMENT_COLUMNS: Final = {
 }
 # Late GPU rows are judged by what engines did then, this far back.
 RETAIN_MS: Final = 3_600_000
-_BY_TIME: Final = ("server", "model", "start_ms")
+# a segment that says the same as the one before it, and touches it
+_GOES_ON: Final = pl.all_horizontal(
+    *(pl.col(c) == pl.col(c).shift(1) for c in ("server", "model", "active", "waiting")),
+    pl.col("start_ms") == pl.col("end_ms").shift(1),
+)
 
 
 def with_servers(index: pl.DataFrame) -> pl.DataFrame:
@@ -52,21 +56,13 @@ def segments_of(intervals: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
 
 def remember(segments: pl.DataFrame, new: pl.DataFrame, edge_ms: int) -> pl.DataFrame:
     """Join segments that touch and say the same, and forget the old ones."""
-    rows = pl.concat([segments, new]).sort(_BY_TIME)
-    alike = pl.all_horizontal(
-        *(pl.col(c) == pl.col(c).shift(1) for c in ("server", "model", "active", "waiting")),
-        pl.col("start_ms") == pl.col("end_ms").shift(1),
-    )
-    return (
-        rows.group_by((~alike.fill_null(False)).cum_sum().alias("run"), maintain_order=True)
-        .agg(
-            pl.col("server", "model", "start_ms").first(),
-            pl.col("end_ms").last(),
-            pl.col("active", "waiting").first(),
-        )
-        .filter(pl.col("end_ms") > edge_ms - RETAIN_MS)
-        .select_seq(*SEGMENT_COLUMNS)
-    )
+    rows = pl.concat([segments, new])
+    # one integer sorts several times faster than two columns; a model is of one server
+    rows = rows.sort(pl.col("model") * (1 << TIME_BITS) + (pl.col("start_ms") - pl.col("start_ms").min()))
+    begins = rows.select_seq(~_GOES_ON.fill_null(False)).to_series()
+    ends_ms = rows["end_ms"].filter(begins.shift(-1, fill_value=True))
+    runs = rows.filter(begins).with_columns_seq(ends_ms)
+    return where(runs, runs["end_ms"] > edge_ms - RETAIN_MS)
 
 
 def in_windows(segments: pl.DataFrame, since_ms: int, until_ms: int, window_ms: int) -> pl.DataFrame:

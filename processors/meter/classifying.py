@@ -122,11 +122,14 @@ def _piece_by_piece(
 
 _NAMED: Final = ~pl.col("inferred")
 _OVERLAPS: Final = (pl.col("start_ms") < pl.col("to_ms")) & (pl.col("end_ms") > pl.col("from_ms"))
-_FIRST_BY_NAME: Final = (
-    pl.col("model").filter(pl.col("active") & _NAMED).min().alias("serving_named"),
-    pl.col("model").filter(pl.col("active") & ~_NAMED).min().alias("serving_inferred"),
-    pl.col("model").filter(_NAMED).min().alias("loaded_named"),
-    pl.col("model").filter(~_NAMED).min().alias("loaded_inferred"),
+_FIRST_BY_NAME: Final = tuple(
+    pl.when(says).then("model").min().alias(name)
+    for name, says in {
+        "serving_named": pl.col("active") & _NAMED,
+        "serving_inferred": pl.col("active") & ~_NAMED,
+        "loaded_named": _NAMED,
+        "loaded_inferred": ~_NAMED,
+    }.items()
 )
 _KNOWN: Final = (
     pl.col("since_ms").filter(_NAMED).min().alias("named_ms"),

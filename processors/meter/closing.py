@@ -245,6 +245,9 @@ def _offenders(
         .group_by("id", "state")
         .agg(pl.col("draw_mj").sum().alias("wasted_mj"))
     )
+    # all that tie with the last one stay, for the names to decide
+    least = wasted["wasted_mj"].top_k(config.worst_offenders).min()
+    wasted = where(wasted, wasted["wasted_mj"] >= least) if least is not None else wasted
     return (
         with_names(wasted, gpus, "site", "pool", "node", "gpu_uuid", "product")
         .sort("wasted_mj", "gpu_uuid", descending=[True, False])

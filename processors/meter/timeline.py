@@ -16,14 +16,14 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.rows import by_id, by_window, where
+from idlewatt.processors.meter.rows import TIME_BITS, by_id, by_window, where
 
 # A counter that restarted this long before its first reading still brings its whole value: a model server
 # answers only after its model is loaded, and counts from its start.
 RESTART_GAP_MS: Final = 3_600_000
 NEVER_MS: Final = -(1 << 62)
-# 2^41 ms are 69 years between the oldest and the newest reading; 2^22 entities in a partition
-_TIME_BITS: Final = 41
+# the last reading that the step before took waits no more
+_IS_LAST: Final = pl.col("eff_ms") == NEVER_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +72,15 @@ def with_ids(
     names = [*key, *attributes]
     hashed = pl.sum_horizontal(pl.col(name).hash(seed) for seed, name in enumerate(key)).alias("hash")
     known_hashes = index.select_seq(hashed, place=pl.int_range(pl.len()))
-    if known_hashes["hash"].is_unique().all():
+    if known_hashes["hash"].n_unique() == index.height:
         # nearly always all names are known; one integer finds them three times as fast as several names
         place = rows.select_seq(hashed).join(known_hashes, on="hash", how="left", maintain_order="left")[
             "place"
         ]
-        if all((rows[name] == index[name].gather(place)).all(ignore_nulls=False) for name in names):
-            return rows.drop(names).with_columns_seq(index["id"].gather(place).alias("id")), index
+        if not place.has_nulls() and all(
+            (rows[name] == index[name][place]).all(ignore_nulls=False) for name in names
+        ):
+            return rows.drop(names).hstack([index["id"][place]]), index
     known = {name: f"known_{name}" for name in attributes}
     joined = rows.join(index.rename(known), on=key, how="left", maintain_order="left")
     unknown = joined.get_column("id").null_count() > 0
@@ -132,7 +134,7 @@ def advance(
         rows = _without_between(rows, edges, counters, steady)
     reach = (pl.col("ts_ms").shift(1) < edges.edge_ms) & (pl.col("eff_ms") <= edges.edge_ms + edges.hold_ms)
     rows = rows.with_columns_seq(
-        taken=pl.col("is_last") | (pl.col("eff_ms") <= edges.edge_ms) | (same & reach).fill_null(False)
+        taken=_IS_LAST | (pl.col("eff_ms") <= edges.edge_ms) | (same & reach).fill_null(False)
     )
     if some_late:
         # late ones wait until the hold after the edge, so that all that came with them is there
@@ -145,7 +147,7 @@ def advance(
     paired = taken.with_columns_seq(
         pl.col("ts_ms").shift(1).alias("t0_ms"),
         *(pl.col(name).shift(1).alias(f"{name}_0") for name in {*counters, *carry, "epoch_ms"}),
-    ).filter(same & ~pl.col("is_last"))
+    ).filter(same & ~_IS_LAST)
     newest = taken.select_seq(last.columns).filter(_last_of_each(taken["id"]))
     return Advance(
         intervals=_gains(paired, edges, counters, ceiling),
@@ -176,12 +178,10 @@ def _in_order(last: pl.DataFrame, pending: pl.DataFrame, dropped: dict[str, int]
     """Last and pending readings by entity and time, each moment once, nothing older than the last."""
     last_ms = by_id(pending["id"], last["id"], last["ts_ms"], default=NEVER_MS)
     fresh = where(pending, pending["ts_ms"] > last_ms)
-    anchors = last.with_columns_seq(
-        pl.lit(NEVER_MS).alias("eff_ms"), pl.lit(None, pl.Int64).alias("src"), pl.lit(True).alias("is_last")
-    )
-    rows = pl.concat([anchors, fresh.with_columns_seq(pl.lit(False).alias("is_last"))], how="diagonal")
+    anchors = last.with_columns_seq(eff_ms=pl.lit(NEVER_MS), src=pl.lit(None, pl.Int64))
+    rows = pl.concat([anchors.select_seq(fresh.columns), fresh])
     # one integer sorts several times faster than two columns
-    order = pl.col("id") * (1 << _TIME_BITS) + (pl.col("ts_ms") - pl.col("ts_ms").min())
+    order = pl.col("id") * (1 << TIME_BITS) + (pl.col("ts_ms") - pl.col("ts_ms").min())
     rows = rows.sort(order, maintain_order=True)
     repeat = (pl.col("id") == pl.col("id").shift(1)) & (pl.col("ts_ms") == pl.col("ts_ms").shift(1))
     rows = where(rows, ~rows.select_seq(repeat.fill_null(False)).to_series())
@@ -257,8 +257,6 @@ def _without_between(
     places = steady.windows.filter(known & window.is_between(0, windows - 1)).select_seq(
         pl.col("id") * windows + window
     )
-    is_steady = pl.repeat(False, entities * windows, dtype=pl.Boolean, eager=True)
-    is_steady = is_steady.scatter(places.to_series(), True)
     window = (pl.col("ts_ms") - edges.previous_ms) // edges.window_ms
     joined_to_last = pl.all_horizontal(
         pl.col("id") == pl.col("id").shift(1),
@@ -269,11 +267,12 @@ def _without_between(
     between = rows.select_seq(
         between=joined_to_last
         & joined_to_last.shift(-1, fill_value=False)
-        & ~pl.col("is_last")
+        & ~_IS_LAST
         & window.is_between(0, windows - 1),
         place=pl.col("id") * windows + window.clip(0, windows - 1),
     )
-    return rows.filter(~(between.get_column("between") & is_steady.gather(between.get_column("place"))))
+    is_steady = by_id(between["place"], places["id"], True, pl.Boolean, default=False)
+    return rows.filter(~(between["between"] & is_steady))
 
 
 def _gains(
