@@ -179,14 +179,26 @@ def _in_order(last: pl.DataFrame, pending: pl.DataFrame, dropped: dict[str, int]
     last_ms = by_id(pending["id"], last["id"], last["ts_ms"], default=NEVER_MS)
     fresh = where(pending, pending["ts_ms"] > last_ms)
     anchors = last.with_columns_seq(eff_ms=pl.lit(NEVER_MS), src=pl.lit(None, pl.Int64))
-    rows = pl.concat([anchors.select_seq(fresh.columns), fresh])
-    # one integer sorts several times faster than two columns
-    order = pl.col("id") * (1 << TIME_BITS) + (pl.col("ts_ms") - pl.col("ts_ms").min())
-    rows = rows.sort(order, maintain_order=True)
+    rows = _by_entity_and_time(pl.concat([anchors.select_seq(fresh.columns), fresh], rechunk=True))
     repeat = (pl.col("id") == pl.col("id").shift(1)) & (pl.col("ts_ms") == pl.col("ts_ms").shift(1))
     rows = where(rows, ~rows.select_seq(repeat.fill_null(False)).to_series())
     dropped["repeat"] = last.height + pending.height - rows.height
     return rows
+
+
+def _by_entity_and_time(rows: pl.DataFrame) -> pl.DataFrame:
+    """Sort; of equals the first comes first.
+
+    One integer sorts several times faster than two columns, and with the row's place in it, nothing need move along.
+    """
+    passed_ms = rows["ts_ms"] - (rows["ts_ms"].min() or 0)
+    most_ms = passed_ms.max()
+    place_bits = rows.height.bit_length()
+    if isinstance(most_ms, int) and (_highest(rows) + 1) * (most_ms + 1) << place_bits < 1 << 63:
+        order = (rows["id"] * (most_ms + 1) + passed_ms) * (1 << place_bits)
+        order += pl.int_range(rows.height, eager=True)
+        return rows[order.sort() & ((1 << place_bits) - 1)]
+    return rows.sort(rows["id"] * (1 << TIME_BITS) + passed_ms, maintain_order=True)
 
 
 def _without_last(newest: pl.DataFrame, last: pl.DataFrame) -> pl.Series:
