@@ -79,8 +79,14 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     )
     gpu_intervals = with_gaps(waterfall.integrate_missing(gpus.intervals), ENERGY).select_seq(*GPU_INTERVAL)
     engine_intervals = engine_intervals.select_seq(*ENGINE_INTERVAL)
-    gpu_pieces, gpu_gaps = _gpu_pieces(state, gpus, gpu_intervals, edges, config)
-    engine_pieces, engine_gaps = _engine_pieces(state, engines, engine_intervals, edges, config)
+    silent = silence(gpus, edges, config.forget_ms, ENERGY, _JUDGED_BY).with_columns_seq(
+        estimated=pl.lit(False)
+    )
+    gpu_pieces, gpu_gaps = _pieces(state.open_gpus, gpu_intervals, silent, gpus, edges, ENERGY)
+    silent = silence(engines, edges, config.forget_ms, tokens.TOKEN_KINDS, ())
+    engine_pieces, engine_gaps = _pieces(
+        state.open_engines, engine_intervals, silent, engines, edges, tokens.TOKEN_KINDS
+    )
     earliest_ms = gpu_pieces["window_start_ms"].min()
     if isinstance(earliest_ms, int) and earliest_ms < edges.previous_ms:
         late = activity.in_windows(ranked, earliest_ms, edges.previous_ms, edges.window_ms)
@@ -154,28 +160,17 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     return after, Closing(power, token_rows, minutes, dropped)
 
 
-def _gpu_pieces(
-    state: MeterState, step: Advance, intervals: pl.DataFrame, edges: Edges, config: MeterConfig
+def _pieces(
+    opened: pl.DataFrame,
+    intervals: pl.DataFrame,
+    silent: pl.DataFrame,
+    step: Advance,
+    edges: Edges,
+    counters: tuple[str, ...],
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """What was read and what was silent, cut at the windows; and the long gaps, which are booked later."""
     now, from_edge, gaps = put_off(intervals, edges, step.new)
-    silent = silence(step, edges, config.forget_ms, ENERGY, _JUDGED_BY)
-    if silent.height:
-        silent = silent.with_columns_seq(t0_ms=pl.col("start_ms"), estimated=pl.lit(False))
-        now = pl.concat([now, silent.select_seq(*GPU_INTERVAL)])
-    return split(_both(state.open_gpus, from_edge), now, edges, ENERGY, step.new), gaps
-
-
-def _engine_pieces(
-    state: MeterState, step: Advance, intervals: pl.DataFrame, edges: Edges, config: MeterConfig
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """As _gpu_pieces()."""
-    now, from_edge, gaps = put_off(intervals, edges, step.new)
-    silent = silence(step, edges, config.forget_ms, tokens.TOKEN_KINDS, ())
-    if silent.height:
-        silent = silent.with_columns_seq(t0_ms=pl.col("start_ms"))
-        now = pl.concat([now, silent.select_seq(*ENGINE_INTERVAL)])
-    return split(_both(state.open_engines, from_edge), now, edges, tokens.TOKEN_KINDS, step.new), gaps
+    return split(_both(opened, from_edge), _both(now, silent), edges, counters, step.new), gaps
 
 
 def _both(rows: pl.DataFrame, seldom: pl.DataFrame) -> pl.DataFrame:

@@ -358,6 +358,7 @@ def silence(
     quiet = where(step.last, step.last["ts_ms"] < edges.edge_ms)
     rows = quiet.select_seq(
         "id",
+        since.alias("t0_ms"),
         since.alias("start_ms"),
         pl.min_horizontal(pl.col("ts_ms") + forget_ms, pl.lit(edges.edge_ms)).alias("end_ms"),
         pl.lit(False).alias("measured"),
