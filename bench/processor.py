@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from bench import ROOT
 from bench.fleet import Fleet, Shape
+from bench.measuring import on_one_core
 from bench.recorded import WARM_UP_S, fresh_outputs, recorded
 from bench.report import Part, Table
 from idlewatt.processors.tuning import ENVIRONMENT
@@ -122,6 +123,7 @@ def measured(
         text=True,
         timeout=_TIMEOUT_S,
         check=False,
+        preexec_fn=None if page else on_one_core,
     )
     if done.returncode:
         raise RuntimeError(f"the processor of {fleet.gpu_count} GPUs failed; what it said stands above")

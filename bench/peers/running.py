@@ -12,7 +12,7 @@ import polars as pl
 
 from bench import CACHE, ROOT
 from bench.fleet import Fleet
-from bench.measuring import Usage, memory_mib, usage_of
+from bench.measuring import Usage, memory_mib, on_one_core, usage_of
 from bench.recorded import KeptBroker
 from bench.segments import ROWS
 from idlewatt.stream import topics
@@ -61,6 +61,7 @@ def measure(
             stderr=errors,
             text=True,
             env=_environment(),
+            preexec_fn=on_one_core,
         )
     try:
         marks = _marks(process)
