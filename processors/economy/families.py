@@ -5,6 +5,7 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.envelope_families import envelope_families
@@ -61,13 +62,12 @@ def _booked(totals: pl.DataFrame) -> Iterator[Family]:
         for label in labels
         if any(label not in metric.labels for metric in _BOOKED.values())
     ]
-    sums = (
+    sums = at_once(
         totals.lazy()
         .with_columns(own)
         .group_by("kind", *labels)
         .agg(value=pl.col("amount_micro").sum() / MICRO)
         .sort("kind", *labels)
-        .collect(engine="in-memory")
     )
     by_kind = sums.partition_by("kind", as_dict=True)
     for kind, metric in _BOOKED.items():

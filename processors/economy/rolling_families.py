@@ -8,6 +8,7 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.pricing import BENCHMARK_CURRENCY, HOUR_MS
@@ -68,7 +69,7 @@ def _sums(state: EconomyState) -> pl.DataFrame:
         for window, length_ms in _LOSSES_OVER.items()
         for amount in ("window_ms", "lost_micro", "lost_ms", "benchmark_micro")
     ]
-    return (
+    return at_once(
         state.rolling.lazy()
         .join(state.windows.lazy(), on=list(POOL))
         .filter(start >= end - HOUR_MS)
@@ -77,7 +78,6 @@ def _sums(state: EconomyState) -> pl.DataFrame:
         .group_by(*POOL)
         .agg(pl.all().sum())
         .sort(*POOL)
-        .collect(engine="in-memory")
     )
 
 
@@ -142,7 +142,7 @@ def recoverable(packing: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
     # an hour that does not begin with a minute has 59 whole ones
     is_whole = (pl.col("minutes") >= 59) & (pl.col("first_ms") < pl.col("end_ms") - HOUR_MS + 60_000)
     spare = pl.col("held") // 1000 + (-pl.col("served")) // 1000
-    return (
+    return at_once(
         packing.lazy()
         .join(ends.lazy(), on=list(POOL))
         .filter(pl.col("minute_start_ms") >= pl.col("end_ms") - HOUR_MS)
@@ -156,7 +156,6 @@ def recoverable(packing: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
         )
         .filter(is_whole)
         .select(*POOL, "model_name", pl.max_horizontal(spare, 0).alias("value"))
-        .collect(engine="in-memory")
     )
 
 
