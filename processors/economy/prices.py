@@ -77,7 +77,11 @@ def listed(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
     """
     own = price_frame(book, rows)
     unsold = [tier for tier in book.tiers if not book.is_sold(tier)]
-    rows = rows.join(own, on=PRICE_KEY, how="left", maintain_order="left")
+    if own.is_empty():
+        prices = {name: dtype for name, dtype in PRICE_COLUMNS.items() if name not in PRICE_KEY}
+        rows = rows.with_columns_seq(pl.lit(None, dtype).alias(name) for name, dtype in prices.items())
+    else:
+        rows = rows.join(own, on=PRICE_KEY, how="left", maintain_order="left")
     lacking = pl.col("entry").is_null() & pl.col("tier").is_in(unsold)
     if unsold and rows.select(lacking.any()).item():
         default = price_frame(book, rows.filter(lacking).with_columns(tier=pl.lit(book.default_tier)))

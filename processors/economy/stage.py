@@ -129,8 +129,8 @@ class EconomyStage:
         ends = _ends(state.windows, power)
         live = rolling.on_time(rolling.window_sums(costed, losses, priced), state.windows)
         held = rolling.packing(rolling.on_time(power.lazy(), state.windows))
-        rest = priced.filter(~pl.col("attributed"))
-        unpriced = priced.filter(pl.col("worth").is_null())
+        counted = _counted(priced)
+        unpriced = counted.filter("unpriced")
         _say_unpriced(unpriced, state.unpriced)
         mix = pl.concat([state.mix, sold[state.mix.columns]])
         roll = pl.concat([state.rolling, at_once(live)])
@@ -156,9 +156,16 @@ class EconomyStage:
                 state.engines,
                 tokens.with_columns(window_start_ms=pl.col("window_start_ms") // 60_000 * 60_000),
             ),
-            unattributed=_add(state.unattributed, rest, UNATTRIBUTED_KEY),
+            unattributed=_add(state.unattributed, counted.filter(~pl.col("attributed")), UNATTRIBUTED_KEY),
         )
         return Folded(folded, list[Record](messages(topics.MONEY, records.MONEY, money)), moved=True)
+
+
+def _counted(priced: pl.DataFrame) -> pl.DataFrame:
+    """Tokens by where they were made, as what they are sold, whether for somebody and whether at no price."""
+    key = ("site", "pool", "model_name", "tier", "attributed")
+    counts = priced.lazy().group_by(*key, unpriced=pl.col("worth").is_null(), maintain_order=True)
+    return at_once(counts.agg(pl.col("output_tokens", "input_tokens", "cached_input_tokens").sum()))
 
 
 def _say_unpriced(rows: pl.DataFrame, before: pl.DataFrame) -> None:
