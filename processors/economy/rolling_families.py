@@ -3,8 +3,10 @@
 A figure is absent where any of its windows lacks what it stands on.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import polars as pl
 
@@ -16,6 +18,7 @@ from idlewatt.processors.economy.rolling import POOL
 from idlewatt.processors.economy.state import EconomyState
 from idlewatt.processors.families import Family, family
 from idlewatt.stream import metric_names as names
+from idlewatt.stream.metric_names import Metric
 
 _LOSSES_OVER: Final = {"1m": 60_000, "5m": 300_000, "1h": HOUR_MS}
 _HOUR: Final = "1h"
@@ -27,53 +30,44 @@ _PER_HOUR: Final = 3.6
 # what a gigawatt costs to build, the mission's benchmark
 BENCHMARK_CAPITAL: Final = 100e9
 
+# Expressions are made once: these take longer to make than to evaluate.
+_AGE_MS: Final = pl.col("end_ms") - pl.col("window_start_ms")
+_LOSSES: Final = tuple(
+    pl.when(_AGE_MS.le(length_ms)).then(amount).otherwise(0).alias(f"{amount}_{window}")
+    for window, length_ms in _LOSSES_OVER.items()
+    for amount in ("window_ms", "lost_micro", "lost_ms", "benchmark_micro")
+)
+
+_Among = Literal["all", "made", "sold"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """A figure of each pool among some of the pools; null is absent."""
+
+    metric: Metric
+    among: _Among
+    columns: tuple[pl.Expr, ...]
+
 
 def rolling_families(state: EconomyState, book: Book, config: EconomyConfig) -> Iterator[Family]:
     """Families of rolling figures of one partition."""
-    sums = _sums(state)
-    lost, benchmark = [], []
-    for window in _LOSSES_OVER:
-        rate = _ratio(f"lost_micro_{window}", f"lost_ms_{window}") * _PER_HOUR
-        lost.append(_figures(sums, rate, window=window, currency=state.currency))
-        rate = _ratio(f"benchmark_micro_{window}", f"window_ms_{window}") * _PER_HOUR
-        benchmark.append(_figures(sums, rate, window=window, currency=BENCHMARK_CURRENCY))
-    yield family(names.LOST_REVENUE_PER_HOUR, pl.concat(lost))
-    yield family(names.BENCHMARK_LOST_REVENUE_PER_HOUR, pl.concat(benchmark))
-    # what is mostly dark tells nothing of cost or yield
-    lit = pl.col("gpu_ms") - pl.col("dark_ms")
-    hour = sums.filter((pl.col("gpu_ms") > 0) & (lit >= config.coverage_floor * pl.col("gpu_ms")))
-    made = hour.filter(pl.col("output_tokens") >= config.min_tokens)
-    yield family(names.COST_PER_MILLION_TOKENS, pl.concat(_costs(made, state.currency, book)))
-    yield family(
-        names.TOKENS_PER_CURRENCY_UNIT,
-        _figures(
-            made,
-            _where(_is_known("energy", "capital"), pl.col("output_tokens") * MICRO / _cost()),
-            window=_HOUR,
-            origin=_origin("capital"),
-            currency=state.currency,
-        ),
-    )
-    # micrograms per token are grams per million tokens
-    carbon = _where(_is_known("carbon"), _ratio("carbon_ug", "output_tokens"))
-    yield family(names.CARBON_PER_MILLION_TOKENS, _figures(made, carbon, window=_HOUR))
-    yield from _yields(hour.filter(pl.col("unpriced_tokens") == 0), state.currency)
+    pools = _among(_sums(state), config)
+    parts: dict[Metric, list[pl.DataFrame]] = {}
+    for figure in _figures(state.currency, book):
+        parts.setdefault(figure.metric, []).append(pools[figure.among].select_seq(figure.columns))
+    for metric, frames in parts.items():
+        yield family(metric, pl.concat(frames))
     yield family(names.RECOVERABLE_GPUS, recoverable(state.packing, state.windows))
 
 
 def _sums(state: EconomyState) -> pl.DataFrame:
     """Sums of the trailing hour by pool, and those that losses are told by over each window (`lost_micro_5m`)."""
-    start, end = pl.col("window_start_ms"), pl.col("end_ms")
-    over = [
-        pl.when(start >= end - length_ms).then(amount).otherwise(0).alias(f"{amount}_{window}")
-        for window, length_ms in _LOSSES_OVER.items()
-        for amount in ("window_ms", "lost_micro", "lost_ms", "benchmark_micro")
-    ]
     return at_once(
         state.rolling.lazy()
         .join(state.windows.lazy(), on=list(POOL))
-        .filter(start >= end - HOUR_MS)
-        .with_columns(over)
+        .filter(_AGE_MS.le(HOUR_MS))
+        .with_columns(_LOSSES)
         .drop("window_start_ms", "end_ms")
         .group_by(*POOL)
         .agg(pl.all().sum())
@@ -81,60 +75,80 @@ def _sums(state: EconomyState) -> pl.DataFrame:
     )
 
 
-def _costs(sums: pl.DataFrame, currency: str, book: Book) -> Iterator[pl.DataFrame]:
+def _among(sums: pl.DataFrame, config: EconomyConfig) -> Mapping[_Among, pl.DataFrame]:
+    # what is mostly dark tells nothing of cost or yield
+    is_lit = pl.col("gpu_ms") - pl.col("dark_ms") >= config.coverage_floor * pl.col("gpu_ms")
+    lit = sums.filter((pl.col("gpu_ms") > 0) & is_lit)
+    return {
+        "all": sums,
+        "made": lit.filter(pl.col("output_tokens") >= config.min_tokens),
+        # all tokens of these have a price
+        "sold": lit.filter(pl.col("unpriced_tokens") == 0),
+    }
+
+
+@functools.lru_cache(maxsize=4)
+def _figures(currency: str, book: Book) -> tuple[_Figure, ...]:
+    return (*_losses(currency), *_costs(currency, book), *_yields(currency))
+
+
+def _losses(currency: str) -> Iterator[_Figure]:
+    for window in _LOSSES_OVER:
+        rate = _ratio(f"lost_micro_{window}", f"lost_ms_{window}") * _PER_HOUR
+        yield _figure(names.LOST_REVENUE_PER_HOUR, "all", rate, window=window, currency=currency)
+    for window in _LOSSES_OVER:
+        rate = _ratio(f"benchmark_micro_{window}", f"window_ms_{window}") * _PER_HOUR
+        labels = {"window": window, "currency": BENCHMARK_CURRENCY}
+        yield _figure(names.BENCHMARK_LOST_REVENUE_PER_HOUR, "all", rate, **labels)
+
+
+def _costs(currency: str, book: Book) -> Iterator[_Figure]:
     """Micro-units per token are units per million tokens."""
+    metric = names.COST_PER_MILLION_TOKENS
     always: Mapping[str, str] = {"window": _HOUR, "currency": currency}
     origin = _origin("capital")
     for cost_basis in ("usage", "allocation"):
         labels = {**always, "cost_basis": cost_basis, "kind": "output"}
         energy = _where(_is_known("energy"), _cost("energy", cost_basis) / pl.col("output_tokens"))
-        yield _figures(sums, energy, **labels, basis="energy", origin="book")
+        yield _figure(metric, "made", energy, **labels, basis="energy", origin="book")
         all_in = _cost("energy", cost_basis) + _cost("capital", cost_basis)
         all_in = _where(_is_known("energy", "capital"), all_in / pl.col("output_tokens"))
-        yield _figures(sums, all_in, **labels, basis="all_in", origin=origin)
+        yield _figure(metric, "made", all_in, **labels, basis="all_in", origin=origin)
     # in the cost of an input token
     weight, cached = book.cost.output_weight / MICRO, book.cost.cached_input_weight / MICRO
     borne = pl.col("output_tokens") * weight + pl.col("input_tokens") + pl.col("cached_input_tokens") * cached
     for kind, times in (("output_share", weight), ("input_share", 1.0)):
         share = _where(_is_known("energy", "capital"), _cost() * times / borne)
         labels = {**always, "basis": "all_in", "cost_basis": "allocation", "kind": kind}
-        yield _figures(sums, share, **labels, origin=origin)
+        yield _figure(metric, "made", share, **labels, origin=origin)
+    per_unit = _where(_is_known("energy", "capital"), pl.col("output_tokens") * MICRO / _cost())
+    yield _figure(names.TOKENS_PER_CURRENCY_UNIT, "made", per_unit, **always, origin=origin)
+    # micrograms per token are grams per million tokens
+    carbon = _where(_is_known("carbon"), _ratio("carbon_ug", "output_tokens"))
+    yield _figure(names.CARBON_PER_MILLION_TOKENS, "made", carbon, window=_HOUR)
 
 
-def _yields(sums: pl.DataFrame, currency: str) -> Iterator[Family]:
-    """What watts bring; all tokens of `sums` have a price."""
+def _yields(currency: str) -> Iterator[_Figure]:
+    """What watts bring."""
+    always: Mapping[str, str] = {"window": _HOUR, "currency": currency}
     revenue = pl.col("revenue_micro")
     net = _where(_is_known("energy"), revenue - pl.col("energy_micro"))
     margin = _where(_is_known("capital"), (net - pl.col("capital_micro")) * _PER_HOUR / pl.col("window_ms"))
-    yield family(
-        names.MARGIN_PER_HOUR,
-        _figures(sums, margin, window=_HOUR, origin=_origin("capital"), currency=currency),
-    )
-    per_gw = [
-        _figures(
-            sums,
-            _where(known & (pl.col(energy) > 0), revenue / pl.col(energy) * PER_GIGAWATT_YEAR),
-            window=_HOUR,
-            scope=scope,
-            origin=origin,
-            currency=currency,
-        )
-        for scope, energy, known, origin in (
-            ("it", "available_mj", pl.lit(True), pl.lit("book")),
-            ("facility", "facility_mj", _is_known("facility"), _origin("facility")),
-        )
-    ]
-    yield family(names.REVENUE_PER_GIGAWATT_YEAR, pl.concat(per_gw))
+    yield _figure(names.MARGIN_PER_HOUR, "sold", margin, **always, origin=_origin("capital"))
+    for scope, energy, known, origin in (
+        ("it", "available_mj", pl.lit(True), pl.lit("book")),
+        ("facility", "facility_mj", _is_known("facility"), _origin("facility")),
+    ):
+        per_gw = _where(known & (pl.col(energy) > 0), revenue / pl.col(energy) * PER_GIGAWATT_YEAR)
+        yield _figure(names.REVENUE_PER_GIGAWATT_YEAR, "sold", per_gw, **always, scope=scope, origin=origin)
     net_per_gw = net / pl.col("available_mj") * PER_GIGAWATT_YEAR
     comparable = (net > 0) & (pl.col("available_mj") > 0) & pl.lit(currency == BENCHMARK_CURRENCY)
+    years = _where(comparable, BENCHMARK_CAPITAL / net_per_gw)
+    yield _figure(names.PAYBACK_YEARS, "sold", years, window=_HOUR, capital="benchmark")
     # invested is units x ms
     own = pl.col("invested") / (net / MICRO) / _YEAR_MS
     bought = (net > 0) & (pl.col("invested") > 0) & _is_known("invested")
-    payback = [
-        _figures(sums, _where(comparable, BENCHMARK_CAPITAL / net_per_gw), window=_HOUR, capital="benchmark"),
-        _figures(sums, _where(bought, own), window=_HOUR, capital="book"),
-    ]
-    yield family(names.PAYBACK_YEARS, pl.concat(payback))
+    yield _figure(names.PAYBACK_YEARS, "sold", _where(bought, own), window=_HOUR, capital="book")
 
 
 def recoverable(packing: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
@@ -159,13 +173,19 @@ def recoverable(packing: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _figures(sums: pl.DataFrame, value: pl.Expr, **labels: pl.Expr | str) -> pl.DataFrame:
-    """The figure of each pool, with these labels in the order of their names; null is absent."""
+def _figure(
+    metric: Metric,
+    among: _Among,
+    value: pl.Expr,
+    **labels: pl.Expr | str,
+) -> _Figure:
+    """With these labels in the order of their names."""
     columns = [
         (pl.lit(label) if isinstance(label, str) else label).alias(name)
         for name, label in sorted(labels.items())
     ]
-    return sums.select_seq(*POOL, *columns, value.cast(pl.Float64).alias("value"))
+    pool = [pl.col(name) for name in POOL]
+    return _Figure(metric, among, (*pool, *columns, value.cast(pl.Float64).alias("value")))
 
 
 def _cost(of: str = "", cost_basis: str = "allocation") -> pl.Expr:
