@@ -13,7 +13,7 @@ from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy import prices, tiers
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.stream import records
-from idlewatt.stream.decoding import frame_schema
+from idlewatt.stream.decoding import empty_frame, frame_schema
 
 HOUR_MS: Final = 3_600_000
 BENCHMARK_CURRENCY: Final = "USD"
@@ -76,6 +76,8 @@ def revenue_rows(priced: pl.DataFrame, book: Book) -> pl.DataFrame:
 
     Each row is rounded by itself, so that sums do not depend on which rows are read together.
     """
+    if not book.price:
+        return empty_frame(records.MONEY)
     given = [tier for tier in book.tiers if not book.is_sold(tier)]
     parts = []
     for kind, worth, rows in (
@@ -163,8 +165,9 @@ def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book) -> pl.DataFrame:
     wanted = lost[[*key, *moment]].unique()
     if mix.is_empty() and not book.price:
         return wanted.clear().with_columns(price=pl.lit(None, pl.Int64))
-    pool_mix = mix.lazy().with_columns(pl.lit("").alias("model_name"))
-    known = pl.concat([mix.lazy(), pool_mix]).rename({"window_start_ms": "sold_ms", "src": "sold_src"})
+    known = mix.lazy().rename({"window_start_ms": "sold_ms", "src": "sold_src"})
+    if (wanted["model_name"] == "").any():
+        known = pl.concat([known, known.with_columns(pl.lit("").alias("model_name"))])
     within = (
         (pl.col("sold_ms") <= pl.col("window_start_ms"))
         & (pl.col("sold_ms") > pl.col("window_start_ms") - HOUR_MS)

@@ -91,24 +91,18 @@ def _energy(by_state: pl.DataFrame, pue: float | None) -> pl.DataFrame:
 
 
 def _unaccounted(state: MeterState) -> pl.DataFrame:
-    booked = state.power_totals.lazy().group_by(_POOL).agg(pl.col("draw_mj").sum())
-    opened = state.open_gpus.lazy().select(
-        "id", left_mj=pl.col("inc_energy_mj") - _gained(pl.lit(state.edge_ms))
-    )
-    gaps = state.gpu_gaps.lazy().select("id", left_mj=_gained("until_ms") - _gained("next_ms"))
-    waiting = (
-        pl.concat([opened, gaps])
-        .join(state.gpu_index[["id", *_POOL]].lazy(), on="id")
-        .group_by(_POOL)
-        .agg(pl.col("left_mj").sum())
-    )
-    rest_mj = pl.col("measured_mj") - pl.col("draw_mj").fill_null(0) - pl.col("left_mj").fill_null(0)
-    return at_once(
-        state.measured_totals.lazy()
-        .join(booked, on=_POOL, how="left")
-        .join(waiting, on=_POOL, how="left")
-        .select(*_POOL, value=rest_mj / 1000)
-    )
+    """Of pools in which something was measured: that, less what is booked, less what still waits to be."""
+    inc_mj = pl.col("inc_energy_mj")
+    opened = state.open_gpus.lazy().select("id", rest_mj=_gained(pl.lit(state.edge_ms)) - inc_mj)
+    gaps = state.gpu_gaps.lazy().select("id", rest_mj=_gained("next_ms") - _gained("until_ms"))
+    waiting = pl.concat([opened, gaps]).join(state.gpu_index[["id", *_POOL]].lazy(), on="id")
+    parts = [
+        state.measured_totals.lazy().select(*_POOL, rest_mj="measured_mj", measured=True),
+        state.power_totals.lazy().select(*_POOL, rest_mj=-pl.col("draw_mj"), measured=False),
+        waiting.select(*_POOL, "rest_mj", measured=False),
+    ]
+    sums = pl.concat(parts).group_by(_POOL).agg(pl.col("rest_mj").sum(), pl.col("measured").any())
+    return at_once(sums.filter("measured").select(*_POOL, value=pl.col("rest_mj") / 1000))
 
 
 def _gained(moment: str | pl.Expr) -> pl.Expr:
