@@ -8,6 +8,7 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.pricing import BENCHMARK_CURRENCY, HOUR_MS
@@ -29,25 +30,16 @@ BENCHMARK_CAPITAL: Final = 100e9
 
 def rolling_families(state: EconomyState, book: Book, config: EconomyConfig) -> Iterator[Family]:
     """Families of rolling figures of one partition."""
+    sums = _sums(state)
     lost, benchmark = [], []
-    for window, length_ms in _LOSSES_OVER.items():
-        sums = _sums(state, length_ms)
-        lost.append(
-            _figures(
-                sums, _ratio("lost_micro", "lost_ms") * _PER_HOUR, window=window, currency=state.currency
-            )
-        )
-        benchmark.append(
-            _figures(
-                sums,
-                _ratio("benchmark_micro", "window_ms") * _PER_HOUR,
-                window=window,
-                currency=BENCHMARK_CURRENCY,
-            )
-        )
+    for window in _LOSSES_OVER:
+        rate = _ratio(f"lost_micro_{window}", f"lost_ms_{window}") * _PER_HOUR
+        lost.append(_figures(sums, rate, window=window, currency=state.currency))
+        rate = _ratio(f"benchmark_micro_{window}", f"window_ms_{window}") * _PER_HOUR
+        benchmark.append(_figures(sums, rate, window=window, currency=BENCHMARK_CURRENCY))
     yield family(names.LOST_REVENUE_PER_HOUR, pl.concat(lost))
     yield family(names.BENCHMARK_LOST_REVENUE_PER_HOUR, pl.concat(benchmark))
-    # the loop ends with the hour; what is mostly dark tells nothing of cost or yield
+    # what is mostly dark tells nothing of cost or yield
     lit = pl.col("gpu_ms") - pl.col("dark_ms")
     hour = sums.filter((pl.col("gpu_ms") > 0) & (lit >= config.coverage_floor * pl.col("gpu_ms")))
     made = hour.filter(pl.col("output_tokens") >= config.min_tokens)
@@ -69,10 +61,24 @@ def rolling_families(state: EconomyState, book: Book, config: EconomyConfig) -> 
     yield family(names.RECOVERABLE_GPUS, recoverable(state.packing, state.windows))
 
 
-def _sums(state: EconomyState, length_ms: int) -> pl.DataFrame:
-    recent = pl.col("window_start_ms") >= pl.col("end_ms") - length_ms
-    rows = state.rolling.join(state.windows, on=list(POOL)).filter(recent)
-    return rows.drop("window_start_ms", "end_ms").group_by(*POOL).agg(pl.all().sum()).sort(*POOL)
+def _sums(state: EconomyState) -> pl.DataFrame:
+    """Sums of the trailing hour by pool, and those that losses are told by over each window (`lost_micro_5m`)."""
+    start, end = pl.col("window_start_ms"), pl.col("end_ms")
+    over = [
+        pl.when(start >= end - length_ms).then(amount).otherwise(0).alias(f"{amount}_{window}")
+        for window, length_ms in _LOSSES_OVER.items()
+        for amount in ("window_ms", "lost_micro", "lost_ms", "benchmark_micro")
+    ]
+    return at_once(
+        state.rolling.lazy()
+        .join(state.windows.lazy(), on=list(POOL))
+        .filter(start >= end - HOUR_MS)
+        .with_columns(over)
+        .drop("window_start_ms", "end_ms")
+        .group_by(*POOL)
+        .agg(pl.all().sum())
+        .sort(*POOL)
+    )
 
 
 def _costs(sums: pl.DataFrame, currency: str, book: Book) -> Iterator[pl.DataFrame]:
@@ -133,8 +139,12 @@ def _yields(sums: pl.DataFrame, currency: str) -> Iterator[Family]:
 
 def recoverable(packing: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
     """site, pool, model_name, value: whole GPUs that held the model all the hour and that no window needed."""
-    hour = (
-        packing.join(ends, on=list(POOL))
+    # an hour that does not begin with a minute has 59 whole ones
+    is_whole = (pl.col("minutes") >= 59) & (pl.col("first_ms") < pl.col("end_ms") - HOUR_MS + 60_000)
+    spare = pl.col("held") // 1000 + (-pl.col("served")) // 1000
+    return at_once(
+        packing.lazy()
+        .join(ends.lazy(), on=list(POOL))
         .filter(pl.col("minute_start_ms") >= pl.col("end_ms") - HOUR_MS)
         .group_by(*POOL, "model_name")
         .agg(
@@ -144,11 +154,9 @@ def recoverable(packing: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
             first_ms=pl.col("minute_start_ms").min(),
             end_ms=pl.col("end_ms").first(),
         )
+        .filter(is_whole)
+        .select(*POOL, "model_name", pl.max_horizontal(spare, 0).alias("value"))
     )
-    # an hour that does not begin with a minute has 59 whole ones
-    is_whole = (pl.col("minutes") >= 59) & (pl.col("first_ms") < pl.col("end_ms") - HOUR_MS + 60_000)
-    spare = pl.col("held") // 1000 + (-pl.col("served")) // 1000
-    return hour.filter(is_whole).select(*POOL, "model_name", pl.max_horizontal(spare, 0).alias("value"))
 
 
 def _figures(sums: pl.DataFrame, value: pl.Expr, **labels: pl.Expr | str) -> pl.DataFrame:
@@ -157,7 +165,7 @@ def _figures(sums: pl.DataFrame, value: pl.Expr, **labels: pl.Expr | str) -> pl.
         (pl.lit(label) if isinstance(label, str) else label).alias(name)
         for name, label in sorted(labels.items())
     ]
-    return sums.select(*POOL, *columns, value.cast(pl.Float64).alias("value"))
+    return sums.select_seq(*POOL, *columns, value.cast(pl.Float64).alias("value"))
 
 
 def _cost(of: str = "", cost_basis: str = "allocation") -> pl.Expr:
