@@ -17,6 +17,7 @@ from bench import ROOT
 from bench.fleet import Fleet, Shape
 from bench.recorded import WARM_UP_S, fresh_outputs, recorded
 from bench.report import Part, Table
+from idlewatt.processors.tuning import ENVIRONMENT
 from idlewatt.stream.settings import Settings
 
 PARTITIONS: Final = 12
@@ -112,7 +113,7 @@ def measured(
         "page": page,
         "profile": profile,
     }
-    environment = {"POLARS_MAX_THREADS": "1"} | dict(os.environ)
+    environment = {**ENVIRONMENT, **os.environ}
     done = subprocess.run(
         [sys.executable, "-m", "bench.processor_run", json.dumps(task)],
         cwd=ROOT,

@@ -17,12 +17,13 @@ from bench.measuring import Usage, memory_mib, own_usage
 from bench.page_cost import page_cost
 from bench.sections import Sections
 from idlewatt.processors.processing import Processing
+from idlewatt.processors.tuning import tune
 from idlewatt.stream import metric_names as names
 from idlewatt.stream import topics
 from idlewatt.stream.kafka_snapshots import SnapshotRestore
 from idlewatt.stream.settings import Settings
 
-_SAMPLE_S: Final = 0.1
+_SAMPLE_S: Final = 0.25
 _QUIET_S: Final = 2.0
 _STALLED_S: Final = 120.0
 
@@ -77,6 +78,7 @@ class _Watch:
 
 
 def main(task: dict[str, Any]) -> dict[str, Any]:
+    tune()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     settings = Settings.model_validate_json(task["settings"])
     sections = Sections() if task["profile"] else None

@@ -61,6 +61,9 @@ def running(settings: Settings, ports: Iterable[int], *, collect: bool, process:
         _prepare(settings, may_wait=not process)
         failure: Callable[[], BaseException | None] = lambda: None  # noqa: E731
         if process:
+            from idlewatt.processors.tuning import tune
+
+            tune()
             # imported when asked for: a node that collects needs no polars
             from idlewatt.processors.processing import Processing
 

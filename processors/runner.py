@@ -38,8 +38,8 @@ SAY_AGAIN_S: Final = 60.0
 
 
 @functools.cache
-def _nothing(schema: Schema) -> pl.DataFrame:
-    return empty_frame(schema).with_columns(pl.lit(None, pl.Int64).alias("src"))
+def _nothing(schema: Schema, columns: tuple[str, ...]) -> pl.DataFrame:
+    return empty_frame(schema).select(*columns, pl.lit(None, pl.Int64).alias("src"))
 
 
 class Runner(Generic[S]):
@@ -240,30 +240,29 @@ class Runner(Generic[S]):
         self, messages: Sequence[Message], now_ms: int
     ) -> tuple[dict[str, pl.DataFrame], list[Record]]:
         """Rows per schema, with `src`, the offset of their message; and what to say of messages that are none."""
-        frames = {schema.name: _nothing(schema) for schema in self._stage.schemas}
+        parts: dict[str, list[pl.DataFrame]] = {schema.name: [] for schema in self._stage.columns}
         rejected: list[Record] = []
         by_topic: dict[tuple[str, int], list[Message]] = defaultdict(list)
         for message in messages:
             by_topic[message.topic, message.partition].append(message)
         for (topic, partition), found in by_topic.items():
-            decoded, faults = decode_all([message.value for message in found])
+            decoded, faults = decode_all([message.value for message in found], self._stage.columns)
             rejected += [self._reject(found[place], fault, now_ms) for place, fault in faults.items()]
             offsets = pl.Series("src", [message.offset for message in found], pl.Int64)
             for schema, rows in decoded.items():
-                sources = offsets.gather(rows.message)
-                if schema.name in frames:
-                    frame = rows.frame.with_columns(sources)
-                    frames[schema.name] = (
-                        pl.concat([frames[schema.name], frame]) if len(by_topic) > 1 else frame
-                    )
-                    self._figures.count(names.ROWS, topic, by=frame.height)
+                if schema.name in parts:
+                    parts[schema.name].append(rows.frame.with_columns(offsets.gather(rows.message)))
+                    self._figures.count(names.ROWS, topic, by=rows.frame.height)
                 else:
                     fault = UnreadableMessageError(
                         "wrong_topic", f"{schema.name} rows do not belong in {topic}"
                     )
                     rejected += [self._reject(found[place], fault, now_ms) for place in rows.messages]
             self._figures.count(names.MESSAGES, topic, str(partition), by=len(found))
-        return frames, rejected
+        return {
+            schema.name: pl.concat(parts[schema.name]) if parts[schema.name] else _nothing(schema, columns)
+            for schema, columns in self._stage.columns.items()
+        }, rejected
 
     def _reject(self, message: Message, fault: UnreadableMessageError, now_ms: int) -> Record:
         reason, detail = fault.reason, str(fault)

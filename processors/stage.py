@@ -53,8 +53,8 @@ class Stage(Protocol[S]):
         """Topics it reads; partition n of each belongs together."""
 
     @property
-    def schemas(self) -> tuple[Schema, ...]:
-        """Kinds of rows its inputs carry."""
+    def columns(self) -> Mapping[Schema, tuple[str, ...]]:
+        """Kinds of rows its inputs carry, and those of their columns that it reads."""
 
     @property
     def gather_s(self) -> float:

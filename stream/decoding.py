@@ -1,11 +1,12 @@
 """Bytes to frames, with every way a peer can get it wrong named.
 
-Messages are read many at a time. What our own writer has sealed goes to polars as one stream of as many record
-batches as there are messages: setting up a frame for each would cost several times its rows.
+Messages are read many at a time. What our own writer has sealed is cut and joined as it lies; the rest goes through
+pyarrow, one by one, which survives any bytes.
 """
 
 import functools
-import io
+import struct
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,12 +16,14 @@ import pyarrow as pa
 from crc32c import crc32c
 from pyarrow import ipc
 
-from idlewatt.stream.encoding import END_OF_STREAM, SEAL, SEAL_BYTES
+from idlewatt.stream.encoding import END_OF_STREAM, SEAL
 from idlewatt.stream.errors import UnreadableMessageError
+from idlewatt.stream.joined_batches import Layout, join, layout_of, repeated
 from idlewatt.stream.records import NAME_KEY, SCHEMAS, VERSION_KEY, Schema
 
 _CONTINUATION: Final = b"\xff\xff\xff\xff"
-_TAIL_BYTES: Final = len(END_OF_STREAM) + SEAL_BYTES
+# the end of the stream, and the seal: rows, mark, checksum
+_TAIL: Final = struct.Struct("<8sI4sI")
 _POLARS_TYPES: Final[dict[pa.DataType, pl.DataType]] = {
     pa.int64(): pl.Int64(),
     pa.float64(): pl.Float64(),
@@ -54,7 +57,7 @@ class Rows:
 
 def schema_of(message: bytes) -> Schema:
     """What kind of rows the message has. Raises UnreadableMessageError like decode()."""
-    return _layout(_schema_message(message)).schema
+    return _stream(_schema_message(message)).schema
 
 
 def decode(message: bytes) -> tuple[Schema, pl.DataFrame]:
@@ -71,41 +74,48 @@ def decode(message: bytes) -> tuple[Schema, pl.DataFrame]:
 
 
 def decode_all(
-    messages: Sequence[bytes],
+    messages: Sequence[bytes], wanted: Mapping[Schema, Sequence[str]] | None = None
 ) -> tuple[Mapping[Schema, Rows], Mapping[int, UnreadableMessageError]]:
-    """decode() of many messages: rows by schema, and what is wrong with those messages that cannot be read, by place."""
-    sealed: dict[_Layout, list[int]] = {}
-    foreign: list[tuple[int, _Layout]] = []
+    """decode() of many messages: rows by schema, and what is wrong with those messages that cannot be read, by place.
+
+    `wanted`: the columns that the caller needs; without it, and of other schemas, all.
+    """
+    sealed: dict[Schema, list[tuple[int, Layout]]] = defaultdict(list)
+    foreign: list[tuple[int, Schema]] = []
     faults: dict[int, UnreadableMessageError] = {}
-    layout: _Layout | None = None
+    columns = {schema: tuple(names) for schema, names in (wanted or {}).items()}
+    stream: _Stream | None = None
     for place, message in enumerate(messages):
         try:
             # most messages begin like the one before
-            if layout is None or not message.startswith(layout.head):
-                layout = _layout(_schema_message(message))
-            if _is_sealed(message) and layout.exact:
-                sealed.setdefault(layout, []).append(place)
+            if stream is None or not message.startswith(stream.head):
+                stream = _stream(_schema_message(message))
+                names = columns.setdefault(stream.schema, tuple(stream.schema.arrow.names))
+            layout = _sealed_layout(message, stream, names)
+        except UnreadableMessageError as fault:
+            faults[place] = fault
+        else:
+            if layout is None:
+                foreign.append((place, stream.schema))
             else:
-                foreign.append((place, layout))
-        except UnreadableMessageError as fault:
-            faults[place] = fault
-    parts: dict[Schema, list[_Part]] = {}
-    for layout, places in sealed.items():
-        # polars can abort the process over bytes that are no Arrow: it gets only what our own writer has sealed
-        frame = _read_sealed(layout, [messages[place] for place in places])
-        if frame is None:
-            foreign += [(place, layout) for place in places]
-        else:
-            counts = [_row_count(messages[place]) for place in places]
-            parts.setdefault(layout.schema, []).append(_Part(places, counts, frame))
-    for place, layout in foreign:
+                sealed[stream.schema].append((place, layout))
+    parts: dict[Schema, list[_Part]] = defaultdict(list)
+    for schema, found in sealed.items():
+        places, layouts = (list(column) for column in zip(*found, strict=True))
         try:
-            frame = _read_foreign(layout.schema, messages[place])
+            frame = join([messages[place] for place in places], layouts, schema, columns[schema])
+        except pa.ArrowException:
+            foreign += [(place, schema) for place in places]
+        else:
+            parts[schema].append(_Part(places, [layout.rows for layout in layouts], frame))
+    for place, schema in foreign:
+        try:
+            frame = _read_foreign(schema, messages[place]).select(columns[schema])
         except UnreadableMessageError as fault:
             faults[place] = fault
         else:
-            parts.setdefault(layout.schema, []).append(_Part([place], [frame.height], frame))
-    return {schema: _checked(schema, found, faults) for schema, found in parts.items()}, faults
+            parts[schema].append(_Part([place], [frame.height], frame))
+    return {schema: _in_order(found) for schema, found in parts.items()}, faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,62 +126,36 @@ class _Part:
     counts: list[int]
     frame: pl.DataFrame
 
-    def message_of_rows(self) -> pl.Series:
-        counted = pl.DataFrame({"place": self.places, "rows": self.counts})
-        return counted.select(
-            pl.col("place").cast(pl.Int64).repeat_by("rows").explode(empty_as_null=False)
-        ).to_series()
 
-
-def _checked(schema: Schema, parts: list[_Part], faults: dict[int, UnreadableMessageError]) -> Rows:
-    """The parts as one, without messages in which a required value is missing."""
-    places = pl.concat([part.message_of_rows() for part in parts])
-    frame = pl.concat([part.frame for part in parts]).rechunk()
-    missing = [name for name in schema.required if frame.get_column(name).null_count()]
-    for name in missing:
-        for place in places.filter(frame.get_column(name).is_null()).unique():
-            faults[place] = UnreadableMessageError(
-                "null_value", f"{schema.name}.{name} has rows without a value"
-            )
-    if missing:
-        whole = ~places.is_in(list(faults))
-        frame, places = frame.filter(whole), places.filter(whole)
+def _in_order(parts: list[_Part]) -> Rows:
+    frame = pl.concat([part.frame for part in parts])
+    places = [place for part in parts for place in part.places]
+    message = repeated(places, [count for part in parts for count in part.counts])
     if len(parts) > 1:
-        order = places.arg_sort()
-        frame, places = frame[order], places.gather(order)
-    return Rows(
-        frame, places, sorted(place for part in parts for place in part.places if place not in faults)
-    )
+        order = message.arg_sort()
+        frame, message = frame[order], message.gather(order)
+    return Rows(frame, message, sorted(places))
 
 
-def _is_sealed(message: bytes) -> bool:
-    """Whether our writer made it. Raises UnreadableMessageError (checksum) if it was damaged since."""
-    if message[-8:-4] != SEAL or message[-_TAIL_BYTES:-SEAL_BYTES] != END_OF_STREAM:
-        return False
-    if int.from_bytes(message[-4:], "little") != crc32c(memoryview(message)[:-8]):
-        raise UnreadableMessageError("checksum", "the message's checksum does not fit its bytes")
-    return True
+def _sealed_layout(message: bytes, stream: "_Stream", wanted: tuple[str, ...]) -> Layout | None:
+    """Where the columns lie; None if our writer did not make it, or not as one plain record batch.
 
-
-def _row_count(message: bytes) -> int:
-    """What the seal says."""
-    return int.from_bytes(message[-SEAL_BYTES:-8], "little")
-
-
-def _read_sealed(layout: "_Layout", messages: Sequence[bytes]) -> pl.DataFrame | None:
-    """Their rows, in their order; None if they are not what their seals say."""
-    head = len(layout.head)
-    # polars would copy the bytes of a joined stream once more
-    stream = io.BytesIO()
-    stream.write(layout.head)
-    stream.writelines(memoryview(message)[head:-_TAIL_BYTES] for message in messages)
-    stream.write(END_OF_STREAM)
-    stream.seek(0)
-    try:
-        frame = pl.read_ipc_stream(stream)
-    except pl.exceptions.PolarsError:
+    Raises UnreadableMessageError (checksum) if it was damaged since.
+    """
+    at = len(stream.head)
+    end = len(message) - _TAIL.size
+    if end < at + 8:
         return None
-    return frame if frame.height == sum(map(_row_count, messages)) else None
+    end_of_stream, rows, mark, checksum = _TAIL.unpack_from(message, end)
+    if mark != SEAL or end_of_stream != END_OF_STREAM:
+        return None
+    if checksum != crc32c(memoryview(message)[:-8]):
+        raise UnreadableMessageError("checksum", "the message's checksum does not fit its bytes")
+    body_at = at + 8 + int.from_bytes(message[at + 4 : at + 8], "little")
+    if not stream.exact or body_at > end:
+        return None
+    layout = layout_of(stream.schema, wanted, message[at:body_at], at, end - body_at)
+    return layout if layout is not None and layout.rows == rows else None
 
 
 def _schema_message(message: bytes) -> bytes:
@@ -185,8 +169,8 @@ def _schema_message(message: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Layout:
-    # the bytes that describe it
+class _Stream:
+    # the bytes of its first part, which describes it
     head: bytes
     schema: Schema
     # the columns are the schema's, in its order and types
@@ -195,7 +179,7 @@ class _Layout:
 
 # Looking at a schema costs several times the decoding of a whole message, and a topic carries few different ones.
 @functools.lru_cache(maxsize=256)
-def _layout(schema_message: bytes) -> _Layout:
+def _stream(schema_message: bytes) -> _Stream:
     try:
         arrow = ipc.read_schema(pa.py_buffer(schema_message))
         columns = [(field.name, field.type) for field in arrow]
@@ -215,11 +199,11 @@ def _layout(schema_message: bytes) -> _Layout:
             f"{name} has version {version!r}, this Idlewatt reads {schema.major}.x: upgrade the older side",
         )
     exact = columns == [(field.name, field.type) for field in schema.arrow]
-    return _Layout(schema_message, schema, exact)
+    return _Stream(schema_message, schema, exact)
 
 
 def _read_foreign(schema: Schema, message: bytes) -> pl.DataFrame:
-    """Messages of another writer or another minor version, through pyarrow, which survives any bytes."""
+    """A message of another writer or another minor version."""
     try:
         table = ipc.open_stream(message).read_all()
         table.validate(full=True)
@@ -241,4 +225,7 @@ def _read_foreign(schema: Schema, message: bytes) -> pl.DataFrame:
         ) from error
     frame = pl.from_arrow(pa.table(columns, names=schema.arrow.names))
     assert isinstance(frame, pl.DataFrame)
-    return frame.rechunk()
+    for name in schema.required:
+        if frame.get_column(name).null_count():
+            raise UnreadableMessageError("null_value", f"{schema.name}.{name} has rows without a value")
+    return frame

@@ -201,7 +201,8 @@ class RejectedRow:
     detail: Annotated[str, "one sentence"]
 
 
-@dataclass(frozen=True, slots=True)
+# by identity: comparing Arrow schemas is slow, and there is one object of each
+@dataclass(frozen=True, slots=True, eq=False)
 class Schema:
     """A kind of row as it stands on the wire. A higher minor version only adds optional columns."""
 

@@ -50,7 +50,7 @@ class Driver(Generic[S]):
 
     def fold(self, now_ms: int, counts: Mapping[str, int] | None = None) -> Folded[S]:
         """Read `counts` messages of each topic (default: all there are) and fold them as one batch."""
-        parts: dict[Schema, list[pl.DataFrame]] = {schema: [] for schema in self.stage.schemas}
+        parts: dict[Schema, list[pl.DataFrame]] = {schema: [] for schema in self.stage.columns}
         for topic, waiting in self.log.items():
             begin = self.position[topic]
             end = len(waiting) if counts is None else min(len(waiting), begin + counts[topic])

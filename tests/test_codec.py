@@ -33,7 +33,24 @@ GPU_ROWS = st.lists(
         sm_activity=st.none() | st.floats(allow_nan=False),
         has_process=st.none() | st.booleans(),
     ),
-    max_size=5,
+    max_size=18,
+)
+ENGINE_ROWS = st.lists(
+    st.builds(
+        records.EngineRow,
+        ts_ms=_INT,
+        site=_TEXT,
+        pool=_TEXT,
+        node=_TEXT,
+        engine=_TEXT,
+        server=_TEXT,
+        model_name=_TEXT,
+        output_tokens=_INT,
+        advance=_TEXT,
+        requests_running=st.none() | _INT,
+        gpus=st.none() | st.lists(_TEXT, max_size=3),
+    ),
+    max_size=18,
 )
 ROW = records.EngineRow(
     ts_ms=1_790_000_000_000,
@@ -153,8 +170,9 @@ def test_no_bytes_end_the_process() -> None:
         for _ in range(rng.randint(1, 4)):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         del damaged[len(damaged) - rng.choice([0, 0, 1, 40]) :]
-        with contextlib.suppress(UnreadableMessageError):
-            decode(bytes(damaged))
+        for sent in (bytes(damaged), sealed(bytes(damaged), 3)):
+            with contextlib.suppress(UnreadableMessageError):
+                decode(sent)
 
 
 def test_the_seal_is_a_checksum_of_the_stream() -> None:
@@ -190,6 +208,26 @@ def test_many_messages_are_read_as_each_alone() -> None:
         6: "null_value",
         7: "checksum",
     }
+
+
+@given(st.lists(ENGINE_ROWS, max_size=6), st.lists(GPU_ROWS, max_size=6))
+def test_messages_of_any_shape_are_joined(
+    engines: list[list[records.EngineRow]], gpus: list[list[records.GpuRow]]
+) -> None:
+    """However many rows, nulls, texts and lists each message has, all of them are there, in order, and the wanted columns."""
+    messages = [encode_rows(records.ENGINE, rows) for rows in engines]
+    messages += [encode_rows(records.GPU, rows) for rows in gpus]
+    wanted = {records.GPU: ("has_process", "gpu_uuid", "energy_mj")}
+    found, faults = decode_all(messages, wanted)
+    assert not faults
+    if engines:
+        rows = found[records.ENGINE]
+        assert rows.frame.rows(named=True) == [dataclasses.asdict(row) for rows in engines for row in rows]
+        assert rows.message.to_list() == [n for n, rows in enumerate(engines) for _ in rows]
+    if gpus:
+        assert found[records.GPU].frame.rows() == [
+            (row.has_process, row.gpu_uuid, row.energy_mj) for rows in gpus for row in rows
+        ]
 
 
 def test_a_seal_that_lies_is_not_believed() -> None:

@@ -31,7 +31,7 @@ class Summing:
 
     name = "summing"
     inputs = (topics.GPU,)
-    schemas: tuple[Schema, ...] = (records.GPU,)
+    columns: Mapping[Schema, tuple[str, ...]] = {records.GPU: ("ts_ms", "energy_mj")}
     gather_s = 0.0
     at_most: Mapping[str, int] = {}
 

@@ -38,7 +38,11 @@ class EconomyStage:
 
     name: Final = "economy"
     inputs: Final = (topics.LEDGER, topics.USAGE)
-    schemas: Final = (records.POWER, records.TOKENS, records.GPU_MINUTE, records.USAGE)
+    columns: Final = {
+        **{schema: tuple(schema.arrow.names) for schema in (records.POWER, records.TOKENS, records.USAGE)},
+        # they are in the ledger, and say nothing of money
+        records.GPU_MINUTE: ("gpu_ms",),
+    }
     # every commit of the meter brings rows of all sites
     gather_s: Final = 2.0
     at_most: Final[Mapping[str, int]] = {}

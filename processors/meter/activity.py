@@ -6,9 +6,12 @@ a number that all models of one engine share; models by their `id` in the engine
 has segments of its own.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
 import polars as pl
+
+from idlewatt.processors.meter.rows import TIME_BITS, by_id, by_window, where
 
 SEGMENT_COLUMNS: Final = {
     "server": pl.Int64,
@@ -20,13 +23,19 @@ SEGMENT_COLUMNS: Final = {
 }
 # Late GPU rows are judged by what engines did then, this far back.
 RETAIN_MS: Final = 3_600_000
-_BY_TIME: Final = ("server", "model", "start_ms")
+# a segment that says the same as the one before it, and touches it
+_GOES_ON: Final = pl.all_horizontal(
+    *(pl.col(c) == pl.col(c).shift(1) for c in ("server", "model", "active", "waiting")),
+    pl.col("start_ms") == pl.col("end_ms").shift(1),
+)
 
 
 def with_servers(index: pl.DataFrame) -> pl.DataFrame:
     """Give the models of one engine the same `server` for as long as any of them is known."""
+    if not index["server"].null_count():
+        return index
     engine = ("site", "pool", "node", "engine")
-    return index.with_columns(
+    return index.with_columns_seq(
         server=pl.coalesce("server", pl.col("server").max().over(engine), pl.col("id").min().over(engine))
     )
 
@@ -34,126 +43,132 @@ def with_servers(index: pl.DataFrame) -> pl.DataFrame:
 def segments_of(intervals: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
     """Engine intervals to segments, each of one model."""
     tokens = pl.sum_horizontal("inc_output_tokens", "inc_input_tokens", "inc_cached_input_tokens")
-    return (
-        intervals.filter("measured")
-        .join(index.select("id", "server"), on="id")
-        .select(
-            "server",
-            pl.col("id").alias("model"),
-            "start_ms",
-            "end_ms",
-            ((tokens > 0) | (pl.col("requests_running_0") > 0).fill_null(False)).alias("active"),
-            (pl.col("requests_waiting_0") > 0).fill_null(False).alias("waiting"),
-        )
+    measured = where(intervals, intervals["measured"])
+    return measured.select_seq(
+        by_id(measured["id"], index["id"], index["server"]).alias("server"),
+        pl.col("id").alias("model"),
+        "start_ms",
+        "end_ms",
+        ((tokens > 0) | (pl.col("requests_running_0") > 0).fill_null(False)).alias("active"),
+        (pl.col("requests_waiting_0") > 0).fill_null(False).alias("waiting"),
     )
 
 
 def remember(segments: pl.DataFrame, new: pl.DataFrame, edge_ms: int) -> pl.DataFrame:
     """Join segments that touch and say the same, and forget the old ones."""
-    rows = pl.concat([segments, new]).sort(_BY_TIME)
-    alike = pl.all_horizontal(
-        *(pl.col(c) == pl.col(c).shift(1) for c in ("server", "model", "active", "waiting")),
-        pl.col("start_ms") == pl.col("end_ms").shift(1),
-    )
-    return (
-        rows.group_by((~alike.fill_null(False)).cum_sum().alias("run"), maintain_order=True)
-        .agg(
-            pl.col("server", "model", "start_ms").first(),
-            pl.col("end_ms").last(),
-            pl.col("active", "waiting").first(),
-        )
-        .filter(pl.col("end_ms") > edge_ms - RETAIN_MS)
-        .select(*SEGMENT_COLUMNS)
-    )
+    rows = pl.concat([segments, new])
+    # one integer sorts several times faster than two columns; a model is of one server
+    rows = rows.sort(pl.col("model") * (1 << TIME_BITS) + (pl.col("start_ms") - pl.col("start_ms").min()))
+    begins = rows.select_seq(~_GOES_ON.fill_null(False)).to_series()
+    ends_ms = rows["end_ms"].filter(begins.shift(-1, fill_value=True))
+    runs = rows.filter(begins).with_columns_seq(ends_ms)
+    return where(runs, runs["end_ms"] > edge_ms - RETAIN_MS)
 
 
 def in_windows(segments: pl.DataFrame, since_ms: int, until_ms: int, window_ms: int) -> pl.DataFrame:
     """Cut segments at window edges between two moments; adds window_start_ms."""
-    clipped = segments.with_columns(
-        pl.max_horizontal("start_ms", pl.lit(since_ms)).alias("start_ms"),
-        pl.min_horizontal("end_ms", pl.lit(until_ms)).alias("end_ms"),
-    ).filter(pl.col("end_ms") > pl.col("start_ms"))
-    windows = (
-        pl.int_ranges(pl.col("start_ms") // window_ms, (pl.col("end_ms") - 1) // window_ms + 1) * window_ms
+    clipped = where(
+        segments, (segments["end_ms"] > since_ms) & (segments["start_ms"] < until_ms)
+    ).with_columns_seq(
+        pl.col("start_ms").clip(lower_bound=since_ms), pl.col("end_ms").clip(upper_bound=until_ms)
     )
-    return (
-        clipped.with_columns(windows.alias("window_start_ms"))
-        .explode("window_start_ms")
-        .with_columns(
-            pl.max_horizontal("start_ms", "window_start_ms").alias("start_ms"),
-            pl.min_horizontal("end_ms", pl.col("window_start_ms") + window_ms).alias("end_ms"),
-        )
-    )
+    return by_window(clipped, "start_ms", "end_ms", window_ms)
 
 
 def with_first(index: pl.DataFrame, intervals: pl.DataFrame, last: pl.DataFrame) -> pl.DataFrame:
     """Note the first reading of engines that are new: they are known to be there from then on, not before."""
-    began = pl.concat([intervals.select("id", first="t0_ms"), last.select("id", first="ts_ms")])
+    if not index["first_ms"].null_count():
+        return index
+    began = pl.concat([intervals.select_seq("id", first="t0_ms"), last.select_seq("id", first="ts_ms")])
     return (
         index.join(
             began.group_by("id").agg(pl.col("first").min()), on="id", how="left", maintain_order="left"
         )
-        .with_columns(first_ms=pl.coalesce("first_ms", "first"))
+        .with_columns_seq(first_ms=pl.coalesce("first_ms", "first"))
         .drop("first")
     )
 
 
-def holders(
-    engine_index: pl.DataFrame, engines: pl.DataFrame, gpu_index: pl.DataFrame, forget_ms: int
-) -> pl.DataFrame:
-    """Which GPU is held by which engine, from when to when: (server, id, inferred, since_ms, until_ms).
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Which GPU is held by which engine, and what that follows from.
 
-    `engines`: last readings, of those that are known to be there. An engine that names no GPUs may hold
-    those of its node: `inferred`. That counts only for a GPU that has a process and that no engine names.
+    An engine that names no GPUs may hold those of its node: `inferred`. That counts only for a GPU that has a
+    process and that no engine names.
     """
-    named = (
-        engine_index.join(engines.select("id", "ts_ms"), on="id")
+
+    # server, site, pool, node, gpus; of engines that were heard
+    servers: pl.DataFrame
+    gpu_index: pl.DataFrame
+    # server, id, inferred
+    held: pl.DataFrame
+    # server, id; of GPUs that one engine alone names
+    alone: pl.DataFrame
+
+
+def heard(engine_index: pl.DataFrame, engines: pl.DataFrame, forget_ms: int) -> pl.DataFrame:
+    """Engines that are known to be there, from when to when: (server, site, pool, node, gpus, since_ms, until_ms).
+
+    `engines`: last readings.
+    """
+    last_ms = by_id(engine_index["id"], engines["id"], engines["ts_ms"]).alias("ts_ms")
+    known = engine_index.hstack([last_ms])
+    return (
+        (known.filter(last_ms.is_not_null()) if last_ms.has_nulls() else known)
         .sort("ts_ms")
-        .group_by("site", "pool", "node", "server")
+        .group_by("server")
         .agg(
-            pl.col("gpus").last(),
+            pl.col("site", "pool", "node", "gpus").last(),
             pl.col("first_ms").min().alias("since_ms"),
             (pl.col("ts_ms").max() + forget_ms).alias("until_ms"),
         )
+        .sort("server")
     )
+
+
+def holding(servers: pl.DataFrame, gpu_index: pl.DataFrame, before: Holding | None) -> Holding:
+    """Who holds which GPU: as before, while nothing has changed that it follows from. `servers`: see heard()."""
+    servers = servers.drop("since_ms", "until_ms")
+    if before is not None and before.gpu_index is gpu_index and before.servers.equals(servers):
+        return before
+    names_some = servers["gpus"] != ""
     explicit = (
-        named.filter(pl.col("gpus") != "")
-        .with_columns(pl.col("gpus").str.split("\n"))
+        where(servers, names_some)
+        .with_columns_seq(pl.col("gpus").str.split("\n"))
         .explode("gpus")
-        .join(gpu_index.select("site", "pool", "id", gpus="gpu_uuid"), on=["site", "pool", "gpus"])
-        .select("server", "id", pl.lit(False).alias("inferred"), "since_ms", "until_ms")
+        .join(gpu_index.select_seq("site", "pool", "id", gpus="gpu_uuid"), on=["site", "pool", "gpus"])
+        .select_seq("server", "id", pl.lit(False).alias("inferred"))
+        # an engine may name a GPU twice
         .unique()
     )
     possible = (
-        named.filter(pl.col("gpus") == "")
-        .join(gpu_index.select("site", "pool", "node", "id"), on=["site", "pool", "node"])
-        .select("server", "id", pl.lit(True).alias("inferred"), "since_ms", "until_ms")
+        where(servers, ~names_some)
+        .join(gpu_index.select_seq("site", "pool", "node", "id"), on=["site", "pool", "node"])
+        .select_seq("server", "id", pl.lit(True).alias("inferred"))
     )
-    return pl.concat([explicit, possible])
+    alone = where(explicit, explicit["id"].is_unique()).select_seq("server", "id")
+    return Holding(servers, gpu_index, pl.concat([explicit, possible]), alone)
 
 
-def demand(
-    segments: pl.DataFrame, index: pl.DataFrame, since_ms: int, edge_ms: int, window_ms: int
-) -> pl.DataFrame:
-    """Per (site, pool, window_start_ms): `waiting` if any engine had a queue, else `none`; no row where none was read."""
-    pools = index.select("server", "site", "pool").unique()
+def demand(activity: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
+    """Per (site, pool, window_start_ms): `waiting` if any engine had a queue, else `none`; no row where none was read.
+
+    `activity`: see in_windows().
+    """
+    pools = index.select_seq("server", "site", "pool").unique("server")
+    waiting = pl.when(pl.col("waiting").any()).then(pl.lit("waiting")).otherwise(pl.lit("none"))
     return (
-        in_windows(segments, since_ms, edge_ms, window_ms)
-        .join(pools, on="server")
+        activity.join(pools, on="server")
         .group_by("site", "pool", "window_start_ms")
-        .agg(
-            pl.when(pl.col("waiting").any()).then(pl.lit("waiting")).otherwise(pl.lit("none")).alias("demand")
-        )
+        .agg(waiting.alias("demand"))
     )
 
 
-def by_name(segments: pl.DataFrame, index: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Segments whose `model` is its name's place in the alphabet, and the names: (model, model_name).
+def by_name(segments: pl.DataFrame, index: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
+    """Segments whose `model` is its name's place in the alphabet, and the names in their places.
 
     So the least of several is the first by name, and engines that serve the same model are alike.
     """
-    place = pl.col("model_name").rank("dense").cast(pl.Int64).alias("place")
-    places = index.select(pl.col("id").alias("model"), "model_name", place)
-    ranked = segments.join(places.select("model", "place"), on="model", maintain_order="left")
-    names = places.select(pl.col("place").alias("model"), "model_name").unique()
-    return ranked.with_columns(model=pl.col("place")).select(*SEGMENT_COLUMNS), names
+    place = index.select_seq(pl.col("model_name").rank("dense").cast(pl.Int64) - 1).to_series()
+    ranked = segments.with_columns_seq(by_id(segments["model"], index["id"], place).alias("model"))
+    return ranked, index["model_name"].unique().sort()

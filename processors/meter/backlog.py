@@ -14,7 +14,7 @@ from idlewatt.stream.decoding import empty_frame
 
 # windows of entities that are cut together
 _PIECES: Final = 250_000
-_NO_SHARES: Final = pl.DataFrame(schema=tokens.SHARE_COLUMNS)
+_NO_JOULES: Final = pl.DataFrame(schema=tokens.JOULE_COLUMNS)
 # dark time loses no tokens, so nobody asks who waited
 _NO_DEMAND: Final = pl.DataFrame(
     schema={"site": pl.String, "pool": pl.String, "window_start_ms": pl.Int64, "demand": pl.String}
@@ -38,7 +38,8 @@ def _book_gpus(state: MeterState, room: int, config: MeterConfig) -> tuple[Meter
     assert state.edge_ms is not None
     pieces, left = gaps.take(state.gpu_gaps, room, config.window_ms, ENERGY)
     windows = waterfall.dark_windows(pieces)
-    power = waterfall.power_rows(windows, state.gpu_index, _NO_DEMAND, state.yields, config.window_ms)
+    pools = waterfall.pool_windows(windows, state.gpu_index)
+    power = waterfall.power_rows(pools, _NO_DEMAND, state.yields, config.window_ms)
     minutes, open_minutes = gpu_minutes(state.minutes, windows, state.gpu_index, state.edge_ms)
     after = replace(
         state,
@@ -52,7 +53,7 @@ def _book_gpus(state: MeterState, room: int, config: MeterConfig) -> tuple[Meter
 def _book_engines(state: MeterState, room: int, config: MeterConfig) -> tuple[MeterState, Closing, int]:
     pieces, left = gaps.take(state.engine_gaps, room, config.window_ms, tokens.TOKEN_KINDS)
     windows = tokens.engine_windows(pieces)
-    rows = tokens.token_rows(windows, _NO_SHARES, state.engine_index, config.window_ms)
+    rows = tokens.token_rows(tokens.with_joules(windows, _NO_JOULES, state.engine_index), config.window_ms)
     after = replace(state, engine_gaps=left, token_totals=totals.add_tokens(state.token_totals, rows))
     return (
         after,

@@ -8,7 +8,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.activity import in_windows
+from idlewatt.processors.meter.rows import by_id, where
 from idlewatt.processors.meter.timeline import Edges
 
 # what decides, besides the engines: pieces alike in these and in their window share a state if the engine's does
@@ -24,120 +24,122 @@ _UNHELD: Final = (
 
 
 def classify(
-    pieces: pl.DataFrame, segments: pl.DataFrame, held: pl.DataFrame, window_ms: int
+    pieces: pl.DataFrame,
+    activity: pl.DataFrame,
+    whole: pl.DataFrame,
+    held: pl.DataFrame,
+    servers: pl.DataFrame,
+    window_ms: int,
 ) -> pl.DataFrame:
     """Sum pieces to (id, window_start_ms, late, measured, state, model): AMOUNTS.
 
     Most GPUs are in one state over a whole window, by one engine that says so for all of it: their pieces are
-    summed first and judged once. The others are judged piece by piece.
+    summed first and judged once. The others are judged piece by piece. `activity`: what engines did, in_windows();
+    `whole`: what whole_windows() makes of it; `held`: see Holding; `servers`: see heard().
     """
-    if pieces.is_empty():
-        return _judged(pieces.select(*_ALIKE, *AMOUNTS), pl.lit(""), pl.lit(None, pl.Int64))
-    span = pieces.select(a=pl.col("window_start_ms").min(), b=pl.col("window_start_ms").max()).row(0)
-    whole = _whole_windows(segments, held, span[0], span[1] + window_ms, window_ms)
-    sums = (
-        _summed(pieces, span[0], window_ms)
-        .join(held.group_by("id").agg(pl.lit(True).alias("held")), on="id", how="left")
-        .join(whole, on=["id", "window_start_ms"], how="left")
-    )
-    dark = sums.filter(~pl.col("measured"))
-    free = sums.filter(pl.col("measured") & pl.col("held").is_null())
-    clear = sums.filter(pl.col("measured") & pl.col("held") & pl.col("verdict").is_not_null())
-    mixed = sums.filter(pl.col("measured") & pl.col("held") & pl.col("verdict").is_null())
-    parts = [
-        _judged(dark, pl.lit("dark"), pl.lit(None, pl.Int64)),
-        _judged(free, _UNHELD, pl.lit(None, pl.Int64)),
-        _judged(clear, pl.col("verdict"), pl.col("model")),
-    ]
-    if mixed.height:
-        unclear = pieces.filter("measured").join(
-            mixed.select("id", "window_start_ms").unique(), on=["id", "window_start_ms"], how="semi"
-        )
-        parts.append(_piece_by_piece(unclear, segments, held))
-    return pl.concat(parts)
+    pieces = pieces.with_columns_seq(place=_place(window_ms))
+    verdicts = whole.select_seq(_place(window_ms).alias("place"), "verdict", "model")
+    sums = _summed(pieces).join(verdicts, on="place", how="left")
+    is_held = by_id(sums["id"], held["id"], True, pl.Boolean, default=False).alias("held")
+    judged = sums.hstack([is_held]).select_seq(*_SUMMED_JUDGED)
+    mixed = judged["state"].is_null()
+    if not mixed.any():
+        return judged
+    unclear = pieces.filter("measured", pl.col("place").is_in(sums["place"].filter(mixed).implode()))
+    return pl.concat([where(judged, ~mixed), _piece_by_piece(unclear, activity, held, servers)])
 
 
 def steady_windows(
-    segments: pl.DataFrame, held: pl.DataFrame, gpu_index: pl.DataFrame, edges: Edges
+    whole: pl.DataFrame, held: pl.DataFrame, gpu_index: pl.DataFrame, edges: Edges
 ) -> pl.DataFrame:
     """(id, window_start_ms) of GPUs whose pieces classify() judges all alike: held by nobody, or by one engine that
     does the same all window long."""
-    whole = _whole_windows(segments, held, edges.previous_ms, edges.edge_ms, edges.window_ms)
+    steady = whole.select_seq("id", "window_start_ms")
+    free = by_id(gpu_index["id"], held["id"], False, pl.Boolean, default=True)
+    if not free.any():
+        return steady
     windows = pl.DataFrame(
         {"window_start_ms": range(edges.previous_ms, edges.edge_ms, edges.window_ms)},
         schema={"window_start_ms": pl.Int64},
     )
-    free = gpu_index.select("id").join(held.select("id"), on="id", how="anti").join(windows, how="cross")
-    return pl.concat([whole.select("id", "window_start_ms"), free])
+    return pl.concat([steady, gpu_index.select_seq("id").filter(free).join(windows, how="cross")])
 
 
-def _summed(pieces: pl.DataFrame, since_ms: int, window_ms: int) -> pl.DataFrame:
-    """AMOUNTS by _ALIKE. One integer groups twice as fast as five columns."""
-    windows = (pl.col("window_start_ms") - since_ms) // window_ms
-    flags = pl.col("measured").cast(pl.Int64) * 2 + pl.col("late").cast(pl.Int64)
-    process = pl.col("has_process_0").cast(pl.Int64).fill_null(2)
-    alike = ((pl.col("id") * (1 << 24) + windows) * 4 + flags) * 3 + process
-    return (
-        pieces.group_by(alike.alias("alike")).agg(pl.col(_ALIKE).first(), pl.col(AMOUNTS).sum()).drop("alike")
-    )
+def _place(window_ms: int) -> pl.Expr:
+    """A GPU and a window as one integer, which groups and joins twice as fast as two."""
+    return pl.col("id") * (1 << 32) + pl.col("window_start_ms") // window_ms
 
 
-def _judged(rows: pl.DataFrame, state: pl.Expr, model: pl.Expr) -> pl.DataFrame:
-    return rows.select(
-        "id", "window_start_ms", "late", "measured", state.alias("state"), model.alias("model"), *AMOUNTS
-    )
+def _summed(pieces: pl.DataFrame) -> pl.DataFrame:
+    """AMOUNTS by _ALIKE; adds place."""
+    return pieces.group_by(_ALIKE_AS_ONE).agg(pl.col("place", *_ALIKE).first(), pl.col(AMOUNTS).sum())
 
 
-def _whole_windows(
-    segments: pl.DataFrame, held: pl.DataFrame, since_ms: int, until_ms: int, window_ms: int
-) -> pl.DataFrame:
-    """(id, window_start_ms, verdict, model) where the one engine that names a GPU was the same all window long."""
+def _judged(state: pl.Expr, model: pl.Expr) -> tuple[str | pl.Expr, ...]:
+    return "id", "window_start_ms", "late", "measured", state.alias("state"), model.alias("model"), *AMOUNTS
+
+
+def whole_windows(activity: pl.DataFrame, alone: pl.DataFrame, window_ms: int) -> pl.DataFrame:
+    """(id, window_start_ms, verdict, model) where the one engine that names a GPU was the same all window long.
+
+    `alone`: see Holding.
+    """
     span_ms = pl.col("end_ms") - pl.col("start_ms")
-    whole = (
-        in_windows(segments, since_ms, until_ms, window_ms)
-        .group_by("server", "window_start_ms")
-        .agg(
-            span_ms.sum().alias("read_ms"),
-            span_ms.filter("active").sum().alias("active_ms"),
-            pl.col("model").first(),
-            pl.col("model").n_unique().alias("models"),
-        )
-        .filter(
-            (pl.col("read_ms") == window_ms)
-            & (pl.col("models") == 1)
-            & pl.col("active_ms").is_in([0, window_ms])
-        )
-        .select(
-            "server",
-            "window_start_ms",
-            pl.when(pl.col("active_ms") > 0)
-            .then(pl.lit("serving"))
-            .otherwise(pl.lit("idle_loaded"))
-            .alias("verdict"),
-            "model",
-        )
+    engines = activity.group_by("server", "window_start_ms").agg(
+        span_ms.sum().alias("read_ms"),
+        pl.when("active").then(span_ms).otherwise(0).sum().alias("active_ms"),
+        pl.col("model").first(),
+        pl.col("model").n_unique().alias("models"),
     )
-    named = held.filter(~pl.col("inferred"))
-    alone = named.filter(pl.len().over("id") == 1).select("server", "id")
-    return alone.join(whole, on="server").select("id", "window_start_ms", "verdict", "model")
+    whole = (
+        (engines["read_ms"] == window_ms)
+        & (engines["models"] == 1)
+        & ((engines["active_ms"] == 0) | (engines["active_ms"] == window_ms))
+    )
+    verdict = pl.when(pl.col("active_ms") > 0).then(pl.lit("serving")).otherwise(pl.lit("idle_loaded"))
+    engines = where(engines, whole).select_seq("server", "window_start_ms", verdict.alias("verdict"), "model")
+    return alone.join(engines, on="server").select_seq("id", "window_start_ms", "verdict", "model")
 
 
-def _piece_by_piece(pieces: pl.DataFrame, segments: pl.DataFrame, held: pl.DataFrame) -> pl.DataFrame:
-    by_gpu = segments.join(held.join(pieces.select("id").unique(), on="id", how="semi"), on="server")
-    rows = pieces
-    for name, chosen in (
-        ("serving_named", pl.col("active") & ~pl.col("inferred")),
-        ("serving_inferred", pl.col("active") & pl.col("inferred")),
-        ("loaded_named", ~pl.col("inferred")),
-        ("loaded_inferred", pl.col("inferred")),
-    ):
-        rows = _overlap(rows, by_gpu.filter(chosen), name)
-    since, until = pl.col("since_ms").min(), pl.col("until_ms").max()
-    for name, chosen in (("named", ~pl.col("inferred")), ("possible", pl.col("inferred"))):
-        known = (
-            held.filter(chosen).group_by("id").agg(since.alias(f"{name}_ms"), until.alias(f"{name}_until_ms"))
-        )
-        rows = rows.join(known, on="id", how="left")
+def _piece_by_piece(
+    pieces: pl.DataFrame, activity: pl.DataFrame, held: pl.DataFrame, servers: pl.DataFrame
+) -> pl.DataFrame:
+    pieces = pieces.with_row_index("piece")
+    held = held.filter(by_id(held["id"], pieces["id"], True, pl.Boolean, default=False))
+    heard = (
+        pieces.select_seq("piece", "id", "window_start_ms", "from_ms", "to_ms")
+        .join(held, on="id")
+        .join(activity, on=["server", "window_start_ms"])
+        .filter(_OVERLAPS)
+        .group_by("piece")
+        .agg(_FIRST_BY_NAME)
+    )
+    known = held.join(servers.select_seq("server", "since_ms", "until_ms"), on="server")
+    known = known.group_by("id").agg(_KNOWN)
+    rows = pieces.join(known, on="id", how="left").join(heard, on="piece", how="left")
+    return rows.select_seq(*_PIECES_JUDGED)
+
+
+_NAMED: Final = ~pl.col("inferred")
+_OVERLAPS: Final = (pl.col("start_ms") < pl.col("to_ms")) & (pl.col("end_ms") > pl.col("from_ms"))
+_FIRST_BY_NAME: Final = tuple(
+    pl.when(says).then("model").min().alias(name)
+    for name, says in {
+        "serving_named": pl.col("active") & _NAMED,
+        "serving_inferred": pl.col("active") & ~_NAMED,
+        "loaded_named": _NAMED,
+        "loaded_inferred": ~_NAMED,
+    }.items()
+)
+_KNOWN: Final = (
+    pl.col("since_ms").filter(_NAMED).min().alias("named_ms"),
+    pl.col("until_ms").filter(_NAMED).max().alias("named_until_ms"),
+    pl.col("since_ms").filter(~_NAMED).min().alias("possible_ms"),
+    pl.col("until_ms").filter(~_NAMED).max().alias("possible_until_ms"),
+)
+
+
+def _piece_judged() -> tuple[str | pl.Expr, ...]:
     named, maybe = (
         (
             (pl.col(f"{name}_ms") < pl.col("to_ms")) & (pl.col(f"{name}_until_ms") > pl.col("from_ms"))
@@ -159,65 +161,15 @@ def _piece_by_piece(pieces: pl.DataFrame, segments: pl.DataFrame, held: pl.DataF
         .then(pl.lit("dark"))
         .otherwise(_UNHELD)
     )
-    model = pl.when(serving.is_not_null()).then(serving).otherwise(loaded)
-    return _judged(rows, state, model)
+    return _judged(state, pl.when(serving.is_not_null()).then(serving).otherwise(loaded))
 
 
-def _overlap(rows: pl.DataFrame, segments: pl.DataFrame, name: str) -> pl.DataFrame:
-    """Add the model of the segments that overlap the piece, the first by name, null if none does."""
-    if segments.is_empty():
-        return rows.with_columns(pl.lit(None, pl.Int64).alias(name))
-    models = segments.group_by("id").agg(pl.col("model").n_unique())
-    several = models.filter(pl.col("model") > 1)
-    if several.height:
-        return pl.concat(
-            [
-                _overlap(
-                    rows.join(several, on="id", how="anti"),
-                    segments.join(several, on="id", how="anti"),
-                    name,
-                ),
-                _first_by_name(rows.join(several, on="id", how="semi"), segments, name),
-            ]
-        )
-    # Merged to disjoint stretches, the last to begin before the piece ends is the only one to look at.
-    ordered = segments.sort("id", "start_ms", "end_ms", "model")
-    reach = pl.col("end_ms").cum_max().over("id").shift(1)
-    begins = (
-        ((pl.col("id") != pl.col("id").shift(1)) | (pl.col("start_ms") > reach)).fill_null(True).cum_sum()
-    )
-    merged = ordered.group_by(begins.alias("stretch"), maintain_order=True).agg(
-        pl.col("id", "start_ms").first(), pl.col("end_ms").max(), pl.col("model").first()
-    )
-    joined = rows.sort("to_ms").join_asof(
-        merged.sort("start_ms").select(
-            "id",
-            pl.col("start_ms").alias("stretch_ms"),
-            pl.col("end_ms").alias("reach_ms"),
-            pl.col("model").alias(name),
-        ),
-        left_on="to_ms",
-        right_on="stretch_ms",
-        by="id",
-        strategy="backward",
-        allow_exact_matches=False,
-        coalesce=False,
-        # both sides are sorted by their own time; polars cannot check that within groups
-        check_sortedness=False,
-    )
-    overlaps = (pl.col("reach_ms") > pl.col("from_ms")).fill_null(False)
-    return joined.with_columns(pl.when(overlaps).then(name).alias(name)).select(*rows.columns, name)
-
-
-def _first_by_name(rows: pl.DataFrame, segments: pl.DataFrame, name: str) -> pl.DataFrame:
-    """What _overlap adds, for GPUs that several models share: every segment is held against every piece."""
-    piece = ("id", "from_ms", "to_ms")
-    found = (
-        rows.select(piece)
-        .unique()
-        .join(segments.select("id", "start_ms", "end_ms", "model"), on="id")
-        .filter((pl.col("start_ms") < pl.col("to_ms")) & (pl.col("end_ms") > pl.col("from_ms")))
-        .group_by(piece)
-        .agg(pl.col("model").min().alias(name))
-    )
-    return rows.join(found, on=piece, how="left")
+_PIECES_JUDGED: Final = _piece_judged()
+_SUMMED_JUDGED: Final = _judged(
+    pl.when(~pl.col("measured")).then(pl.lit("dark")).when("held").then("verdict").otherwise(_UNHELD),
+    pl.when("measured").then("model"),
+)
+_ALIKE_AS_ONE: Final = (
+    (pl.col("place") * 4 + pl.col("measured").cast(pl.Int64) * 2 + pl.col("late").cast(pl.Int64)) * 3
+    + pl.col("has_process_0").cast(pl.Int64).fill_null(2)
+).alias("alike")

@@ -6,9 +6,10 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.meter import activity, rolling, tokens, totals, waterfall, yardstick
-from idlewatt.processors.meter.classifying import classify, steady_windows
+from idlewatt.processors.meter.classifying import classify, steady_windows, whole_windows
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.gaps import put_off
+from idlewatt.processors.meter.rows import where, with_names
 from idlewatt.processors.meter.state import (
     ENGINE_CARRY,
     ENGINE_INTERVAL,
@@ -30,12 +31,12 @@ from idlewatt.processors.meter.timeline import (
     with_gaps,
 )
 from idlewatt.stream import records
-from idlewatt.stream.decoding import frame_schema
+from idlewatt.stream.decoding import empty_frame, frame_schema
 
 MINUTE_MS: Final = 60_000
 ENERGY: Final = ("energy_mj",)
 # beside the counter, what a piece of a GPU's time is judged by
-_GAUGES: Final = ("power_limit_mw", "has_process")
+_JUDGED_BY: Final = ("power_limit_mw", "has_process")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,11 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         state.segments, activity.segments_of(engine_intervals, state.engine_index), edges.edge_ms
     )
     engine_index = activity.with_first(state.engine_index, engines.intervals, engines.last)
-    possible = activity.holders(engine_index, engines.last, state.gpu_index, config.forget_ms)
+    servers = activity.heard(engine_index, engines.last, config.forget_ms)
+    holding = activity.holding(servers, state.gpu_index, state.holding)
+    ranked, models = activity.by_name(segments, engine_index)
+    done = activity.in_windows(ranked, edges.previous_ms, edges.edge_ms, edges.window_ms)
+    whole = whole_windows(done, holding.alone, edges.window_ms)
     gpus = advance(
         state.gpus,
         state.pending_gpus,
@@ -70,40 +75,52 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         ENERGY,
         GPU_CARRY,
         ceiling=waterfall.CEILING,
-        steady=Steady(steady_windows(segments, possible, state.gpu_index, edges), _GAUGES),
+        steady=Steady(steady_windows(whole, holding.held, state.gpu_index, edges), _JUDGED_BY),
     )
-    gpu_intervals = with_gaps(waterfall.integrate_missing(gpus.intervals), ENERGY).select(*GPU_INTERVAL)
-    held = possible.join(gpus.last.select("id"), on="id", how="semi")
-    engine_intervals = engine_intervals.select(*ENGINE_INTERVAL)
-    gpu_parts, gpu_gaps = _parts(state.open_gpus, gpu_intervals, gpus, edges, ENERGY)
-    engine_parts, engine_gaps = _parts(
-        state.open_engines, engine_intervals, engines, edges, tokens.TOKEN_KINDS
+    gpu_intervals = with_gaps(waterfall.integrate_missing(gpus.intervals), ENERGY).select_seq(*GPU_INTERVAL)
+    engine_intervals = engine_intervals.select_seq(*ENGINE_INTERVAL)
+    gpu_pieces, gpu_gaps = _gpu_pieces(state, gpus, gpu_intervals, edges, config)
+    engine_pieces, engine_gaps = _engine_pieces(state, engines, engine_intervals, edges, config)
+    earliest_ms = gpu_pieces["window_start_ms"].min()
+    if isinstance(earliest_ms, int) and earliest_ms < edges.previous_ms:
+        late = activity.in_windows(ranked, earliest_ms, edges.previous_ms, edges.window_ms)
+        done = pl.concat([late, done])
+        whole = whole_windows(done, holding.alone, edges.window_ms)
+    classified = classify(
+        waterfall.with_amounts(gpu_pieces), done, whole, holding.held, servers, edges.window_ms
     )
-    gpu_windows = _gpu_windows(state, gpus, gpu_parts, gpu_gaps, segments, held, edges, config)
-    engine_windows = _engine_windows(engines, engine_parts, edges, config)
-    gpu_gaps = gpu_gaps.join(_limits(state.gpus), on="id", how="left").select(*state.gpu_gaps.columns)
-    gpu_gaps = pl.concat([state.gpu_gaps, gpu_gaps.filter(waterfall.to_book())])
-    engine_gaps = pl.concat([state.engine_gaps, engine_gaps.filter(tokens.to_book())])
+    if gpu_gaps.height or gpu_pieces["late"].any():
+        changes = _limit_changes(state, gpus, gpu_pieces.filter("late"), gpu_gaps, edges, config)
+        classified = pl.concat([classified, changes])
+    gpu_windows = waterfall.gpu_windows(classified, models)
+    engine_windows = tokens.engine_windows(engine_pieces)
+    if gpu_gaps.height:
+        gpu_gaps = gpu_gaps.join(_limits(state.gpus), on="id", how="left").filter(waterfall.to_book())
+    if engine_gaps.height:
+        engine_gaps = engine_gaps.filter(tokens.to_book())
+    gpu_gaps = _both(state.gpu_gaps, gpu_gaps)
+    engine_gaps = _both(state.engine_gaps, engine_gaps)
 
-    since_ms = (
-        edges.previous_ms if gpu_windows.is_empty() else gpu_windows.get_column("window_start_ms").min()
-    )
-    assert isinstance(since_ms, int)
-    demand = activity.demand(segments, state.engine_index, since_ms, edges.edge_ms, edges.window_ms)
-    pairs = gpu_windows.select("id", "model_name").unique().join(state.gpu_index, on="id")
-    yields = yardstick.yields(learned.histogram, pairs, config)
-    power = waterfall.power_rows(gpu_windows, state.gpu_index, demand, yields, edges.window_ms)
+    demand = activity.demand(done, engine_index)
+    pool_windows = waterfall.pool_windows(gpu_windows, state.gpu_index)
+    pairs = pool_windows.select_seq(*yardstick.PAIR).unique().sort(*yardstick.PAIR)
+    yields = state.yields
+    if learned is not state or not pairs.equals(state.pairs):
+        yields = yardstick.yields(learned.histogram, pairs, config)
+    power = waterfall.power_rows(pool_windows, demand, yields, edges.window_ms)
     shares = tokens.serving_shares(
-        gpu_windows, engine_windows, state.engine_index, held, segments, edges.window_ms
+        gpu_windows, engine_windows, state.engine_index, holding.held, segments, edges.window_ms
     )
-    token_rows = tokens.token_rows(engine_windows, shares, state.engine_index, edges.window_ms)
+    engine_windows = tokens.with_joules(
+        engine_windows, tokens.joules(shares, state.gpu_index), state.engine_index
+    )
+    token_rows = tokens.token_rows(engine_windows, edges.window_ms)
     minutes, open_minutes = gpu_minutes(state.minutes, gpu_windows, state.gpu_index, edges.edge_ms)
 
-    on_time = pl.col("window_start_ms") >= edges.previous_ms
-    samples = _samples(engine_windows.filter(on_time), shares, state.engine_index, state.gpu_index)
+    samples = tokens.samples(_on_time(engine_windows, edges)).select_seq(*SAMPLE_COLUMNS)
     forgotten = edges.edge_ms - config.forget_ms
-    kept_gpus = gpus.last.filter(pl.col("ts_ms") > forgotten)
-    kept_engines = engines.last.filter(pl.col("ts_ms") > forgotten)
+    kept_gpus = where(gpus.last, gpus.last["ts_ms"] > forgotten)
+    kept_engines = where(engines.last, engines.last["ts_ms"] > forgotten)
     after = replace(
         learned,
         edge_ms=edges.edge_ms,
@@ -117,7 +134,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         minutes=open_minutes,
         samples=pl.concat([learned.samples, samples]),
         history=rolling.extend(
-            state.history, power.filter(on_time), token_rows.filter(on_time), edges.edge_ms
+            state.history, _on_time(power, edges), _on_time(token_rows, edges), edges.edge_ms
         ),
         power_totals=totals.add_power(state.power_totals, power),
         token_totals=totals.add_tokens(state.token_totals, token_rows),
@@ -126,8 +143,10 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         pending_gpus=gpus.pending,
         engine_index=_known(engine_index, kept_engines, engines, engine_gaps),
         pending_engines=engines.pending,
-        latest_power=power.filter(pl.col("window_start_ms") == edges.edge_ms - edges.window_ms),
+        latest_power=where(power, power["window_start_ms"] == edges.edge_ms - edges.window_ms),
         offenders=_offenders(gpu_windows, state.gpu_index, edges, config),
+        holding=holding,
+        pairs=pairs,
         yields=yields,
     )
     dropped = {("gpu", reason): n for reason, n in gpus.dropped.items()}
@@ -135,44 +154,41 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     return after, Closing(power, token_rows, minutes, dropped)
 
 
-def _parts(
-    still_open: pl.DataFrame,
-    intervals: pl.DataFrame,
-    step: Advance,
-    edges: Edges,
-    counters: tuple[str, ...],
+def _gpu_pieces(
+    state: MeterState, step: Advance, intervals: pl.DataFrame, edges: Edges, config: MeterConfig
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """What was read, cut at the windows; and the long gaps, which are booked later."""
+    """What was read and what was silent, cut at the windows; and the long gaps, which are booked later."""
     now, from_edge, gaps = put_off(intervals, edges, step.new)
-    opened = pl.concat([still_open, from_edge])
-    parts = [split(opened, edges, counters, new=None), split(now, edges, counters, step.new)]
-    return pl.concat(parts), gaps
+    silent = silence(step, edges, config.forget_ms, ENERGY, _JUDGED_BY)
+    if silent.height:
+        silent = silent.with_columns_seq(t0_ms=pl.col("start_ms"), estimated=pl.lit(False))
+        now = pl.concat([now, silent.select_seq(*GPU_INTERVAL)])
+    return split(_both(state.open_gpus, from_edge), now, edges, ENERGY, step.new), gaps
+
+
+def _engine_pieces(
+    state: MeterState, step: Advance, intervals: pl.DataFrame, edges: Edges, config: MeterConfig
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """As _gpu_pieces()."""
+    now, from_edge, gaps = put_off(intervals, edges, step.new)
+    silent = silence(step, edges, config.forget_ms, tokens.TOKEN_KINDS, ())
+    if silent.height:
+        silent = silent.with_columns_seq(t0_ms=pl.col("start_ms"))
+        now = pl.concat([now, silent.select_seq(*ENGINE_INTERVAL)])
+    return split(_both(state.open_engines, from_edge), now, edges, tokens.TOKEN_KINDS, step.new), gaps
+
+
+def _both(rows: pl.DataFrame, seldom: pl.DataFrame) -> pl.DataFrame:
+    return pl.concat([rows, seldom.select_seq(rows.columns)]) if seldom.height else rows
+
+
+def _on_time(rows: pl.DataFrame, edges: Edges) -> pl.DataFrame:
+    return where(rows, rows["window_start_ms"] >= edges.previous_ms)
 
 
 def _limits(gpus: pl.DataFrame) -> pl.DataFrame:
     """(id, booked_limit_mw): the limits that silence is booked with."""
-    return gpus.select("id", booked_limit_mw="power_limit_mw")
-
-
-def _gpu_windows(
-    state: MeterState,
-    gpus: Advance,
-    parts: pl.DataFrame,
-    gaps: pl.DataFrame,
-    segments: pl.DataFrame,
-    held: pl.DataFrame,
-    edges: Edges,
-    config: MeterConfig,
-) -> pl.DataFrame:
-    silent = silence(gpus, edges, config.forget_ms, ENERGY, ("power_limit_mw", "has_process"))
-    silent = silent.with_columns(pl.col("start_ms").alias("t0_ms"), pl.lit(False).alias("estimated"))
-    pieces = pl.concat([parts, split(silent.select(*GPU_INTERVAL), edges, ENERGY, gpus.new)])
-    ranked, names = activity.by_name(segments, state.engine_index)
-    classified = classify(waterfall.with_amounts(pieces), ranked, held, edges.window_ms)
-    if gaps.height or pieces.get_column("late").any():
-        changes = _limit_changes(state, gpus, pieces.filter("late"), gaps, edges, config)
-        classified = pl.concat([classified, changes])
-    return waterfall.gpu_windows(classified, names)
+    return gpus.select_seq("id", booked_limit_mw="power_limit_mw")
 
 
 def _limit_changes(
@@ -188,23 +204,15 @@ def _limit_changes(
     changed = gpus.last.join(booked, on="id").filter(
         pl.col("booked_limit_mw").ne_missing(pl.col("power_limit_mw"))
     )
-    back = pl.concat([late.select("id"), gaps.select("id")])
+    back = pl.concat([late.select_seq("id"), gaps.select_seq("id")])
     came = replace(gpus, last=changed.join(back, on="id", how="semi"))
     closed = replace(edges, previous_ms=NEVER_MS, edge_ms=edges.previous_ms)
     silent = silence(came, closed, config.forget_ms, ENERGY, ("power_limit_mw",))
     pieces = [
-        rows.select("id", "window_start_ms", "from_ms", "to_ms", "power_limit_mw_0")
-        for rows in (late, split(silent, closed, ENERGY, new=gpus.new))
+        rows.select_seq("id", "window_start_ms", "from_ms", "to_ms", "power_limit_mw_0")
+        for rows in (late, split(silent.clear(), silent, closed, ENERGY, gpus.new))
     ]
     return waterfall.limit_changes(pl.concat(pieces), booked)
-
-
-def _engine_windows(engines: Advance, parts: pl.DataFrame, edges: Edges, config: MeterConfig) -> pl.DataFrame:
-    silent = silence(engines, edges, config.forget_ms, tokens.TOKEN_KINDS, ())
-    silent = silent.with_columns(pl.col("start_ms").alias("t0_ms"))
-    silent_parts = split(silent.select(*ENGINE_INTERVAL), edges, tokens.TOKEN_KINDS, engines.new)
-    pieces = pl.concat([parts, silent_parts])
-    return tokens.engine_windows(pieces)
 
 
 def gpu_minutes(
@@ -212,54 +220,39 @@ def gpu_minutes(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """GPU rows per minute: the ledger rows of minutes that are over, and what is to be kept."""
     minute = (pl.col("window_start_ms") // MINUTE_MS * MINUTE_MS).alias("minute_start_ms")
-    new = gpu_windows.select("id", minute, "state", "gpu_ms", "draw_mj", "headroom_mj")
+    new = gpu_windows.select_seq("id", minute, "state", "gpu_ms", "draw_mj", "headroom_mj")
     rows = (
         pl.concat([open_minutes, new])
         .group_by("id", "minute_start_ms", "state")
         .agg(pl.col("gpu_ms", "draw_mj", "headroom_mj").sum())
     )
-    over = pl.col("minute_start_ms") + MINUTE_MS <= edge_ms
-    ledger = (
-        rows.filter(over)
-        .sort("id", "minute_start_ms", "state")
-        .join(gpu_index, on="id", maintain_order="left")
+    over = rows["minute_start_ms"] + MINUTE_MS <= edge_ms
+    ended = where(rows, over)
+    if ended.is_empty():
+        return empty_frame(records.GPU_MINUTE), rows
+    ledger = with_names(
+        ended.sort("id", "minute_start_ms", "state"), gpu_index, "site", "pool", "node", "gpu_uuid", "product"
     )
-    return ledger.select(*frame_schema(records.GPU_MINUTE)), rows.filter(~over)
-
-
-def _samples(
-    engine_windows: pl.DataFrame, shares: pl.DataFrame, engines: pl.DataFrame, gpus: pl.DataFrame
-) -> pl.DataFrame:
-    """Yields of this step's windows that were wholly measured. An engine's GPUs are taken to be of one product."""
-    energy = (
-        shares.join(gpus.select(gpu_id="id", product="product"), on="gpu_id")
-        .group_by("id", "window_start_ms")
-        .agg(pl.col("serving_mj").sum(), pl.col("product").min())
-    )
-    # a counter that moves at a request's end gives zero, then a spike: its windows say nothing of the yield
-    steady = engines.filter(pl.col("advance") != "request_end").select("id", "site", "pool", "model_name")
-    return (
-        engine_windows.filter(pl.col("silent_ms") == 0)
-        .join(energy, on=["id", "window_start_ms"])
-        .join(steady, on="id")
-        .group_by("site", "pool", "product", "model_name", "window_start_ms")
-        .agg(pl.col("output_tokens", "serving_mj").sum())
-        .select(*SAMPLE_COLUMNS)
-    )
+    return ledger.select_seq(*frame_schema(records.GPU_MINUTE)), where(rows, ~over)
 
 
 def _offenders(
     gpu_windows: pl.DataFrame, gpus: pl.DataFrame, edges: Edges, config: MeterConfig
 ) -> pl.DataFrame:
     last_window = pl.col("window_start_ms") == edges.edge_ms - edges.window_ms
-    return (
+    wasted = (
         gpu_windows.filter(last_window & pl.col("state").is_in(waterfall.IDLE) & (pl.col("draw_mj") > 0))
         .group_by("id", "state")
         .agg(pl.col("draw_mj").sum().alias("wasted_mj"))
-        .join(gpus.select("id", "site", "pool", "node", "gpu_uuid", "product"), on="id")
+    )
+    # all that tie with the last one stay, for the names to decide
+    least = wasted["wasted_mj"].top_k(config.worst_offenders).min()
+    wasted = where(wasted, wasted["wasted_mj"] >= least) if least is not None else wasted
+    return (
+        with_names(wasted, gpus, "site", "pool", "node", "gpu_uuid", "product")
         .sort("wasted_mj", "gpu_uuid", descending=[True, False])
         .head(config.worst_offenders)
-        .select(*OFFENDER_COLUMNS)
+        .select_seq(*OFFENDER_COLUMNS)
     )
 
 
@@ -267,5 +260,5 @@ def _known(index: pl.DataFrame, kept: pl.DataFrame, step: Advance, *unfinished: 
     """The index without entities that are forgotten, have nothing waiting and nothing unfinished."""
     if kept.height == index.height:
         return index
-    alive = pl.concat([frame.select("id") for frame in (kept, step.pending, *unfinished)]).unique()
+    alive = pl.concat([frame.select_seq("id") for frame in (kept, step.pending, *unfinished)]).unique()
     return index.join(alive, on="id", how="semi", maintain_order="left")

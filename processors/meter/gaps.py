@@ -9,6 +9,7 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.meter.rows import where
 from idlewatt.processors.meter.timeline import Edges, cut
 
 # a gap over no more closed windows than this is booked at once
@@ -22,17 +23,15 @@ def put_off(
     intervals: pl.DataFrame, edges: Edges, new: pl.Series
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Intervals to split now; those to split from the last edge on; and long gaps before it, with GAP_COLUMNS."""
-    closed_ms = pl.min_horizontal("end_ms", pl.lit(edges.previous_ms)) - pl.col("start_ms")
-    long = ~pl.col("measured") & (closed_ms > SHORT_WINDOWS * edges.window_ms)
-    marked = intervals.with_columns(long=long)
-    gaps = marked.filter("long").drop("long")
-    now = intervals if gaps.is_empty() else marked.filter(~pl.col("long")).drop("long")
-    later = gaps.with_columns(
+    closed_ms = intervals["end_ms"].clip(upper_bound=edges.previous_ms) - intervals["start_ms"]
+    long = ~intervals["measured"] & (closed_ms > SHORT_WINDOWS * edges.window_ms)
+    gaps, now = where(intervals, long), where(intervals, ~long)
+    later = gaps.with_columns_seq(
         next_ms=pl.col("start_ms"),
         until_ms=pl.min_horizontal("end_ms", pl.lit(edges.previous_ms)),
         fresh=pl.col("id").is_in(new.implode()),
     )
-    return now, gaps.filter(pl.col("end_ms") > edges.previous_ms), later
+    return now, where(gaps, gaps["end_ms"] > edges.previous_ms), later
 
 
 def take(
@@ -42,7 +41,7 @@ def take(
     some = gaps.head(room)
     windows = room // max(some.height, 1)
     edge_ms = (pl.col("next_ms") // window_ms + windows) * window_ms
-    some = some.with_columns(from_ms=pl.col("next_ms"), to_ms=pl.min_horizontal("until_ms", edge_ms))
-    left = some.filter(pl.col("to_ms") < pl.col("until_ms")).with_columns(next_ms=pl.col("to_ms"))
-    pieces = cut(some, window_ms, counters).with_columns(late=~pl.col("fresh"))
-    return pieces, pl.concat([left.select(gaps.columns), gaps.tail(-room)])
+    some = some.with_columns_seq(from_ms=pl.col("next_ms"), to_ms=pl.min_horizontal("until_ms", edge_ms))
+    left = some.filter(pl.col("to_ms") < pl.col("until_ms")).with_columns_seq(next_ms=pl.col("to_ms"))
+    pieces = cut(some, window_ms, counters).with_columns_seq(late=~pl.col("fresh"))
+    return pieces, pl.concat([left.select_seq(gaps.columns), gaps.tail(-room)])

@@ -6,6 +6,7 @@ import polars as pl
 
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.rows import where
 from idlewatt.processors.meter.tokens import TOKEN_KINDS
 
 ROLLING_MS: Final = {"1m": 60_000, "5m": 300_000, "1h": 3_600_000}
@@ -43,17 +44,17 @@ def extend(history: pl.DataFrame, power: pl.DataFrame, tokens: pl.DataFrame, edg
     watts = power.group_by(*_KEY).agg(
         pl.col("draw_mj").sum(),
         pl.col("gpu_ms").sum(),
-        pl.col("gpu_ms").filter(pl.col("state") == "dark").sum().alias("dark_ms"),
+        pl.when(pl.col("state") == "dark").then("gpu_ms").otherwise(0).sum().alias("dark_ms"),
     )
     served = tokens.group_by(*_KEY).agg(
         pl.col(*TOKEN_KINDS, "measured_ms", "silent_ms").sum(),
         (pl.col("advance") == "request_end").any().alias("request_end"),
     )
-    both = watts.join(served, on=list(_KEY), how="full", coalesce=True).with_columns(
+    both = watts.join(served, on=list(_KEY), how="full", coalesce=True).with_columns_seq(
         pl.col(pl.Int64).fill_null(0), pl.col("request_end").fill_null(False)
     )
-    recent = pl.col("window_start_ms") >= edge_ms - max(ROLLING_MS.values())
-    return pl.concat([history, both.select(*HISTORY_COLUMNS)]).filter(recent).sort(*_KEY)
+    longer = pl.concat([history, both.select_seq(*HISTORY_COLUMNS)], rechunk=True)
+    return where(longer, longer["window_start_ms"] >= edge_ms - max(ROLLING_MS.values()))
 
 
 def rolling(history: pl.DataFrame, edge_ms: int, config: MeterConfig) -> pl.DataFrame:

@@ -9,6 +9,7 @@ from idlewatt.processors.meter import arrivals, backlog
 from idlewatt.processors.meter.closing import MINUTE_MS, Closing, close
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.families import families
+from idlewatt.processors.meter.intake import ENGINE_COLUMNS, GPU_COLUMNS
 from idlewatt.processors.meter.state import MeterState
 from idlewatt.processors.meter.timeline import Edges
 from idlewatt.processors.stage import Batch, Folded
@@ -25,7 +26,7 @@ class MeterStage:
 
     name: Final = "meter"
     inputs: Final = (topics.GPU, topics.ENGINE)
-    schemas: Final = (records.GPU, records.ENGINE)
+    columns: Final = {records.GPU: tuple(GPU_COLUMNS), records.ENGINE: tuple(ENGINE_COLUMNS)}
     gather_s: Final = 0.5
 
     def __init__(self, config: MeterConfig) -> None:

@@ -5,13 +5,13 @@ from typing import Any, Final, Self
 
 import polars as pl
 
-from idlewatt.processors.meter.activity import SEGMENT_COLUMNS
+from idlewatt.processors.meter.activity import SEGMENT_COLUMNS, Holding
 from idlewatt.processors.meter.gaps import GAP_COLUMNS
 from idlewatt.processors.meter.intake import ENGINE_COLUMNS, GPU_COLUMNS
 from idlewatt.processors.meter.rolling import HISTORY_COLUMNS
 from idlewatt.processors.meter.tokens import TOKEN_KINDS
 from idlewatt.processors.meter.totals import MEASURED_COLUMNS, POWER_COLUMNS, TOKEN_COLUMNS
-from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, YIELD_COLUMNS
+from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, PAIR, YIELD_COLUMNS
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream import records
 from idlewatt.stream.decoding import empty_frame
@@ -118,7 +118,9 @@ class MeterState:
     pending_engines: pl.DataFrame
     latest_power: pl.DataFrame
     offenders: pl.DataFrame
+    pairs: pl.DataFrame  # those that the yields were looked up for
     yields: pl.DataFrame
+    holding: Holding | None
 
     @classmethod
     def empty(cls) -> Self:
@@ -180,7 +182,9 @@ def _volatile() -> dict[str, Any]:
         "pending_engines": pl.DataFrame(schema={**ENGINE_READING, **_WAITING}),
         "latest_power": empty_frame(records.POWER),
         "offenders": pl.DataFrame(schema=OFFENDER_COLUMNS),
+        "pairs": pl.DataFrame(schema=dict.fromkeys(PAIR, pl.String)),
         "yields": pl.DataFrame(schema=YIELD_COLUMNS),
+        "holding": None,
     }
 
 

@@ -16,12 +16,14 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.meter.rows import TIME_BITS, by_id, by_window, where
+
 # A counter that restarted this long before its first reading still brings its whole value: a model server
 # answers only after its model is loaded, and counts from its start.
 RESTART_GAP_MS: Final = 3_600_000
 NEVER_MS: Final = -(1 << 62)
-# 2^41 ms are 69 years between the oldest and the newest reading; 2^22 entities in a partition
-_TIME_BITS: Final = 41
+# the last reading that the step before took waits no more
+_IS_LAST: Final = pl.col("eff_ms") == NEVER_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +69,33 @@ def with_ids(
 
     `index`: key, attributes and id of each entity, attributes as its newest reading says; returned up to date.
     """
+    names = [*key, *attributes]
+    hashed = pl.sum_horizontal(pl.col(name).hash(seed) for seed, name in enumerate(key)).alias("hash")
+    known_hashes = index.select_seq(hashed, place=pl.int_range(pl.len()))
+    if known_hashes["hash"].n_unique() == index.height:
+        # nearly always all names are known; one integer finds them three times as fast as several names
+        place = rows.select_seq(hashed).join(known_hashes, on="hash", how="left", maintain_order="left")[
+            "place"
+        ]
+        if not place.has_nulls() and all(
+            (rows[name] == index[name][place]).all(ignore_nulls=False) for name in names
+        ):
+            return rows.drop(names).hstack([index["id"][place]]), index
     known = {name: f"known_{name}" for name in attributes}
     joined = rows.join(index.rename(known), on=key, how="left", maintain_order="left")
     unknown = joined.get_column("id").null_count() > 0
     differs = pl.any_horizontal(pl.col(name).ne_missing(pl.col(was)) for name, was in known.items())
-    changed = joined.filter(differs).select(*key, *attributes, "ts_ms", "id")
+    changed = joined.filter(differs).select_seq(*key, *attributes, "ts_ms", "id")
     if changed.height:
         newest = changed.sort("ts_ms").unique(key, keep="last", maintain_order=True).drop("ts_ms")
         new = newest.filter(pl.col("id").is_null())
         first_id = 1 + _highest(index)
-        new = new.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).add(first_id).alias("id"))
-        moved = newest.filter(pl.col("id").is_not_null()).select("id", *attributes)
+        new = new.with_columns_seq(pl.int_range(pl.len(), dtype=pl.Int64).add(first_id).alias("id"))
+        moved = newest.filter(pl.col("id").is_not_null()).select_seq("id", *attributes)
         index = pl.concat([index.update(moved, on="id", maintain_order="left"), new], how="diagonal")
     if unknown:
-        joined = rows.join(index.select(*key, "id"), on=key, how="left", maintain_order="left")
-    return joined.select(pl.exclude(*key, *attributes, *known.values())), index
+        joined = rows.join(index.select_seq(*key, "id"), on=key, how="left", maintain_order="left")
+    return joined.select_seq(pl.exclude(*key, *attributes, *known.values())), index
 
 
 def _highest(entities: pl.DataFrame) -> int:
@@ -112,34 +126,34 @@ def advance(
         within, later = _within_reach(pending, edges, first_only=False)
         rows = _without_bad(_in_order(last, within, dropped), edges, counters, dropped)
     same = pl.col("id") == pl.col("id").shift(1)
-    some_late = bool(rows.select((pl.col("eff_ms") > pl.col("ts_ms")).any()).item())
+    some_late = (rows["eff_ms"] > rows["ts_ms"]).any()
     if some_late:
         # a reading may not be taken before an earlier one of its entity that still waits
-        rows = rows.with_columns(pl.col("eff_ms").cum_max().over("id"))
+        rows = rows.with_columns_seq(pl.col("eff_ms").cum_max().over("id"))
     elif steady is not None and edges.window_ms <= edges.hold_ms:
         rows = _without_between(rows, edges, counters, steady)
     reach = (pl.col("ts_ms").shift(1) < edges.edge_ms) & (pl.col("eff_ms") <= edges.edge_ms + edges.hold_ms)
-    rows = rows.with_columns(
-        taken=pl.col("is_last") | (pl.col("eff_ms") <= edges.edge_ms) | (same & reach).fill_null(False)
+    rows = rows.with_columns_seq(
+        taken=_IS_LAST | (pl.col("eff_ms") <= edges.edge_ms) | (same & reach).fill_null(False)
     )
     if some_late:
         # late ones wait until the hold after the edge, so that all that came with them is there
         in_time = (pl.col("ts_ms") < edges.edge_ms) & (pl.col("eff_ms") <= edges.edge_ms + edges.hold_ms)
-        rows = rows.with_columns(taken=pl.col("taken") | in_time)
+        rows = rows.with_columns_seq(taken=pl.col("taken") | in_time)
         # within reach of one that is not taken itself, an entity's late first reading, is not within reach
-        rows = rows.with_columns(pl.col("taken").cast(pl.Int8).cum_min().over("id").cast(pl.Boolean))
-    taken = rows.filter("taken")
-    paired = taken.with_columns(
+        rows = rows.with_columns_seq(pl.col("taken").cast(pl.Int8).cum_min().over("id").cast(pl.Boolean))
+    taken = where(rows, rows["taken"])
+    left = where(rows, ~rows["taken"]).select_seq(pending.columns)
+    paired = taken.with_columns_seq(
         pl.col("ts_ms").shift(1).alias("t0_ms"),
-        same.fill_null(False).alias("paired"),
         *(pl.col(name).shift(1).alias(f"{name}_0") for name in {*counters, *carry, "epoch_ms"}),
-    ).filter(pl.col("paired") & ~pl.col("is_last"))
-    newest = taken.filter((pl.col("id") != pl.col("id").shift(-1)).fill_null(True)).select(last.columns)
+    ).filter(same & ~_IS_LAST)
+    newest = taken.select_seq(last.columns).filter(_last_of_each(taken["id"]))
     return Advance(
         intervals=_gains(paired, edges, counters, ceiling),
         last=newest,
         # those within reach first: a repeat that came late must stay behind the reading it repeats
-        pending=pl.concat([rows.filter(~pl.col("taken")).select(pending.columns), later]),
+        pending=pl.concat([left, later]) if left.height else later,
         new=_without_last(newest, last),
         dropped={reason: count for reason, count in dropped.items() if count},
     )
@@ -149,44 +163,43 @@ def _within_reach(
     pending: pl.DataFrame, edges: Edges, *, first_only: bool = True
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """What the step can take, and what needs no sorting yet: all but each entity's first reading after the edge."""
-    after = pl.col("ts_ms") > edges.edge_ms
-    near = after & (pl.col("eff_ms") <= edges.edge_ms + edges.hold_ms)
+    after = pending["ts_ms"] > edges.edge_ms
+    near = after & (pending["eff_ms"] <= edges.edge_ms + edges.hold_ms)
     if not first_only:
-        within = pending.select((~after | near).alias("within")).to_series()
-        return pending.filter(within), pending.filter(~within)
-    first = pending.filter(near).group_by("id").agg(pl.col("ts_ms").min())
-    first_ms = _by_id(first, 1 + _highest(pending)).gather(pending.get_column("id"))
-    within = pending.select((~after | (near & (pl.col("ts_ms") == first_ms))).alias("within")).to_series()
-    return pending.filter(within), pending.filter(~within)
-
-
-def _by_id(rows: pl.DataFrame, entities: int) -> pl.Series:
-    """The `ts_ms` of each entity as a series that its id looks up; NEVER_MS where it has none."""
-    table = pl.repeat(NEVER_MS, entities, dtype=pl.Int64, eager=True)
-    return table.scatter(rows.get_column("id"), rows.get_column("ts_ms"))
+        within = ~after | near
+        return where(pending, within), where(pending, ~within)
+    first = pending.select_seq("id", "ts_ms").filter(near).group_by("id").agg(pl.col("ts_ms").min())
+    first_ms = by_id(pending["id"], first["id"], first["ts_ms"], default=NEVER_MS)
+    within = ~after | (near & (pending["ts_ms"] == first_ms))
+    return where(pending, within), where(pending, ~within)
 
 
 def _in_order(last: pl.DataFrame, pending: pl.DataFrame, dropped: dict[str, int]) -> pl.DataFrame:
     """Last and pending readings by entity and time, each moment once, nothing older than the last."""
-    last_ms = _by_id(last, 1 + max(_highest(last), _highest(pending)))
-    fresh = pending.filter(pending.get_column("ts_ms") > last_ms.gather(pending.get_column("id")))
-    anchors = last.with_columns(
-        pl.lit(NEVER_MS).alias("eff_ms"), pl.lit(None, pl.Int64).alias("src"), pl.lit(True).alias("is_last")
-    )
-    rows = pl.concat([anchors, fresh.with_columns(pl.lit(False).alias("is_last"))], how="diagonal")
+    last_ms = by_id(pending["id"], last["id"], last["ts_ms"], default=NEVER_MS)
+    fresh = where(pending, pending["ts_ms"] > last_ms)
+    anchors = last.with_columns_seq(eff_ms=pl.lit(NEVER_MS), src=pl.lit(None, pl.Int64))
+    rows = pl.concat([anchors.select_seq(fresh.columns), fresh])
     # one integer sorts several times faster than two columns
-    order = pl.col("id") * (1 << _TIME_BITS) + (pl.col("ts_ms") - pl.col("ts_ms").min())
+    order = pl.col("id") * (1 << TIME_BITS) + (pl.col("ts_ms") - pl.col("ts_ms").min())
     rows = rows.sort(order, maintain_order=True)
     repeat = (pl.col("id") == pl.col("id").shift(1)) & (pl.col("ts_ms") == pl.col("ts_ms").shift(1))
-    rows = rows.filter(~repeat.fill_null(False))
+    rows = where(rows, ~rows.select_seq(repeat.fill_null(False)).to_series())
     dropped["repeat"] = last.height + pending.height - rows.height
     return rows
 
 
 def _without_last(newest: pl.DataFrame, last: pl.DataFrame) -> pl.Series:
-    ids = newest.get_column("id")
-    last_ms = _by_id(last, 1 + max(_highest(last), _highest(newest)))
-    return ids.filter(last_ms.gather(ids) == NEVER_MS)
+    """Ids of `newest`, which has those of `last` and maybe more."""
+    if newest.height == last.height:
+        return newest["id"].clear()
+    is_new = by_id(newest["id"], last["id"], False, pl.Boolean, default=True)
+    return newest["id"].filter(is_new)
+
+
+def _last_of_each(ids: pl.Series) -> pl.Series:
+    """Where the last of several equal ids in a row stands."""
+    return (ids != ids.shift(-1)).fill_null(True)
 
 
 def _without_bad(
@@ -194,7 +207,7 @@ def _without_bad(
 ) -> pl.DataFrame:
     """Drop readings of an epoch older than one seen, without a counter they had, or falling within a known epoch."""
     same = pl.col("id") == pl.col("id").shift(1)
-    suspects = rows.select(
+    suspects = rows.select_seq(
         stale=(same & (pl.col("epoch_ms") < pl.col("epoch_ms").shift(1))).any(),
         falls=pl.any_horizontal(
             (
@@ -209,7 +222,7 @@ def _without_bad(
     if not any(suspects):
         return rows
     forgotten = pl.col("ts_ms") - pl.col("ts_ms").shift(1) >= edges.forget_ms
-    rows = rows.with_columns(life=(~same | forgotten).fill_null(True).cum_sum())
+    rows = rows.with_columns_seq(life=(~same | forgotten).fill_null(True).cum_sum())
     whole = rows.filter(
         pl.all_horizontal(
             pl.col(c).is_not_null() | ~pl.col(c).is_not_null().cum_max().over("life") for c in counters
@@ -241,11 +254,9 @@ def _without_between(
     entities = 1 + _highest(rows)
     known = pl.col("id") < entities
     window = (pl.col("window_start_ms") - edges.previous_ms) // edges.window_ms
-    places = steady.windows.filter(known & window.is_between(0, windows - 1)).select(
+    places = steady.windows.filter(known & window.is_between(0, windows - 1)).select_seq(
         pl.col("id") * windows + window
     )
-    is_steady = pl.repeat(False, entities * windows, dtype=pl.Boolean, eager=True)
-    is_steady = is_steady.scatter(places.to_series(), True)
     window = (pl.col("ts_ms") - edges.previous_ms) // edges.window_ms
     joined_to_last = pl.all_horizontal(
         pl.col("id") == pl.col("id").shift(1),
@@ -253,14 +264,15 @@ def _without_between(
         *(pl.col(c).eq_missing(pl.col(c).shift(1)) for c in ("epoch_ms", *steady.gauges)),
         *(pl.col(c) >= pl.col(c).shift(1) for c in counters),
     ).fill_null(False)
-    between = rows.select(
+    between = rows.select_seq(
         between=joined_to_last
         & joined_to_last.shift(-1, fill_value=False)
-        & ~pl.col("is_last")
+        & ~_IS_LAST
         & window.is_between(0, windows - 1),
         place=pl.col("id") * windows + window.clip(0, windows - 1),
     )
-    return rows.filter(~(between.get_column("between") & is_steady.gather(between.get_column("place"))))
+    is_steady = by_id(between["place"], places["id"], True, pl.Boolean, default=False)
+    return rows.filter(~(between["between"] & is_steady))
 
 
 def _gains(
@@ -278,7 +290,7 @@ def _gains(
         believable &= pl.all_horizontal((pl.col(c) <= ceiling).fill_null(True) for c in counters)
     counts_from_zero = start_known | (fell & believable)
     unknown = forgotten | (restarted & ~start_known) | (fell & ~believable)
-    gained = paired.with_columns(
+    gained = paired.with_columns_seq(
         *(
             pl.when(unknown)
             .then(0)
@@ -295,26 +307,29 @@ def _gains(
         # nobody knew it to be there for longer
         end_ms=pl.min_horizontal("ts_ms", pl.col("t0_ms") + edges.forget_ms),
         known=~unknown,
-    ).drop("ts_ms")
-    return gained.with_columns(
+    )
+    return gained.with_columns_seq(
         measured=pl.col("known") & (pl.col("end_ms") - pl.col("start_ms") <= edges.hold_ms)
     )
 
 
 def with_gaps(intervals: pl.DataFrame, counters: Sequence[str]) -> pl.DataFrame:
     """Add the unmeasured time between a reading and the restart that follows it, so that no time is missing."""
-    gaps = intervals.filter(pl.col("start_ms") > pl.col("t0_ms")).with_columns(
+    restarted = intervals["start_ms"] > intervals["t0_ms"]
+    if not restarted.any():
+        return intervals
+    gaps = intervals.filter(restarted).with_columns_seq(
         pl.col("start_ms").alias("end_ms"),
         pl.col("t0_ms").alias("start_ms"),
         pl.lit(False).alias("measured"),
         *(pl.lit(0, pl.Int64).alias(f"inc_{c}") for c in counters),
     )
-    return pl.concat([intervals, gaps]) if gaps.height else intervals
+    return pl.concat([intervals, gaps])
 
 
 def still_open(intervals: pl.DataFrame, edges: Edges) -> pl.DataFrame:
     """The intervals that reach past the edge; the next step goes on with them from there."""
-    return intervals.filter(pl.col("end_ms") > edges.edge_ms)
+    return where(intervals, intervals["end_ms"] > edges.edge_ms)
 
 
 def silence(
@@ -328,65 +343,65 @@ def silence(
     since = pl.max_horizontal("ts_ms", pl.lit(edges.previous_ms))
     if step.new.len():
         since = pl.when(pl.col("id").is_in(step.new.implode())).then("ts_ms").otherwise(since)
-    return step.last.select(
+    quiet = where(step.last, step.last["ts_ms"] < edges.edge_ms)
+    rows = quiet.select_seq(
         "id",
         since.alias("start_ms"),
         pl.min_horizontal(pl.col("ts_ms") + forget_ms, pl.lit(edges.edge_ms)).alias("end_ms"),
         pl.lit(False).alias("measured"),
         *(pl.lit(0, pl.Int64).alias(f"inc_{c}") for c in counters),
         *(pl.col(name).alias(f"{name}_0") for name in carry),
-    ).filter(pl.col("end_ms") > pl.col("start_ms"))
+    )
+    return where(rows, rows["end_ms"] > rows["start_ms"])
 
 
 def split(
-    intervals: pl.DataFrame, edges: Edges, counters: Sequence[str], new: pl.Series | None
+    opened: pl.DataFrame,
+    intervals: pl.DataFrame,
+    edges: Edges,
+    counters: Sequence[str],
+    new: pl.Series,
 ) -> pl.DataFrame:
     """Cut intervals at window edges, up to the closing edge.
 
-    `new`: ids of entities for which nothing was booked before; None: the intervals were left open by the last step
-    and are cut only from its edge on. Increments are split in proportion to time; the last part takes the
-    remainder. Adds window_start_ms, from_ms, to_ms, and late: the piece was booked as silence before.
+    `opened`: intervals that the last step left open; they are cut only from its edge on. `new`: ids of entities for
+    which nothing was booked before. Increments are split in proportion to time; the last part takes the remainder.
+    Adds window_start_ms, from_ms, to_ms, and late: the piece was booked as silence before.
     """
-    since = (
-        pl.col("start_ms") if new is not None else pl.max_horizontal("start_ms", pl.lit(edges.previous_ms))
-    )
-    parts = intervals.with_columns(
-        from_ms=since, to_ms=pl.min_horizontal("end_ms", pl.lit(edges.edge_ms))
-    ).filter(pl.col("to_ms") > pl.col("from_ms"))
+    parts = pl.concat(
+        [
+            opened.with_columns_seq(from_ms=pl.col("start_ms").clip(lower_bound=edges.previous_ms)),
+            intervals.with_columns_seq(from_ms=pl.col("start_ms")),
+        ]
+    ).with_columns_seq(to_ms=pl.col("end_ms").clip(upper_bound=edges.edge_ms))
+    pieces = cut(where(parts, parts["to_ms"] > parts["from_ms"]), edges.window_ms, counters)
     late = pl.col("window_start_ms") < edges.previous_ms
-    if new is not None and new.len():
+    if new.len():
         late &= ~pl.col("id").is_in(new.implode())
-    return cut(parts, edges.window_ms, counters).with_columns(late=late)
+    return pieces.with_columns_seq(late=late)
 
 
 def cut(parts: pl.DataFrame, window_ms: int, counters: Sequence[str]) -> pl.DataFrame:
     """Cut parts of intervals, from_ms to to_ms, at window edges, and give each its share of the increments."""
-    first = pl.col("from_ms") // window_ms
-    last = (pl.col("to_ms") - 1) // window_ms
-    whole = (
-        (first == last) & (pl.col("from_ms") == pl.col("start_ms")) & (pl.col("to_ms") == pl.col("end_ms"))
+    pieces = by_window(parts, "from_ms", "to_ms", window_ms)
+    bits = _product_bits(pieces, counters)
+    return pieces.with_columns_seq(
+        (_share(f"inc_{c}", "to_ms", bits) - _share(f"inc_{c}", "from_ms", bits))
+        .cast(pl.Int64)
+        .alias(f"inc_{c}")
+        for c in counters
     )
-    pieces = [parts.filter(whole).with_columns((first * window_ms).alias("window_start_ms"))]
-    spanning = parts.filter(~whole)
-    if spanning.height:
-        spanning = spanning.with_columns(
-            (pl.int_ranges(first, last + 1) * window_ms).alias("window_start_ms")
-        ).explode("window_start_ms", empty_as_null=False)
-        spanning = spanning.with_columns(
-            pl.max_horizontal("from_ms", "window_start_ms").alias("from_ms"),
-            pl.min_horizontal("to_ms", pl.col("window_start_ms") + window_ms).alias("to_ms"),
-        )
-        spanning = spanning.with_columns(
-            (_share(f"inc_{c}", "to_ms") - _share(f"inc_{c}", "from_ms")).cast(pl.Int64).alias(f"inc_{c}")
-            for c in counters
-        )
-        pieces.append(spanning)
-    return pl.concat(pieces)
 
 
-def _share(increment: str, moment: str) -> pl.Expr:
-    """What of the interval's increment had been gained by the moment; 128 bits, for a day's millijoules times milliseconds."""
-    passed = (pl.col(moment) - pl.col("start_ms")).cast(pl.Int128)
-    return (
-        passed * pl.col(increment).cast(pl.Int128) // (pl.col("end_ms") - pl.col("start_ms")).cast(pl.Int128)
-    )
+def _product_bits(pieces: pl.DataFrame, counters: Sequence[str]) -> type[pl.Int64] | type[pl.Int128]:
+    """What an increment times milliseconds fits in: a day's millijoules need 128 bits, which are slow."""
+    longest_ms = (pieces["end_ms"] - pieces["start_ms"]).max()
+    most = [pieces[f"inc_{c}"].max() for c in counters]
+    largest = max((inc for inc in most if isinstance(inc, int)), default=0)
+    return pl.Int64 if isinstance(longest_ms, int) and longest_ms * largest < 1 << 63 else pl.Int128
+
+
+def _share(increment: str, moment: str, bits: type[pl.Int64] | type[pl.Int128]) -> pl.Expr:
+    """What of the interval's increment had been gained by the moment."""
+    passed = (pl.col(moment) - pl.col("start_ms")).cast(bits)
+    return passed * pl.col(increment).cast(bits) // (pl.col("end_ms") - pl.col("start_ms")).cast(bits)

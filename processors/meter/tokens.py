@@ -5,6 +5,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.meter.activity import in_windows
+from idlewatt.processors.meter.rows import by_id, where, with_names
 
 TOKEN_KINDS: Final = ("output_tokens", "input_tokens", "cached_input_tokens")
 SHARE_COLUMNS: Final = {
@@ -13,6 +14,12 @@ SHARE_COLUMNS: Final = {
     "gpu_id": pl.Int64,
     "serving_mj": pl.Int64,
 }
+JOULE_COLUMNS: Final = {
+    "id": pl.Int64,
+    "window_start_ms": pl.Int64,
+    "serving_mj": pl.Int64,
+    "product": pl.String,
+}
 _WINDOW: Final = ("id", "window_start_ms")
 _SEEN: Final = {"output_tokens": "seen_output_tokens", "input_tokens": "seen_input_tokens"}
 _NAMES: Final = ("node", "engine", "model_name")
@@ -20,7 +27,7 @@ _NAMES: Final = ("node", "engine", "model_name")
 
 def without_unknown(intervals: pl.DataFrame) -> pl.DataFrame:
     """A kind the server does not count, or counts from now on, gained nothing that anybody knows."""
-    return intervals.with_columns(pl.col(f"inc_{kind}").fill_null(0) for kind in TOKEN_KINDS)
+    return intervals.with_columns_seq(pl.col(f"inc_{kind}").fill_null(0) for kind in TOKEN_KINDS)
 
 
 def to_book() -> pl.Expr:
@@ -37,11 +44,16 @@ def engine_windows(pieces: pl.DataFrame) -> pl.DataFrame:
     span_ms = pl.col("to_ms") - pl.col("from_ms")
     measured, late = pl.col("measured"), pl.col("late")
     silent_ms = pl.when(~measured & ~late).then(span_ms).when(measured & late).then(-span_ms).otherwise(0)
-    return pieces.group_by(*_WINDOW).agg(
-        *(pl.col(f"inc_{kind}").sum().alias(kind) for kind in TOKEN_KINDS),
-        *(pl.col(f"inc_{kind}").filter("measured").sum().alias(seen) for kind, seen in _SEEN.items()),
-        pl.when(measured).then(span_ms).otherwise(0).sum().alias("measured_ms"),
-        silent_ms.sum().alias("silent_ms"),
+    return (
+        pieces.select_seq(
+            *_WINDOW,
+            *(pl.col(f"inc_{kind}").alias(kind) for kind in TOKEN_KINDS),
+            *(pl.when(measured).then(f"inc_{kind}").otherwise(0).alias(seen) for kind, seen in _SEEN.items()),
+            pl.when(measured).then(span_ms).otherwise(0).alias("measured_ms"),
+            silent_ms.alias("silent_ms"),
+        )
+        .group_by(*_WINDOW)
+        .agg(pl.exclude(_WINDOW).sum())
     )
 
 
@@ -67,23 +79,25 @@ def serving_shares(
     if serving.is_empty():
         return pl.DataFrame(schema=SHARE_COLUMNS)
     alone = _alone(held, engine_index)
-    sole = serving.join(alone, on="gpu_id").select(*_WINDOW, "gpu_id", pl.col("draw_mj").alias("serving_mj"))
-    several = serving.join(alone, on="gpu_id", how="anti")
+    only = by_id(serving["gpu_id"], alone["gpu_id"], alone["id"])
+    sole = where(serving.with_columns_seq(only.alias("id")), only.is_not_null())
+    sole = sole.select_seq(*_WINDOW, "gpu_id", pl.col("draw_mj").alias("serving_mj"))
+    several = where(serving, only.is_null())
     if several.is_empty():
         return sole
-    since_ms, last_ms = several.select(
+    since_ms, last_ms = several.select_seq(
         a=pl.col("window_start_ms").min(), b=pl.col("window_start_ms").max()
     ).row(0)
     active = in_windows(segments.filter("active"), since_ms, last_ms + window_ms, window_ms)
-    active = active.select("server", pl.col("model").alias("id"), "window_start_ms").unique()
+    active = active.select_seq("server", pl.col("model").alias("id"), "window_start_ms").unique()
     group = ("gpu_id", "window_start_ms")
     candidates = (
-        several.join(held.select("server", "inferred", pl.col("id").alias("gpu_id")), on="gpu_id")
+        several.join(held.select_seq("server", "inferred", pl.col("id").alias("gpu_id")), on="gpu_id")
         .join(active, on=["server", "window_start_ms"])
         .filter(pl.col("inferred") == pl.col("inferred").all().over(group))
-        .join(engine_index.select("id", *_NAMES), on="id")
-        .join(engine_windows.select(*_WINDOW, *_SEEN.values()), on=list(_WINDOW), how="left")
-        .with_columns(pl.col(*_SEEN.values()).fill_null(0))
+        .join(engine_index.select_seq("id", *_NAMES), on="id")
+        .join(engine_windows.select_seq(*_WINDOW, *_SEEN.values()), on=list(_WINDOW), how="left")
+        .with_columns_seq(pl.col(*_SEEN.values()).fill_null(0))
         .sort(*group, *_NAMES)
     )
     return pl.concat([sole, _weighed(candidates)])
@@ -91,14 +105,11 @@ def serving_shares(
 
 def _alone(held: pl.DataFrame, engine_index: pl.DataFrame) -> pl.DataFrame:
     """(gpu_id, id) of GPUs that only one model of one engine can serve on: nothing to share there."""
-    models = engine_index.group_by("server").agg(pl.col("id").first(), pl.len().alias("models"))
-    return (
-        held.group_by(pl.col("id").alias("gpu_id"))
-        .agg(pl.col("server").first(), pl.len().alias("engines"))
-        .join(models, on="server")
-        .filter((pl.col("engines") == 1) & (pl.col("models") == 1))
-        .select("gpu_id", "id")
-    )
+    one_model = where(engine_index, engine_index["server"].is_unique())
+    one_engine = where(held, held["id"].is_unique())
+    model = by_id(one_engine["server"], one_model["server"], one_model["id"])
+    alone = one_engine.select_seq(pl.col("id").alias("gpu_id"), model.alias("id"))
+    return where(alone, alone["id"].is_not_null())
 
 
 def _weighed(candidates: pl.DataFrame) -> pl.DataFrame:
@@ -112,36 +123,54 @@ def _weighed(candidates: pl.DataFrame) -> pl.DataFrame:
         .otherwise(1)
         .cast(pl.Int128)
     )
-    weighed = candidates.with_columns(weight=weight)
+    weighed = candidates.with_columns_seq(weight=weight)
     upto = pl.col("weight").cum_sum().over(group)
     total = pl.col("weight").sum().over(group)
     energy = pl.col("draw_mj").cast(pl.Int128)
     share = energy * upto // total - energy * (upto - pl.col("weight")) // total
-    return weighed.select(*_WINDOW, "gpu_id", share.cast(pl.Int64).alias("serving_mj"))
+    return weighed.select_seq(*_WINDOW, "gpu_id", share.cast(pl.Int64).alias("serving_mj"))
 
 
-def token_rows(
-    engine_windows: pl.DataFrame, shares: pl.DataFrame, engine_index: pl.DataFrame, window_ms: int
+def joules(shares: pl.DataFrame, gpus: pl.DataFrame) -> pl.DataFrame:
+    """(id, window_start_ms, serving_mj, product) of engines: what their tokens stand on. `gpus`: the index.
+
+    An engine's GPUs are taken to be of one product.
+    """
+    named = with_names(shares, gpus, "product", key="gpu_id")
+    return named.group_by(*_WINDOW).agg(pl.col("serving_mj").sum(), pl.col("product").min())
+
+
+def with_joules(
+    engine_windows: pl.DataFrame, energy: pl.DataFrame, engine_index: pl.DataFrame
 ) -> pl.DataFrame:
-    """Ledger rows (records.TokenRow)."""
-    joules = shares.group_by(*_WINDOW).agg(pl.col("serving_mj").sum())
+    """Engine windows and those that only have joules, with names; what only the other has is null."""
+    both = engine_windows.join(energy, on=list(_WINDOW), how="full", coalesce=True)
+    return with_names(both, engine_index, "site", "pool", "node", "engine", "model_name", "advance")
+
+
+def token_rows(windows: pl.DataFrame, window_ms: int) -> pl.DataFrame:
+    """What with_joules() gives to ledger rows (records.TokenRow)."""
+    return windows.select_seq(
+        "site",
+        "pool",
+        "window_start_ms",
+        pl.lit(window_ms, pl.Int64).alias("window_ms"),
+        "node",
+        "engine",
+        "model_name",
+        "advance",
+        pl.col(*TOKEN_KINDS, "serving_mj", "measured_ms", "silent_ms").fill_null(0),
+    ).sort("site", "pool", "window_start_ms", "engine", "model_name")
+
+
+def samples(windows: pl.DataFrame) -> pl.DataFrame:
+    """Yields of windows that were wholly measured, by pool, product and model. `windows`: see with_joules()."""
+    # a counter that moves at a request's end gives zero, then a spike: its windows say nothing of the yield
+    usable = (
+        (windows["silent_ms"] == 0) & windows["product"].is_not_null() & (windows["advance"] != "request_end")
+    )
     return (
-        engine_windows.join(joules, on=list(_WINDOW), how="full", coalesce=True)
-        .join(engine_index, on="id")
-        .with_columns(pl.col(*TOKEN_KINDS, "measured_ms", "silent_ms", "serving_mj").fill_null(0))
-        .select(
-            "site",
-            "pool",
-            "window_start_ms",
-            pl.lit(window_ms, pl.Int64).alias("window_ms"),
-            "node",
-            "engine",
-            "model_name",
-            "advance",
-            *TOKEN_KINDS,
-            "serving_mj",
-            "measured_ms",
-            "silent_ms",
-        )
-        .sort("site", "pool", "window_start_ms", "engine", "model_name")
+        where(windows, usable.fill_null(False))
+        .group_by("site", "pool", "product", "model_name", "window_start_ms")
+        .agg(pl.col("output_tokens", "serving_mj").sum())
     )

@@ -4,6 +4,7 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.meter.rows import with_names
 from idlewatt.processors.meter.tokens import TOKEN_KINDS
 
 _POWER_KEY: Final = ("site", "pool", "product", "state", "demand")
@@ -24,27 +25,27 @@ MEASURED_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "measured_mj": 
 def add_power(totals: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
     """Add ledger rows of watts. A sum of which every part is withheld stays withheld (null)."""
     shown = [pl.lit(0, pl.Int64).alias(name) for name in _SHOWN.values()]
-    rows = pl.concat([totals, power.select(*_POWER_KEY, *_POWER_SUMS, *shown)])
+    rows = pl.concat([totals, power.select_seq(*_POWER_KEY, *_POWER_SUMS, *shown)])
     return (
         rows.group_by(*_POWER_KEY)
         .agg(
             *(pl.when(pl.col(c).count() > 0).then(pl.col(c).sum()).alias(c) for c in _POWER_SUMS),
             *(pl.col(name).max() for name in _SHOWN.values()),
         )
-        .with_columns(pl.max_horizontal(raw, name).alias(name) for raw, name in _SHOWN.items())
+        .with_columns_seq(pl.max_horizontal(raw, name).alias(name) for raw, name in _SHOWN.items())
         .sort(*_POWER_KEY)
     )
 
 
 def add_tokens(totals: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:
     """Add ledger rows of tokens."""
-    rows = pl.concat([totals, tokens.select(*_TOKEN_KEY, *TOKEN_KINDS)])
+    rows = pl.concat([totals, tokens.select_seq(*_TOKEN_KEY, *TOKEN_KINDS)])
     return rows.group_by(*_TOKEN_KEY).agg(pl.col(TOKEN_KINDS).sum()).sort(*_TOKEN_KEY)
 
 
 def add_measured(totals: pl.DataFrame, intervals: pl.DataFrame, gpus: pl.DataFrame) -> pl.DataFrame:
     """Add what the readings themselves differ by: the other side of the books."""
     gained = intervals.group_by("id").agg(pl.col("inc_energy_mj").sum())
-    rows = gained.join(gpus.select("id", "site", "pool"), on="id")
-    rows = pl.concat([totals, rows.select("site", "pool", pl.col("inc_energy_mj").alias("measured_mj"))])
+    rows = with_names(gained, gpus, "site", "pool")
+    rows = pl.concat([totals, rows.select_seq("site", "pool", pl.col("inc_energy_mj").alias("measured_mj"))])
     return rows.group_by("site", "pool").agg(pl.col("measured_mj").sum()).sort("site", "pool")

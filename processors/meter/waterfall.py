@@ -4,6 +4,8 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.meter.rows import with_names
+
 IDLE: Final = ("idle_loaded", "idle_free")
 STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
 # power cannot exceed the limit for long; an unstamped reset that claims more is no reset
@@ -21,7 +23,7 @@ def integrate_missing(intervals: pl.DataFrame) -> pl.DataFrame:
     trapezoid = (pl.col("power_mw") + pl.col("power_mw_0")) * span_ms // 2000
     missing = pl.col("inc_energy_mj").is_null()
     usable = missing & pl.col("measured") & trapezoid.is_not_null()
-    return intervals.with_columns(
+    return intervals.with_columns_seq(
         inc_energy_mj=pl.when(usable).then(trapezoid).otherwise(pl.col("inc_energy_mj").fill_null(0)),
         estimated=usable,
         measured=pl.col("measured") & (~missing | usable),
@@ -30,7 +32,7 @@ def integrate_missing(intervals: pl.DataFrame) -> pl.DataFrame:
 
 def with_amounts(pieces: pl.DataFrame) -> pl.DataFrame:
     """Add gpu_ms, available_mj and estimated_mj to pieces of GPU time."""
-    return pieces.with_columns(
+    return pieces.with_columns_seq(
         gpu_ms=pl.col("to_ms") - pl.col("from_ms"),
         available_mj=_available_mj("to_ms") - _available_mj("from_ms"),
         estimated_mj=pl.when("estimated").then("inc_energy_mj").otherwise(0),
@@ -46,7 +48,7 @@ def to_book() -> pl.Expr:
 def dark_windows(gaps: pl.DataFrame) -> pl.DataFrame:
     """Pieces of gaps to what gpu_windows() gives: of those that were booked as dark before (`late`), what is missing."""
     return (
-        gaps.select(
+        gaps.select_seq(
             "id",
             "window_start_ms",
             pl.when("late").then(0).otherwise(pl.col("to_ms") - pl.col("from_ms")).alias("gpu_ms"),
@@ -58,7 +60,7 @@ def dark_windows(gaps: pl.DataFrame) -> pl.DataFrame:
         )
         .group_by("id", "window_start_ms")
         .agg(pl.col("gpu_ms", "draw_mj", "available_mj").sum())
-        .select(
+        .select_seq(
             "id",
             "window_start_ms",
             pl.lit("dark").alias("state"),
@@ -81,7 +83,7 @@ def limit_changes(pieces: pl.DataFrame, booked: pl.DataFrame) -> pl.DataFrame:
         pl.col("booked_limit_mw").ne_missing(pl.col("power_limit_mw_0"))
     )
     nothing = pl.lit(0, pl.Int64)
-    return changed.select(
+    return changed.select_seq(
         "id",
         "window_start_ms",
         pl.lit(False).alias("late"),
@@ -95,53 +97,50 @@ def limit_changes(pieces: pl.DataFrame, booked: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def gpu_windows(classified: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
-    """Classified sums to (id, window_start_ms, state, model_name): SUMS. `models`: model, model_name.
+def gpu_windows(classified: pl.DataFrame, models: pl.Series) -> pl.DataFrame:
+    """Classified sums to (id, window_start_ms, state, model_name): SUMS. `models`: the name of each model.
 
     Time that was dark when its window closed and turns out to have been measured is taken back from dark, by
     exactly what was booked. Time that stays dark keeps the joules its counter gained meanwhile, under dark.
     """
-    booked_already = pl.col("late") & ~pl.col("measured")
-    booked = classified.select(
-        "id",
-        "window_start_ms",
-        "state",
-        "model",
-        pl.when(booked_already).then(0).otherwise("gpu_ms").alias("gpu_ms"),
-        pl.when(booked_already).then(0).otherwise("available_mj").alias("available_mj"),
-        pl.col("inc_energy_mj").alias("draw_mj"),
-        "estimated_mj",
-    )
-    taken_back = classified.filter(pl.col("late") & pl.col("measured")).select(
-        "id",
-        "window_start_ms",
-        pl.lit("dark").alias("state"),
-        pl.lit(None, pl.Int64).alias("model"),
-        -pl.col("gpu_ms"),
-        -pl.col("available_mj"),
-        pl.lit(0, pl.Int64).alias("draw_mj"),
-        pl.lit(0, pl.Int64).alias("estimated_mj"),
-    )
-    sums = (
-        pl.concat([booked, taken_back])
-        .group_by("id", "window_start_ms", "state", "model")
-        .agg(pl.col("gpu_ms", "available_mj", "draw_mj", "estimated_mj").sum())
-        .join(models, on="model", how="left")
+    if classified["late"].any():
+        classified = pl.concat([_without_booked(classified), _taken_back(classified)])
+    sums = classified.group_by("id", "window_start_ms", "state", "model").agg(
+        pl.col("gpu_ms", "available_mj", "inc_energy_mj", "estimated_mj").sum()
     )
     # A board can draw a little more than its limit for a moment: then what it drew was available.
-    spare = pl.col("available_mj") - pl.col("draw_mj")
-    return sums.select(
+    spare = pl.col("available_mj") - pl.col("inc_energy_mj")
+    return sums.select_seq(
         "id",
         "window_start_ms",
         "state",
-        pl.col("model_name").fill_null(""),
+        models.gather(sums["model"]).fill_null("").alias("model_name"),
         "gpu_ms",
-        "draw_mj",
+        pl.col("inc_energy_mj").alias("draw_mj"),
         pl.when(pl.col("state") == "dark")
         .then(spare)
         .otherwise(spare.clip(lower_bound=0))
         .alias("headroom_mj"),
         "estimated_mj",
+    )
+
+
+def _without_booked(classified: pl.DataFrame) -> pl.DataFrame:
+    booked_already = pl.col("late") & ~pl.col("measured")
+    return classified.with_columns_seq(
+        pl.when(booked_already).then(0).otherwise(name).alias(name) for name in ("gpu_ms", "available_mj")
+    )
+
+
+def _taken_back(classified: pl.DataFrame) -> pl.DataFrame:
+    nothing = pl.lit(0, pl.Int64)
+    return classified.filter("late", "measured").with_columns_seq(
+        state=pl.lit("dark"),
+        model=pl.lit(None, pl.Int64),
+        gpu_ms=-pl.col("gpu_ms"),
+        available_mj=-pl.col("available_mj"),
+        inc_energy_mj=nothing,
+        estimated_mj=nothing,
     )
 
 
@@ -156,19 +155,24 @@ def _limit_change_mj() -> pl.Expr:
     return really - booked
 
 
-def power_rows(
-    windows: pl.DataFrame, gpus: pl.DataFrame, demand: pl.DataFrame, yields: pl.DataFrame, window_ms: int
-) -> pl.DataFrame:
-    """GPU windows to ledger rows (records.PowerRow). `gpus`: id, site, pool, product; `yields`: see yardstick.py."""
-    rows = (
-        windows.join(gpus.select("id", "site", "pool", "product"), on="id")
+def pool_windows(windows: pl.DataFrame, gpus: pl.DataFrame) -> pl.DataFrame:
+    """Sum GPU windows to (site, pool, window_start_ms, product, model_name, state): SUMS. `gpus`: the index."""
+    return (
+        with_names(windows, gpus, "site", "pool", "product")
         .group_by("site", "pool", "window_start_ms", "product", "model_name", "state")
         .agg(pl.col(SUMS).sum())
-        .join(demand, on=["site", "pool", "window_start_ms"], how="left")
-        .join(yields.drop("origin"), on=["site", "pool", "product", "model_name"], how="left")
+    )
+
+
+def power_rows(
+    windows: pl.DataFrame, demand: pl.DataFrame, yields: pl.DataFrame, window_ms: int
+) -> pl.DataFrame:
+    """What pool_windows() gives to ledger rows (records.PowerRow). `yields`: see yardstick.py."""
+    rows = windows.join(demand, on=["site", "pool", "window_start_ms"], how="left").join(
+        yields.drop("origin"), on=["site", "pool", "product", "model_name"], how="left"
     )
     idle = pl.col("state").is_in(IDLE)
-    return rows.select(
+    return rows.select_seq(
         "site",
         "pool",
         "window_start_ms",

@@ -18,7 +18,7 @@ TRAILING_HOURS: Final = 24
 MIN_WINDOWS: Final = 6
 QUANTILE: Final = 0.9
 _BUCKETS_PER_DOUBLING: Final = 32
-_PAIR: Final = ("site", "pool", "product", "model_name")
+PAIR: Final = ("site", "pool", "product", "model_name")
 
 HISTOGRAM_COLUMNS: Final = {
     "site": pl.String,
@@ -47,15 +47,15 @@ def learn(histogram: pl.DataFrame, samples: pl.DataFrame, min_tokens: int, edge_
     """
     usable = samples.filter((pl.col("output_tokens") >= min_tokens) & (pl.col("serving_mj") > 0))
     # the pool as a whole stands under an empty model name
-    pool = usable.with_columns(pl.lit("").alias("model_name"))
+    pool = usable.with_columns_seq(pl.lit("").alias("model_name"))
     both = (
         pl.concat([usable, pool])
-        .group_by(*_PAIR, "window_start_ms")
+        .group_by(*PAIR, "window_start_ms")
         .agg(pl.col("output_tokens", "serving_mj").sum())
     )
     per_joule = pl.col("output_tokens") * 1000.0 / pl.col("serving_mj")
-    counted = both.select(
-        *_PAIR,
+    counted = both.select_seq(
+        *PAIR,
         (pl.col("window_start_ms") // HOUR_MS).alias("hour"),
         (per_joule.log(2) * _BUCKETS_PER_DOUBLING).floor().cast(pl.Int64).alias("bucket"),
         pl.lit(1, pl.Int64).alias("windows"),
@@ -64,9 +64,9 @@ def learn(histogram: pl.DataFrame, samples: pl.DataFrame, min_tokens: int, edge_
     return (
         pl.concat([histogram, counted])
         .filter(recent)
-        .group_by(*_PAIR, "hour", "bucket")
+        .group_by(*PAIR, "hour", "bucket")
         .agg(pl.col("windows").sum())
-        .sort(*_PAIR, "hour", "bucket")
+        .sort(*PAIR, "hour", "bucket")
     )
 
 
@@ -76,11 +76,11 @@ def yields(histogram: pl.DataFrame, pairs: pl.DataFrame, config: MeterConfig) ->
     own = learned.rename({"learned_utpj": "own_utpj"})
     pool = learned.filter(pl.col("model_name") == "").drop("model_name").rename({"learned_utpj": "pool_utpj"})
     rows = (
-        pairs.select(*_PAIR)
+        pairs.select_seq(*PAIR)
         .unique()
-        .join(own, on=list(_PAIR), how="left")
+        .join(own, on=list(PAIR), how="left")
         .join(pool, on=["site", "pool", "product"], how="left")
-        .sort(*_PAIR)
+        .sort(*PAIR)
     )
     out: list[tuple[str, str, str, str, int, str]] = []
     for site, pool_name, product, model, own_utpj, pool_utpj in rows.iter_rows():
@@ -98,13 +98,13 @@ def yields(histogram: pl.DataFrame, pairs: pl.DataFrame, config: MeterConfig) ->
 
 def _percentiles(histogram: pl.DataFrame) -> pl.DataFrame:
     """(site, pool, product, model_name, learned_utpj) of those with enough windows; micro-tokens per joule."""
-    counts = histogram.group_by(*_PAIR, "bucket").agg(pl.col("windows").sum()).sort(*_PAIR, "bucket")
-    total = pl.col("windows").sum().over(_PAIR)
-    reached = pl.col("windows").cum_sum().over(_PAIR) >= QUANTILE * total
+    counts = histogram.group_by(*PAIR, "bucket").agg(pl.col("windows").sum()).sort(*PAIR, "bucket")
+    total = pl.col("windows").sum().over(PAIR)
+    reached = pl.col("windows").cum_sum().over(PAIR) >= QUANTILE * total
     middle = ((pl.col("bucket") + 0.5) / _BUCKETS_PER_DOUBLING * math.log(2)).exp()
     return (
         counts.filter((total >= MIN_WINDOWS) & reached)
-        .group_by(*_PAIR, maintain_order=True)
+        .group_by(*PAIR, maintain_order=True)
         .agg(pl.col("bucket").first())
-        .select(*_PAIR, (middle * 1e6).round().cast(pl.Int64).alias("learned_utpj"))
+        .select_seq(*PAIR, (middle * 1e6).round().cast(pl.Int64).alias("learned_utpj"))
     )
