@@ -5,7 +5,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.stream.encoding import encode_table
+from idlewatt.stream.frame_encoding import conforming, encode_frame
 from idlewatt.stream.log import Record
 from idlewatt.stream.records import Schema
 from idlewatt.stream.topics import site_key
@@ -16,6 +16,7 @@ ROWS_PER_MESSAGE: Final = 20_000
 
 def messages(topic: str, schema: Schema, rows: pl.DataFrame) -> Iterator[Record]:
     """The rows, keyed by their site, in as many messages as they need and in their order."""
-    for (site,), part in rows.partition_by("site", as_dict=True, maintain_order=True).items():
+    by_site = conforming(schema, rows).partition_by("site", as_dict=True, maintain_order=True)
+    for (site,), part in by_site.items():
         for some in part.iter_slices(ROWS_PER_MESSAGE):
-            yield Record(topic, site_key(str(site)), encode_table(schema, some.to_arrow()))
+            yield Record(topic, site_key(str(site)), encode_frame(schema, some))

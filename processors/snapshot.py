@@ -2,6 +2,7 @@
 
 import io
 import json
+import weakref
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -10,6 +11,10 @@ import polars as pl
 from idlewatt.stream.errors import IdlewattError
 
 _MAGIC: Final = b"IDLEWATT-SNAPSHOT\n"
+
+
+# by id of the frame, for as long as it lives
+_written: Final[dict[int, bytes]] = {}
 
 
 class SnapshotError(IdlewattError):
@@ -48,6 +53,11 @@ def read_snapshot(layout: str, snapshot: bytes) -> tuple[dict[str, Any], dict[st
 
 
 def _ipc(frame: pl.DataFrame) -> bytes:
-    body = io.BytesIO()
-    frame.write_ipc_stream(body, compression="zstd")
-    return body.getvalue()
+    # No state is changed in place: the same frame has the same bytes. Half the work is names that never change.
+    body = _written.get(id(frame))
+    if body is None:
+        stream = io.BytesIO()
+        frame.write_ipc_stream(stream, compression="zstd")
+        body = _written[id(frame)] = stream.getvalue()
+        weakref.finalize(frame, _written.pop, id(frame)).atexit = False
+    return body

@@ -8,6 +8,7 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.capital import capital_frame
 from idlewatt.processors.economy.tariff import per_kwh
@@ -34,9 +35,15 @@ def costed(power: pl.DataFrame, book: Book) -> pl.DataFrame:
         if book.tariff.pue is None
         else _rounded(available_mj.cast(pl.Int128) * pue, MICRO)
     )
-    return (
-        power.join(per_kwh(book, power.get_column("window_start_ms")), on="window_start_ms", how="left")
-        .join(capital_frame(book, power.get_column("product").unique().to_list()), on="product", how="left")
+    return at_once(
+        power.lazy()
+        .join(per_kwh(book, power.get_column("window_start_ms")).lazy(), on="window_start_ms", how="left")
+        .join(
+            capital_frame(book, power.get_column("product").unique()).lazy(),
+            on="product",
+            how="left",
+            maintain_order="left",
+        )
         .with_columns(
             energy_micro=_rounded(drawn * pl.col("per_kwh"), _MJ_PER_KWH * MICRO),
             capital_micro=_rounded(pl.col("gpu_ms").cast(pl.Int128) * pl.col("per_gpu_hour"), _MS_PER_HOUR),
@@ -56,7 +63,9 @@ def cost_rows(rows: pl.DataFrame, book: Book) -> pl.DataFrame:
     lacking = (pl.lit("").alias("part"), pl.lit(book.currency).alias("currency"))
     nobody = pl.lit(None, pl.String)
     parts = [
-        rows.filter(pl.col(amount).is_not_null() & (pl.col(amount) != 0)).select(
+        rows.lazy()
+        .filter(pl.col(amount).is_not_null() & (pl.col(amount) != 0))
+        .select(
             *shared,
             *lacking,
             pl.lit(kind).alias("kind"),
@@ -69,7 +78,7 @@ def cost_rows(rows: pl.DataFrame, book: Book) -> pl.DataFrame:
             ("capital_cost", "capital_micro", pl.col("origin")),
         )
     ]
-    return pl.concat(parts).select(*frame_schema(records.MONEY))
+    return at_once(pl.concat(parts).select(*frame_schema(records.MONEY)))
 
 
 def _rounded(numerator: pl.Expr, denominator: int) -> pl.Expr:

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
+from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.book import TOKENS, Book, Envelope
 from idlewatt.processors.economy.envelopes import BURN_WINDOWS, NAMED, EnvelopeState
 
@@ -70,8 +71,9 @@ def envelope_figures(state: EnvelopeState, book: Book) -> pl.DataFrame:
     members = _members(state, book)
     figures = _amounts(calendar, members, state)
     for window in BURN_WINDOWS:
-        figures = _with_burn(figures, members, state, window)
-    return figures.with_columns(exhaustion_ms=_exhaustion()).select(*FIGURE_COLUMNS).sort(ENVELOPE_KEY)
+        figures = _with_burn(figures, calendar, members, state, window)
+    figures = figures.with_columns(exhaustion_ms=_exhaustion()).select(*FIGURE_COLUMNS)
+    return at_once(figures.sort(ENVELOPE_KEY))
 
 
 def _calendar(sites: pl.DataFrame, book: Book) -> pl.DataFrame:
@@ -106,14 +108,14 @@ def _members(state: EnvelopeState, book: Book) -> pl.DataFrame:
     An envelope counts what matches it or one that lies within it. One that is each consumer's own counts what names
     such a consumer, and nothing else.
     """
-    names = state.periods.select(*NAMED).unique()
-    parts = [pl.DataFrame(schema=dict.fromkeys(_MEMBER, pl.String))]
+    names = state.periods[list(NAMED)].unique().lazy()
+    parts = [pl.LazyFrame(schema=dict.fromkeys(_MEMBER, pl.String))]
     for envelope in book.envelope:
         counted = [envelope] if envelope.each else list(_with_inner(envelope, book))
         rows = names.filter(pl.any_horizontal(_matches(one) for one in counted))
         consumer = pl.col(envelope.kind) if envelope.each else pl.lit(envelope.match)
         parts.append(rows.select(*NAMED, pl.lit(envelope.name).alias("envelope"), consumer.alias("consumer")))
-    return pl.concat(parts)
+    return at_once(pl.concat(parts))
 
 
 def _with_inner(envelope: Envelope, book: Book) -> Iterator[Envelope]:
@@ -128,12 +130,13 @@ def _matches(envelope: Envelope) -> pl.Expr:
     return (name != "") & name.str.contains(glob_regex(envelope.match))
 
 
-def _amounts(calendar: pl.DataFrame, members: pl.DataFrame, state: EnvelopeState) -> pl.DataFrame:
+def _amounts(calendar: pl.DataFrame, members: pl.DataFrame, state: EnvelopeState) -> pl.LazyFrame:
     """FIGURE_COLUMNS up to `used`: the period that is running, and the limit with what was left of the one before."""
     now, before = pl.col("period_start") == pl.col("start"), pl.col("period_start") == pl.col("before")
     sums = (
-        members.join(calendar, on=["site", "envelope"])
-        .join(state.periods, on=[*NAMED, "period"])
+        members.lazy()
+        .join(calendar.lazy(), on=["site", "envelope"])
+        .join(state.periods.lazy(), on=[*NAMED, "period"])
         .group_by(ENVELOPE_KEY)
         .agg(
             used=_used().filter(now).sum(),
@@ -143,29 +146,31 @@ def _amounts(calendar: pl.DataFrame, members: pl.DataFrame, state: EnvelopeState
         )
     )
     # who has used nothing has a row as well: 0 is known
-    unused = calendar.select("site", "envelope", consumer="shared_by", **_NOTHING)
-    whole = pl.concat([sums, unused.select(sums.columns)]).group_by(ENVELOPE_KEY).agg(pl.col(*_NOTHING).sum())
+    unused = calendar.lazy().select("site", "envelope", consumer="shared_by", **_NOTHING)
+    whole = pl.concat([sums, unused]).group_by(ENVELOPE_KEY).agg(pl.col(*_NOTHING).sum())
     left = pl.max_horizontal(pl.col("granted") - pl.col("used_before"), 0)
     carried = pl.when(pl.col("carries") & (pl.col("unpriced_before") == 0)).then(left).otherwise(0)
-    return whole.join(calendar, on=["site", "envelope"]).with_columns(
+    return whole.join(calendar.lazy(), on=["site", "envelope"]).with_columns(
         limit=pl.col("granted") + carried,
         used=pl.when(pl.col("unpriced_tokens") == 0).then("used"),
     )
 
 
 def _with_burn(
-    figures: pl.DataFrame, members: pl.DataFrame, state: EnvelopeState, window: str
-) -> pl.DataFrame:
+    figures: pl.LazyFrame, calendar: pl.DataFrame, members: pl.DataFrame, state: EnvelopeState, window: str
+) -> pl.LazyFrame:
     """The figures with `burn_*` of the window, and what was used in it (`sum_*`, over `span_*` milliseconds).
 
     A window begins with a bucket, so it is up to a bucket longer than its name says; rates are over what it really is.
     """
     length_ms, width_ms = BURN_WINDOWS[window]
     first_ms = (pl.col("as_of_ms") - length_ms) // width_ms * width_ms
-    terms = figures.select("site", "envelope", "unit", first_ms.alias("first_ms")).unique()
+    terms = calendar.lazy().select("site", "envelope", "unit", first_ms.alias("first_ms"))
+    buckets = state.buckets.lazy().filter(pl.col("width_ms") == width_ms)
     sums = (
-        members.join(terms, on=["site", "envelope"])
-        .join(state.buckets.filter(pl.col("width_ms") == width_ms), on=list(NAMED))
+        members.lazy()
+        .join(terms, on=["site", "envelope"])
+        .join(buckets, on=list(NAMED))
         .filter(pl.col("bucket_start_ms") >= pl.col("first_ms"))
         .group_by(ENVELOPE_KEY)
         .agg(_used().sum().alias(f"sum_{window}"), _unpriced().sum().alias("unpriced_in_window"))

@@ -126,6 +126,8 @@ def _bounded(periods: pl.DataFrame, amounts: pl.DataFrame) -> pl.DataFrame:
 
 def passed(state: EnvelopeState, newest: pl.DataFrame, end_ms: int | None) -> EnvelopeState:
     """The state when nothing was read meanwhile; the same one until a minute has passed."""
+    if newest.is_empty() and state.sites.is_empty():
+        return state
     sites = _as_of(state.sites, newest, end_ms)
     minute = pl.col("as_of_ms") // _MINUTE_MS
     if sites.with_columns(minute).equals(state.sites.with_columns(minute)):

@@ -5,12 +5,13 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.envelope_families import envelope_families
 from idlewatt.processors.economy.rolling_families import rolling_families
 from idlewatt.processors.economy.state import UNATTRIBUTED_KEY, EconomyState
-from idlewatt.processors.families import Family, family
+from idlewatt.processors.families import Family, absent, family, long
 from idlewatt.stream import metric_names as names
 from idlewatt.stream.metric_names import Metric
 
@@ -39,31 +40,53 @@ def families(states: Sequence[EconomyState], book: Book, config: EconomyConfig) 
             *envelope_families(state.envelopes, book),
         ):
             parts.setdefault(found.metric, []).append(found.frame)
-    return [family(metric, pl.concat(frames)) for metric, frames in parts.items()]
+    return [Family(metric, pl.concat(frames)) for metric, frames in parts.items()]
 
 
 def _counters(state: EconomyState) -> Iterator[Family]:
-    for kind, metric in _BOOKED.items():
-        yield _counter(metric, state.totals.filter(pl.col("kind") == kind), "amount_micro", per=MICRO)
+    yield from _booked(state.totals)
     yield _counter(names.UNPRICED_TOKENS, state.unpriced, "output_tokens")
     yield _counter(names.UNCOSTED_GPU_SECONDS, state.uncosted, "gpu_ms", per=1000)
     yield _counter(names.CARBON, state.carbon, "carbon_ug", per=MICRO)
-    yield _by_kind(names.UNATTRIBUTED_TOKENS, state.unattributed, UNATTRIBUTED_KEY)
-    consumers = state.consumers
-    yield _by_kind(names.CONSUMER_TOKENS, consumers, names.CONSUMER_TOKENS.labels[:-1])
-    yield _counter(names.CONSUMER_SPEND, consumers, "spend_micro", per=MICRO)
-    unpriced = consumers.filter(pl.col("unpriced_tokens") != 0)
+    yield family(names.UNATTRIBUTED_TOKENS, long(state.unattributed, UNATTRIBUTED_KEY, "kind", _KINDS))
+    yield from _consumers(state.consumers)
+
+
+def _booked(totals: pl.DataFrame) -> Iterator[Family]:
+    """One sum for all kinds of money: of each kind, over what its labels do not tell apart."""
+    labels = dict.fromkeys(label for metric in _BOOKED.values() for label in metric.labels)
+    own = [
+        pl.when(pl.col("kind").is_in([kind for kind, metric in _BOOKED.items() if label in metric.labels]))
+        .then(label)
+        .alias(label)
+        for label in labels
+        if any(label not in metric.labels for metric in _BOOKED.values())
+    ]
+    sums = at_once(
+        totals.lazy()
+        .with_columns(own)
+        .group_by("kind", *labels)
+        .agg(value=pl.col("amount_micro").sum() / MICRO)
+        .sort("kind", *labels)
+    )
+    by_kind = sums.partition_by("kind", as_dict=True)
+    for kind, metric in _BOOKED.items():
+        yield family(metric, by_kind.get((kind,), sums.clear()))
+
+
+def _consumers(totals: pl.DataFrame) -> Iterator[Family]:
+    if totals.is_empty():
+        yield from map(absent, (names.CONSUMER_TOKENS, names.CONSUMER_SPEND, names.CONSUMER_UNPRICED_TOKENS))
+        return
+    *key, _ = names.CONSUMER_TOKENS.labels
+    # beside these there is the currency
+    sums = totals.group_by(key, maintain_order=True).agg(pl.col(*_KINDS, "unpriced_tokens").sum())
+    yield family(names.CONSUMER_TOKENS, long(sums, key, "kind", _KINDS))
+    yield _counter(names.CONSUMER_SPEND, totals, "spend_micro", per=MICRO)
+    unpriced = sums.filter(pl.col("unpriced_tokens") != 0)
     yield _counter(names.CONSUMER_UNPRICED_TOKENS, unpriced, "unpriced_tokens")
 
 
 def _counter(metric: Metric, rows: pl.DataFrame, amount: str, per: int = 1) -> Family:
-    sums = rows.group_by(*metric.labels).agg((pl.col(amount).sum() / per).alias("value"))
-    return family(metric, sums.sort(*metric.labels))
-
-
-def _by_kind(metric: Metric, rows: pl.DataFrame, key: Sequence[str]) -> Family:
-    parts = [
-        rows.group_by(*key).agg(pl.lit(kind).alias("kind"), pl.col(tokens).sum().alias("value")).sort(*key)
-        for tokens, kind in _KINDS.items()
-    ]
-    return family(metric, pl.concat(parts))
+    """Of rows that the metric's labels tell apart."""
+    return family(metric, rows.with_columns(value=pl.col(amount) / per))

@@ -14,7 +14,7 @@ from idlewatt.stream import records
 from idlewatt.stream.decoding import frame_schema
 
 TOKEN_KINDS: Final = ("output", "input", "cached_input")
-PRICE_KEY: Final = ("model_name", "tier", "window_start_ms")
+PRICE_KEY: Final = ["model_name", "tier", "window_start_ms"]
 PRICE_COLUMNS: Final = {
     "model_name": pl.String,
     "tier": pl.String,
@@ -59,7 +59,7 @@ def price_frame(book: Book, wanted: pl.DataFrame) -> pl.DataFrame:
     """
     lines = _lines(book)
     rows = []
-    for model, tier, at_ms in wanted.select(PRICE_KEY).unique().sort(PRICE_KEY).iter_rows():
+    for model, tier, at_ms in wanted[PRICE_KEY].unique().iter_rows() if lines else ():
         entry = _in_force(lines, model, tier, at_ms)
         if entry is not None:
             price = entry.price
@@ -77,7 +77,11 @@ def listed(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
     """
     own = price_frame(book, rows)
     unsold = [tier for tier in book.tiers if not book.is_sold(tier)]
-    rows = rows.join(own, on=list(PRICE_KEY), how="left", maintain_order="left")
+    if own.is_empty():
+        prices = {name: dtype for name, dtype in PRICE_COLUMNS.items() if name not in PRICE_KEY}
+        rows = rows.with_columns_seq(pl.lit(None, dtype).alias(name) for name, dtype in prices.items())
+    else:
+        rows = rows.join(own, on=PRICE_KEY, how="left", maintain_order="left")
     lacking = pl.col("entry").is_null() & pl.col("tier").is_in(unsold)
     if unsold and rows.select(lacking.any()).item():
         default = price_frame(book, rows.filter(lacking).with_columns(tier=pl.lit(book.default_tier)))

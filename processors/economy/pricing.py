@@ -9,10 +9,11 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy import prices, tiers
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.stream import records
-from idlewatt.stream.decoding import frame_schema
+from idlewatt.stream.decoding import empty_frame, frame_schema
 
 HOUR_MS: Final = 3_600_000
 BENCHMARK_CURRENCY: Final = "USD"
@@ -61,8 +62,9 @@ def priced_tokens(tokens: pl.DataFrame, shares: pl.DataFrame, book: Book) -> pl.
 def mix_rows(priced: pl.DataFrame) -> pl.DataFrame:
     """What the realised price is made of: MIX_COLUMNS and src of priced token rows."""
     key = ("site", "pool", "model_name", "window_start_ms", "src")
-    return (
-        priced.filter(pl.col("earned").is_not_null())
+    return at_once(
+        priced.lazy()
+        .filter(pl.col("earned").is_not_null())
         .group_by(key)
         .agg(pl.col("output_tokens").sum(), pl.col("earned").sum())
         .select(*MIX_COLUMNS, "src")
@@ -74,11 +76,13 @@ def revenue_rows(priced: pl.DataFrame, book: Book) -> pl.DataFrame:
 
     Each row is rounded by itself, so that sums do not depend on which rows are read together.
     """
+    if not book.price:
+        return empty_frame(records.MONEY)
     given = [tier for tier in book.tiers if not book.is_sold(tier)]
     parts = []
     for kind, worth, rows in (
-        ("revenue", "earned", priced),
-        ("acquisition_cost", "worth", priced.filter(pl.col("tier").is_in(given))),
+        ("revenue", "earned", priced.lazy()),
+        ("acquisition_cost", "worth", priced.lazy().filter(pl.col("tier").is_in(given))),
     ):
         sums = (
             rows.filter(pl.col(worth).is_not_null() & (pl.col(worth) != 0))
@@ -87,7 +91,7 @@ def revenue_rows(priced: pl.DataFrame, book: Book) -> pl.DataFrame:
             .with_columns(pl.lit("").alias(name) for name in ("state", "part", "demand"))
         )
         parts.append(_money(sums, kind, book.currency))
-    return pl.concat(parts)
+    return at_once(pl.concat(parts))
 
 
 def idle_losses(power: pl.DataFrame, mix: pl.DataFrame, book: Book, counts: Sequence[str]) -> pl.DataFrame:
@@ -96,33 +100,42 @@ def idle_losses(power: pl.DataFrame, mix: pl.DataFrame, book: Book, counts: Sequ
     `mix`: mix_rows() of all token rows so far, those read together with `power` included; `src` tells their order.
     """
     idle = _idle_parts(power, counts)
-    priced = idle.join(
-        _blended(idle, mix, book), on=["site", "pool", "model_name", "window_start_ms", "src"], how="left"
-    )
     amount = pl.col("lost_tokens").cast(pl.Int128) * pl.col("price").cast(pl.Int128)
-    return priced.with_columns(
-        lost_micro=_rounded(amount, MICRO),
-        benchmark_micro=_rounded(pl.col("energy_mj") * BENCHMARK_NUMERATOR, BENCHMARK_DENOMINATOR),
+    return at_once(
+        idle.lazy()
+        .join(
+            _blended(idle, mix, book).lazy(),
+            on=["site", "pool", "model_name", "window_start_ms", "src"],
+            how="left",
+        )
+        .with_columns(
+            lost_micro=_rounded(amount, MICRO),
+            benchmark_micro=_rounded(pl.col("energy_mj") * BENCHMARK_NUMERATOR, BENCHMARK_DENOMINATOR),
+        )
     )
 
 
 def loss_rows(losses: pl.DataFrame, book: Book) -> pl.DataFrame:
     """Lost revenue and the benchmark loss (records.MoneyRow)."""
-    losses = losses.with_columns(tier=pl.lit(None, pl.String))
-    lost = losses.filter(pl.col("lost_micro").is_not_null()).rename({"lost_micro": "amount_micro"})
-    benchmark = losses.rename({"benchmark_micro": "amount_micro"})
-    return pl.concat(
-        [
-            _money(lost, "lost_revenue", book.currency),
-            _money(benchmark, "benchmark_lost_revenue", BENCHMARK_CURRENCY),
-        ]
+    found = losses.lazy().with_columns(tier=pl.lit(None, pl.String))
+    lost = found.filter(pl.col("lost_micro").is_not_null()).rename({"lost_micro": "amount_micro"})
+    benchmark = found.rename({"benchmark_micro": "amount_micro"})
+    return at_once(
+        pl.concat(
+            [
+                _money(lost, "lost_revenue", book.currency),
+                _money(benchmark, "benchmark_lost_revenue", BENCHMARK_CURRENCY),
+            ]
+        )
     )
 
 
 def _idle_parts(power: pl.DataFrame, counts: Sequence[str]) -> pl.DataFrame:
     """One row per idle state and part that counts as lost: energy_mj and lost_tokens."""
     parts = [
-        power.filter(pl.col("state") == state).select(
+        power.lazy()
+        .filter(pl.col("state") == state)
+        .select(
             *POOL_WINDOW,
             "src",
             "model_name",
@@ -134,7 +147,7 @@ def _idle_parts(power: pl.DataFrame, counts: Sequence[str]) -> pl.DataFrame:
         )
         for state, _, part in (counted.partition(".") for counted in counts or _IDLE_PARTS)
     ]
-    rows = pl.concat(parts)
+    rows = at_once(pl.concat(parts))
     return rows if counts else rows.clear()
 
 
@@ -149,16 +162,20 @@ def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book) -> pl.DataFrame:
     """
     key = ("site", "pool", "model_name")
     moment = ("window_start_ms", "src")
-    wanted = lost.select(*key, *moment).unique()
-    pool_mix = mix.with_columns(pl.lit("").alias("model_name"))
-    known = pl.concat([mix, pool_mix]).rename({"window_start_ms": "sold_ms", "src": "sold_src"})
+    wanted = lost[[*key, *moment]].unique()
+    if mix.is_empty() and not book.price:
+        return wanted.clear().with_columns(price=pl.lit(None, pl.Int64))
+    known = mix.lazy().rename({"window_start_ms": "sold_ms", "src": "sold_src"})
+    if (wanted["model_name"] == "").any():
+        known = pl.concat([known, known.with_columns(pl.lit("").alias("model_name"))])
     within = (
         (pl.col("sold_ms") <= pl.col("window_start_ms"))
         & (pl.col("sold_ms") > pl.col("window_start_ms") - HOUR_MS)
         & (pl.col("sold_src") < pl.col("src"))
     )
     realised = (
-        wanted.join(known, on=list(key))
+        wanted.lazy()
+        .join(known, on=list(key))
         .filter(within)
         .group_by(*key, *moment)
         .agg(pl.col("output_tokens").sum(), pl.col("earned").sum())
@@ -172,10 +189,11 @@ def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book) -> pl.DataFrame:
         )
     )
     listed = prices.price_frame(book, wanted.with_columns(tier=pl.lit(book.default_tier)))
-    return (
-        wanted.join(realised, on=[*key, *moment], how="left")
+    return at_once(
+        wanted.lazy()
+        .join(realised, on=[*key, *moment], how="left")
         .join(
-            listed.select("model_name", "window_start_ms", "price_output"),
+            listed.lazy().select("model_name", "window_start_ms", "price_output"),
             on=["model_name", "window_start_ms"],
             how="left",
         )
@@ -184,7 +202,7 @@ def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book) -> pl.DataFrame:
     )
 
 
-def _money(rows: pl.DataFrame, kind: str, currency: str) -> pl.DataFrame:
+def _money(rows: pl.LazyFrame, kind: str, currency: str) -> pl.LazyFrame:
     return (
         rows.with_columns(
             pl.lit(kind).alias("kind"),

@@ -4,10 +4,12 @@ What cannot be known of a window is told by the milliseconds for which it is kno
 windows of which some are unknown can be withheld.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.pricing import HOUR_MS, POOL_WINDOW
 
 POOL: Final = ("site", "pool")
@@ -61,55 +63,19 @@ PACKING_COLUMNS: Final = {
 }
 
 
-def window_sums(costed: pl.DataFrame, losses: pl.DataFrame, priced: pl.DataFrame) -> pl.DataFrame:
+def window_sums(costed: pl.DataFrame, losses: pl.DataFrame, priced: pl.DataFrame) -> pl.LazyFrame:
     """ROLLING_COLUMNS of costs.costed(), pricing.idle_losses() and pricing.priced_tokens() rows."""
-    parts = [_of_power(costed, losses), _of_tokens(priced)]
-    return pl.concat([part.select(*ROLLING_COLUMNS) for part in parts])
+    return pl.concat([_of_power(costed.lazy(), losses.lazy()), _of_tokens(priced.lazy())])
 
 
-def _of_power(costed: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
-    serving = pl.col("state") == "serving"
-    drawn, held = pl.col("draw_mj") != 0, pl.col("gpu_ms") != 0
-    sums = costed.group_by(POOL_WINDOW).agg(
-        pl.col("gpu_ms", "energy_micro", "capital_micro", "carbon_ug", "facility_mj", "invested").sum(),
-        dark_ms=pl.col("gpu_ms").filter(pl.col("state") == "dark").sum(),
-        energy_serving_micro=pl.col("energy_micro").filter(serving).sum(),
-        capital_serving_micro=pl.col("capital_micro").filter(serving).sum(),
-        energy_ms=_known("energy_micro", drawn),
-        capital_ms=_known("capital_micro", held),
-        capital_published_ms=_where(((pl.col("origin") == "published") & held).any()),
-        invested_ms=_known("invested", held),
-        carbon_ms=_known("carbon_ug", drawn),
-        available_mj=pl.col("draw_mj").sum() + pl.col("headroom_mj").sum(),
-        facility_ms=_known("facility_mj", held),
-        facility_published_ms=_where((pl.col("facility_origin") == "published").any()),
-    )
-    # half a loss is a wrong one: none of a window in which some idle watts could not be priced
-    withheld = (pl.col("lost_micro").is_null() & (pl.col("energy_mj") != 0)).any()
-    lost = losses.group_by(POOL_WINDOW).agg(
-        pl.col("lost_micro", "benchmark_micro").sum(), withheld.alias("withheld")
-    )
-    is_known = pl.col("withheld").fill_null(False).not_()
-    return sums.join(lost, on=POOL_WINDOW, how="left").with_columns(
-        lost_micro=pl.when(is_known).then(pl.col("lost_micro").fill_null(0)).otherwise(0),
-        lost_ms=pl.when(is_known).then("window_ms").otherwise(0),
-        benchmark_micro=pl.col("benchmark_micro").fill_null(0),
-        **dict.fromkeys(
-            ("output_tokens", "input_tokens", "cached_input_tokens", "unpriced_tokens", "revenue_micro"),
-            pl.lit(0, pl.Int64),
-        ),
-    )
+def _of_power(costed: pl.LazyFrame, losses: pl.LazyFrame) -> pl.LazyFrame:
+    sums = costed.group_by(POOL_WINDOW).agg(_POWER_SUMS)
+    lost = losses.group_by(POOL_WINDOW).agg(_LOSS_SUMS)
+    return sums.join(lost, on=POOL_WINDOW, how="left").select(_OF_POWER)
 
 
-def _of_tokens(priced: pl.DataFrame) -> pl.DataFrame:
-    tokens = ("output_tokens", "input_tokens", "cached_input_tokens")
-    sums = priced.group_by("site", "pool", "window_start_ms").agg(
-        pl.col(*tokens).sum(),
-        unpriced_tokens=pl.col("output_tokens").filter(pl.col("earned").is_null()).sum(),
-        revenue_micro=((pl.col("earned") + 500_000) // 1_000_000).cast(pl.Int64).sum(),
-    )
-    others = [name for name in ROLLING_COLUMNS if name not in sums.columns]
-    return sums.with_columns(pl.lit(0, ROLLING_COLUMNS[name]).alias(name) for name in others)
+def _of_tokens(priced: pl.LazyFrame) -> pl.LazyFrame:
+    return priced.group_by("site", "pool", "window_start_ms").agg(_TOKEN_SUMS).select(_OF_TOKENS)
 
 
 def _known(amount: str, counts: pl.Expr) -> pl.Expr:
@@ -121,7 +87,62 @@ def _where(condition: pl.Expr) -> pl.Expr:
     return pl.when(condition).then(pl.col("window_ms").first()).otherwise(pl.lit(0, pl.Int64))
 
 
-def packing(power: pl.DataFrame) -> pl.DataFrame:
+def _columns(found: Mapping[str, pl.Expr]) -> tuple[pl.Expr, ...]:
+    """ROLLING_COLUMNS: what is found, else 0."""
+    return tuple(found.get(name, pl.lit(0, dtype)).alias(name) for name, dtype in ROLLING_COLUMNS.items())
+
+
+# Expressions are made once: these take longer to make than to evaluate.
+_SERVING: Final = pl.col("state") == "serving"
+_DRAWN: Final = pl.col("draw_mj") != 0
+_HELD: Final = pl.col("gpu_ms") != 0
+_POWER_SUMS: Final = (
+    pl.col("gpu_ms", "energy_micro", "capital_micro", "carbon_ug", "facility_mj", "invested").sum(),
+    pl.col("gpu_ms").filter(pl.col("state") == "dark").sum().alias("dark_ms"),
+    pl.col("energy_micro").filter(_SERVING).sum().alias("energy_serving_micro"),
+    pl.col("capital_micro").filter(_SERVING).sum().alias("capital_serving_micro"),
+    _known("energy_micro", _DRAWN).alias("energy_ms"),
+    _known("capital_micro", _HELD).alias("capital_ms"),
+    _where(((pl.col("origin") == "published") & _HELD).any()).alias("capital_published_ms"),
+    _known("invested", _HELD).alias("invested_ms"),
+    _known("carbon_ug", _DRAWN).alias("carbon_ms"),
+    (pl.col("draw_mj").sum() + pl.col("headroom_mj").sum()).alias("available_mj"),
+    _known("facility_mj", _HELD).alias("facility_ms"),
+    _where((pl.col("facility_origin") == "published").any()).alias("facility_published_ms"),
+)
+_LOSS_SUMS: Final = (
+    pl.col("lost_micro", "benchmark_micro").sum(),
+    # half a loss is a wrong one: none of a window in which some idle watts could not be priced
+    (pl.col("lost_micro").is_null() & (pl.col("energy_mj") != 0)).any().alias("withheld"),
+)
+_TOKEN_SUMS: Final = (
+    pl.col("output_tokens", "input_tokens", "cached_input_tokens").sum(),
+    pl.col("output_tokens").filter(pl.col("earned").is_null()).sum().alias("unpriced_tokens"),
+    ((pl.col("earned") + 500_000) // 1_000_000).cast(pl.Int64).sum().alias("revenue_micro"),
+)
+_LOSS_IS_KNOWN: Final = pl.col("withheld").fill_null(False).not_()
+_TOKEN_COLUMNS: Final = (
+    "output_tokens",
+    "input_tokens",
+    "cached_input_tokens",
+    "unpriced_tokens",
+    "revenue_micro",
+)
+_POWER_COLUMNS: Final = [name for name in ROLLING_COLUMNS if name not in _TOKEN_COLUMNS]
+_OF_POWER: Final = _columns(
+    {name: pl.col(name) for name in _POWER_COLUMNS}
+    | {
+        "lost_micro": pl.when(_LOSS_IS_KNOWN).then(pl.col("lost_micro").fill_null(0)).otherwise(0),
+        "lost_ms": pl.when(_LOSS_IS_KNOWN).then("window_ms").otherwise(0),
+        "benchmark_micro": pl.col("benchmark_micro").fill_null(0),
+    }
+)
+_OF_TOKENS: Final = _columns(
+    {name: pl.col(name) for name in ("site", "pool", "window_start_ms", *_TOKEN_COLUMNS)}
+)
+
+
+def packing(power: pl.LazyFrame) -> pl.LazyFrame:
     """PACKING_COLUMNS of rows of power: how many GPUs a model was held by, and how many of them served."""
     share = 1000 * pl.col("gpu_ms")
     windows = (
@@ -139,28 +160,32 @@ def packing(power: pl.DataFrame) -> pl.DataFrame:
 
 def packed(rows: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
     """The rows by the minute, of the hour before each pool's newest window."""
-    kept = rows.join(ends, on=list(POOL), how="left").filter(_recent(pl.col("minute_start_ms")))
-    return kept.group_by(*POOL, "model_name", "minute_start_ms").agg(
-        pl.col("served").max(), pl.col("held").min()
+    kept = rows.lazy().join(ends.lazy(), on=list(POOL), how="left")
+    return at_once(
+        kept.filter(_recent(pl.col("minute_start_ms")))
+        .group_by(*POOL, "model_name", "minute_start_ms")
+        .agg(pl.col("served").max(), pl.col("held").min())
     )
 
 
-def on_time(rows: pl.DataFrame, ends_before: pl.DataFrame) -> pl.DataFrame:
+def on_time(rows: pl.LazyFrame, ends_before: pl.DataFrame) -> pl.LazyFrame:
     """Without amendments of windows that were closed before: they stay out of the rolling figures."""
     live = (pl.col("window_start_ms") >= pl.col("end_ms")).fill_null(True)
-    return rows.join(ends_before, on=list(POOL), how="left").filter(live).drop("end_ms")
+    return rows.join(ends_before.lazy(), on=list(POOL), how="left").filter(live).drop("end_ms")
 
 
 def aged(rows: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
     """ROLLING_COLUMNS of the hour before each pool's newest window; windows that are no longer new by the minute."""
     start = pl.col("window_start_ms")
     is_old = (start < pl.col("end_ms") - _FINE_MS).fill_null(False)
-    kept = rows.join(ends, on=list(POOL), how="left").filter(_recent(start))
-    kept = kept.with_columns(
-        window_start_ms=pl.when(is_old).then(start // _MINUTE_MS * _MINUTE_MS).otherwise(start)
+    kept = rows.lazy().join(ends.lazy(), on=list(POOL), how="left").filter(_recent(start))
+    return at_once(
+        kept.with_columns(
+            window_start_ms=pl.when(is_old).then(start // _MINUTE_MS * _MINUTE_MS).otherwise(start)
+        )
+        .group_by(*POOL, "window_start_ms")
+        .agg(pl.col(*_COUNTS, "invested").sum())
     )
-    key = (*POOL, "window_start_ms")
-    return kept.group_by(key).agg(pl.col(*_COUNTS, "invested").sum()).select(*ROLLING_COLUMNS)
 
 
 def _recent(start: pl.Expr) -> pl.Expr:

@@ -3,11 +3,14 @@
 A figure is absent where any of its windows lacks what it stands on.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import polars as pl
 
+from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.pricing import BENCHMARK_CURRENCY, HOUR_MS
@@ -15,6 +18,7 @@ from idlewatt.processors.economy.rolling import POOL
 from idlewatt.processors.economy.state import EconomyState
 from idlewatt.processors.families import Family, family
 from idlewatt.stream import metric_names as names
+from idlewatt.stream.metric_names import Metric
 
 _LOSSES_OVER: Final = {"1m": 60_000, "5m": 300_000, "1h": HOUR_MS}
 _HOUR: Final = "1h"
@@ -26,115 +30,135 @@ _PER_HOUR: Final = 3.6
 # what a gigawatt costs to build, the mission's benchmark
 BENCHMARK_CAPITAL: Final = 100e9
 
+# Expressions are made once: these take longer to make than to evaluate.
+_AGE_MS: Final = pl.col("end_ms") - pl.col("window_start_ms")
+_LOSSES: Final = tuple(
+    pl.when(_AGE_MS.le(length_ms)).then(amount).otherwise(0).alias(f"{amount}_{window}")
+    for window, length_ms in _LOSSES_OVER.items()
+    for amount in ("window_ms", "lost_micro", "lost_ms", "benchmark_micro")
+)
+
+_Among = Literal["all", "made", "sold"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """A figure of each pool among some of the pools; null is absent."""
+
+    metric: Metric
+    among: _Among
+    columns: tuple[pl.Expr, ...]
+
 
 def rolling_families(state: EconomyState, book: Book, config: EconomyConfig) -> Iterator[Family]:
     """Families of rolling figures of one partition."""
-    lost, benchmark = [], []
-    for window, length_ms in _LOSSES_OVER.items():
-        sums = _sums(state, length_ms)
-        lost.append(
-            _figures(
-                sums, _ratio("lost_micro", "lost_ms") * _PER_HOUR, window=window, currency=state.currency
-            )
-        )
-        benchmark.append(
-            _figures(
-                sums,
-                _ratio("benchmark_micro", "window_ms") * _PER_HOUR,
-                window=window,
-                currency=BENCHMARK_CURRENCY,
-            )
-        )
-    yield family(names.LOST_REVENUE_PER_HOUR, pl.concat(lost))
-    yield family(names.BENCHMARK_LOST_REVENUE_PER_HOUR, pl.concat(benchmark))
-    # the loop ends with the hour; what is mostly dark tells nothing of cost or yield
-    lit = pl.col("gpu_ms") - pl.col("dark_ms")
-    hour = sums.filter((pl.col("gpu_ms") > 0) & (lit >= config.coverage_floor * pl.col("gpu_ms")))
-    made = hour.filter(pl.col("output_tokens") >= config.min_tokens)
-    yield family(names.COST_PER_MILLION_TOKENS, pl.concat(_costs(made, state.currency, book)))
-    yield family(
-        names.TOKENS_PER_CURRENCY_UNIT,
-        _figures(
-            made,
-            _where(_is_known("energy", "capital"), pl.col("output_tokens") * MICRO / _cost()),
-            window=_HOUR,
-            origin=_origin("capital"),
-            currency=state.currency,
-        ),
-    )
-    # micrograms per token are grams per million tokens
-    carbon = _where(_is_known("carbon"), _ratio("carbon_ug", "output_tokens"))
-    yield family(names.CARBON_PER_MILLION_TOKENS, _figures(made, carbon, window=_HOUR))
-    yield from _yields(hour.filter(pl.col("unpriced_tokens") == 0), state.currency)
+    pools = _among(_sums(state), config)
+    parts: dict[Metric, list[pl.DataFrame]] = {}
+    for figure in _figures(state.currency, book):
+        parts.setdefault(figure.metric, []).append(pools[figure.among].select_seq(figure.columns))
+    for metric, frames in parts.items():
+        yield family(metric, pl.concat(frames))
     yield family(names.RECOVERABLE_GPUS, recoverable(state.packing, state.windows))
 
 
-def _sums(state: EconomyState, length_ms: int) -> pl.DataFrame:
-    recent = pl.col("window_start_ms") >= pl.col("end_ms") - length_ms
-    rows = state.rolling.join(state.windows, on=list(POOL)).filter(recent)
-    return rows.drop("window_start_ms", "end_ms").group_by(*POOL).agg(pl.all().sum()).sort(*POOL)
+def _sums(state: EconomyState) -> pl.DataFrame:
+    """Sums of the trailing hour by pool, and those that losses are told by over each window (`lost_micro_5m`)."""
+    return at_once(
+        state.rolling.lazy()
+        .join(state.windows.lazy(), on=list(POOL))
+        .filter(_AGE_MS.le(HOUR_MS))
+        .with_columns(_LOSSES)
+        .drop("window_start_ms", "end_ms")
+        .group_by(*POOL)
+        .agg(pl.all().sum())
+        .sort(*POOL)
+    )
 
 
-def _costs(sums: pl.DataFrame, currency: str, book: Book) -> Iterator[pl.DataFrame]:
+def _among(sums: pl.DataFrame, config: EconomyConfig) -> Mapping[_Among, pl.DataFrame]:
+    # what is mostly dark tells nothing of cost or yield
+    is_lit = pl.col("gpu_ms") - pl.col("dark_ms") >= config.coverage_floor * pl.col("gpu_ms")
+    lit = sums.filter((pl.col("gpu_ms") > 0) & is_lit)
+    return {
+        "all": sums,
+        "made": lit.filter(pl.col("output_tokens") >= config.min_tokens),
+        # all tokens of these have a price
+        "sold": lit.filter(pl.col("unpriced_tokens") == 0),
+    }
+
+
+@functools.lru_cache(maxsize=4)
+def _figures(currency: str, book: Book) -> tuple[_Figure, ...]:
+    return (*_losses(currency), *_costs(currency, book), *_yields(currency))
+
+
+def _losses(currency: str) -> Iterator[_Figure]:
+    for window in _LOSSES_OVER:
+        rate = _ratio(f"lost_micro_{window}", f"lost_ms_{window}") * _PER_HOUR
+        yield _figure(names.LOST_REVENUE_PER_HOUR, "all", rate, window=window, currency=currency)
+    for window in _LOSSES_OVER:
+        rate = _ratio(f"benchmark_micro_{window}", f"window_ms_{window}") * _PER_HOUR
+        labels = {"window": window, "currency": BENCHMARK_CURRENCY}
+        yield _figure(names.BENCHMARK_LOST_REVENUE_PER_HOUR, "all", rate, **labels)
+
+
+def _costs(currency: str, book: Book) -> Iterator[_Figure]:
     """Micro-units per token are units per million tokens."""
+    metric = names.COST_PER_MILLION_TOKENS
     always: Mapping[str, str] = {"window": _HOUR, "currency": currency}
     origin = _origin("capital")
     for cost_basis in ("usage", "allocation"):
         labels = {**always, "cost_basis": cost_basis, "kind": "output"}
         energy = _where(_is_known("energy"), _cost("energy", cost_basis) / pl.col("output_tokens"))
-        yield _figures(sums, energy, **labels, basis="energy", origin="book")
+        yield _figure(metric, "made", energy, **labels, basis="energy", origin="book")
         all_in = _cost("energy", cost_basis) + _cost("capital", cost_basis)
         all_in = _where(_is_known("energy", "capital"), all_in / pl.col("output_tokens"))
-        yield _figures(sums, all_in, **labels, basis="all_in", origin=origin)
+        yield _figure(metric, "made", all_in, **labels, basis="all_in", origin=origin)
     # in the cost of an input token
     weight, cached = book.cost.output_weight / MICRO, book.cost.cached_input_weight / MICRO
     borne = pl.col("output_tokens") * weight + pl.col("input_tokens") + pl.col("cached_input_tokens") * cached
     for kind, times in (("output_share", weight), ("input_share", 1.0)):
         share = _where(_is_known("energy", "capital"), _cost() * times / borne)
         labels = {**always, "basis": "all_in", "cost_basis": "allocation", "kind": kind}
-        yield _figures(sums, share, **labels, origin=origin)
+        yield _figure(metric, "made", share, **labels, origin=origin)
+    per_unit = _where(_is_known("energy", "capital"), pl.col("output_tokens") * MICRO / _cost())
+    yield _figure(names.TOKENS_PER_CURRENCY_UNIT, "made", per_unit, **always, origin=origin)
+    # micrograms per token are grams per million tokens
+    carbon = _where(_is_known("carbon"), _ratio("carbon_ug", "output_tokens"))
+    yield _figure(names.CARBON_PER_MILLION_TOKENS, "made", carbon, window=_HOUR)
 
 
-def _yields(sums: pl.DataFrame, currency: str) -> Iterator[Family]:
-    """What watts bring; all tokens of `sums` have a price."""
+def _yields(currency: str) -> Iterator[_Figure]:
+    """What watts bring."""
+    always: Mapping[str, str] = {"window": _HOUR, "currency": currency}
     revenue = pl.col("revenue_micro")
     net = _where(_is_known("energy"), revenue - pl.col("energy_micro"))
     margin = _where(_is_known("capital"), (net - pl.col("capital_micro")) * _PER_HOUR / pl.col("window_ms"))
-    yield family(
-        names.MARGIN_PER_HOUR,
-        _figures(sums, margin, window=_HOUR, origin=_origin("capital"), currency=currency),
-    )
-    per_gw = [
-        _figures(
-            sums,
-            _where(known & (pl.col(energy) > 0), revenue / pl.col(energy) * PER_GIGAWATT_YEAR),
-            window=_HOUR,
-            scope=scope,
-            origin=origin,
-            currency=currency,
-        )
-        for scope, energy, known, origin in (
-            ("it", "available_mj", pl.lit(True), pl.lit("book")),
-            ("facility", "facility_mj", _is_known("facility"), _origin("facility")),
-        )
-    ]
-    yield family(names.REVENUE_PER_GIGAWATT_YEAR, pl.concat(per_gw))
+    yield _figure(names.MARGIN_PER_HOUR, "sold", margin, **always, origin=_origin("capital"))
+    for scope, energy, known, origin in (
+        ("it", "available_mj", pl.lit(True), pl.lit("book")),
+        ("facility", "facility_mj", _is_known("facility"), _origin("facility")),
+    ):
+        per_gw = _where(known & (pl.col(energy) > 0), revenue / pl.col(energy) * PER_GIGAWATT_YEAR)
+        yield _figure(names.REVENUE_PER_GIGAWATT_YEAR, "sold", per_gw, **always, scope=scope, origin=origin)
     net_per_gw = net / pl.col("available_mj") * PER_GIGAWATT_YEAR
     comparable = (net > 0) & (pl.col("available_mj") > 0) & pl.lit(currency == BENCHMARK_CURRENCY)
+    years = _where(comparable, BENCHMARK_CAPITAL / net_per_gw)
+    yield _figure(names.PAYBACK_YEARS, "sold", years, window=_HOUR, capital="benchmark")
     # invested is units x ms
     own = pl.col("invested") / (net / MICRO) / _YEAR_MS
     bought = (net > 0) & (pl.col("invested") > 0) & _is_known("invested")
-    payback = [
-        _figures(sums, _where(comparable, BENCHMARK_CAPITAL / net_per_gw), window=_HOUR, capital="benchmark"),
-        _figures(sums, _where(bought, own), window=_HOUR, capital="book"),
-    ]
-    yield family(names.PAYBACK_YEARS, pl.concat(payback))
+    yield _figure(names.PAYBACK_YEARS, "sold", _where(bought, own), window=_HOUR, capital="book")
 
 
 def recoverable(packing: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
     """site, pool, model_name, value: whole GPUs that held the model all the hour and that no window needed."""
-    hour = (
-        packing.join(ends, on=list(POOL))
+    # an hour that does not begin with a minute has 59 whole ones
+    is_whole = (pl.col("minutes") >= 59) & (pl.col("first_ms") < pl.col("end_ms") - HOUR_MS + 60_000)
+    spare = pl.col("held") // 1000 + (-pl.col("served")) // 1000
+    return at_once(
+        packing.lazy()
+        .join(ends.lazy(), on=list(POOL))
         .filter(pl.col("minute_start_ms") >= pl.col("end_ms") - HOUR_MS)
         .group_by(*POOL, "model_name")
         .agg(
@@ -144,20 +168,24 @@ def recoverable(packing: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
             first_ms=pl.col("minute_start_ms").min(),
             end_ms=pl.col("end_ms").first(),
         )
+        .filter(is_whole)
+        .select(*POOL, "model_name", pl.max_horizontal(spare, 0).alias("value"))
     )
-    # an hour that does not begin with a minute has 59 whole ones
-    is_whole = (pl.col("minutes") >= 59) & (pl.col("first_ms") < pl.col("end_ms") - HOUR_MS + 60_000)
-    spare = pl.col("held") // 1000 + (-pl.col("served")) // 1000
-    return hour.filter(is_whole).select(*POOL, "model_name", pl.max_horizontal(spare, 0).alias("value"))
 
 
-def _figures(sums: pl.DataFrame, value: pl.Expr, **labels: pl.Expr | str) -> pl.DataFrame:
-    """The figure of each pool, with these labels in the order of their names; null is absent."""
+def _figure(
+    metric: Metric,
+    among: _Among,
+    value: pl.Expr,
+    **labels: pl.Expr | str,
+) -> _Figure:
+    """With these labels in the order of their names."""
     columns = [
         (pl.lit(label) if isinstance(label, str) else label).alias(name)
         for name, label in sorted(labels.items())
     ]
-    return sums.select(*POOL, *columns, value.cast(pl.Float64).alias("value"))
+    pool = [pl.col(name) for name in POOL]
+    return _Figure(metric, among, (*pool, *columns, value.cast(pl.Float64).alias("value")))
 
 
 def _cost(of: str = "", cost_basis: str = "allocation") -> pl.Expr:

@@ -7,6 +7,7 @@ from typing import Final
 import polars as pl
 import structlog
 
+from idlewatt.processors.at_once import at_once
 from idlewatt.processors.booking import messages
 from idlewatt.processors.economy import consumers, costs, envelopes, pricing, rolling, tiers
 from idlewatt.processors.economy.book import Book
@@ -131,19 +132,22 @@ class EconomyStage:
         )
         ends = _ends(state.windows, power)
         live = rolling.on_time(rolling.window_sums(costed, losses, priced), state.windows)
-        rest = priced.filter(~pl.col("attributed"))
-        unpriced = priced.filter(pl.col("worth").is_null())
+        held = rolling.packing(rolling.on_time(power.lazy(), state.windows))
+        counted = _counted(priced)
+        unpriced = counted.filter("unpriced")
         _say_unpriced(unpriced, state.unpriced)
-        mix = pl.concat([state.mix, sold.select(state.mix.columns)])
-        roll = pl.concat([state.rolling, live])
-        packs = pl.concat([state.packing, rolling.packing(rolling.on_time(power, state.windows))])
+        mix = pl.concat([state.mix, sold[state.mix.columns]])
+        roll = pl.concat([state.rolling, at_once(live)])
+        packs = pl.concat([state.packing, at_once(held)])
         if _minute(ends) != _minute(state.windows):
             # who reads them goes by time anyway: what is too old can wait for the minute's end
             mix, roll, packs = _recent(mix, ends), rolling.aged(roll, ends), rolling.packed(packs, ends)
         folded = replace(
             state,
             mix=mix,
-            totals=_add(state.totals, money.with_columns(pl.col("tier", "origin").fill_null("")), TOTAL_KEY),
+            totals=_add(
+                state.totals, money.with_columns_seq(pl.col("tier", "origin").fill_null("")), TOTAL_KEY
+            ),
             unpriced=_add(state.unpriced, unpriced, UNPRICED_KEY),
             uncosted=_add(state.uncosted, costed.filter(pl.col("capital_micro").is_null()), UNCOSTED_KEY),
             carbon=_add(
@@ -156,34 +160,40 @@ class EconomyStage:
                 state.engines,
                 tokens.with_columns(window_start_ms=pl.col("window_start_ms") // 60_000 * 60_000),
             ),
-            unattributed=_add(state.unattributed, rest, UNATTRIBUTED_KEY),
+            unattributed=_add(state.unattributed, counted.filter(~pl.col("attributed")), UNATTRIBUTED_KEY),
         )
         return Folded(folded, list[Record](messages(topics.MONEY, records.MONEY, money)), moved=True)
 
 
+def _counted(priced: pl.DataFrame) -> pl.DataFrame:
+    """Tokens by where they were made, as what they are sold, whether for somebody and whether at no price."""
+    key = ("site", "pool", "model_name", "tier", "attributed")
+    counts = priced.lazy().group_by(*key, unpriced=pl.col("worth").is_null(), maintain_order=True)
+    return at_once(counts.agg(pl.col("output_tokens", "input_tokens", "cached_input_tokens").sum()))
+
+
 def _say_unpriced(rows: pl.DataFrame, before: pl.DataFrame) -> None:
     """A line for each model and tier that was never without a price before; the counter tells the rest."""
+    if rows.is_empty():
+        return
     line = ["model_name", "tier"]
-    new = rows.select(line).unique().join(before, on=line, how="anti").sort(line)
+    new = rows[line].unique().join(before, on=line, how="anti").sort(line)
     for model, tier in new.head(_MOST_LINES).iter_rows():
         _log.warning("tokens_without_price", model=model, tier=tier)
 
 
 def _add(totals: pl.DataFrame, rows: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
     """The totals with these rows added; every column that is not of the key is summed."""
-    return _summed(
-        pl.concat([totals, rows.select(totals.columns)]), [c for c in totals.columns if c not in key]
-    )
-
-
-def _summed(rows: pl.DataFrame, amounts: Sequence[str]) -> pl.DataFrame:
-    key = [name for name in rows.columns if name not in amounts]
-    return rows.group_by(key).agg(pl.col(*amounts).sum()).sort(key).select(rows.columns)
+    if rows.is_empty():
+        return totals
+    both = pl.concat([totals, rows[totals.columns]]).lazy()
+    return at_once(both.group_by(key, maintain_order=True).agg(pl.all().sum()))
 
 
 def _ends(windows: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
-    seen = power.select(*_POOL, (pl.col("window_start_ms") + pl.col("window_ms")).alias("end_ms"))
-    return pl.concat([windows, seen]).group_by(*_POOL).agg(pl.col("end_ms").max()).sort(*_POOL)
+    seen = power.lazy().select(*_POOL, (pl.col("window_start_ms") + pl.col("window_ms")).alias("end_ms"))
+    both = pl.concat([windows.lazy(), seen])
+    return at_once(both.group_by(*_POOL, maintain_order=True).agg(pl.col("end_ms").max()))
 
 
 def _minute(windows: pl.DataFrame) -> int:
@@ -194,4 +204,5 @@ def _minute(windows: pl.DataFrame) -> int:
 def _recent(rows: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
     """Rows of the hour before the pool's newest window."""
     recent = (pl.col("window_start_ms") >= pl.col("end_ms") - HOUR_MS).fill_null(True)
-    return rows.join(windows, on=_POOL, how="left").filter(recent).drop("end_ms")
+    with_ends = rows.lazy().join(windows.lazy(), on=_POOL, how="left")
+    return at_once(with_ends.filter(recent).drop("end_ms"))

@@ -8,6 +8,7 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.prices import TOKEN_KINDS
 
 HOUR_MS: Final = 3_600_000
@@ -41,12 +42,12 @@ SHARE_COLUMNS: Final = {
 def recent(minutes: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
     """Both together, a row for each key and minute, of the hour up to each site's newest."""
     names = [name for name in minutes.columns if minutes.schema[name] == pl.String]
-    both = pl.concat([minutes, more.select(minutes.columns)])
-    kept = both.filter(pl.col("window_start_ms") > pl.col("window_start_ms").max().over("site") - HOUR_MS)
-    return (
-        kept.group_by(*names, "window_start_ms")
+    both = pl.concat([minutes, more[minutes.columns]])
+    return at_once(
+        both.lazy()
+        .group_by(*names, "window_start_ms", maintain_order=True)
         .agg(pl.col(name).sum() for name in minutes.columns if name not in (*names, "window_start_ms"))
-        .sort(*names, "window_start_ms")
+        .filter(pl.col("window_start_ms") > pl.col("window_start_ms").max().over("site") - HOUR_MS)
     )
 
 

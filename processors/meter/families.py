@@ -1,13 +1,14 @@
 """The meter's Prometheus families, from the committed states of its partitions."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.families import Family, family
+from idlewatt.processors.at_once import at_once
+from idlewatt.processors.families import Family, family, long
 from idlewatt.processors.meter.config import MeterConfig
-from idlewatt.processors.meter.rolling import rolling
+from idlewatt.processors.meter.rolling import LONGEST, rolling
 from idlewatt.processors.meter.state import MeterState
 from idlewatt.processors.meter.tokens import TOKEN_KINDS
 from idlewatt.stream import metric_names as names
@@ -27,14 +28,14 @@ def families(states: Sequence[MeterState], config: MeterConfig) -> list[Family]:
     by_state = _sums(power, (*_POOL, "state"), "draw_mj", "headroom_mj", "shown_headroom_mj")
     latest = pl.concat([state.latest_power for state in states])
     # mJ / ms = W, and GPU ms / ms = GPUs
-    means = latest.with_columns(pl.col("draw_mj", "headroom_mj", "gpu_ms") / pl.col("window_ms"))
+    means = latest.with_columns_seq(pl.col("draw_mj", "headroom_mj", "gpu_ms") / pl.col("window_ms"))
     watts = _sums(means, (*_POOL, "state"), "draw_mj", "headroom_mj")
     lost = _sums(power, (*_POOL, "state", "demand"), *(f"lost_tokens_{part}" for part in _PARTS))
-    ratios = pl.concat(
-        [rolling(state.history, state.edge_ms, config) for state in states if state.edge_ms is not None]
-    )
+    edges = [(state, state.edge_ms) for state in states if state.edge_ms is not None]
+    figures = [(rolling(state.history, edge_ms, config), edge_ms) for state, edge_ms in edges]
+    ratios = pl.concat([found for found, _ in figures])
     return [
-        family(names.TOKENS, _long(tokens, "kind", _KINDS)),
+        family(names.TOKENS, long(tokens, names.TOKENS.labels[:-1], "kind", _KINDS)),
         family(names.ENERGY, _energy(by_state, config.pue)),
         family(names.HEADROOM, by_state.with_columns(value=pl.col("shown_headroom_mj") / 1000)),
         family(
@@ -49,35 +50,37 @@ def families(states: Sequence[MeterState], config: MeterConfig) -> list[Family]:
                 value=pl.col("shown_gpu_ms") / 1000
             ),
         ),
-        family(names.LOST_TOKENS, _long(lost, "part", {f"lost_tokens_{part}": part for part in _PARTS})),
+        family(
+            names.LOST_TOKENS,
+            long(lost, (*_POOL, "state", "demand"), "part", {f"lost_tokens_{part}": part for part in _PARTS}),
+        ),
         family(names.UNACCOUNTED, pl.concat([_unaccounted(state) for state in states])),
-        family(names.POWER, _long(watts, "part", {f"{part}_mj": part for part in _PARTS})),
+        family(names.POWER, long(watts, (*_POOL, "state"), "part", {f"{part}_mj": part for part in _PARTS})),
         family(
             names.GPUS,
             _sums(means, (*_POOL, "state", "product"), "gpu_ms").rename({"gpu_ms": "value"}),
         ),
-        family(names.GPU_WASTED_WATTS, _offenders(states, config)),
+        # the page shows the worst of all partitions
+        family(
+            names.GPU_WASTED_WATTS,
+            pl.concat([state.offenders for state in states]).with_columns(
+                value=pl.col("wasted_mj") / config.window_ms
+            ),
+        ),
         family(names.YARDSTICK, _yardsticks(states)),
-        family(names.WINDOW_END, _window_ends(states)),
-        family(names.TOKENS_PER_JOULE, _long(ratios, "kind", _KINDS)),
-        family(names.COVERAGE, _long(ratios, "of", {f"coverage_{of}": of for of in ("watts", "tokens")})),
+        family(names.WINDOW_END, _window_ends(figures)),
+        family(names.TOKENS_PER_JOULE, long(ratios, (*_POOL, "window"), "kind", _KINDS)),
+        family(
+            names.COVERAGE,
+            long(ratios, (*_POOL, "window"), "of", {f"coverage_{of}": of for of in ("watts", "tokens")}),
+        ),
     ]
 
 
 def _sums(frame: pl.DataFrame, by: Sequence[str], *columns: str) -> pl.DataFrame:
     """Sums by labels; a sum of which every part is null is null."""
     known = (pl.when(pl.col(c).count() > 0).then(pl.col(c).sum()).alias(c) for c in columns)
-    return frame.group_by(*by).agg(*known).sort(*by)
-
-
-def _long(frame: pl.DataFrame, label: str, columns: Mapping[str, str]) -> pl.DataFrame:
-    """A column for each value of a label to a row for each."""
-    return pl.concat(
-        [
-            frame.with_columns(pl.lit(value).alias(label), pl.col(column).cast(pl.Float64).alias("value"))
-            for column, value in columns.items()
-        ]
-    )
+    return at_once(frame.lazy().group_by(*by, maintain_order=True).agg(*known))
 
 
 def _energy(by_state: pl.DataFrame, pue: float | None) -> pl.DataFrame:
@@ -88,18 +91,18 @@ def _energy(by_state: pl.DataFrame, pue: float | None) -> pl.DataFrame:
 
 
 def _unaccounted(state: MeterState) -> pl.DataFrame:
-    booked = state.power_totals.group_by(_POOL).agg(pl.col("draw_mj").sum())
-    opened = state.open_gpus.select("id", left_mj=_gained("end_ms") - _gained(pl.lit(state.edge_ms)))
-    gaps = state.gpu_gaps.select("id", left_mj=_gained("until_ms") - _gained("next_ms"))
-    waiting = (
-        pl.concat([opened, gaps])
-        .join(state.gpu_index.select("id", *_POOL), on="id")
-        .group_by(_POOL)
-        .agg(pl.col("left_mj").sum())
-    )
-    books = state.measured_totals.join(booked, on=_POOL, how="left").join(waiting, on=_POOL, how="left")
-    rest_mj = pl.col("measured_mj") - pl.col("draw_mj").fill_null(0) - pl.col("left_mj").fill_null(0)
-    return books.select(*_POOL, value=rest_mj / 1000).sort(_POOL)
+    """Of pools in which something was measured: that, less what is booked, less what still waits to be."""
+    inc_mj = pl.col("inc_energy_mj")
+    opened = state.open_gpus.lazy().select("id", rest_mj=_gained(pl.lit(state.edge_ms)) - inc_mj)
+    gaps = state.gpu_gaps.lazy().select("id", rest_mj=_gained("next_ms") - _gained("until_ms"))
+    waiting = pl.concat([opened, gaps]).join(state.gpu_index[["id", *_POOL]].lazy(), on="id")
+    parts = [
+        state.measured_totals.lazy().select(*_POOL, rest_mj="measured_mj", measured=True),
+        state.power_totals.lazy().select(*_POOL, rest_mj=-pl.col("draw_mj"), measured=False),
+        waiting.select(*_POOL, "rest_mj", measured=False),
+    ]
+    sums = pl.concat(parts).group_by(_POOL).agg(pl.col("rest_mj").sum(), pl.col("measured").any())
+    return at_once(sums.filter("measured").select(*_POOL, value=pl.col("rest_mj") / 1000))
 
 
 def _gained(moment: str | pl.Expr) -> pl.Expr:
@@ -110,20 +113,14 @@ def _gained(moment: str | pl.Expr) -> pl.Expr:
     return (passed * pl.col("inc_energy_mj").cast(pl.Int128) // length).cast(pl.Int64)
 
 
-def _offenders(states: Iterable[MeterState], config: MeterConfig) -> pl.DataFrame:
-    worst = pl.concat([state.offenders for state in states])
-    worst = worst.sort("wasted_mj", "gpu_uuid", descending=[True, False]).head(config.worst_offenders)
-    return worst.with_columns(value=pl.col("wasted_mj") / config.window_ms)
-
-
 def _yardsticks(states: Iterable[MeterState]) -> pl.DataFrame:
     return pl.concat([state.yields for state in states]).with_columns(value=pl.col("yield_utpj") / 1_000_000)
 
 
-def _window_ends(states: Iterable[MeterState]) -> pl.DataFrame:
-    return pl.concat(
-        [
-            state.history.select(_POOL).unique().sort(_POOL).with_columns(value=pl.lit(state.edge_ms) / 1000)
-            for state in states
-        ]
-    )
+def _window_ends(figures: Iterable[tuple[pl.DataFrame, int]]) -> pl.DataFrame:
+    """Of rolling figures and the edge that they are of."""
+    pools = [
+        found.filter(pl.col("window") == LONGEST).with_columns(value=pl.lit(edge_ms) / 1000)
+        for found, edge_ms in figures
+    ]
+    return pl.concat(pools)

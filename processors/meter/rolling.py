@@ -4,6 +4,7 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.at_once import at_once
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.rows import where
 from idlewatt.processors.meter.tokens import TOKEN_KINDS
@@ -23,6 +24,19 @@ HISTORY_COLUMNS: Final = {
     "request_end": pl.Boolean,
 }
 _KEY: Final = ("site", "pool", "window_start_ms")
+_SUMS: Final = [name for name, dtype in HISTORY_COLUMNS.items() if dtype == pl.Int64 and name not in _KEY]
+_SHORTEST, *_, LONGEST = ROLLING_MS
+# the windows that each one lies in
+_WITHIN: Final = pl.DataFrame(
+    [
+        (inner, outer)
+        for inner in ROLLING_MS
+        for outer in ROLLING_MS
+        if ROLLING_MS[inner] <= ROLLING_MS[outer]
+    ],
+    schema={"youngest": pl.String, "window": pl.String},
+    orient="row",
+)
 
 
 def extend(history: pl.DataFrame, power: pl.DataFrame, tokens: pl.DataFrame, edge_ms: int) -> pl.DataFrame:
@@ -45,17 +59,11 @@ def extend(history: pl.DataFrame, power: pl.DataFrame, tokens: pl.DataFrame, edg
 
 def rolling(history: pl.DataFrame, edge_ms: int, config: MeterConfig) -> pl.DataFrame:
     """Per (site, pool, window): tokens per joule by kind (null where withheld) and coverage of watts and tokens."""
-    return pl.concat(_over(history, edge_ms, name, length, config) for name, length in ROLLING_MS.items())
-
-
-def _over(
-    history: pl.DataFrame, edge_ms: int, name: str, length_ms: int, config: MeterConfig
-) -> pl.DataFrame:
-    sums = (
-        history.filter(pl.col("window_start_ms") >= edge_ms - length_ms)
-        .group_by("site", "pool")
-        .agg(pl.col(pl.Int64).exclude("window_start_ms").sum(), pl.col("request_end").any())
+    age_ms = edge_ms - pl.col("window_start_ms")
+    youngest = pl.coalesce(
+        pl.when(age_ms <= length_ms).then(pl.lit(name)) for name, length_ms in ROLLING_MS.items()
     )
+    sums = (pl.col(*_SUMS).sum(), pl.col("request_end").any())
     expected_ms = pl.col("measured_ms") + pl.col("silent_ms")
     coverage_watts = pl.when(pl.col("gpu_ms") > 0).then(1 - pl.col("dark_ms") / pl.col("gpu_ms"))
     coverage_tokens = pl.when(expected_ms > 0).then(pl.col("measured_ms") / expected_ms)
@@ -65,16 +73,26 @@ def _over(
         & (pl.col("output_tokens") >= config.min_tokens)
         & (pl.col("draw_mj") > 0)
         # a minute is shorter than many requests: counters that move at their end would give zero, then a spike
-        & ~(pl.col("request_end") & pl.lit(length_ms <= ROLLING_MS["1m"]))
+        & ~(pl.col("request_end") & (pl.col("window") == _SHORTEST))
     )
-    return sums.select_seq(
-        "site",
-        "pool",
-        pl.lit(name).alias("window"),
-        coverage_watts.alias("coverage_watts"),
-        coverage_tokens.alias("coverage_tokens"),
-        *(
-            pl.when(trusted).then(pl.col(kind) * 1000.0 / pl.col("draw_mj")).alias(kind)
-            for kind in TOKEN_KINDS
-        ),
-    ).sort("site", "pool")
+    return at_once(
+        history.lazy()
+        # the hour is gone through once: what is in the shortest window is in the longer ones as well
+        .with_columns(youngest=youngest)
+        .group_by("site", "pool", "youngest")
+        .agg(sums)
+        .join(_WITHIN.lazy(), on="youngest")
+        .group_by("site", "pool", "window", maintain_order=True)
+        .agg(sums)
+        .select(
+            "site",
+            "pool",
+            "window",
+            coverage_watts.alias("coverage_watts"),
+            coverage_tokens.alias("coverage_tokens"),
+            *(
+                pl.when(trusted).then(pl.col(kind) * 1000.0 / pl.col("draw_mj")).alias(kind)
+                for kind in TOKEN_KINDS
+            ),
+        )
+    )
