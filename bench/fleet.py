@@ -13,9 +13,9 @@ from typing import Final, Literal
 import polars as pl
 from kafka.partitioner.default import murmur2
 
-from bench.fast_encoding import encode_frame
 from idlewatt.stream import records, topics
 from idlewatt.stream.decoding import frame_schema
+from idlewatt.stream.frame_encoding import encode_frame
 from idlewatt.stream.records import Schema
 
 Shape = Literal["nodes", "racks"]
