@@ -225,6 +225,9 @@ _ARROW_TYPES: Final[dict[object, pa.DataType]] = {
     list[str]: pa.large_list(pa.large_string()),
 }
 
+# What engine, usage and ledger rows count, each token in one of them.
+TOKEN_COUNTS: Final = ("output_tokens", "input_tokens", "cached_input_tokens")
+
 # Keys in the Arrow schema's metadata.
 NAME_KEY: Final = b"idlewatt.schema"
 VERSION_KEY: Final = b"idlewatt.version"

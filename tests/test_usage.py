@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from idlewatt.processors.economy import usage, usage_gains
 from idlewatt.processors.economy.usage import Usage, UsageState, fold_usage
-from idlewatt.processors.economy.usage_minutes import NAMES, TOKENS
+from idlewatt.processors.economy.usage_minutes import NAMES
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream import records
 from idlewatt.stream.decoding import frame_schema
-from idlewatt.stream.records import UsageRow
+from idlewatt.stream.records import TOKEN_COUNTS, UsageRow
 from idlewatt.stream.topics import EVENT_HORIZON_MS
 
 START_MS = 1_767_225_600_000
@@ -280,7 +280,7 @@ def counters(draw: st.DrawFn, name: str) -> Told:
             values = list(gained)
         tell(team)
         for at_ms, part in _parts(start_ms, now_ms, gained):
-            for kind, tokens in zip(TOKENS, part, strict=True):
+            for kind, tokens in zip(TOKEN_COUNTS, part, strict=True):
                 spent[name, team, at_ms, kind] += tokens
     return Told(rows, +spent)
 
@@ -302,7 +302,7 @@ def _parts(start_ms: int, end_ms: int, gained: tuple[int, ...]) -> list[tuple[in
 def _spent(minutes: pl.DataFrame, key: tuple[str, ...]) -> Counter[tuple[Any, ...]]:
     spent: Counter[tuple[Any, ...]] = Counter()
     for one in minutes.iter_rows(named=True):
-        for kind in TOKENS:
+        for kind in TOKEN_COUNTS:
             spent[*(one[name] for name in key), one["window_start_ms"], kind] += one[kind]
     return +spent
 
@@ -373,5 +373,5 @@ def test_rows_are_the_same_however_they_are_read(data: st.DataObject) -> None:
     rng = data.draw(st.randoms(use_true_random=False))
     whole, _, _ = folded(told.rows)
     cut, _, _ = folded(*_batches(told.rows, rng))
-    order = ["window_start_ms", *NAMES, *TOKENS]
+    order = ["window_start_ms", *NAMES, *TOKEN_COUNTS]
     assert cut.sort(order).equals(whole.sort(order))

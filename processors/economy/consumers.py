@@ -8,17 +8,17 @@ import polars as pl
 from idlewatt.processors.economy.book import CONSUMER_KINDS, Book
 from idlewatt.processors.economy.prices import VOLUME_COLUMNS, price_minutes
 from idlewatt.processors.economy.tiers import TIER_COLUMNS
+from idlewatt.stream.records import TOKEN_COUNTS
 
 # Beyond it new names are booked together: a sender of a million names costs others nothing.
 MAX_SERIES: Final = 200_000
 OTHER: Final = "(other)"
 # what the book has no such tier for
 UNKNOWN_TIER: Final = "(unknown)"
-_TOKENS: Final = ("output_tokens", "input_tokens", "cached_input_tokens")
 CONSUMER_KEY: Final = ("site", "consumer_kind", "consumer", "model_name", "tier", "currency")
 CONSUMER_TOTAL_COLUMNS: Final[dict[str, Any]] = {
     **dict.fromkeys(CONSUMER_KEY, pl.String),
-    **dict.fromkeys(_TOKENS, pl.Int64),
+    **dict.fromkeys(TOKEN_COUNTS, pl.Int64),
     "spend_micro": pl.Int64,
     # output tokens of these without a price
     "unpriced_tokens": pl.Int64,

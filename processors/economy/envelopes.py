@@ -11,6 +11,7 @@ import polars as pl
 
 from idlewatt.processors.economy.book import CONSUMER_KINDS
 from idlewatt.processors.economy.consumers import OTHER
+from idlewatt.stream.records import TOKEN_COUNTS
 
 NAMED: Final = ("site", *CONSUMER_KINDS)
 # tokens of all kinds; those without a price, and money, in the currency of the book they were priced by
@@ -76,7 +77,7 @@ def used(
 
     `newest`: site and newest_ms, the newest usage read of each. `end_ms`: now, where the log is read to its end.
     """
-    tokens = pl.sum_horizontal("output_tokens", "input_tokens", "cached_input_tokens")
+    tokens = pl.sum_horizontal(TOKEN_COUNTS)
     amounts = rows.select(
         *NAMED,
         "currency",

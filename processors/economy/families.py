@@ -14,12 +14,9 @@ from idlewatt.processors.economy.state import UNATTRIBUTED_KEY, EconomyState
 from idlewatt.processors.families import Family, absent, family, long
 from idlewatt.stream import metric_names as names
 from idlewatt.stream.metric_names import Metric
+from idlewatt.stream.records import TOKEN_COUNTS
 
-_KINDS: Final = {
-    "output_tokens": "output",
-    "input_tokens": "input",
-    "cached_input_tokens": "cached_input",
-}
+_KINDS: Final = {count: count.removesuffix("_tokens") for count in TOKEN_COUNTS}
 _BOOKED: Final = {
     "revenue": names.REVENUE,
     "acquisition_cost": names.ACQUISITION_COST,

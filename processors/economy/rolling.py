@@ -11,6 +11,7 @@ import polars as pl
 
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.pricing import HOUR_MS, POOL_WINDOW
+from idlewatt.stream.records import TOKEN_COUNTS
 
 POOL: Final = ("site", "pool")
 # older windows are kept by the minute
@@ -21,9 +22,7 @@ _COUNTS: Final = (
     "window_ms",
     "gpu_ms",
     "dark_ms",
-    "output_tokens",
-    "input_tokens",
-    "cached_input_tokens",
+    *TOKEN_COUNTS,
     "unpriced_tokens",
     "revenue_micro",
     "lost_micro",
@@ -116,15 +115,13 @@ _LOSS_SUMS: Final = (
     (pl.col("lost_micro").is_null() & (pl.col("energy_mj") != 0)).any().alias("withheld"),
 )
 _TOKEN_SUMS: Final = (
-    pl.col("output_tokens", "input_tokens", "cached_input_tokens").sum(),
+    pl.col(TOKEN_COUNTS).sum(),
     pl.col("output_tokens").filter(pl.col("earned").is_null()).sum().alias("unpriced_tokens"),
     ((pl.col("earned") + 500_000) // 1_000_000).cast(pl.Int64).sum().alias("revenue_micro"),
 )
 _LOSS_IS_KNOWN: Final = pl.col("withheld").fill_null(False).not_()
 _TOKEN_COLUMNS: Final = (
-    "output_tokens",
-    "input_tokens",
-    "cached_input_tokens",
+    *TOKEN_COUNTS,
     "unpriced_tokens",
     "revenue_micro",
 )

@@ -169,7 +169,7 @@ def _counted(priced: pl.DataFrame) -> pl.DataFrame:
     """Tokens by where they were made, as what they are sold, whether for somebody and whether at no price."""
     key = ("site", "pool", "model_name", "tier", "attributed")
     counts = priced.lazy().group_by(*key, unpriced=pl.col("worth").is_null(), maintain_order=True)
-    return at_once(counts.agg(pl.col("output_tokens", "input_tokens", "cached_input_tokens").sum()))
+    return at_once(counts.agg(pl.col(records.TOKEN_COUNTS).sum()))
 
 
 def _say_unpriced(rows: pl.DataFrame, before: pl.DataFrame) -> None:

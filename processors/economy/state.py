@@ -13,6 +13,7 @@ from idlewatt.processors.economy.rolling import PACKING_COLUMNS, ROLLING_COLUMNS
 from idlewatt.processors.economy.tiers import ENGINE_COLUMNS, SHARE_COLUMNS, TIER_COLUMNS
 from idlewatt.processors.economy.usage import UsageState
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
+from idlewatt.stream.records import TOKEN_COUNTS
 
 LAYOUT: Final = "economy/3"
 TOTAL_KEY: Final = (
@@ -22,7 +23,6 @@ UNPRICED_KEY: Final = ("site", "pool", "model_name", "tier")
 UNCOSTED_KEY: Final = ("site", "pool", "product")
 UNATTRIBUTED_KEY: Final = ("site", "model_name")
 _STRING: Final = pl.String
-_TOKENS: Final = ("output_tokens", "input_tokens", "cached_input_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ _FRAMES: Final[dict[str, Any]] = {
     "tiers": TIER_COLUMNS,
     "engines": ENGINE_COLUMNS,
     "shares": SHARE_COLUMNS,
-    "unattributed": {**dict.fromkeys(UNATTRIBUTED_KEY, _STRING), **dict.fromkeys(_TOKENS, pl.Int64)},
+    "unattributed": {**dict.fromkeys(UNATTRIBUTED_KEY, _STRING), **dict.fromkeys(TOKEN_COUNTS, pl.Int64)},
     "volumes": VOLUME_COLUMNS,
     "consumers": CONSUMER_TOTAL_COLUMNS,
 }

@@ -10,15 +10,15 @@ import polars as pl
 
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.prices import TOKEN_KINDS
+from idlewatt.stream.records import TOKEN_COUNTS
 
 HOUR_MS: Final = 3_600_000
 _MODEL: Final = ("site", "model_name")
-_TOKENS: Final = tuple(f"{kind}_tokens" for kind in TOKEN_KINDS)
 # tokens of the trailing hour: on each tier of usage, and of the engines
 TIER_COLUMNS: Final = {
     **dict.fromkeys((*_MODEL, "tier"), pl.String),
     "window_start_ms": pl.Int64,
-    **dict.fromkeys(_TOKENS, pl.Int64),
+    **dict.fromkeys(TOKEN_COUNTS, pl.Int64),
     # what they owe, and would owe without volume steps; null where the book has no price
     "spend_micro": pl.Int64,
     "list_micro": pl.Int64,
@@ -26,7 +26,7 @@ TIER_COLUMNS: Final = {
 ENGINE_COLUMNS: Final = {
     **dict.fromkeys(_MODEL, pl.String),
     "window_start_ms": pl.Int64,
-    **dict.fromkeys(_TOKENS, pl.Int64),
+    **dict.fromkeys(TOKEN_COUNTS, pl.Int64),
 }
 SHARE_COLUMNS: Final = {
     **dict.fromkeys((*_MODEL, "tier"), pl.String),
@@ -57,12 +57,12 @@ def shares(usage: pl.DataFrame, engines: pl.DataFrame) -> pl.DataFrame:
     told = usage.group_by("site").agg(
         oldest_ms=minute.min(), newest_ms=minute.max(), until_ms=minute.max() + HOUR_MS
     )
-    sold = usage.group_by(*_MODEL, "tier").agg(pl.col(*_TOKENS, "spend_micro", "list_micro").sum())
+    sold = usage.group_by(*_MODEL, "tier").agg(pl.col(*TOKEN_COUNTS, "spend_micro", "list_micro").sum())
     made = (
         engines.join(told, on="site")
         .filter(minute.is_between("oldest_ms", "newest_ms"))
         .group_by(*_MODEL)
-        .agg(pl.col(*_TOKENS).sum().name.prefix("engine_"))
+        .agg(pl.col(*TOKEN_COUNTS).sum().name.prefix("engine_"))
     )
     rows = sold.join(told, on="site").join(made, on=list(_MODEL), how="left").sort(*_MODEL, "tier")
     return rows.with_columns(
@@ -99,14 +99,14 @@ def split(tokens: pl.DataFrame, shares: pl.DataFrame, default_tier: str) -> pl.D
         )
         .with_columns(attributed=pl.lit(True))
     )
-    told = parts.group_by("row").agg(pl.col(*_TOKENS).sum().name.prefix("told_"))
+    told = parts.group_by("row").agg(pl.col(*TOKEN_COUNTS).sum().name.prefix("told_"))
     rest = (
         whole.with_row_index("row")
         .join(told, on="row", how="left", maintain_order="left")
-        .with_columns(pl.col(name) - pl.col(f"told_{name}").fill_null(0) for name in _TOKENS)
+        .with_columns(pl.col(name) - pl.col(f"told_{name}").fill_null(0) for name in TOKEN_COUNTS)
     )
     rows = pl.concat([parts.select(whole.columns), rest.select(whole.columns)])
-    return rows.filter(pl.any_horizontal(pl.col(name) != 0 for name in _TOKENS))
+    return rows.filter(pl.any_horizontal(pl.col(name) != 0 for name in TOKEN_COUNTS))
 
 
 def _by(kind: str, edge: str) -> pl.Expr:

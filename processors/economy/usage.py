@@ -15,7 +15,8 @@ from typing import Any, Final, Self
 import polars as pl
 
 from idlewatt.processors.economy.usage_gains import ENTITY, FORGET_MS, gains, without
-from idlewatt.processors.economy.usage_minutes import MINUTE_COLUMNS, MINUTE_MS, NAMES, TOKENS, split
+from idlewatt.processors.economy.usage_minutes import MINUTE_COLUMNS, MINUTE_MS, NAMES, split
+from idlewatt.stream.records import TOKEN_COUNTS
 from idlewatt.stream.topics import EVENT_HORIZON_MS
 
 # Beyond it the oldest are forgotten, and what is as old as they are is refused.
@@ -29,7 +30,7 @@ _EARLIEST_MS: Final = 631_152_000_000
 class UsageState:
     """What is remembered of one partition's usage between two folds."""
 
-    # the last reading of each counter: ENTITY, ts_ms, epoch_ms, TOKENS
+    # the last reading of each counter: ENTITY, ts_ms, epoch_ms, TOKEN_COUNTS
     counters: pl.DataFrame
     # events that were counted: digest of (site, source, event_id), site, ts_ms
     events: pl.DataFrame
@@ -55,7 +56,7 @@ _FRAMES: Final[dict[str, Any]] = {
         **dict.fromkeys(ENTITY, pl.String),
         "ts_ms": pl.Int64,
         "epoch_ms": pl.Int64,
-        **dict.fromkeys(TOKENS, pl.Int64),
+        **dict.fromkeys(TOKEN_COUNTS, pl.Int64),
     },
     "events": {"digest": pl.UInt64, "site": pl.String, "ts_ms": pl.Int64},
     "sites": {"site": pl.String, "newest_ms": pl.Int64, "floor_ms": pl.Int64},
@@ -67,7 +68,7 @@ class Usage:
     """What a fold made of the rows."""
 
     state: UsageState
-    # MINUTE_COLUMNS, at least one of TOKENS not 0; a name or tier that nobody told is empty. One row per counter,
+    # MINUTE_COLUMNS, at least one of TOKEN_COUNTS not 0; a name or tier that nobody told is empty. One row per counter,
     # pair of readings and minute, or per event: never merged, so that what is rounded per row is the same however
     # the rows were read together. window_ms is 60,000 but for long gaps.
     minutes: pl.DataFrame
@@ -109,8 +110,8 @@ def _plausible(rows: pl.DataFrame, latest_ms: int, rejected: Counter[str]) -> pl
     faults = {
         "clock_ahead": pl.col("ts_ms") > latest_ms,
         "clock_before_1990": pl.col("ts_ms") < _EARLIEST_MS,
-        "negative": pl.any_horizontal(pl.col(*TOKENS) < 0),
-        "implausible": pl.any_horizontal(pl.col(*TOKENS) >= _LARGEST_COUNTER),
+        "negative": pl.any_horizontal(pl.col(*TOKEN_COUNTS) < 0),
+        "implausible": pl.any_horizontal(pl.col(*TOKEN_COUNTS) >= _LARGEST_COUNTER),
         "name_too_long": pl.any_horizontal(
             (pl.col(*text).str.len_bytes() > _MAX_NAME_BYTES).fill_null(False)
         ),
@@ -168,6 +169,6 @@ def _event_minutes(events: pl.DataFrame) -> pl.DataFrame:
         events.with_columns(
             window_start_ms=pl.col("ts_ms") // MINUTE_MS * MINUTE_MS, window_ms=pl.lit(MINUTE_MS, pl.Int64)
         )
-        .filter(pl.any_horizontal(pl.col(*TOKENS) != 0))
+        .filter(pl.any_horizontal(pl.col(*TOKEN_COUNTS) != 0))
         .select(*MINUTE_COLUMNS)
     )

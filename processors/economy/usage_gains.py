@@ -5,8 +5,9 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.economy.usage_minutes import NAMES, TOKENS
+from idlewatt.processors.economy.usage_minutes import NAMES
 from idlewatt.processors.meter.timeline import RESTART_GAP_MS
+from idlewatt.stream.records import TOKEN_COUNTS
 
 ENTITY: Final = ("site", "source", "counter")
 # A counter not heard of for longer starts anew: what it gained meanwhile is nobody's.
@@ -27,7 +28,7 @@ def without(rows: pl.DataFrame, fault: pl.Expr, reason: str, rejected: Counter[s
 def gains(
     last: pl.DataFrame, rows: pl.DataFrame, rejected: Counter[str]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Each counter's newest reading, and what it gained over each pair of readings: start_ms, end_ms, names, TOKENS.
+    """Each counter's newest reading, and what it gained over each pair of readings: start_ms, end_ms, names, TOKEN_COUNTS.
 
     What was gained goes to the names of the newer reading: a change of the rules that name consumers counts from
     then on, and nothing counts twice.
@@ -55,7 +56,7 @@ def gains(
     )
     good = without(
         good,
-        pl.any_horizontal(pl.col(c) < pl.col(c).cum_max().over("id", "epoch_ms") for c in TOKENS)
+        pl.any_horizontal(pl.col(c) < pl.col(c).cum_max().over("id", "epoch_ms") for c in TOKEN_COUNTS)
         & pl.col("epoch_ms").is_not_null(),
         "counter_decrease",
         rejected,
@@ -65,17 +66,17 @@ def gains(
 
 
 def _differences(readings: pl.DataFrame) -> pl.DataFrame:
-    before = {name: pl.col(name).shift(1) for name in ("ts_ms", "epoch_ms", *TOKENS)}
+    before = {name: pl.col(name).shift(1) for name in ("ts_ms", "epoch_ms", *TOKEN_COUNTS)}
     follows = (pl.col("id") == pl.col("id").shift(1)).fill_null(False)
     elapsed_ms = pl.col("ts_ms") - before["ts_ms"]
     restarted = (pl.col("epoch_ms") != before["epoch_ms"]).fill_null(False)
     start_known = restarted & (pl.col("ts_ms") - pl.col("epoch_ms") <= RESTART_GAP_MS)
-    fell = ~restarted & pl.any_horizontal(pl.col(c) < before[c] for c in TOKENS)
+    fell = ~restarted & pl.any_horizontal(pl.col(c) < before[c] for c in TOKEN_COUNTS)
     nobodys = (restarted & ~start_known) | (fell & (elapsed_ms > _RESET_MS)) | (elapsed_ms > FORGET_MS)
     return readings.with_columns(
         *(
             pl.when(start_known | fell).then(pl.col(c)).otherwise(pl.col(c) - before[c]).alias(c)
-            for c in TOKENS
+            for c in TOKEN_COUNTS
         ),
         start_ms=pl.when(start_known)
         .then(pl.min_horizontal(pl.max_horizontal(before["ts_ms"], "epoch_ms"), pl.col("ts_ms") - 1))

@@ -4,16 +4,17 @@ from typing import Any, Final
 
 import polars as pl
 
+from idlewatt.stream.records import TOKEN_COUNTS
+
 # who spent the tokens, and on what
 NAMES: Final = ("function", "team", "agent_family", "engineer", "model_name", "tier")
-TOKENS: Final = ("output_tokens", "input_tokens", "cached_input_tokens")
 MINUTE_COLUMNS: Final[dict[str, Any]] = {
     "site": pl.String,
     "window_start_ms": pl.Int64,
     "window_ms": pl.Int64,
     "source": pl.String,
     **dict.fromkeys(NAMES, pl.String),
-    **dict.fromkeys(TOKENS, pl.Int64),
+    **dict.fromkeys(TOKEN_COUNTS, pl.Int64),
 }
 MINUTE_MS: Final = 60_000
 # A gap is cut into the smallest of these that makes at most _PARTS parts. A quarter of an hour divides the offset
@@ -31,7 +32,7 @@ def split(gained: pl.DataFrame) -> pl.DataFrame:
     step_ms = pl.lit(_STEPS_MS[-1], pl.Int64)
     for step in reversed(_STEPS_MS[:-1]):
         step_ms = pl.when(elapsed_ms <= step * _PARTS).then(step).otherwise(step_ms)
-    gained = gained.filter(pl.any_horizontal(pl.col(*TOKENS) != 0)).with_columns(window_ms=step_ms)
+    gained = gained.filter(pl.any_horizontal(pl.col(*TOKEN_COUNTS) != 0)).with_columns(window_ms=step_ms)
     if gained.is_empty():
         return pl.DataFrame(schema=MINUTE_COLUMNS)
     step_ms = pl.col("window_ms")
@@ -43,8 +44,10 @@ def split(gained: pl.DataFrame) -> pl.DataFrame:
         to_ms=pl.min_horizontal("end_ms", pl.col("window_start_ms") + step_ms),
     )
     return (
-        parts.with_columns((_by(c, "to_ms") - _by(c, "from_ms")).cast(pl.Int64).alias(c) for c in TOKENS)
-        .filter(pl.any_horizontal(pl.col(*TOKENS) != 0))
+        parts.with_columns(
+            (_by(c, "to_ms") - _by(c, "from_ms")).cast(pl.Int64).alias(c) for c in TOKEN_COUNTS
+        )
+        .filter(pl.any_horizontal(pl.col(*TOKEN_COUNTS) != 0))
         .select(*MINUTE_COLUMNS)
     )
 

@@ -12,6 +12,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.meter.rows import TIME_BITS, by_id, by_window, where
+from idlewatt.stream.records import TOKEN_COUNTS
 
 SEGMENT_COLUMNS: Final = {
     "server": pl.Int64,
@@ -42,7 +43,7 @@ def with_servers(index: pl.DataFrame) -> pl.DataFrame:
 
 def segments_of(intervals: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
     """Engine intervals to segments, each of one model."""
-    tokens = pl.sum_horizontal("inc_output_tokens", "inc_input_tokens", "inc_cached_input_tokens")
+    tokens = pl.sum_horizontal(f"inc_{count}" for count in TOKEN_COUNTS)
     measured = where(intervals, intervals["measured"])
     return measured.select_seq(
         by_id(measured["id"], index["id"], index["server"]).alias("server"),

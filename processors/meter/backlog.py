@@ -11,6 +11,7 @@ from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.state import MeterState
 from idlewatt.stream import records
 from idlewatt.stream.decoding import empty_frame
+from idlewatt.stream.records import TOKEN_COUNTS
 
 # windows of entities that are cut together
 _PIECES: Final = 250_000
@@ -51,7 +52,7 @@ def _book_gpus(state: MeterState, room: int, config: MeterConfig) -> tuple[Meter
 
 
 def _book_engines(state: MeterState, room: int, config: MeterConfig) -> tuple[MeterState, Closing, int]:
-    pieces, left = gaps.take(state.engine_gaps, room, config.window_ms, tokens.TOKEN_KINDS)
+    pieces, left = gaps.take(state.engine_gaps, room, config.window_ms, TOKEN_COUNTS)
     windows = tokens.engine_windows(pieces)
     rows = tokens.token_rows(tokens.with_joules(windows, _NO_JOULES, state.engine_index), config.window_ms)
     after = replace(state, engine_gaps=left, token_totals=totals.add_tokens(state.token_totals, rows))

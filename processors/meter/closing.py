@@ -32,6 +32,7 @@ from idlewatt.processors.meter.timeline import (
 )
 from idlewatt.stream import records
 from idlewatt.stream.decoding import empty_frame, frame_schema
+from idlewatt.stream.records import TOKEN_COUNTS
 
 MINUTE_MS: Final = 60_000
 ENERGY: Final = ("energy_mj",)
@@ -57,8 +58,8 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         histogram = yardstick.learn(state.histogram, state.samples, config.min_tokens, edges.edge_ms)
         learned = replace(state, histogram=histogram, samples=state.samples.clear())
 
-    engines = advance(state.engines, state.pending_engines, edges, tokens.TOKEN_KINDS, ENGINE_CARRY)
-    engine_intervals = with_gaps(tokens.without_unknown(engines.intervals), tokens.TOKEN_KINDS)
+    engines = advance(state.engines, state.pending_engines, edges, TOKEN_COUNTS, ENGINE_CARRY)
+    engine_intervals = with_gaps(tokens.without_unknown(engines.intervals), TOKEN_COUNTS)
     segments = activity.remember(
         state.segments, activity.segments_of(engine_intervals, state.engine_index), edges.edge_ms
     )
@@ -83,9 +84,9 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         estimated=pl.lit(False)
     )
     gpu_pieces, gpu_gaps = _pieces(state.open_gpus, gpu_intervals, silent, gpus, edges, ENERGY)
-    silent = silence(engines, edges, config.forget_ms, tokens.TOKEN_KINDS, ())
+    silent = silence(engines, edges, config.forget_ms, TOKEN_COUNTS, ())
     engine_pieces, engine_gaps = _pieces(
-        state.open_engines, engine_intervals, silent, engines, edges, tokens.TOKEN_KINDS
+        state.open_engines, engine_intervals, silent, engines, edges, TOKEN_COUNTS
     )
     earliest_ms = gpu_pieces["window_start_ms"].min()
     if isinstance(earliest_ms, int) and earliest_ms < edges.previous_ms:

@@ -10,10 +10,10 @@ from idlewatt.processors.families import Family, family, long
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.rolling import LONGEST, rolling
 from idlewatt.processors.meter.state import MeterState
-from idlewatt.processors.meter.tokens import TOKEN_KINDS
 from idlewatt.stream import metric_names as names
+from idlewatt.stream.records import TOKEN_COUNTS
 
-_KINDS: Final = {kind: kind.removesuffix("_tokens") for kind in TOKEN_KINDS}
+_KINDS: Final = {kind: kind.removesuffix("_tokens") for kind in TOKEN_COUNTS}
 _POOL: Final = ("site", "pool")
 _PARTS: Final = ("draw", "headroom")
 

@@ -5,6 +5,8 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.stream.records import TOKEN_COUNTS
+
 # Unsupported counters show up as values just under 2^63 (dcgm's "blank"); no real counter gets there.
 LARGEST_COUNTER: Final = 1 << 60
 LARGEST_POWER_MW: Final = 100_000_000
@@ -29,9 +31,7 @@ ENGINE_COLUMNS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "node": pl.String,
     "engine": pl.String,
     "model_name": pl.String,
-    "output_tokens": pl.Int64,
-    "input_tokens": pl.Int64,
-    "cached_input_tokens": pl.Int64,
+    **dict.fromkeys(TOKEN_COUNTS, pl.Int64),
     "advance": pl.String,
     "requests_running": pl.Int64,
     "requests_waiting": pl.Int64,
@@ -67,7 +67,7 @@ def gpu_rows(
 
 def engine_rows(rows: pl.DataFrame, now_ms: int, grace_ms: int) -> tuple[pl.DataFrame, dict[str, int]]:
     """Engine rows with ENGINE_COLUMNS (gpus as lines) and src; and how many were left out, by reason."""
-    counters = pl.col("output_tokens", "input_tokens", "cached_input_tokens")
+    counters = pl.col(TOKEN_COUNTS)
     faults = {
         **_clock_faults(now_ms, grace_ms),
         "negative": pl.any_horizontal(counters.lt(0).fill_null(False)),

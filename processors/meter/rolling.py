@@ -7,7 +7,7 @@ import polars as pl
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.rows import where
-from idlewatt.processors.meter.tokens import TOKEN_KINDS
+from idlewatt.stream.records import TOKEN_COUNTS
 
 ROLLING_MS: Final = {"1m": 60_000, "5m": 300_000, "1h": 3_600_000}
 HISTORY_COLUMNS: Final = {
@@ -17,7 +17,7 @@ HISTORY_COLUMNS: Final = {
     "draw_mj": pl.Int64,
     "gpu_ms": pl.Int64,
     "dark_ms": pl.Int64,
-    **dict.fromkeys(TOKEN_KINDS, pl.Int64),
+    **dict.fromkeys(TOKEN_COUNTS, pl.Int64),
     "measured_ms": pl.Int64,
     "silent_ms": pl.Int64,
     # tokens of a server whose counter jumps at a request's end
@@ -47,7 +47,7 @@ def extend(history: pl.DataFrame, power: pl.DataFrame, tokens: pl.DataFrame, edg
         pl.when(pl.col("state") == "dark").then("gpu_ms").otherwise(0).sum().alias("dark_ms"),
     )
     served = tokens.group_by(*_KEY).agg(
-        pl.col(*TOKEN_KINDS, "measured_ms", "silent_ms").sum(),
+        pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms").sum(),
         (pl.col("advance") == "request_end").any().alias("request_end"),
     )
     both = watts.join(served, on=list(_KEY), how="full", coalesce=True).with_columns_seq(
@@ -92,7 +92,7 @@ def rolling(history: pl.DataFrame, edge_ms: int, config: MeterConfig) -> pl.Data
             coverage_tokens.alias("coverage_tokens"),
             *(
                 pl.when(trusted).then(pl.col(kind) * 1000.0 / pl.col("draw_mj")).alias(kind)
-                for kind in TOKEN_KINDS
+                for kind in TOKEN_COUNTS
             ),
         )
     )

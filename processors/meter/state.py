@@ -9,12 +9,12 @@ from idlewatt.processors.meter.activity import SEGMENT_COLUMNS, Holding
 from idlewatt.processors.meter.gaps import GAP_COLUMNS
 from idlewatt.processors.meter.intake import ENGINE_COLUMNS, GPU_COLUMNS
 from idlewatt.processors.meter.rolling import HISTORY_COLUMNS
-from idlewatt.processors.meter.tokens import TOKEN_KINDS
 from idlewatt.processors.meter.totals import MEASURED_COLUMNS, POWER_COLUMNS, TOKEN_COLUMNS
 from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, PAIR, YIELD_COLUMNS
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream import records
 from idlewatt.stream.decoding import empty_frame
+from idlewatt.stream.records import TOKEN_COUNTS
 
 LAYOUT: Final = "meter/2"
 GPU_KEY: Final = ("site", "pool", "gpu_uuid")
@@ -37,7 +37,7 @@ GPU_READING: Final[dict[str, Any]] = {
 }
 ENGINE_READING: Final[dict[str, Any]] = {
     "ts_ms": pl.Int64,
-    **dict.fromkeys(TOKEN_KINDS, pl.Int64),
+    **dict.fromkeys(TOKEN_COUNTS, pl.Int64),
     "requests_running": pl.Int64,
     "requests_waiting": pl.Int64,
     "epoch_ms": pl.Int64,
@@ -58,7 +58,7 @@ GPU_INTERVAL: Final[dict[str, Any]] = {
     "power_limit_mw_0": pl.Int64,
     "has_process_0": pl.Boolean,
 }
-ENGINE_INTERVAL: Final[dict[str, Any]] = {**_INTERVAL, **{f"inc_{kind}": pl.Int64 for kind in TOKEN_KINDS}}
+ENGINE_INTERVAL: Final[dict[str, Any]] = {**_INTERVAL, **{f"inc_{kind}": pl.Int64 for kind in TOKEN_COUNTS}}
 # see gaps.py; booked_limit_mw is what silence was booked with
 GPU_GAP: Final = {**GPU_INTERVAL, "booked_limit_mw": pl.Int64, **GAP_COLUMNS}
 ENGINE_GAP: Final = {**ENGINE_INTERVAL, **GAP_COLUMNS}

@@ -6,8 +6,8 @@ import polars as pl
 
 from idlewatt.processors.meter.activity import in_windows
 from idlewatt.processors.meter.rows import by_id, where, with_names
+from idlewatt.stream.records import TOKEN_COUNTS
 
-TOKEN_KINDS: Final = ("output_tokens", "input_tokens", "cached_input_tokens")
 SHARE_COLUMNS: Final = {
     "id": pl.Int64,
     "window_start_ms": pl.Int64,
@@ -27,12 +27,12 @@ _NAMES: Final = ("node", "engine", "model_name")
 
 def without_unknown(intervals: pl.DataFrame) -> pl.DataFrame:
     """A kind the server does not count, or counts from now on, gained nothing that anybody knows."""
-    return intervals.with_columns_seq(pl.col(f"inc_{kind}").fill_null(0) for kind in TOKEN_KINDS)
+    return intervals.with_columns_seq(pl.col(f"inc_{kind}").fill_null(0) for kind in TOKEN_COUNTS)
 
 
 def to_book() -> pl.Expr:
     """Whether a long gap says anything that silence did not."""
-    return pl.col("fresh") | pl.any_horizontal(pl.col(f"inc_{kind}") > 0 for kind in TOKEN_KINDS)
+    return pl.col("fresh") | pl.any_horizontal(pl.col(f"inc_{kind}") > 0 for kind in TOKEN_COUNTS)
 
 
 def engine_windows(pieces: pl.DataFrame) -> pl.DataFrame:
@@ -47,7 +47,7 @@ def engine_windows(pieces: pl.DataFrame) -> pl.DataFrame:
     return (
         pieces.select_seq(
             *_WINDOW,
-            *(pl.col(f"inc_{kind}").alias(kind) for kind in TOKEN_KINDS),
+            *(pl.col(f"inc_{kind}").alias(kind) for kind in TOKEN_COUNTS),
             *(pl.when(measured).then(f"inc_{kind}").otherwise(0).alias(seen) for kind, seen in _SEEN.items()),
             pl.when(measured).then(span_ms).otherwise(0).alias("measured_ms"),
             silent_ms.alias("silent_ms"),
@@ -159,7 +159,7 @@ def token_rows(windows: pl.DataFrame, window_ms: int) -> pl.DataFrame:
         "engine",
         "model_name",
         "advance",
-        pl.col(*TOKEN_KINDS, "serving_mj", "measured_ms", "silent_ms").fill_null(0),
+        pl.col(*TOKEN_COUNTS, "serving_mj", "measured_ms", "silent_ms").fill_null(0),
     ).sort("site", "pool", "window_start_ms", "engine", "model_name")
 
 

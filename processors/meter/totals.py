@@ -5,7 +5,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.meter.rows import with_names
-from idlewatt.processors.meter.tokens import TOKEN_KINDS
+from idlewatt.stream.records import TOKEN_COUNTS
 
 _POWER_KEY: Final = ("site", "pool", "product", "state", "demand")
 _POWER_SUMS: Final = ("gpu_ms", "draw_mj", "headroom_mj", "lost_tokens_draw", "lost_tokens_headroom")
@@ -18,7 +18,7 @@ POWER_COLUMNS: Final = {
     **dict.fromkeys(_POWER_SUMS, pl.Int64),
     **dict.fromkeys(_SHOWN.values(), pl.Int64),
 }
-TOKEN_COLUMNS: Final = {**dict.fromkeys(_TOKEN_KEY, pl.String), **dict.fromkeys(TOKEN_KINDS, pl.Int64)}
+TOKEN_COLUMNS: Final = {**dict.fromkeys(_TOKEN_KEY, pl.String), **dict.fromkeys(TOKEN_COUNTS, pl.Int64)}
 MEASURED_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "measured_mj": pl.Int64}
 
 
@@ -39,8 +39,8 @@ def add_power(totals: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
 
 def add_tokens(totals: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:
     """Add ledger rows of tokens."""
-    rows = pl.concat([totals, tokens.select_seq(*_TOKEN_KEY, *TOKEN_KINDS)])
-    return rows.group_by(*_TOKEN_KEY).agg(pl.col(TOKEN_KINDS).sum()).sort(*_TOKEN_KEY)
+    rows = pl.concat([totals, tokens.select_seq(*_TOKEN_KEY, *TOKEN_COUNTS)])
+    return rows.group_by(*_TOKEN_KEY).agg(pl.col(TOKEN_COUNTS).sum()).sort(*_TOKEN_KEY)
 
 
 def add_measured(totals: pl.DataFrame, intervals: pl.DataFrame, gpus: pl.DataFrame) -> pl.DataFrame:

@@ -16,14 +16,14 @@ from idlewatt.processors.economy.book import CONSUMER_KINDS, Book
 from idlewatt.processors.economy.consumers import Spent, spend
 from idlewatt.processors.economy.prices import VOLUME_COLUMNS
 from idlewatt.processors.reports.ledger import HOUR_MS, Interval, Ledger, ledger_span, usage_span
+from idlewatt.stream.records import TOKEN_COUNTS
 
 STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
-TOKENS: Final = ("output_tokens", "input_tokens", "cached_input_tokens")
 KEY: Final = ("site", "pool", "model_name", "tier")
 # of tokens: what they are, bring, or would have brought; unpriced are output tokens without a price, unattributed
 # those that no usage claims
 TOKEN_MEASURES: Final = (
-    *TOKENS,
+    *TOKEN_COUNTS,
     "unpriced_tokens",
     "unattributed_tokens",
     "revenue_micro",
@@ -116,7 +116,7 @@ def _token_cells(priced: pl.DataFrame, book: Book) -> Iterator[pl.DataFrame]:
     yield _cells(
         priced,
         {
-            **{name: pl.col(name).sum() for name in TOKENS},
+            **{name: pl.col(name).sum() for name in TOKEN_COUNTS},
             "unpriced_tokens": output.filter(pl.col("worth").is_null()).sum(),
             "unattributed_tokens": output.filter(~pl.col("attributed")).sum(),
         },

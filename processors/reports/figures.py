@@ -11,9 +11,10 @@ from typing import Final
 
 from idlewatt.processors.economy import tariff
 from idlewatt.processors.economy.book import MICRO, Book
-from idlewatt.processors.reports.cells import STATES, TOKENS
+from idlewatt.processors.reports.cells import STATES
 from idlewatt.processors.reports.report import Grouped
 from idlewatt.processors.reports.rounding import rounded, rounded_parts
+from idlewatt.stream.records import TOKEN_COUNTS
 
 MJ_PER_KWH: Final = 3_600_000_000
 _MS_PER_HOUR: Final = 3_600_000
@@ -24,7 +25,13 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "other": ("other",),
     "dark": ("dark",),
 }
-COUNTS: Final = (*TOKENS, "unpriced_tokens", "unattributed_tokens", "lost_tokens", "unvalued_lost_tokens")
+COUNTS: Final = (
+    *TOKEN_COUNTS,
+    "unpriced_tokens",
+    "unattributed_tokens",
+    "lost_tokens",
+    "unvalued_lost_tokens",
+)
 ENERGY: Final[Mapping[str, tuple[str, ...]]] = {
     **{f"{state}_kwh": (f"draw_{state}_mj", f"headroom_{state}_mj") for state in STATES},
     "drawn_kwh": tuple(f"draw_{state}_mj" for state in STATES),

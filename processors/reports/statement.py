@@ -8,11 +8,12 @@ import polars as pl
 
 from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO, Book
 from idlewatt.processors.reports.attribution import by_consumer
-from idlewatt.processors.reports.cells import MEASURES, TOKENS, Cells
+from idlewatt.processors.reports.cells import MEASURES, Cells
 from idlewatt.processors.reports.figures import CENTS, Figures, figures
 from idlewatt.processors.reports.report import Grouped
 from idlewatt.processors.reports.rounding import rounded_parts
 from idlewatt.stream.errors import ConfigError
+from idlewatt.stream.records import TOKEN_COUNTS
 
 _KEY = ("site", "model_name", "tier")
 
@@ -52,7 +53,7 @@ def statement(found: Cells, book: Book, consumer: str) -> Statement:
 
 
 def _shares(own: pl.DataFrame, kind: str) -> list[Share]:
-    tokens = pl.sum_horizontal(pl.col(*TOKENS).sum())
+    tokens = pl.sum_horizontal(pl.col(*TOKEN_COUNTS).sum())
     rows = own.group_by(kind).agg(tokens.alias("tokens"), pl.col("revenue_micro").sum()).sort(kind)
     places = CENTS.money
     owed = rounded_parts(rows.get_column("revenue_micro").to_list(), MICRO // 10**places)

@@ -6,8 +6,8 @@ from fractions import Fraction
 import polars as pl
 
 from idlewatt.processors.economy.book import Amount, Book
-from idlewatt.processors.reports.cells import TOKENS
 from idlewatt.processors.reports.ledger import Ledger
+from idlewatt.stream.records import TOKEN_COUNTS
 
 _ONE = Fraction(1)
 
@@ -35,8 +35,8 @@ def changed_ledger(ledger: Ledger, changes: Changes) -> Ledger:
     lost = ("lost_tokens_draw", "lost_tokens_headroom")
     return Ledger(
         ledger.power.with_columns(_scaled(name, factor) for name in lost),
-        ledger.tokens.with_columns(_scaled(name, factor) for name in TOKENS),
-        ledger.usage.with_columns(_scaled(name, factor) for name in TOKENS),
+        ledger.tokens.with_columns(_scaled(name, factor) for name in TOKEN_COUNTS),
+        ledger.usage.with_columns(_scaled(name, factor) for name in TOKEN_COUNTS),
     )
 
 
