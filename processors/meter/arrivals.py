@@ -7,6 +7,7 @@ import polars as pl
 from idlewatt.processors.meter import intake
 from idlewatt.processors.meter.activity import with_servers
 from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.ids import with_ids
 from idlewatt.processors.meter.state import (
     ENGINE_ATTRIBUTES,
     ENGINE_KEY,
@@ -14,7 +15,6 @@ from idlewatt.processors.meter.state import (
     GPU_KEY,
     MeterState,
 )
-from idlewatt.processors.meter.timeline import with_ids
 from idlewatt.processors.stage import Batch
 from idlewatt.stream import records, topics
 

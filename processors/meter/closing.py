@@ -8,6 +8,7 @@ import polars as pl
 from idlewatt.processors.meter import activity, rolling, tokens, totals, waterfall, yardstick
 from idlewatt.processors.meter.classifying import classify, steady_windows, whole_windows
 from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.cutting import silence, split, still_open, with_gaps
 from idlewatt.processors.meter.gaps import put_off
 from idlewatt.processors.meter.rows import where, with_names
 from idlewatt.processors.meter.state import (
@@ -19,17 +20,7 @@ from idlewatt.processors.meter.state import (
     SAMPLE_COLUMNS,
     MeterState,
 )
-from idlewatt.processors.meter.timeline import (
-    NEVER_MS,
-    Advance,
-    Edges,
-    Steady,
-    advance,
-    silence,
-    split,
-    still_open,
-    with_gaps,
-)
+from idlewatt.processors.meter.timeline import NEVER_MS, Advance, Edges, Steady, advance
 from idlewatt.stream import records
 from idlewatt.stream.decoding import empty_frame, frame_schema
 from idlewatt.stream.records import TOKEN_COUNTS

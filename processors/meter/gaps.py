@@ -9,8 +9,9 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.meter.cutting import cut
 from idlewatt.processors.meter.rows import where
-from idlewatt.processors.meter.timeline import Edges, cut
+from idlewatt.processors.meter.timeline import Edges
 
 # a gap over no more closed windows than this is booked at once
 SHORT_WINDOWS: Final = 6

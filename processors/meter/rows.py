@@ -16,12 +16,17 @@ def where(rows: pl.DataFrame, mask: pl.Series) -> pl.DataFrame:
     return rows.filter(mask) if mask.any() else rows.clear()
 
 
+def highest(ids: pl.Series) -> int:
+    """-1 where there is none."""
+    found = ids.max()
+    return found if isinstance(found, int) else -1
+
+
 def by_id(
     ids: pl.Series, keys: pl.Series, values: pl.Series | bool, dtype: Any = pl.Int64, *, default: Any = None
 ) -> pl.Series:
     """For each of `ids` the value of its key, `default` where it is no key. Ids count from 0, so a table serves."""
-    highest = [found for found in (ids.max(), keys.max()) if isinstance(found, int)]
-    table = pl.Series([default], dtype=dtype).new_from_index(0, 1 + max(highest, default=-1))
+    table = pl.Series([default], dtype=dtype).new_from_index(0, 1 + max(highest(ids), highest(keys)))
     return table.scatter(keys, values).gather(ids)
 
 

@@ -1,4 +1,4 @@
-"""Cumulative readings to pieces of time: what a counter gained, in which window, and whether it was measured.
+"""Cumulative readings to intervals between them: what a counter gained, and whether it was measured.
 
 One timeline serves GPUs (energy) and engines (tokens). It moves from one window edge to the next:
 
@@ -16,7 +16,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.rows import TIME_BITS, by_id, by_window, where
+from idlewatt.processors.meter.rows import TIME_BITS, by_id, highest, where
 
 # A counter that restarted this long before its first reading still brings its whole value: a model server
 # answers only after its model is loaded, and counts from its start.
@@ -60,47 +60,6 @@ class Advance:
     # ids of entities that no step before had a reading of: nothing was booked for them yet, not even silence
     new: pl.Series
     dropped: dict[str, int]
-
-
-def with_ids(
-    index: pl.DataFrame, rows: pl.DataFrame, key: Sequence[str], attributes: Sequence[str]
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Give rows the `id` of their entity instead of its names, which are heavy to move and to sort.
-
-    `index`: key, attributes and id of each entity, attributes as its newest reading says; returned up to date.
-    """
-    names = [*key, *attributes]
-    hashed = pl.sum_horizontal(pl.col(name).hash(seed) for seed, name in enumerate(key)).alias("hash")
-    known_hashes = index.select_seq(hashed, place=pl.int_range(pl.len()))
-    if known_hashes["hash"].n_unique() == index.height:
-        # nearly always all names are known; one integer finds them three times as fast as several names
-        place = rows.select_seq(hashed).join(known_hashes, on="hash", how="left", maintain_order="left")[
-            "place"
-        ]
-        if not place.has_nulls() and all(
-            (rows[name] == index[name][place]).all(ignore_nulls=False) for name in names
-        ):
-            return rows.drop(names).hstack([index["id"][place]]), index
-    known = {name: f"known_{name}" for name in attributes}
-    joined = rows.join(index.rename(known), on=key, how="left", maintain_order="left")
-    unknown = joined.get_column("id").null_count() > 0
-    differs = pl.any_horizontal(pl.col(name).ne_missing(pl.col(was)) for name, was in known.items())
-    changed = joined.filter(differs).select_seq(*key, *attributes, "ts_ms", "id")
-    if changed.height:
-        newest = changed.sort("ts_ms").unique(key, keep="last", maintain_order=True).drop("ts_ms")
-        new = newest.filter(pl.col("id").is_null())
-        first_id = 1 + _highest(index)
-        new = new.with_columns_seq(pl.int_range(pl.len(), dtype=pl.Int64).add(first_id).alias("id"))
-        moved = newest.filter(pl.col("id").is_not_null()).select_seq("id", *attributes)
-        index = pl.concat([index.update(moved, on="id", maintain_order="left"), new], how="diagonal")
-    if unknown:
-        joined = rows.join(index.select_seq(*key, "id"), on=key, how="left", maintain_order="left")
-    return joined.select_seq(pl.exclude(*key, *attributes, *known.values())), index
-
-
-def _highest(entities: pl.DataFrame) -> int:
-    highest = entities.get_column("id").max()
-    return highest if isinstance(highest, int) else -1
 
 
 def advance(
@@ -194,7 +153,7 @@ def _by_entity_and_time(rows: pl.DataFrame) -> pl.DataFrame:
     passed_ms = rows["ts_ms"] - (rows["ts_ms"].min() or 0)
     most_ms = passed_ms.max()
     place_bits = rows.height.bit_length()
-    if isinstance(most_ms, int) and (_highest(rows) + 1) * (most_ms + 1) << place_bits < 1 << 63:
+    if isinstance(most_ms, int) and (highest(rows["id"]) + 1) * (most_ms + 1) << place_bits < 1 << 63:
         order = (rows["id"] * (most_ms + 1) + passed_ms) * (1 << place_bits)
         order += pl.int_range(rows.height, eager=True)
         return rows[order.sort() & ((1 << place_bits) - 1)]
@@ -263,7 +222,7 @@ def _without_between(
     Most readings do: nothing was reset, no gauge changed, and a window is not longer than the hold.
     """
     windows = (edges.edge_ms - edges.previous_ms) // edges.window_ms
-    entities = 1 + _highest(rows)
+    entities = 1 + highest(rows["id"])
     known = pl.col("id") < entities
     window = (pl.col("window_start_ms") - edges.previous_ms) // edges.window_ms
     places = steady.windows.filter(known & window.is_between(0, windows - 1)).select_seq(
@@ -323,98 +282,3 @@ def _gains(
     return gained.with_columns_seq(
         measured=pl.col("known") & (pl.col("end_ms") - pl.col("start_ms") <= edges.hold_ms)
     )
-
-
-def with_gaps(intervals: pl.DataFrame, counters: Sequence[str]) -> pl.DataFrame:
-    """Add the unmeasured time between a reading and the restart that follows it, so that no time is missing."""
-    restarted = intervals["start_ms"] > intervals["t0_ms"]
-    if not restarted.any():
-        return intervals
-    gaps = intervals.filter(restarted).with_columns_seq(
-        pl.col("start_ms").alias("end_ms"),
-        pl.col("t0_ms").alias("start_ms"),
-        pl.lit(False).alias("measured"),
-        *(pl.lit(0, pl.Int64).alias(f"inc_{c}") for c in counters),
-    )
-    return pl.concat([intervals, gaps])
-
-
-def still_open(intervals: pl.DataFrame, edges: Edges) -> pl.DataFrame:
-    """The intervals that reach past the edge; the next step goes on with them from there."""
-    return where(intervals, intervals["end_ms"] > edges.edge_ms)
-
-
-def silence(
-    step: Advance, edges: Edges, forget_ms: int, counters: Sequence[str], carry: Sequence[str]
-) -> pl.DataFrame:
-    """The time from each entity's last reading to the edge, as unmeasured intervals that gained nothing.
-
-    What lies before the last edge was booked by the step that closed it, unless the entity was unknown then.
-    Silent for `forget_ms`, an entity is no longer known to be there.
-    """
-    since = pl.max_horizontal("ts_ms", pl.lit(edges.previous_ms))
-    if step.new.len():
-        since = pl.when(pl.col("id").is_in(step.new.implode())).then("ts_ms").otherwise(since)
-    quiet = where(step.last, step.last["ts_ms"] < edges.edge_ms)
-    rows = quiet.select_seq(
-        "id",
-        since.alias("t0_ms"),
-        since.alias("start_ms"),
-        pl.min_horizontal(pl.col("ts_ms") + forget_ms, pl.lit(edges.edge_ms)).alias("end_ms"),
-        pl.lit(False).alias("measured"),
-        *(pl.lit(0, pl.Int64).alias(f"inc_{c}") for c in counters),
-        *(pl.col(name).alias(f"{name}_0") for name in carry),
-    )
-    return where(rows, rows["end_ms"] > rows["start_ms"])
-
-
-def split(
-    opened: pl.DataFrame,
-    intervals: pl.DataFrame,
-    edges: Edges,
-    counters: Sequence[str],
-    new: pl.Series,
-) -> pl.DataFrame:
-    """Cut intervals at window edges, up to the closing edge.
-
-    `opened`: intervals that the last step left open; they are cut only from its edge on. `new`: ids of entities for
-    which nothing was booked before. Increments are split in proportion to time; the last part takes the remainder.
-    Adds window_start_ms, from_ms, to_ms, and late: the piece was booked as silence before.
-    """
-    parts = pl.concat(
-        [
-            opened.with_columns_seq(from_ms=pl.col("start_ms").clip(lower_bound=edges.previous_ms)),
-            intervals.with_columns_seq(from_ms=pl.col("start_ms")),
-        ]
-    ).with_columns_seq(to_ms=pl.col("end_ms").clip(upper_bound=edges.edge_ms))
-    pieces = cut(where(parts, parts["to_ms"] > parts["from_ms"]), edges.window_ms, counters)
-    late = pl.col("window_start_ms") < edges.previous_ms
-    if new.len():
-        late &= ~pl.col("id").is_in(new.implode())
-    return pieces.with_columns_seq(late=late)
-
-
-def cut(parts: pl.DataFrame, window_ms: int, counters: Sequence[str]) -> pl.DataFrame:
-    """Cut parts of intervals, from_ms to to_ms, at window edges, and give each its share of the increments."""
-    pieces = by_window(parts, "from_ms", "to_ms", window_ms)
-    bits = _product_bits(pieces, counters)
-    return pieces.with_columns_seq(
-        (_share(f"inc_{c}", "to_ms", bits) - _share(f"inc_{c}", "from_ms", bits))
-        .cast(pl.Int64)
-        .alias(f"inc_{c}")
-        for c in counters
-    )
-
-
-def _product_bits(pieces: pl.DataFrame, counters: Sequence[str]) -> type[pl.Int64] | type[pl.Int128]:
-    """What an increment times milliseconds fits in: a day's millijoules need 128 bits, which are slow."""
-    longest_ms = (pieces["end_ms"] - pieces["start_ms"]).max()
-    most = [pieces[f"inc_{c}"].max() for c in counters]
-    largest = max((inc for inc in most if isinstance(inc, int)), default=0)
-    return pl.Int64 if isinstance(longest_ms, int) and longest_ms * largest < 1 << 63 else pl.Int128
-
-
-def _share(increment: str, moment: str, bits: type[pl.Int64] | type[pl.Int128]) -> pl.Expr:
-    """What of the interval's increment had been gained by the moment."""
-    passed = (pl.col(moment) - pl.col("start_ms")).cast(bits)
-    return passed * pl.col(increment).cast(bits) // (pl.col("end_ms") - pl.col("start_ms")).cast(bits)
