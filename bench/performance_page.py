@@ -1,7 +1,6 @@
 """docs/performance.md, from what all parts found."""
 
 import inspect
-import os
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -35,13 +34,14 @@ def write_page(parts: Sequence[Part], took_s: float) -> Path:
 
 def _lines(parts: Sequence[Part], took_s: float) -> Iterator[str]:
     versions = ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
-    threads = os.environ.get("POLARS_MAX_THREADS")
     yield "<!-- Written by `make bench`. -->"
     yield "# Performance"
     yield ""
     yield f"Measured by `make bench` in {took_s / 60:.0f} minutes, everything on one machine: {machine()}."
     yield f"Idlewatt {version('idlewatt')} with {versions}; Apache Kafka {KAFKA_VERSION} on the same machine."
-    yield f"Figures of the processor are CPU time of its process alone, user and system, POLARS_MAX_THREADS={threads}."
+    yield "Figures of the processor are CPU time of its process alone, user and system. It and its peers have one core"
+    yield "each, as `taskset -c 1 idlewatt process` or a container's `cpuset` gives: threads that hand over to one another"
+    yield "on one core take less time than on several."
     yield ""
     yield "`make bench BENCH=processor GPUS=100000` runs one part; PROFILE=1 says where its time goes."
     yield ""
