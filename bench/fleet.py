@@ -25,6 +25,8 @@ GPUS_PER_ENGINE: Final = 8
 POOLS_PER_SITE: Final = 200
 _SERVING_S: Final = 188
 _CYCLE_S: Final = 235
+# collectors whose engines are cut out together
+_BLOCK: Final = 50
 _DAY_MS: Final = 86_400_000
 _PRODUCTS: Final = ("NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA B200")
 _MODELS: Final = ("meta-llama/Llama-3.3-70B-Instruct", "Qwen/Qwen3-32B", "openai/gpt-oss-120b")
@@ -117,9 +119,14 @@ class _Part:
         gpus, engines = self._gpu.rows(step, _gpu_readings), self._engine.rows(step, _engine_readings)
         gpu_rows, engine_rows = (rows.height // len(self._collectors) for rows in (gpus, engines))
         for place, (pool, _, phase) in enumerate(self._collectors):
+            block, within = divmod(place, _BLOCK)
+            if not within:
+                some = engines[block * _BLOCK * engine_rows : (block + 1) * _BLOCK * engine_rows]
+                # a part of a column of lists drags the values of all of it along, unless it is gathered
+                some = some.select(pl.all().gather(pl.int_range(pl.len())))
             key = topics.pool_key(*pool_name(pool))
             sent_ms = fleet.start_ms + ((step + 1) * fleet.batch_s - phase) * 1000
-            value = encode_frame(records.ENGINE, engines.slice(place * engine_rows, engine_rows))
+            value = encode_frame(records.ENGINE, some.slice(within * engine_rows, engine_rows))
             yield Message(topics.ENGINE, key, value, sent_ms)
             value = encode_frame(records.GPU, gpus.slice(place * gpu_rows, gpu_rows))
             yield Message(topics.GPU, key, value, sent_ms)
