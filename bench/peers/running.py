@@ -153,8 +153,9 @@ def _check(name: str, mode: str, messages: Any, truth: pl.DataFrame, fleet: Flee
     found = pl.DataFrame([json.loads(message.value) for message in messages])
     joined = found.join(truth, on=["gpu", "start_ms"], suffix="_true")
     wrong = found.height - joined.filter(pl.col("energy_mj") == pl.col("energy_mj_true")).height
-    # at the end four windows of each GPU are open, or not yet in the topic
-    least = truth.height - fleet.gpu_count * 5
+    # At the end some windows of each GPU are open, or not yet in the topic: Kafka Streams looks once in a second of
+    # its own time for windows to close, in which it reads some forty of ours.
+    least = truth.height - fleet.gpu_count * 9
     if wrong or not least <= found.height <= truth.height:
         raise RuntimeError(
             f"{name} ({mode}): of {found.height} windows {wrong} are wrong; {least} must be there"
