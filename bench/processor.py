@@ -87,7 +87,9 @@ def _whole(table: Table, sizes: list[int], rates: dict[tuple[int, Shape], float]
         "cost_growth_percent": round(growth * 100, 1),
     }
     values |= {f"samples_per_cpu_second_{gpus}_{shape}": round(rate) for (gpus, shape), rate in rates.items()}
+    cores = largest / rates[largest, "nodes"]
     notes = [
+        f"{largest:,} GPUs at one reading a second take {cores:.1f} cores; the goal is half a core.",
         f"A sample costs {abs(growth):.0%} {'more' if growth > 0 else 'less'} at {largest:,} GPUs than at {sizes[0]:,}.",
         f"Where the time goes at {middle:,} GPUs (measuring it costs some time of its own):\n\n```\n{found['profile']}\n```",
     ]

@@ -42,7 +42,11 @@ def run(gpus: int) -> Part:
     if prometheus.version():
         rows.add(f"Prometheus {prometheus.version()}", "pages", "best effort", *prometheus.measure(gpus))
     return Part(
-        "peers", [rows.table], {"times_the_fastest_peer": min(rows.values.values())} | rows.values, _NOTES
+        "peers",
+        [rows.table],
+        {"times_the_fastest_peer": min(rows.values.values())} | rows.values,
+        _NOTES,
+        rows.losses,
     )
 
 

@@ -1,5 +1,6 @@
 """Prometheus on the same GPUs: one energy counter each, scraped every second, and a recording rule every 10 s."""
 
+import contextlib
 import http.server
 import shutil
 import subprocess
@@ -122,7 +123,9 @@ def _serve(pools: int) -> None:
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.end_headers()
-            self.wfile.write(body)
+            # Prometheus hangs up when it is told to end
+            with contextlib.suppress(BrokenPipeError):
+                self.wfile.write(body)
 
         def log_message(self, *_: object) -> None: ...
 
