@@ -33,7 +33,7 @@ class Column:
     rows: int
     nulls: int
     validity: slice | None
-    # of texts and lists: where each row's ends; the first offset, which is 0, stands before them
+    # of texts and lists: where each row's ends; the first offset stands before them
     ends: slice
     # of texts their bytes, of lists nothing, of other types the values
     data: slice
@@ -50,6 +50,7 @@ class Column:
     def slices(self) -> Iterator[slice]:
         """What _joined() needs, in its order."""
         if self.values is not None or self.type == _TEXT:
+            yield slice(self.ends.start - _OFFSET_BYTES, self.ends.start) if self.rows else _NOTHING
             yield self.ends
         if self.values is not None:
             yield from self.values.slices()
@@ -181,11 +182,16 @@ def _joined(
     rows = len(message_of) - 1
     if kind != _TEXT and not pa.types.is_large_list(kind):
         return pa.Array.from_buffers(kind, rows, [None, pa.py_buffer(b"".join(next(parts)))])
+    firsts = b"".join(next(parts))
     ends = pa.py_buffer(b"".join((bytes(_OFFSET_BYTES), *next(parts))))
-    sizes = (column.size for column in columns)
-    before = pa.array([0, *itertools.accumulate(sizes)], pa.int64())
+    before = pa.array([0, *itertools.accumulate(column.size for column in columns)], pa.int64())
     within = pa.Array.from_buffers(pa.int64(), rows + 1, [None, ends])
-    offsets = pc.add(within, before.take(message_of)).buffers()[1]
+    offsets = pc.add(within, before.take(message_of))
+    # a writer may hand over a part of a column with the values of other rows before and after it
+    last = pa.array(itertools.accumulate(column.rows for column in columns), pa.int64())
+    if firsts.strip(b"\0") or not offsets.take(last).equals(before[1:]):
+        raise pa.ArrowInvalid("texts or lists with values of no row")
+    offsets = offsets.buffers()[1]
     if kind == _TEXT:
         return pa.Array.from_buffers(kind, rows, [None, offsets, pa.py_buffer(b"".join(next(parts)))])
     inner = [column.values for column in columns if column.values is not None]

@@ -14,7 +14,7 @@ from pyarrow import ipc
 
 from idlewatt.stream import records
 from idlewatt.stream.decoding import decode, decode_all, frame_schema
-from idlewatt.stream.encoding import SEAL, SEAL_BYTES, encode_rows, sealed
+from idlewatt.stream.encoding import SEAL, SEAL_BYTES, encode_rows, encode_table, sealed
 from idlewatt.stream.errors import UnreadableMessageError
 
 _INT = st.integers(-(2**63), 2**63 - 1)
@@ -228,6 +228,18 @@ def test_messages_of_any_shape_are_joined(
         assert found[records.GPU].frame.rows() == [
             (row.has_process, row.gpu_uuid, row.energy_mj) for rows in gpus for row in rows
         ]
+
+
+def test_a_part_of_a_table_is_read_as_it_is() -> None:
+    """pyarrow writes a part of a column of lists or texts with offsets that do not begin at 0, and its neighbours' values."""
+    rows = [dataclasses.replace(ROW, output_tokens=n, gpus=[f"GPU-{n}", f"GPU-{n}-b"]) for n in range(20)]
+    frame = decode(encode_rows(records.ENGINE, rows))[1]
+    parts = [encode_table(records.ENGINE, frame.slice(first, 7).to_arrow()) for first in (0, 7, 14)]
+    found, faults = decode_all(parts)
+    assert not faults
+    assert found[records.ENGINE].frame.equals(frame)
+    for part, first in zip(parts, (0, 7, 14), strict=True):
+        assert decode(part)[1].equals(frame.slice(first, 7))
 
 
 def test_a_seal_that_lies_is_not_believed() -> None:
