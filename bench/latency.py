@@ -211,7 +211,6 @@ def _processor(log: Log, name: str, number: int) -> Iterator[str]:
         "IDLEWATT_LOG__PARTITIONS": str(log.partitions),
         "IDLEWATT_PROCESS__GROUP": f"latency-{number}",
         "IDLEWATT_PORT": "0",
-        "POLARS_MAX_THREADS": "1",
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "idlewatt.cli.main", "process"],

@@ -82,7 +82,7 @@ def cut(parts: pl.DataFrame, window_ms: int, counters: Sequence[str]) -> pl.Data
     pieces = by_window(parts, "from_ms", "to_ms", window_ms)
     bits = _product_bits(pieces, counters)
     return pieces.with_columns_seq(
-        (_share(f"inc_{c}", "to_ms", bits) - _share(f"inc_{c}", "from_ms", bits))
+        (share(f"inc_{c}", pl.col("to_ms"), bits) - share(f"inc_{c}", pl.col("from_ms"), bits))
         .cast(pl.Int64)
         .alias(f"inc_{c}")
         for c in counters
@@ -97,7 +97,7 @@ def _product_bits(pieces: pl.DataFrame, counters: Sequence[str]) -> type[pl.Int6
     return pl.Int64 if isinstance(longest_ms, int) and longest_ms * largest < 1 << 63 else pl.Int128
 
 
-def _share(increment: str, moment: str, bits: type[pl.Int64] | type[pl.Int128]) -> pl.Expr:
-    """What of the interval's increment had been gained by the moment."""
-    passed = (pl.col(moment) - pl.col("start_ms")).cast(bits)
+def share(increment: str, moment: pl.Expr, bits: type[pl.Int64] | type[pl.Int128]) -> pl.Expr:
+    """What of the interval's increment had been gained by the moment; `bits`: what their products fit in."""
+    passed = (moment - pl.col("start_ms")).cast(bits)
     return passed * pl.col(increment).cast(bits) // (pl.col("end_ms") - pl.col("start_ms")).cast(bits)

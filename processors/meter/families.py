@@ -8,6 +8,7 @@ import polars as pl
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.families import Family, family, long
 from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.cutting import share
 from idlewatt.processors.meter.rolling import LONGEST, rolling
 from idlewatt.processors.meter.state import MeterState
 from idlewatt.stream import metric_names as names
@@ -106,11 +107,8 @@ def _unaccounted(state: MeterState) -> pl.DataFrame:
 
 
 def _gained(moment: str | pl.Expr) -> pl.Expr:
-    """What of an interval had been gained by the moment."""
-    at = pl.col(moment) if isinstance(moment, str) else moment
-    passed = pl.max_horizontal(at - pl.col("start_ms"), pl.lit(0)).cast(pl.Int128)
-    length = (pl.col("end_ms") - pl.col("start_ms")).cast(pl.Int128)
-    return (passed * pl.col("inc_energy_mj").cast(pl.Int128) // length).cast(pl.Int64)
+    """What of an interval had been gained by the moment, which may be before it."""
+    return share("inc_energy_mj", pl.max_horizontal(moment, "start_ms"), pl.Int128).cast(pl.Int64)
 
 
 def _yardsticks(states: Iterable[MeterState]) -> pl.DataFrame:
