@@ -101,7 +101,9 @@ def _show(console: Console, service: Service, ends_at: float) -> None:
                 scrapes.popleft()
             figures = site_figures(scrapes[0], scrapes[-1])
             if live is not None:
-                live.update(screen(figures, service.url) if figures.pools else waiting(), refresh=True)
+                # a pool's first window may hold no GPU second yet: zeros would tell of an empty factory
+                ready = figures.available_watts > 0
+                live.update(screen(figures, service.url) if ready else waiting(), refresh=True)
             elif _is_complete(figures) and now >= next_lines_at:
                 next_lines_at = now + _LINES_INTERVAL_S
                 for line in lines(figures):
