@@ -29,6 +29,7 @@ from kafka.structs import OffsetAndMetadata as OffsetAndMetadata
 
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
 from idlewatt.stream.kafka_assignor import CopartitionedAssignor
+from idlewatt.stream.kafka_unpacking import PartitionRecords
 from idlewatt.stream.settings import Log
 
 STABLE: Final = MemberState.STABLE
@@ -130,7 +131,7 @@ def open_group_consumer(
     topics: Sequence[str],
     listener: RebalanceListener,
 ) -> Consumer:
-    """A member of a consumer group that commits nothing by itself."""
+    """A member of a consumer group that commits nothing by itself. Most of what it polls are Message already."""
     session_timeout_ms = round(log.session_timeout_s * 1000)
     consumer = _open_consumer(
         log,
@@ -142,6 +143,7 @@ def open_group_consumer(
         heartbeat_interval_ms=min(_HEARTBEAT_INTERVAL_MS, session_timeout_ms // 3),
         max_poll_interval_ms=_MAX_POLL_INTERVAL_MS,
     )
+    consumer._fetcher.PartitionRecords = PartitionRecords  # type: ignore[attr-defined]
     consumer.subscribe(topics, listener=listener)
     return consumer
 

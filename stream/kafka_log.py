@@ -336,7 +336,7 @@ class KafkaStageLog:
         # What is still being restored is read again from its snapshot. It is not paused meanwhile: a partition
         # that kafka-python 3.0.12 pauses in the middle of a fetched batch may never come back.
         return [
-            Message(r.topic, r.partition, r.offset, r.value or b"")
+            r if isinstance(r, Message) else Message(r.topic, r.partition, r.offset, r.value or b"")
             for tp, batch in records.items()
             if tp[1] in self._handed
             for r in batch

@@ -1,0 +1,94 @@
+"""What is cut out of a fetch is what kafka-python finds in it, whatever a broker may hold."""
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kafka import TopicPartition
+from kafka.consumer.fetcher import Fetcher
+from kafka.protocol.consumer import IsolationLevel
+from kafka.record.default_records import DefaultRecordBatchBuilder
+from kafka.record.memory_records import MemoryRecords
+
+from idlewatt.stream.kafka_unpacking import PartitionRecords
+from idlewatt.stream.log import Message
+
+NONE, GZIP, LZ4, ZSTD = 0, 1, 3, 4
+TP = TopicPartition("idlewatt.gpu", 3)
+
+records = st.tuples(
+    st.one_of(st.none(), st.binary(max_size=200)),
+    st.one_of(st.none(), st.binary(max_size=20), st.binary(min_size=60, max_size=9_000)),
+    st.lists(st.tuples(st.text(max_size=5), st.one_of(st.none(), st.binary(max_size=5))), max_size=2),
+    # ahead of the first or behind it
+    st.integers(-(10**12), 10**12),
+)
+batches = st.tuples(
+    st.sampled_from([LZ4, LZ4, LZ4, NONE, GZIP, ZSTD]),
+    st.booleans(),
+    st.lists(records, min_size=1, max_size=4),
+)
+
+
+def batch(codec: int, transactional: bool, base: int, rows: list[Any]) -> bytearray:
+    builder = DefaultRecordBatchBuilder(2, codec, transactional, 7 if transactional else -1, 0, 0, 1 << 20)
+    for n, (key, value, headers, ts_ms) in enumerate(rows):
+        builder.append(n, 2_000_000_000_000 + ts_ms, key, value, headers)
+    built: bytearray = builder.build()
+    built[:8] = base.to_bytes(8, "big")
+    return built
+
+
+def taken(kind: Any, fetched: bytes, since: int, step: int) -> tuple[list[tuple[int, bytes]], int, str]:
+    """Offsets and values, where the next fetch begins, and the error that ended it."""
+    part = kind(
+        since, TP, MemoryRecords(fetched), check_crcs=True, isolation_level=IsolationLevel.READ_COMMITTED
+    )
+    found: list[tuple[int, bytes]] = []
+    try:
+        while part:
+            some = part.take(step)
+            assert {(r.topic, r.partition) for r in some} <= {TP}
+            found += [(r.offset, r.value or b"") for r in some]
+            if not some:
+                break
+    except Exception as error:
+        return found, part.next_fetch_offset, repr(error)
+    return found, part.next_fetch_offset, ""
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    parts=st.lists(batches, max_size=5),
+    gap=st.integers(0, 3),
+    skip=st.integers(0, 3),
+    step=st.integers(1, 6),
+    cut=st.integers(0, 80),
+    damage=st.one_of(st.none(), st.tuples(st.floats(0, 1), st.integers(1, 255))),
+)
+def test_the_same_comes_out_as_of_kafka_python(
+    parts: list[Any], gap: int, skip: int, step: int, cut: int, damage: tuple[float, int] | None
+) -> None:
+    """Batches of any codec, of transactions, with gaps between them, cut off at the end, or with a damaged byte."""
+    fetched = bytearray()
+    base = 100
+    for codec, transactional, rows in parts:
+        fetched += batch(codec, transactional, base, rows)
+        base += len(rows) + gap
+    if cut and len(fetched) > cut:
+        del fetched[-cut:]
+    if damage is not None and fetched:
+        fetched[int(damage[0] * (len(fetched) - 1))] ^= damage[1]
+    ours, theirs = (
+        taken(kind, bytes(fetched), 100 + skip, step) for kind in (PartitionRecords, Fetcher.PartitionRecords)
+    )
+    assert ours == theirs
+
+
+def test_what_a_collector_sends_is_cut_out_by_us() -> None:
+    """A batch of one message, as an idempotent producer compresses it, does not go the slow way."""
+    builder = DefaultRecordBatchBuilder(2, LZ4, False, 4, 0, 11, 1 << 20)
+    builder.append(0, 5, b"key", b"value" * 100, [])
+    part = PartitionRecords(0, TP, MemoryRecords(bytes(builder.build())), check_crcs=True)
+    (found,) = part.take()
+    assert found == Message(*TP, 0, b"value" * 100)
