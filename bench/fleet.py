@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import polars as pl
+import pyarrow as pa
 from kafka.partitioner.default import murmur2
 
 from idlewatt.stream import records, topics
 from idlewatt.stream.decoding import frame_schema
-from idlewatt.stream.frame_encoding import encode_frame
+from idlewatt.stream.encoding import encode_named
 from idlewatt.stream.records import Schema
 
 Shape = Literal["nodes", "racks"]
@@ -25,8 +26,6 @@ GPUS_PER_ENGINE: Final = 8
 POOLS_PER_SITE: Final = 200
 _SERVING_S: Final = 188
 _CYCLE_S: Final = 235
-# collectors whose engines are cut out together
-_BLOCK: Final = 50
 _DAY_MS: Final = 86_400_000
 _PRODUCTS: Final = ("NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA B200")
 _MODELS: Final = ("meta-llama/Llama-3.3-70B-Instruct", "Qwen/Qwen3-32B", "openai/gpt-oss-120b")
@@ -116,20 +115,13 @@ class _Part:
         fleet = self._fleet
         if not self._collectors:
             return
-        gpus, engines = self._gpu.rows(step, _gpu_readings), self._engine.rows(step, _engine_readings)
-        gpu_rows, engine_rows = (rows.height // len(self._collectors) for rows in (gpus, engines))
-        for place, (pool, _, phase) in enumerate(self._collectors):
-            block, within = divmod(place, _BLOCK)
-            if not within:
-                some = engines[block * _BLOCK * engine_rows : (block + 1) * _BLOCK * engine_rows]
-                # a part of a column of lists drags the values of all of it along, unless it is gathered
-                some = some.select(pl.all().gather(pl.int_range(pl.len())))
+        engines = self._engine.encoded(step, _engine_readings)
+        gpus = self._gpu.encoded(step, _gpu_readings)
+        for pool, _, phase in self._collectors:
             key = topics.pool_key(*pool_name(pool))
             sent_ms = fleet.start_ms + ((step + 1) * fleet.batch_s - phase) * 1000
-            value = encode_frame(records.ENGINE, some.slice(within * engine_rows, engine_rows))
-            yield Message(topics.ENGINE, key, value, sent_ms)
-            value = encode_frame(records.GPU, gpus.slice(place * gpu_rows, gpu_rows))
-            yield Message(topics.GPU, key, value, sent_ms)
+            yield Message(topics.ENGINE, key, next(engines), sent_ms)
+            yield Message(topics.GPU, key, next(gpus), sent_ms)
 
     def _gpus(self) -> list[dict[str, object]]:
         return [
@@ -165,20 +157,43 @@ class _Kind:
     """Rows of one kind of all collectors of a partition: what never changes is made once."""
 
     def __init__(self, schema: Schema, fleet: Fleet, entities: list[dict[str, object]]) -> None:
+        self._schema = schema
         self._fleet = fleet
         frame = pl.DataFrame(entities, infer_schema_length=None)
         if not frame.height:
             return
+        frame = frame.with_columns(collector=pl.struct("pool", "node").rle_id())
         seconds = pl.DataFrame({"second": range(fleet.batch_s)})
-        rows = frame.with_columns(collector=pl.struct("pool", "node").rle_id()).join(seconds, how="cross")
-        rows = rows.sort("collector", "second", maintain_order=True)
+        rows = frame.join(seconds, how="cross").sort("collector", "second", maintain_order=True)
         self._moving = rows.select("entity", "second", "phase", "of_pool")
-        self._static = _conform(schema, rows, fleet)
+        self._static = _conform(schema, rows, fleet).drop(schema.names)
+        names = _conform(schema, frame, fleet).select(schema.names).to_arrow().combine_chunks()
+        self._of_each = len(frame) // (1 + int(frame["collector"][-1]))
+        # of each collector
+        self._names = [
+            {
+                name: pa.array(
+                    names[name].chunk(0).slice(first, self._of_each).to_pylist(),
+                    schema.arrow.field(name).type,
+                )
+                for name in schema.names
+            }
+            for first in range(0, len(frame), self._of_each)
+        ]
+        self._places = pa.array([*range(self._of_each)] * fleet.batch_s, pa.int32())
 
-    def rows(self, step: int, readings: Callable[[pl.Expr, int], dict[str, pl.Expr]]) -> pl.DataFrame:
-        """The rows of one step, with the schema's columns."""
+    def encoded(self, step: int, readings: Callable[[pl.Expr, int], dict[str, pl.Expr]]) -> Iterator[bytes]:
+        """The message of each collector in one step."""
         at_s = pl.col("second") + step * self._fleet.batch_s - pl.col("phase")
-        return self._static.with_columns(self._moving.select(**readings(at_s, self._fleet.start_ms)))
+        rows = self._static.with_columns(self._moving.select(**readings(at_s, self._fleet.start_ms)))
+        columns = {
+            name: column.chunk(0)
+            for name, column in zip(rows.columns, rows.rechunk().to_arrow(), strict=True)
+        }
+        for place, names in enumerate(self._names):
+            first = place * len(self._places)
+            some = {name: column.slice(first, len(self._places)) for name, column in columns.items()}
+            yield encode_named(self._schema, some, names, self._places)
 
 
 def _conform(schema: Schema, rows: pl.DataFrame, fleet: Fleet) -> pl.DataFrame:

@@ -29,7 +29,6 @@ _OUTPUTS: Final = (topics.LEDGER, topics.MONEY, topics.STATE, topics.REJECTED)
 _MADE_BY: Final = (
     "stream/records.py",
     "stream/encoding.py",
-    "stream/frame_encoding.py",
     "bench/fleet.py",
     "bench/segments.py",
 )

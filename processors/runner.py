@@ -18,7 +18,7 @@ from idlewatt.processors.stage import Batch, Folded, Stage
 from idlewatt.stream import metric_names as names
 from idlewatt.stream import records, topics
 from idlewatt.stream.clock import Clock
-from idlewatt.stream.decoding import decode_all, empty_frame
+from idlewatt.stream.decoding import apart, decode_all, empty_frame, stacked
 from idlewatt.stream.encoding import encode_rows
 from idlewatt.stream.errors import LogUnavailableError, RewindError, UnreadableMessageError
 from idlewatt.stream.log import Commit, Message, Poll, Record, StageLog
@@ -38,8 +38,11 @@ SAY_AGAIN_S: Final = 60.0
 
 
 @functools.cache
-def _nothing(schema: Schema, columns: tuple[str, ...]) -> pl.DataFrame:
-    return empty_frame(schema).select(*columns, pl.lit(None, pl.Int64).alias("src"))
+def _nothing(
+    schema: Schema, columns: tuple[str, ...], names_apart: bool
+) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    frame = empty_frame(schema).select(*columns, pl.lit(None, pl.Int64).alias("src"))
+    return apart(schema, frame) if names_apart else (frame, None)
 
 
 class Runner(Generic[S]):
@@ -191,9 +194,9 @@ class Runner(Generic[S]):
     def _fold_partition(
         self, partition: int, messages: list[Message], at_end: frozenset[str], now_ms: int
     ) -> None:
-        frames, records = self._decode(messages, now_ms)
+        frames, entities, records = self._decode(messages, now_ms)
         try:
-            folded = self._stage.fold(self._states[partition], Batch(frames, now_ms, at_end))
+            folded = self._stage.fold(self._states[partition], Batch(frames, now_ms, at_end, entities))
         except Exception:
             if len(messages) <= 1:
                 if not messages:
@@ -238,20 +241,26 @@ class Runner(Generic[S]):
 
     def _decode(
         self, messages: Sequence[Message], now_ms: int
-    ) -> tuple[dict[str, pl.DataFrame], list[Record]]:
-        """Rows per schema, with `src`, the offset of their message; and what to say of messages that are none."""
-        parts: dict[str, list[pl.DataFrame]] = {schema.name: [] for schema in self._stage.columns}
+    ) -> tuple[dict[str, pl.DataFrame], dict[str, pl.DataFrame], list[Record]]:
+        """Frames and entities as in Batch; and what to say of messages that are none."""
+        stage = self._stage
+        parts: dict[Schema, list[tuple[pl.DataFrame, pl.DataFrame | None]]] = {
+            schema: [_nothing(schema, columns, schema in stage.names_apart)]
+            for schema, columns in stage.columns.items()
+        }
         rejected: list[Record] = []
         by_topic: dict[tuple[str, int], list[Message]] = defaultdict(list)
         for message in messages:
             by_topic[message.topic, message.partition].append(message)
         for (topic, partition), found in by_topic.items():
-            decoded, faults = decode_all([message.value for message in found], self._stage.columns)
+            values = [message.value for message in found]
+            decoded, faults = decode_all(values, stage.columns, stage.names_apart)
             rejected += [self._reject(found[place], fault, now_ms) for place, fault in faults.items()]
             offsets = pl.Series("src", [message.offset for message in found], pl.Int64)
             for schema, rows in decoded.items():
-                if schema.name in parts:
-                    parts[schema.name].append(rows.frame.with_columns(offsets.gather(rows.message)))
+                if schema in parts:
+                    frame = rows.frame.with_columns(offsets.gather(rows.message))
+                    parts[schema].append((frame, rows.entities))
                     self._figures.count(names.ROWS, topic, by=rows.frame.height)
                 else:
                     fault = UnreadableMessageError(
@@ -259,10 +268,10 @@ class Runner(Generic[S]):
                     )
                     rejected += [self._reject(found[place], fault, now_ms) for place in rows.messages]
             self._figures.count(names.MESSAGES, topic, str(partition), by=len(found))
-        return {
-            schema.name: pl.concat(parts[schema.name]) if parts[schema.name] else _nothing(schema, columns)
-            for schema, columns in self._stage.columns.items()
-        }, rejected
+        whole = {schema.name: stacked(some[1:] or some) for schema, some in parts.items()}
+        frames = {name: frame for name, (frame, _) in whole.items()}
+        entities = {name: names for name, (_, names) in whole.items() if names is not None}
+        return frames, entities, rejected
 
     def _reject(self, message: Message, fault: UnreadableMessageError, now_ms: int) -> Record:
         reason, detail = fault.reason, str(fault)

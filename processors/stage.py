@@ -22,6 +22,8 @@ class Batch:
     now_ms: int
     # input topics of this partition with nothing more to read
     at_end: frozenset[str]
+    # per schema name, of those that the stage wants the names of apart: the names, to which a row's `entity` points
+    entities: Mapping[str, pl.DataFrame] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,10 @@ class Stage(Protocol[S]):
     @property
     def columns(self) -> Mapping[Schema, tuple[str, ...]]:
         """Kinds of rows its inputs carry, and those of their columns that it reads."""
+
+    @property
+    def names_apart(self) -> frozenset[Schema]:
+        """Of these, kinds of rows whose names it wants once per entity and message."""
 
     @property
     def gather_s(self) -> float:

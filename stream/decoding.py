@@ -5,9 +5,10 @@ pyarrow, one by one, which survives any bytes.
 """
 
 import functools
+import itertools
 import struct
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,9 +17,9 @@ import pyarrow as pa
 from crc32c import crc32c
 from pyarrow import ipc
 
-from idlewatt.stream.encoding import END_OF_STREAM, SEAL
+from idlewatt.stream.encoding import END_OF_STREAM, SEAL, named
 from idlewatt.stream.errors import UnreadableMessageError
-from idlewatt.stream.joined_batches import Layout, join, layout_of, repeated
+from idlewatt.stream.joined_batches import Layout, Layouts, join, repeated
 from idlewatt.stream.records import NAME_KEY, SCHEMAS, VERSION_KEY, Schema
 
 _CONTINUATION: Final = b"\xff\xff\xff\xff"
@@ -48,11 +49,34 @@ def empty_frame(schema: Schema) -> pl.DataFrame:
 class Rows:
     """The rows of all messages of one schema, in the order of the messages."""
 
+    # with all wanted columns; or with those that are no names and `entity`, the place of a row's names in `entities`
     frame: pl.DataFrame
+    entities: pl.DataFrame | None
     # which message each row came in: its place in the sequence that was decoded
     message: pl.Series
     # all of them, also those without rows
     messages: list[int]
+
+
+def apart(schema: Schema, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows without their names and with `entity` instead, and the entities: here one of each row."""
+    names = [name for name in frame.columns if name in schema.names]
+    return frame.drop(names).with_columns(pl.int_range(pl.len()).alias("entity")), frame.select(names)
+
+
+def stacked(
+    found: Sequence[tuple[pl.DataFrame, pl.DataFrame | None]],
+) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    """Frames of one schema and their entities as one, in their order."""
+    frames = [frame for frame, _ in found]
+    entities = [names for _, names in found if names is not None]
+    if len(found) == 1 or not entities:
+        return pl.concat(frames), entities[0] if entities else None
+    firsts = itertools.accumulate((names.height for names in entities), initial=0)
+    frames = [
+        frame.with_columns(pl.col("entity") + first) for frame, first in zip(frames, firsts, strict=False)
+    ]
+    return pl.concat(frames), pl.concat(entities)
 
 
 def schema_of(message: bytes) -> Schema:
@@ -74,13 +98,16 @@ def decode(message: bytes) -> tuple[Schema, pl.DataFrame]:
 
 
 def decode_all(
-    messages: Sequence[bytes], wanted: Mapping[Schema, Sequence[str]] | None = None
+    messages: Sequence[bytes],
+    wanted: Mapping[Schema, Sequence[str]] | None = None,
+    names_apart: Collection[Schema] = (),
 ) -> tuple[Mapping[Schema, Rows], Mapping[int, UnreadableMessageError]]:
     """decode() of many messages: rows by schema, and what is wrong with those messages that cannot be read, by place.
 
-    `wanted`: the columns that the caller needs; without it, and of other schemas, all.
+    `wanted`: the columns that the caller needs; without it, and of other schemas, all. `names_apart`: kinds of rows
+    whose names are given once per entity and message.
     """
-    sealed: dict[Schema, list[tuple[int, Layout, Sequence[bytes]]]] = defaultdict(list)
+    sealed: dict[Layouts, list[tuple[int, Layout, Sequence[bytes]]]] = defaultdict(list)
     foreign: list[tuple[int, Schema]] = []
     faults: dict[int, UnreadableMessageError] = {}
     columns = {schema: tuple(names) for schema, names in (wanted or {}).items()}
@@ -90,32 +117,44 @@ def decode_all(
             # most messages begin like the one before
             if stream is None or not message.startswith(stream.head):
                 stream = _stream(_schema_message(message))
-                names = columns.setdefault(stream.schema, tuple(stream.schema.arrow.names))
-            layout = _sealed_layout(message, stream, names)
+                layouts = _layouts(
+                    stream, columns.setdefault(stream.schema, tuple(stream.schema.arrow.names))
+                )
+            layout = _sealed_layout(message, layouts)
         except UnreadableMessageError as fault:
             faults[place] = fault
         else:
-            if layout is None:
+            if layouts is None or layout is None:
                 foreign.append((place, stream.schema))
             else:
                 # now that its checksum has brought the message into the processor's cache
-                sealed[stream.schema].append((place, layout, layout.cut(message)))
+                sealed[layouts].append((place, layout, layout.cut(message)))
     parts: dict[Schema, list[_Part]] = defaultdict(list)
-    for schema, found in sealed.items():
-        places, layouts, cuts = zip(*found, strict=True)
+    for layouts, found in sealed.items():
+        schema = layouts.schema
+        places, of_each, cuts = zip(*found, strict=True)
         try:
-            frame = join([messages[place] for place in places], layouts, cuts, schema, columns[schema])
+            joined = join(layouts, [messages[place] for place in places], of_each, cuts)
         except pa.ArrowException:
             foreign += [(place, schema) for place in places]
         else:
-            parts[schema].append(_Part(list(places), [layout.rows for layout in layouts], frame))
+            frame, entities = joined.frame, joined.entities
+            if joined.entity is not None and entities is not None:
+                frame = frame.with_columns(joined.entity)
+                if schema not in names_apart:
+                    frame = frame.hstack(entities[joined.entity]).select(columns[schema])
+                    entities = None
+            elif schema in names_apart:
+                frame, entities = apart(schema, frame)
+            parts[schema].append(_Part(list(places), [layout.rows for layout in of_each], frame, entities))
     for place, schema in foreign:
         try:
             frame = _read_foreign(schema, messages[place]).select(columns[schema])
         except UnreadableMessageError as fault:
             faults[place] = fault
         else:
-            parts[schema].append(_Part([place], [frame.height], frame))
+            frame, entities = apart(schema, frame) if schema in names_apart else (frame, None)
+            parts[schema].append(_Part([place], [frame.height], frame, entities))
     return {schema: _in_order(found) for schema, found in parts.items()}, faults
 
 
@@ -126,36 +165,33 @@ class _Part:
     places: list[int]
     counts: list[int]
     frame: pl.DataFrame
+    entities: pl.DataFrame | None
 
 
 def _in_order(parts: list[_Part]) -> Rows:
-    frame = pl.concat([part.frame for part in parts])
+    frame, entities = stacked([(part.frame, part.entities) for part in parts])
     places = [place for part in parts for place in part.places]
     message = repeated(places, [count for part in parts for count in part.counts])
     if len(parts) > 1:
         order = message.arg_sort()
         frame, message = frame[order], message.gather(order)
-    return Rows(frame, message, sorted(places))
+    return Rows(frame, entities, message, sorted(places))
 
 
-def _sealed_layout(message: bytes, stream: "_Stream", wanted: tuple[str, ...]) -> Layout | None:
+def _sealed_layout(message: bytes, layouts: Layouts | None) -> Layout | None:
     """Where the columns lie; None if our writer did not make it, or not as one plain record batch.
 
     Raises UnreadableMessageError (checksum) if it was damaged since.
     """
-    at = len(stream.head)
     end = len(message) - _TAIL.size
-    if end < at + 8:
+    if end < 0:
         return None
     end_of_stream, rows, mark, checksum = _TAIL.unpack_from(message, end)
     if mark != SEAL or end_of_stream != END_OF_STREAM:
         return None
     if checksum != crc32c(memoryview(message)[:-8]):
         raise UnreadableMessageError("checksum", "the message's checksum does not fit its bytes")
-    body_at = at + 8 + int.from_bytes(message[at + 4 : at + 8], "little")
-    if not stream.exact or body_at > end:
-        return None
-    layout = layout_of(stream.schema, wanted, message[at:body_at], at, end - body_at)
+    layout = layouts.of(message, end) if layouts is not None else None
     return layout if layout is not None and layout.rows == rows else None
 
 
@@ -174,8 +210,7 @@ class _Stream:
     # the bytes of its first part, which describes it
     head: bytes
     schema: Schema
-    # the columns are the schema's, in its order and types
-    exact: bool
+    columns: list[tuple[str, pa.DataType]]
 
 
 # Looking at a schema costs several times the decoding of a whole message, and a topic carries few different ones.
@@ -199,8 +234,16 @@ def _stream(schema_message: bytes) -> _Stream:
             "schema_version",
             f"{name} has version {version!r}, this Idlewatt reads {schema.major}.x: upgrade the older side",
         )
-    exact = columns == [(field.name, field.type) for field in schema.arrow]
-    return _Stream(schema_message, schema, exact)
+    return _Stream(schema_message, schema, columns)
+
+
+@functools.lru_cache(maxsize=256)
+def _layouts(stream: _Stream, wanted: tuple[str, ...]) -> Layouts | None:
+    """None if the columns are not the schema's, in its order and types."""
+    for known, is_apart in ((stream.schema.arrow, False), (named(stream.schema), True)):
+        if stream.columns == [(field.name, field.type) for field in known]:
+            return Layouts(stream.schema, wanted, apart=is_apart)
+    return None
 
 
 def _read_foreign(schema: Schema, message: bytes) -> pl.DataFrame:
@@ -215,7 +258,7 @@ def _read_foreign(schema: Schema, message: bytes) -> pl.DataFrame:
         raise UnreadableMessageError("missing_column", f"{schema.name} lacks {', '.join(missing)}")
     try:
         columns = [
-            table.column(field.name).cast(field.type)
+            _plain(table.column(field.name)).cast(field.type)
             if field.name in table.column_names
             else pa.nulls(table.num_rows, field.type)
             for field in schema.arrow
@@ -230,3 +273,10 @@ def _read_foreign(schema: Schema, message: bytes) -> pl.DataFrame:
         if frame.get_column(name).null_count():
             raise UnreadableMessageError("null_value", f"{schema.name}.{name} has rows without a value")
     return frame
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not pa.types.is_dictionary(column.type):
+        return column
+    # a cast cannot do so for lists
+    return pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], column.type.value_type)

@@ -3,10 +3,14 @@
 The stream itself is not compressed: each of its thirty buffers would be a small zstd stream of its own, slow to
 open and four times as long as one over the whole message. Kafka compresses its batches, the embedded log and the
 spool each value.
+
+What a collector sends names the same few GPUs or engines in each reading: their names stand once per message, as
+dictionaries, and so take half the bytes and a tenth of the reader's work.
 """
 
-import dataclasses
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -23,22 +27,70 @@ END_OF_STREAM: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 def encode_rows(schema: Schema, rows: Sequence[Any]) -> bytes:
-    """Encode rows of `schema.row` as one message."""
-    columns = [[getattr(row, field.name) for row in rows] for field in dataclasses.fields(schema.row)]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema.arrow, strict=True)]
-    return encode_table(schema, pa.Table.from_arrays(arrays, schema=schema.arrow))
+    """Encode rows of `schema.row` as one message, in which the names of each entity stand once."""
+    names_of = operator.attrgetter(*schema.names)
+    entities: dict[tuple[Any, ...], int] = {}
+    places = [
+        # a list cannot be looked up
+        entities.setdefault(tuple(tuple(v) if isinstance(v, list) else v for v in key), len(entities))
+        for key in map(names_of, rows)
+    ]
+    values = dict(zip(schema.names, zip(*entities, strict=True), strict=True)) if entities else {}
+    return encode_named(
+        schema,
+        {
+            field.name: pa.array([getattr(row, field.name) for row in rows], field.type)
+            for field in schema.arrow
+            if field.name not in schema.names
+        },
+        {name: pa.array(values.get(name, ()), schema.arrow.field(name).type) for name in schema.names},
+        pa.array(places, pa.int32()),
+    )
+
+
+@functools.cache
+def named(schema: Schema) -> pa.Schema:
+    """The schema with its names as dictionaries: so a reader knows them who has never heard of entities."""
+    fields = [
+        pa.field(field.name, pa.dictionary(pa.int32(), field.type), nullable=field.nullable)
+        if field.name in schema.names
+        else field
+        for field in schema.arrow
+    ]
+    return pa.schema(fields, metadata=schema.arrow.metadata)
+
+
+def encode_named(
+    schema: Schema, columns: Mapping[str, pa.Array], entities: Mapping[str, pa.Array], places: pa.Array
+) -> bytes:
+    """Encode `columns`, all but the names, and the names of each row's entity, as one message.
+
+    `entities`: each name, of all entities; `places`: the place of each row's entity among them, int32. All names
+    share these indices; a dictionary may hold a value twice.
+    """
+    arrays = [
+        columns[field.name]
+        if field.name in columns
+        else pa.DictionaryArray.from_arrays(places, entities[field.name])
+        for field in schema.arrow
+    ]
+    batch = pa.RecordBatch.from_arrays(arrays, schema=named(schema))
+    return _written(batch.schema, [batch])
 
 
 def encode_table(schema: Schema, table: pa.Table) -> bytes:
     """Encode a table that has the schema's columns, in any order, as one message of one record batch."""
     table = table.select(schema.arrow.names).cast(schema.arrow).combine_chunks()
-    batches = table.to_batches() or [pa.RecordBatch.from_pylist([], schema.arrow)]
+    return _written(schema.arrow, table.to_batches() or [pa.RecordBatch.from_pylist([], schema.arrow)])
+
+
+def _written(schema: pa.Schema, batches: Sequence[pa.RecordBatch]) -> bytes:
     sink = pa.BufferOutputStream()
-    with ipc.new_stream(sink, schema.arrow) as writer:
+    with ipc.new_stream(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
     stream: bytes = sink.getvalue().to_pybytes()
-    return sealed(stream, table.num_rows)
+    return sealed(stream, sum(batch.num_rows for batch in batches))
 
 
 def sealed(stream: bytes, rows: int) -> bytes:

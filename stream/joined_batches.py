@@ -1,13 +1,13 @@
-"""Record batches of many messages as one frame, without setting up a frame for each.
+"""Messages of many collectors as one frame, without setting up a frame for each.
 
-A record batch begins with a header that tells where in its body which buffer lies. A topic carries few different
-headers: rows of one kind are laid out alike as long as there are as many of them, with texts as long. So a header
-is understood once, by pyarrow; of every message with that header the buffers are then cut out at the same places,
-and joined column by column.
+A message is a record batch, before it perhaps the dictionaries of its names, and before each of these parts a header
+that tells where in it which buffer lies. A topic carries few different headers: rows of one kind are laid out alike
+as long as there are as many of them, with texts as long. So headers are understood once, by pyarrow; of every message
+with the same headers the buffers are then cut out at the same places, and joined column by column.
 """
 
-import functools
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -23,9 +23,12 @@ from idlewatt.stream.records import Schema
 _TEXT: Final = pa.large_string()
 _OFFSET_BYTES: Final = 8
 _NOTHING: Final = slice(0, 0)
+_MOST_LAYOUTS: Final = 4096
+# what pyarrow raises over bytes that are no messages, and _column()
+_DAMAGED: Final = (pa.ArrowException, OSError, EOFError, ValueError)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Column:
     """Where the buffers of one column lie in a message, and what they hold."""
 
@@ -76,38 +79,95 @@ def _cut(buffer: pa.Buffer, where: slice) -> pa.Buffer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """Of all messages whose record batch has the same header."""
+    """Of all messages whose parts have the same headers."""
 
     rows: int
+    # of all rows; then of names that stand once per entity, the places of the rows' entities among their values
     columns: tuple[Column, ...]
+    places: tuple[Column, ...]
+    values: tuple[Column, ...]
     # a message to all slices of all columns, in one call
     cut: Any
 
+    @property
+    def entities(self) -> int:
+        return self.values[0].rows if self.values else 0
 
-@functools.lru_cache(maxsize=4096)
-def layout_of(schema: Schema, wanted: tuple[str, ...], header: bytes, at: int, body: int) -> Layout | None:
-    """The layout of the wanted columns; None if this is no header of one plain record batch
-    with so large a body, or one without a required value.
 
-    `header`: of the record batch, with the bytes that tell its length; `at`: where it stands in the message;
-    `body`: bytes between the header and the end of the stream.
+class Layouts:
+    """Those of the wanted columns of a schema's messages, found by the headers of a message.
+
+    `apart`: in the messages, names stand once per entity, as in encode_named().
     """
-    # the values do not matter to where they lie
-    buffer = pa.py_buffer(header + bytes(body))
-    try:
-        message = ipc.read_message(buffer)
-        if message.type != "record batch" or message.body.size != body:
+
+    def __init__(self, schema: Schema, wanted: tuple[str, ...], *, apart: bool) -> None:
+        self.schema = schema
+        self.wanted = wanted
+        self.names = tuple(name for name in wanted if apart and name in schema.names)
+        self.columns = tuple(name for name in wanted if name not in self.names)
+        # length of a message -> what cuts its headers out, the headers, and the layout, if there is one
+        self._known: defaultdict[int, list[tuple[Any, Sequence[bytes], Layout | None]]] = defaultdict(list)
+        self._count = 0
+
+    def of(self, message: bytes, end: int) -> Layout | None:
+        """None if this is not one plain record batch whose last byte stands before `end`, or lacks a required value."""
+        for headers, found, layout in self._known.get(len(message), ()):
+            if headers(message) == found:
+                return layout
+        try:
+            parts = _parts(message, end)
+        except _DAMAGED:
             return None
-        batch = ipc.read_record_batch(message, schema.arrow)
-        if any(batch.column(name).null_count for name in schema.required):
+        if self._count >= _MOST_LAYOUTS:
+            self._known.clear()
+            self._count = 0
+        # the schema, which stands before all, is known; itemgetter gives a tuple only of two and more
+        headers = itemgetter(*parts[1:], _NOTHING)
+        layout = self._learn(message, parts)
+        self._known[len(message)].append((headers, headers(message), layout))
+        self._count += 1
+        return layout
+
+    def _learn(self, message: bytes, parts: Sequence[slice]) -> Layout | None:
+        # the values do not matter to where they lie
+        blank = bytearray(len(message))
+        for part in parts:
+            blank[part] = message[part]
+        buffer = pa.py_buffer(bytes(blank))
+        try:
+            batch = ipc.open_stream(buffer).read_next_batch()
+            batch.validate()
+            if any(batch.column(name).null_count for name in self.schema.required):
+                return None
+            where = buffer.address, len(message)
+            columns = tuple(_column(batch.column(name), *where) for name in self.columns)
+            places = tuple(_column(batch.column(name).indices, *where) for name in self.names)
+            values = tuple(_column(batch.column(name).dictionary, *where) for name in self.names)
+        except _DAMAGED:
             return None
-        first = buffer.address - at
-        columns = tuple(_column(batch.column(name), first, at + buffer.size) for name in wanted)
-    except (pa.ArrowException, OSError, ValueError):
-        return None
-    # itemgetter gives a tuple only of two and more: the last is not used
-    slices = [*(part for column in columns for part in column.slices()), _NOTHING]
-    return Layout(batch.num_rows, columns, itemgetter(*slices))
+        if len({column.rows for column in values}) > 1 or any(column.nulls for column in places):
+            return None
+        required = set(self.schema.required)
+        if any(value.nulls and name in required for name, value in zip(self.names, values, strict=True)):
+            return None
+        slices = [part for column in (*columns, *places, *values) for part in column.slices()]
+        return Layout(batch.num_rows, columns, places, values, itemgetter(*slices, _NOTHING))
+
+
+def _parts(message: bytes, end: int) -> list[slice]:
+    """Where the headers of schema, dictionaries and record batch stand. Raises ValueError where there are others."""
+    found = []
+    kinds = []
+    at = 0
+    buffer = pa.py_buffer(message)
+    while size := int.from_bytes(message[at + 4 : at + 8], "little"):
+        part = ipc.read_message(buffer.slice(at))
+        found.append(slice(at, at + 8 + size))
+        kinds.append(part.type)
+        at += 8 + size + (part.body.size if part.body is not None else 0)
+    if at != end or kinds != ["schema", *["dictionary"] * (len(kinds) - 2), "record batch"]:
+        raise ValueError("not one record batch")
+    return found
 
 
 def _column(array: pa.Array, first: int, end: int) -> Column:
@@ -141,25 +201,55 @@ def _column(array: pa.Array, first: int, end: int) -> Column:
     return Column(array.type, rows, array.null_count, validity, ends, data, size, values)
 
 
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The rows of all messages, in their order; of names that stand once per entity, these and each row's place among them."""
+
+    frame: pl.DataFrame
+    entity: pl.Series | None
+    entities: pl.DataFrame | None
+
+
 def join(
-    messages: Sequence[bytes],
-    layouts: Sequence[Layout],
-    cuts: Sequence[Sequence[bytes]],
-    schema: Schema,
-    wanted: tuple[str, ...],
-) -> pl.DataFrame:
-    """The wanted columns of all messages, in their order. Raises pa.ArrowException if texts or lists make no sense.
+    kind: Layouts, messages: Sequence[bytes], layouts: Sequence[Layout], cuts: Sequence[Sequence[bytes]]
+) -> Joined:
+    """The wanted columns of all messages. Raises pa.ArrowException if their values make no sense.
 
     `cuts`: what each layout cuts out of its message.
     """
     parts = iter(zip(*cuts, strict=True))
-    message_of = _message_of([layout.rows for layout in layouts])
-    different = set(layouts)
+    rows = [layout.rows for layout in layouts]
+    frame = _frame(kind, kind.columns, messages, [layout.columns for layout in layouts], parts, rows)
+    if not kind.names:
+        return Joined(frame, None, None)
+    places = [b"".join(next(parts)) for _ in kind.names]
+    if any(other != places[0] for other in places):
+        raise pa.ArrowInvalid("names that do not share their indices")
+    counts = [layout.entities for layout in layouts]
+    entities = _frame(kind, kind.names, messages, [layout.values for layout in layouts], parts, counts)
+    place = pl.Series(pa.Array.from_buffers(pa.int32(), sum(rows), [None, pa.py_buffer(places[0])]))
+    if not ((place >= 0) & (place < repeated(counts, rows))).all():
+        raise pa.ArrowInvalid("a name that is in no dictionary")
+    firsts = repeated([0, *itertools.accumulate(counts[:-1])], rows)
+    return Joined(frame, (firsts + place).alias("entity"), entities)
+
+
+def _frame(
+    kind: Layouts,
+    names: Sequence[str],
+    messages: Sequence[bytes],
+    columns_of: Sequence[tuple[Column, ...]],
+    parts: Iterator[Sequence[bytes]],
+    rows: Sequence[int],
+) -> pl.DataFrame:
+    """Columns of all messages. `columns_of`, `rows`: of each message, where they lie and how many rows they have."""
+    message_of = _message_of(rows)
+    different = set(columns_of)
     arrays = []
-    for place, name in enumerate(wanted):
-        columns = [layout.columns[place] for layout in layouts]
-        if all(layout.columns[place].joins for layout in different):
-            array = _joined(schema.arrow.field(name).type, columns, parts, message_of)
+    for place, name in enumerate(names):
+        columns = [of[place] for of in columns_of]
+        if all(of[place].joins for of in different):
+            array = _joined(kind.schema.arrow.field(name).type, columns, parts, message_of)
         else:
             for _ in columns[0].slices():
                 next(parts)
@@ -170,7 +260,7 @@ def join(
         # of the offsets only the places were seen until now
         array.validate(full=True)
         arrays.append(array)
-    frame = pl.from_arrow(pa.RecordBatch.from_arrays(arrays, names=list(wanted)))
+    frame = pl.from_arrow(pa.RecordBatch.from_arrays(arrays, names=list(names)))
     assert isinstance(frame, pl.DataFrame)
     return frame
 

@@ -216,6 +216,11 @@ class Schema:
     def required(self) -> tuple[str, ...]:
         return tuple(field.name for field in self.arrow if not field.nullable)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What tells whom a row is about: its texts and lists of texts."""
+        return tuple(field.name for field in self.arrow if field.type in _NAMES)
+
 
 _ARROW_TYPES: Final[dict[object, pa.DataType]] = {
     int: pa.int64(),
@@ -224,6 +229,8 @@ _ARROW_TYPES: Final[dict[object, pa.DataType]] = {
     bool: pa.bool_(),
     list[str]: pa.large_list(pa.large_string()),
 }
+
+_NAMES: Final = (pa.large_string(), pa.large_list(pa.large_string()))
 
 # What engine, usage and ledger rows count, each token in one of them.
 TOKEN_COUNTS: Final = ("output_tokens", "input_tokens", "cached_input_tokens")

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 import polars as pl
 
 from idlewatt.processors.stage import Batch, Folded, Stage
-from idlewatt.stream.decoding import decode, frame_schema
+from idlewatt.stream.decoding import apart, decode, frame_schema
 from idlewatt.stream.log import Record
 from idlewatt.stream.records import Schema
 
@@ -60,7 +60,10 @@ class Driver(Generic[S]):
             self.position[topic] = end
         frames = {s.name: pl.concat(found) if found else frame(s, [], 0) for s, found in parts.items()}
         at_end = frozenset(topic for topic in self.stage.inputs if not self.behind(topic))
-        self.folded = self.stage.fold(self.state, Batch(frames, now_ms, at_end))
+        entities = {}
+        for schema in self.stage.names_apart:
+            frames[schema.name], entities[schema.name] = apart(schema, frames[schema.name])
+        self.folded = self.stage.fold(self.state, Batch(frames, now_ms, at_end, entities))
         self.state = self.folded.state
         self.records.extend(self.folded.records)
         for what, count in self.folded.rejected.items():

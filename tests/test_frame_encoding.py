@@ -8,7 +8,6 @@ from pyarrow import ipc
 
 from idlewatt.stream import records
 from idlewatt.stream.decoding import decode, frame_schema
-from idlewatt.stream.encoding import encode_rows
 from idlewatt.stream.frame_encoding import conforming, encode_frame
 
 ROWS = [
@@ -42,10 +41,7 @@ def test_any_part_of_a_frame_is_the_message_of_its_rows(first: int, rows: int) -
     table = ipc.open_stream(message).read_all()
     table.validate(full=True)
     assert table.schema.equals(records.MONEY.arrow, check_metadata=True)
-    assert table.equals(
-        ipc.open_stream(encode_rows(records.MONEY, ROWS[first : first + rows])).read_all(),
-        check_metadata=True,
-    )
+    assert table.to_pylist() == [dataclasses.asdict(row) for row in ROWS[first : first + rows]]
 
 
 def test_frames_of_several_pieces_are_one_batch() -> None:

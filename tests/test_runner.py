@@ -32,6 +32,7 @@ class Summing:
     name = "summing"
     inputs = (topics.GPU,)
     columns: Mapping[Schema, tuple[str, ...]] = {records.GPU: ("ts_ms", "energy_mj")}
+    names_apart: frozenset[Schema] = frozenset()
     gather_s = 0.0
     at_most: Mapping[str, int] = {}
 

@@ -43,6 +43,7 @@ class EconomyStage:
         # they are in the ledger, and say nothing of money
         records.GPU_MINUTE: ("gpu_ms",),
     }
+    names_apart: Final[frozenset[records.Schema]] = frozenset()
     # every commit of the meter brings rows of all sites
     gather_s: Final = 2.0
     at_most: Final[Mapping[str, int]] = {}

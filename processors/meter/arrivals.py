@@ -25,11 +25,12 @@ def take_in(
     state: MeterState, batch: Batch, config: MeterConfig
 ) -> tuple[MeterState, Counts, dict[str, int]]:
     """Add a batch to what waits. Also returns rows left out by (schema, reason), and late rows by schema."""
+    named_gpus, named_engines = (batch.entities[schema.name] for schema in (records.GPU, records.ENGINE))
     gpus, bad_gpus = intake.gpu_rows(
-        batch.frames[records.GPU.name], batch.now_ms, config.grace_ms, config.provisioned_mw
+        batch.frames[records.GPU.name], named_gpus, batch.now_ms, config.grace_ms, config.provisioned_mw
     )
     engines, bad_engines = intake.engine_rows(
-        batch.frames[records.ENGINE.name], batch.now_ms, config.grace_ms
+        batch.frames[records.ENGINE.name], named_engines, batch.now_ms, config.grace_ms
     )
     state = replace(
         state,
@@ -46,29 +47,19 @@ def take_in(
     if gpus.height:
         # taken a grace after it has come, as one that comes in time is
         gpus, late[records.GPU.name] = _waiting(gpus, state, config, state.newest_ms + config.hold_ms)
-        state = replace(state, arrived_gpus=pl.concat([state.arrived_gpus, gpus]))
+        gpus, index = with_ids(state.gpu_index, gpus, named_gpus, GPU_KEY, GPU_ATTRIBUTES)
+        waiting = pl.concat([state.pending_gpus, gpus.select(state.pending_gpus.columns)])
+        state = replace(state, gpu_index=index, pending_gpus=waiting)
     if engines.height:
         # what engines did must be known before the GPU rows of the same time are judged: these do not wait
         engines, late[records.ENGINE.name] = _waiting(engines, state, config, 0)
-        state = replace(state, arrived_engines=pl.concat([state.arrived_engines, engines]))
+        named_engines = named_engines.with_columns(pl.col("gpus").list.join("\n").fill_null(""))
+        engines, index = with_ids(state.engine_index, engines, named_engines, ENGINE_KEY, ENGINE_ATTRIBUTES)
+        waiting = pl.concat([state.pending_engines, engines.select(state.pending_engines.columns)])
+        state = replace(state, engine_index=with_servers(index), pending_engines=waiting)
     left_out = {("gpu", reason): count for reason, count in bad_gpus.items()}
     left_out |= {("engine", reason): count for reason, count in bad_engines.items()}
     return state, left_out, {schema: count for schema, count in late.items() if count}
-
-
-def absorb(state: MeterState) -> MeterState:
-    """Give what has arrived its ids: at a closing, for many batches at once."""
-    gpus, gpu_index = with_ids(state.gpu_index, state.arrived_gpus, GPU_KEY, GPU_ATTRIBUTES)
-    engines, engine_index = with_ids(state.engine_index, state.arrived_engines, ENGINE_KEY, ENGINE_ATTRIBUTES)
-    return replace(
-        state,
-        gpu_index=gpu_index,
-        arrived_gpus=state.arrived_gpus.clear(),
-        pending_gpus=pl.concat([state.pending_gpus, gpus.select(state.pending_gpus.columns)]),
-        engine_index=with_servers(engine_index),
-        arrived_engines=state.arrived_engines.clear(),
-        pending_engines=pl.concat([state.pending_engines, engines.select(state.pending_engines.columns)]),
-    )
 
 
 def _waiting(

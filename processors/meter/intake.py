@@ -11,40 +11,40 @@ from idlewatt.stream.records import TOKEN_COUNTS
 LARGEST_COUNTER: Final = 1 << 60
 LARGEST_POWER_MW: Final = 100_000_000
 
-GPU_COLUMNS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
-    "ts_ms": pl.Int64,
-    "site": pl.String,
-    "pool": pl.String,
-    "node": pl.String,
-    "gpu_uuid": pl.String,
-    "product": pl.String,
-    "energy_mj": pl.Int64,
-    "power_mw": pl.Int64,
-    "power_limit_mw": pl.Int64,
-    "epoch_ms": pl.Int64,
-    "has_process": pl.Boolean,
-}
-ENGINE_COLUMNS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
-    "ts_ms": pl.Int64,
-    "site": pl.String,
-    "pool": pl.String,
-    "node": pl.String,
-    "engine": pl.String,
-    "model_name": pl.String,
-    **dict.fromkeys(TOKEN_COUNTS, pl.Int64),
-    "advance": pl.String,
-    "requests_running": pl.Int64,
-    "requests_waiting": pl.Int64,
-    "epoch_ms": pl.Int64,
-    "gpus": pl.List(pl.String),
-}
+GPU_COLUMNS: Final = (
+    "ts_ms",
+    "site",
+    "pool",
+    "node",
+    "gpu_uuid",
+    "product",
+    "energy_mj",
+    "power_mw",
+    "power_limit_mw",
+    "epoch_ms",
+    "has_process",
+)
+ENGINE_COLUMNS: Final = (
+    "ts_ms",
+    "site",
+    "pool",
+    "node",
+    "engine",
+    "model_name",
+    *TOKEN_COUNTS,
+    "advance",
+    "requests_running",
+    "requests_waiting",
+    "epoch_ms",
+    "gpus",
+)
 ADVANCES: Final = ("step", "prefill_end", "request_end")
 
 
 def gpu_rows(
-    rows: pl.DataFrame, now_ms: int, grace_ms: int, provisioned_mw: Mapping[str, int]
+    rows: pl.DataFrame, entities: pl.DataFrame, now_ms: int, grace_ms: int, provisioned_mw: Mapping[str, int]
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """GPU rows with GPU_COLUMNS and src; and how many were left out, by reason."""
+    """The GPU rows that may be taken; and how many were left out, by reason."""
     faults = {
         **_clock_faults(now_ms, grace_ms),
         "negative": pl.any_horizontal(
@@ -58,25 +58,28 @@ def gpu_rows(
         # presence without joules would be read as zero watts
         "no_power": pl.col("energy_mj").is_null() & pl.col("power_mw").is_null(),
     }
-    kept, left_out = _without(rows.select(*GPU_COLUMNS, "src"), faults)
+    kept, left_out = _without(rows, faults)
     if provisioned_mw:
-        limit = pl.col("pool").replace_strict(provisioned_mw, default=None, return_dtype=pl.Int64)
+        limits = entities["pool"].replace_strict(provisioned_mw, default=None, return_dtype=pl.Int64)
+        limit = pl.lit(limits.gather(kept["entity"]))
         kept = kept.with_columns(power_limit_mw=pl.coalesce(limit, "power_limit_mw"))
     return kept, left_out
 
 
-def engine_rows(rows: pl.DataFrame, now_ms: int, grace_ms: int) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Engine rows with ENGINE_COLUMNS (gpus as lines) and src; and how many were left out, by reason."""
+def engine_rows(
+    rows: pl.DataFrame, entities: pl.DataFrame, now_ms: int, grace_ms: int
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The engine rows that may be taken; and how many were left out, by reason."""
     counters = pl.col(TOKEN_COUNTS)
     faults = {
         **_clock_faults(now_ms, grace_ms),
         "negative": pl.any_horizontal(counters.lt(0).fill_null(False)),
         "implausible": pl.any_horizontal(counters.ge(LARGEST_COUNTER).fill_null(False)),
-        "unknown_advance": ~pl.col("advance").is_in(ADVANCES),
     }
-    named = pl.col("gpus").list.join("\n").fill_null("")
-    kept, left_out = _without(rows.select(*ENGINE_COLUMNS, "src"), faults)
-    return kept.with_columns(named), left_out
+    known = entities["advance"].is_in(ADVANCES)
+    if not known.all():
+        faults["unknown_advance"] = ~pl.lit(known.gather(rows["entity"]))
+    return _without(rows, faults)
 
 
 def _clock_faults(now_ms: int, grace_ms: int) -> dict[str, pl.Expr]:

@@ -26,7 +26,8 @@ class MeterStage:
 
     name: Final = "meter"
     inputs: Final = (topics.GPU, topics.ENGINE)
-    columns: Final = {records.GPU: tuple(GPU_COLUMNS), records.ENGINE: tuple(ENGINE_COLUMNS)}
+    columns: Final = {records.GPU: GPU_COLUMNS, records.ENGINE: ENGINE_COLUMNS}
+    names_apart: Final = frozenset({records.GPU, records.ENGINE})
     gather_s: Final = 0.5
 
     def __init__(self, config: MeterConfig) -> None:
@@ -50,8 +51,6 @@ class MeterStage:
         state, rejected, late = arrivals.take_in(state, batch, self._config)
         closings: list[Closing] = []
         target_ms = self._closable_ms(state)
-        if state.edge_ms is not None and state.edge_ms < target_ms:
-            state = arrivals.absorb(state)
         room = _WINDOWS_PER_FOLD
         while state.edge_ms is not None and state.edge_ms < target_ms and room > 0:
             next_ms = self._next_edge(state, target_ms, room)
@@ -106,14 +105,11 @@ def _entities(state: MeterState) -> int:
 
 def _needed(state: MeterState) -> Mapping[str, int]:
     """Rows that wait are not in the snapshot: they are read again. What was taken already then counts as a repeat."""
-    waiting = {
-        topics.GPU: (state.arrived_gpus, state.pending_gpus),
-        topics.ENGINE: (state.arrived_engines, state.pending_engines),
-    }
+    waiting = {topics.GPU: state.pending_gpus, topics.ENGINE: state.pending_engines}
     return {
-        topic: min(int(frame.get_column("src").min()) for frame in frames if frame.height)  # type: ignore[arg-type]
-        for topic, frames in waiting.items()
-        if any(frame.height for frame in frames)
+        topic: int(frame.get_column("src").min())  # type: ignore[arg-type]
+        for topic, frame in waiting.items()
+        if frame.height
     }
 
 

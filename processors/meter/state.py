@@ -7,7 +7,6 @@ import polars as pl
 
 from idlewatt.processors.meter.activity import SEGMENT_COLUMNS, Holding
 from idlewatt.processors.meter.gaps import GAP_COLUMNS
-from idlewatt.processors.meter.intake import ENGINE_COLUMNS, GPU_COLUMNS
 from idlewatt.processors.meter.rolling import HISTORY_COLUMNS
 from idlewatt.processors.meter.totals import MEASURED_COLUMNS, POWER_COLUMNS, TOKEN_COLUMNS
 from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, PAIR, YIELD_COLUMNS
@@ -112,9 +111,7 @@ class MeterState:
     measured_totals: pl.DataFrame
 
     # Not in the snapshot: rows that wait are read again after a restart, the rest is shown until the next window.
-    arrived_gpus: pl.DataFrame  # since the last closing, by name
-    pending_gpus: pl.DataFrame  # by id
-    arrived_engines: pl.DataFrame
+    pending_gpus: pl.DataFrame
     pending_engines: pl.DataFrame
     latest_power: pl.DataFrame
     offenders: pl.DataFrame
@@ -176,8 +173,6 @@ _FRAMES: Final[dict[str, Any]] = {
 
 def _volatile() -> dict[str, Any]:
     return {
-        "arrived_gpus": pl.DataFrame(schema={**GPU_COLUMNS, **_WAITING}),
-        "arrived_engines": pl.DataFrame(schema={**ENGINE_COLUMNS, **_WAITING, "gpus": pl.String}),
         "pending_gpus": pl.DataFrame(schema={**GPU_READING, **_WAITING}),
         "pending_engines": pl.DataFrame(schema={**ENGINE_READING, **_WAITING}),
         "latest_power": empty_frame(records.POWER),
