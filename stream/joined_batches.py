@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import ipc
 
 from idlewatt.stream.records import Schema
@@ -219,14 +218,14 @@ def join(
     """
     parts = iter(zip(*cuts, strict=True))
     rows = [layout.rows for layout in layouts]
-    frame = _frame(kind, kind.columns, messages, [layout.columns for layout in layouts], parts, rows)
+    frame = _frame(kind, kind.columns, messages, [layout.columns for layout in layouts], parts)
     if not kind.names:
         return Joined(frame, None, None)
     places = [b"".join(next(parts)) for _ in kind.names]
     if any(other != places[0] for other in places):
         raise pa.ArrowInvalid("names that do not share their indices")
     counts = [layout.entities for layout in layouts]
-    entities = _frame(kind, kind.names, messages, [layout.values for layout in layouts], parts, counts)
+    entities = _frame(kind, kind.names, messages, [layout.values for layout in layouts], parts)
     place = pl.Series(pa.Array.from_buffers(pa.int32(), sum(rows), [None, pa.py_buffer(places[0])]))
     if not ((place >= 0) & (place < repeated(counts, rows))).all():
         raise pa.ArrowInvalid("a name that is in no dictionary")
@@ -240,16 +239,14 @@ def _frame(
     messages: Sequence[bytes],
     columns_of: Sequence[tuple[Column, ...]],
     parts: Iterator[Sequence[bytes]],
-    rows: Sequence[int],
 ) -> pl.DataFrame:
-    """Columns of all messages. `columns_of`, `rows`: of each message, where they lie and how many rows they have."""
-    message_of = _message_of(rows)
+    """Columns of all messages. `columns_of`: of each message, where they lie."""
     different = set(columns_of)
     arrays = []
     for place, name in enumerate(names):
         columns = [of[place] for of in columns_of]
         if all(of[place].joins for of in different):
-            array = _joined(kind.schema.arrow.field(name).type, columns, parts, message_of)
+            array = _joined(kind.schema.arrow.field(name).type, columns, parts)
         else:
             for _ in columns[0].slices():
                 next(parts)
@@ -265,36 +262,36 @@ def _frame(
     return frame
 
 
-def _joined(
-    kind: pa.DataType, columns: Sequence[Column], parts: Iterator[Sequence[bytes]], message_of: pa.Array
-) -> pa.Array:
-    """One column of all messages. `message_of`: see _message_of()."""
-    rows = len(message_of) - 1
+def _joined(kind: pa.DataType, columns: Sequence[Column], parts: Iterator[Sequence[bytes]]) -> pa.Array:
+    """One column of all messages."""
+    rows = [column.rows for column in columns]
+    total = sum(rows)
     if kind != _TEXT and not pa.types.is_large_list(kind):
-        return pa.Array.from_buffers(kind, rows, [None, pa.py_buffer(b"".join(next(parts)))])
+        return pa.Array.from_buffers(kind, total, [None, pa.py_buffer(b"".join(next(parts)))])
     firsts = b"".join(next(parts))
-    ends = pa.py_buffer(b"".join((bytes(_OFFSET_BYTES), *next(parts))))
-    before = pa.array([0, *itertools.accumulate(column.size for column in columns)], pa.int64())
-    within = pa.Array.from_buffers(pa.int64(), rows + 1, [None, ends])
-    offsets = pc.add(within, before.take(message_of))
+    within = pl.Series(_int64(b"".join(next(parts))))
+    before = [0, *itertools.accumulate(column.size for column in columns)]
+    offsets = pl.concat([pl.Series([0]), within + repeated(before[:-1], rows)], rechunk=True)
     # a writer may hand over a part of a column with the values of other rows before and after it
-    last = pa.array(itertools.accumulate(column.rows for column in columns), pa.int64())
-    if firsts.strip(b"\0") or not offsets.take(last).equals(before[1:]):
+    last = pl.Series([*itertools.accumulate(rows)], dtype=pl.Int64)
+    if firsts.strip(b"\0") or offsets.gather(last).to_list() != before[1:]:
         raise pa.ArrowInvalid("texts or lists with values of no row")
-    offsets = offsets.buffers()[1]
+    ends = offsets.to_arrow().buffers()[1]
     if kind == _TEXT:
-        return pa.Array.from_buffers(kind, rows, [None, offsets, pa.py_buffer(b"".join(next(parts)))])
+        return pa.Array.from_buffers(kind, total, [None, ends, pa.py_buffer(b"".join(next(parts)))])
     inner = [column.values for column in columns if column.values is not None]
-    values = _joined(kind.value_type, inner, parts, _message_of([column.rows for column in inner]))
-    return pa.Array.from_buffers(kind, rows, [None, offsets], children=[values])
+    return pa.Array.from_buffers(kind, total, [None, ends], children=[_joined(kind.value_type, inner, parts)])
 
 
-def _message_of(rows: Sequence[int]) -> pa.Array:
-    """The place of the message that each offset is of: the first, and then one for each row."""
-    return repeated([0, *range(len(rows))], [1, *rows]).to_arrow()
+def _int64(values: bytes) -> pa.Array:
+    return pa.Array.from_buffers(pa.int64(), len(values) // 8, [None, pa.py_buffer(values)])
 
 
 def repeated(values: Sequence[int], counts: Sequence[int]) -> pl.Series:
     """Each value as often as its count says."""
-    columns = {"value": pl.Series(values, dtype=pl.Int64), "count": pl.Series(counts, dtype=pl.Int64)}
-    return pl.select(columns["value"].repeat_by(columns["count"]).explode(empty_as_null=False)).to_series()
+    series = pl.Series("value", values, dtype=pl.Int64)
+    if counts and min(counts) == max(counts) > 0:
+        # ten times as fast, and most messages have as many rows as the others
+        return series.gather(pl.int_range(len(counts) * counts[0], eager=True) // counts[0])
+    times = pl.Series("count", counts, dtype=pl.Int64)
+    return pl.select(series.repeat_by(times).explode(empty_as_null=False)).to_series()
