@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from bench.processor import PARTITIONS, measured, measured_s
-from bench.recorded import WARM_UP_S, fresh_outputs, recorded
+from bench.processor import PARTITIONS, measured, recorded_s
+from bench.recorded import fresh_outputs, recorded
 from bench.report import Part, Table
 
 _HOUR_S: Final = 3600
@@ -11,24 +11,19 @@ _HOUR_S: Final = 3600
 
 def run(gpus: int) -> Part:
     """Reads what the log of bench/processor.py holds, some minutes, and says how long an hour takes at that pace."""
-    with recorded(gpus, "nodes", measured_s(gpus), PARTITIONS) as (broker, fleet):
+    with recorded(gpus, "nodes", recorded_s(gpus), PARTITIONS) as (broker, fleet):
         found = measured(fresh_outputs(broker, PARTITIONS), fleet)
-    # the pace is that after the warm-up; what comes before is start-up and first windows
-    pace = found["samples"] / fleet.gpu_count / found["wall_s"]
-    hour_s = found["until_live_s"] + (_HOUR_S - fleet.seconds) / pace
+    pace = fleet.seconds / found["wall_s"]
     table = Table(
         "GPUs", "in the log", "seconds until live", "times real time", "an hour would take", "peak memory MiB"
     )
     table.add(
         f"{fleet.gpu_count:,}",
         f"{fleet.seconds} s",
-        f"{found['until_live_s']:.1f}",
+        f"{found['wall_s']:.1f}",
         f"{pace:.0f}",
-        f"{hour_s:.0f} s",
+        f"{_HOUR_S / pace:.0f} s",
         f"{found['peak_mib']:,.0f}",
     )
-    note = (
-        f"Measured over {fleet.seconds} s of rows, a factor of {_HOUR_S / fleet.seconds:.1f} below the hour, of which the first "
-        f"{WARM_UP_S} s count as start-up; the hour is that pace going on."
-    )
-    return Part("catch_up", [table], {"catch_up_seconds_per_hour": round(hour_s, 1)}, [note])
+    note = f"Measured over {fleet.seconds} s of rows, a factor of {_HOUR_S / fleet.seconds:.1f} below the hour; the hour is that pace going on."
+    return Part("catch_up", [table], {"catch_up_seconds_per_hour": round(_HOUR_S / pace, 1)}, [note])

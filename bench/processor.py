@@ -1,9 +1,9 @@
 """GPU samples per CPU-second, end to end: a real Kafka to closed windows, ledger rows and a rendered /metrics.
 
 The log is full when the processor starts, so that it works as fast as it can; in live operation it does the same
-work and waits in between. Both stages run, over 12 partitions. Counted is the CPU time of the process after the
-first 30 s of event time, by when windows close: 300 s at 10,000 GPUs, 60 s at 100,000, and 30 s at 600,000, which
-bear the end of a minute and so twice their share of rows by minute. There is an engine to every 8 GPUs, of which a
+work and waits in between. Both stages run, over 12 partitions. Counted is all CPU time of the process from its start
+of reading until it has read and committed everything: 600 s of rows at 10,000 GPUs, 120 s at 100,000, and 60 s at
+600,000. There is an engine to every 8 GPUs, of which a
 fifth is idle at any time; its rows are read too and not counted as samples.
 """
 
@@ -16,20 +16,18 @@ from typing import Any, Final
 from bench import ROOT
 from bench.fleet import Fleet, Shape
 from bench.measuring import on_one_core
-from bench.recorded import WARM_UP_S, fresh_outputs, recorded
+from bench.recorded import fresh_outputs, recorded
 from bench.report import Part, Table
 from idlewatt.processors.tuning import ENVIRONMENT
 from idlewatt.stream.settings import Settings
 
 PARTITIONS: Final = 12
-# GPUs -> seconds of event time that are measured
-_MEASURED_S: Final = {10_000: 300, 100_000: 60, 600_000: 30}
 _TIMEOUT_S: Final = 900
 
 
-def measured_s(gpus: int) -> int:
-    """About six million samples, and never less than 30 s."""
-    return _MEASURED_S.get(gpus) or min(max(6_000_000 // gpus // 60 * 60, 30), 300)
+def recorded_s(gpus: int) -> int:
+    """Whole minutes of event time, ten at most, and ten million samples or so if one minute has not more."""
+    return min(max(12_000_000 // gpus // 60, 1), 10) * 60
 
 
 def run(sizes: list[int]) -> Part:
@@ -98,7 +96,7 @@ def _whole(table: Table, sizes: list[int], rates: dict[tuple[int, Shape], float]
 
 def measure(gpus: int, shape: Shape, *, profile: bool = False) -> tuple[Fleet, dict[str, Any]]:
     """The fleet, and what bench/processor_run.py found."""
-    with recorded(gpus, shape, measured_s(gpus), PARTITIONS) as (broker, fleet):
+    with recorded(gpus, shape, recorded_s(gpus), PARTITIONS) as (broker, fleet):
         settings = fresh_outputs(broker, PARTITIONS)
         return fleet, measured(settings, fleet, profile=profile)
 
@@ -110,7 +108,6 @@ def measured(
     task = {
         "settings": settings.model_dump_json(),
         "now_ms": fleet.end_ms + 1_000,
-        "warm_rows": fleet.gpu_count * WARM_UP_S,
         "gpu_rows": fleet.gpu_rows,
         "engine_rows": fleet.engine_rows,
         "page": page,

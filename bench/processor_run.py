@@ -6,7 +6,6 @@ Started by bench/processor.py with its task as JSON; prints what it found as one
 import json
 import os
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from typing import Any, Final
@@ -42,39 +41,12 @@ class _Sample:
         return self.rows.get(topics.GPU, 0)
 
 
-class _Watch:
-    """A clock for Processing that stands still; each look at it notes how far the process has come.
-
-    The runner looks once per poll, before it folds what the poll brought: what was counted until then is done.
-    """
-
-    def __init__(self, now_ms: int, warm_rows: int, sections: Sections | None) -> None:
-        self._now_ms = now_ms
-        self._warm_rows = warm_rows
-        self._sections = sections
-        self._next = 0.0
-        self.processing: Processing | None = None
-        self.warm: _Sample | None = None
-
-    def __call__(self) -> int:
-        now = time.monotonic()
-        meter = threading.current_thread().name.endswith("meter")
-        if self.warm is None and meter and self.processing is not None and now >= self._next:
-            self._next = now + _SAMPLE_S
-            sample = self.sample()
-            if sample.gpu_rows() >= self._warm_rows:
-                self.warm = sample
-                if self._sections is not None:
-                    self._sections.reset()
-        return self._now_ms
-
-    def sample(self) -> _Sample:
-        assert self.processing is not None
-        figures = {metric.name: metric.samples for metric in self.processing._figures.collect()}
-        rows = {s.labels["topic"]: int(s.value) for s in figures[names.ROWS.name]}
-        behind = {tuple(s.labels.values()): s.value for s in figures[names.BEHIND.name]}
-        rewinds = sum(int(s.value) for s in figures[names.REWINDS.name])
-        return _Sample(rows, behind, rewinds, own_usage())
+def _look(processing: Processing) -> _Sample:
+    figures = {metric.name: metric.samples for metric in processing._figures.collect()}
+    rows = {s.labels["topic"]: int(s.value) for s in figures[names.ROWS.name]}
+    behind = {tuple(s.labels.values()): s.value for s in figures[names.BEHIND.name]}
+    rewinds = sum(int(s.value) for s in figures[names.REWINDS.name])
+    return _Sample(rows, behind, rewinds, own_usage())
 
 
 def main(task: dict[str, Any]) -> dict[str, Any]:
@@ -82,29 +54,26 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     settings = Settings.model_validate_json(task["settings"])
     sections = Sections() if task["profile"] else None
-    watch = _Watch(task["now_ms"], task["warm_rows"], sections)
-    processing = Processing(settings, watch)
-    watch.processing = processing
+    # all rows are of the past, and the clock stands still
+    processing = Processing(settings, lambda: int(task["now_ms"]))
     idle_mib = memory_mib("self", "VmRSS")
-    began = time.monotonic()
+    began = own_usage()
     processing.start()
     # gpu, engine and ledger
     inputs = 3 * settings.log.partitions
-    done = _wait(watch, processing, inputs, task["gpu_rows"], task["engine_rows"])
+    done = _wait(processing, inputs, task["gpu_rows"], task["engine_rows"])
     threads = sections.threads() if sections is not None else []
     page = processing.metrics_body()
     cost = page_cost(processing) if task["page"] else None
     peak_mib = memory_mib("self", "VmHWM")
     if not processing.stop(20):
         raise RuntimeError("the stages did not stop")
-    assert watch.warm is not None, "the warm-up was never over"
-    used = done.usage - watch.warm.usage
+    used = done.usage - began
     restore_s, checkpoint_bytes = _checkpoint(settings)
     return {
-        "samples": done.gpu_rows() - watch.warm.gpu_rows(),
+        "samples": done.gpu_rows(),
         "cpu_s": used.cpu_s,
         "wall_s": used.wall_s,
-        "until_live_s": done.usage.wall_s - began,
         "peak_mib": peak_mib,
         "idle_mib": idle_mib,
         "checkpoint_bytes": checkpoint_bytes,
@@ -117,14 +86,14 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _wait(watch: _Watch, processing: Processing, inputs: int, gpu_rows: int, engine_rows: int) -> _Sample:
+def _wait(processing: Processing, inputs: int, gpu_rows: int, engine_rows: int) -> _Sample:
     """The first moment after which nothing moved any more."""
     reached: _Sample | None = None
     while True:
         time.sleep(_SAMPLE_S)
         if processing.failure is not None:
             raise processing.failure
-        now = watch.sample()
+        now = _look(processing)
         if now.rewinds:
             raise RuntimeError("a commit failed and rows were read twice: run it again on a quieter machine")
         if reached is None or now.rows != reached.rows:

@@ -23,7 +23,6 @@ from idlewatt.stream import kafka_clients, topics
 from idlewatt.stream.kafka_topics import create_topics
 from idlewatt.stream.settings import Log, Settings
 
-WARM_UP_S: Final = 30
 _OUTPUTS: Final = (topics.LEDGER, topics.MONEY, topics.STATE, topics.REJECTED)
 # what the bytes in the log depend on
 _MADE_BY: Final = (
@@ -66,10 +65,10 @@ def empty_broker(name: str) -> Iterator[KeptBroker]:
 
 @contextlib.contextmanager
 def recorded(
-    gpus: int, shape: Shape, measured_s: int, partitions: int, *, rows: bool = False
+    gpus: int, shape: Shape, seconds: int, partitions: int, *, rows: bool = False
 ) -> Iterator[tuple[KeptBroker, Fleet]]:
-    """A broker that holds WARM_UP_S + measured_s seconds of a fleet's messages, and the fleet; `rows`: as single rows too."""
-    folder = CACHE / f"log-{shape}-{gpus}-{measured_s}-{partitions}"
+    """A broker that holds so many seconds of a fleet's messages, and the fleet; `rows`: as single rows too."""
+    folder = CACHE / f"log-{shape}-{gpus}-{seconds}-{partitions}"
     with _alone(folder):
         manifest = folder / "fleet.json"
         key = _key()
@@ -80,7 +79,7 @@ def recorded(
         try:
             broker.open()
             if fleet is None:
-                fleet = _new_fleet(gpus, shape, WARM_UP_S + measured_s, partitions)
+                fleet = _new_fleet(gpus, shape, seconds, partitions)
                 _fill(broker, fleet)
                 manifest.write_text(json.dumps({"key": key, "made_at": time.time(), "fleet": asdict(fleet)}))
             if rows and not (folder / "data" / f"{ROWS}-0").exists():
@@ -119,7 +118,7 @@ def fresh_outputs(broker: KafkaBroker, partitions: int, **sections: Any) -> Sett
 
 
 def _new_fleet(gpus: int, shape: Shape, seconds: int, partitions: int) -> Fleet:
-    """Ends shortly before now. A minute ends 15 s after the warm-up, and each 60 s after that."""
+    """Ends shortly before now. A minute ends 30 s after the start, and each 60 s after that."""
     end_s = int(time.time()) // 60 * 60
     start_s = end_s - (seconds + 59) // 60 * 60 - 30
     return Fleet(gpus, shape, start_s * 1000, seconds, partitions)

@@ -49,14 +49,8 @@ class Sections:
         for name, module, path in _SECTIONS:
             self._wrap(name, module, path)
 
-    def reset(self) -> None:
-        """Begin anew: the warm-up is over."""
-        self._own_ns.clear()
-        self._calls.clear()
-        self._threads_before = _threads_ns()
-
     def threads(self) -> list[tuple[str, float]]:
-        """CPU seconds by thread since the reset."""
+        """CPU seconds by thread."""
         before = self._threads_before
         return sorted(
             ((name, (ns - before.get(name, 0)) / 1e9) for name, ns in _threads_ns().items()),

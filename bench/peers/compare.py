@@ -11,7 +11,7 @@ from bench.processor import PARTITIONS, measured
 from bench.recorded import fresh_outputs, recorded
 from bench.report import Part, Table
 
-# of event time. What is slow reads 90 s of rows, what is fast 330 s: the JVM takes a while until it is warm.
+# of event time. What is slow reads 60 s of rows, what is fast 300 s: the JVM takes a while until it is warm.
 _FAST_S: Final = 300
 _SLOW_S: Final = 60
 _PROGRAMS: Final = Path(__file__).parent
