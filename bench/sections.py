@@ -22,7 +22,7 @@ _SECTIONS: Final = (
     ("decode", "idlewatt.processors.runner", "Runner._decode"),
     ("fold: rest", "idlewatt.processors.meter.stage", "MeterStage.fold"),
     ("fold: take in", "idlewatt.processors.meter.arrivals", "take_in"),
-    ("fold: names to ids", "idlewatt.processors.meter.arrivals", "absorb"),
+    ("fold: names to ids", "idlewatt.processors.meter.arrivals", "with_ids"),
     ("fold: close windows", "idlewatt.processors.meter.stage", "close"),
     ("fold: encode ledger rows", "idlewatt.processors.meter.stage", "_ledger_records"),
     ("snapshot", "idlewatt.processors.meter.stage", "MeterStage.snapshot"),
