@@ -230,6 +230,48 @@ def test_messages_of_any_shape_are_joined(
         ]
 
 
+@given(st.lists(ENGINE_ROWS, max_size=6))
+def test_names_apart_are_those_of_the_rows(messages: list[list[records.EngineRow]]) -> None:
+    """Wherever a row points, its names stand; a message brings each set of names once, unless another writer made it."""
+    sent = [encode_rows(records.ENGINE, rows) for rows in messages]
+    plain = [encode_table(records.ENGINE, decode(message)[1].to_arrow()) for message in sent[:2]]
+    found, faults = decode_all([*sent, *plain], names_apart={records.ENGINE})
+    assert not faults
+    if not messages:
+        return
+    rows = found[records.ENGINE]
+    assert rows.entities is not None
+    whole = rows.frame.hstack(rows.entities[rows.frame["entity"]]).select(
+        frame_schema(records.ENGINE).names()
+    )
+    expected = [row for rows in [*messages, *messages[:2]] for row in rows]
+    assert whole.rows(named=True) == [dataclasses.asdict(row) for row in expected]
+    of_each = decode_all(sent, names_apart={records.ENGINE})[0][records.ENGINE].entities
+    assert of_each is not None
+    names = [{tuple(str(getattr(row, n)) for n in records.ENGINE.names) for row in rows} for rows in messages]
+    assert of_each.height == sum(len(some) for some in names)
+
+
+def test_indices_that_point_nowhere_are_refused() -> None:
+    """A message of ours, whole and sealed, in which a row's name is in no dictionary, is set aside; the others are read."""
+    honest = encode_rows(records.ENGINE, [ROW] * 2)
+    lying = [
+        honest[: at + 4] + place.to_bytes(4, "little", signed=True) + honest[at + 8 : -SEAL_BYTES]
+        for at in _places_of_indices(honest)
+        for place in (1, -1, 1 << 30)
+    ]
+    found, faults = decode_all([honest, *(sealed(stream, 2) for stream in lying), honest])
+    assert found[records.ENGINE].messages == [0, 1 + len(lying)]
+    assert {fault.reason for fault in faults.values()} == {"not_arrow"}
+
+
+def _places_of_indices(message: bytes) -> list[int]:
+    """Where the indices of each name begin in the message."""
+    stream = pa.py_buffer(message)
+    batch = ipc.open_stream(stream).read_next_batch()
+    return [batch.column(name).indices.buffers()[1].address - stream.address for name in records.ENGINE.names]
+
+
 def test_a_part_of_a_table_is_read_as_it_is() -> None:
     """pyarrow writes a part of a column of lists or texts with offsets that do not begin at 0, and its neighbours' values."""
     rows = [dataclasses.replace(ROW, output_tokens=n, gpus=[f"GPU-{n}", f"GPU-{n}-b"]) for n in range(20)]
