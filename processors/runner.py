@@ -29,8 +29,10 @@ _log = structlog.get_logger()
 
 POLL_S: Final = 0.25
 # What polls bring is gathered, because a fold costs some 50 ms whatever it folds, and a Kafka transaction 0.1 s of
-# waiting: for the stage's gather_s, so many times as long while there is more to read, or up to these sizes.
+# waiting: for the stage's gather_s, so many times as long while there is more to read, twice that where the rows are
+# so old that nobody waits for them, or up to these sizes.
 PATIENCE_BEHIND: Final = 10
+FAR_BEHIND_S: Final = 120.0
 GATHER_BYTES_PER_PARTITION: Final = 64 * 1024 * 1024
 GATHER_BYTES: Final = 512 * 1024 * 1024
 UNAVAILABLE_PAUSE_S: Final = 1.0
@@ -75,6 +77,8 @@ class Runner(Generic[S]):
         # partition -> records of folds that are not committed; a key without records is a state that moved
         self._outbox: dict[int, list[Record]] = {}
         self._folded_at = 0.0
+        # partition -> how old the newest row was when it was folded
+        self._lag_s: dict[int, float] = {}
         self._said: dict[str, float] = {}
         self._catch_up: dict[int, CatchUp] = {}
 
@@ -122,7 +126,9 @@ class Runner(Generic[S]):
     def _due(self) -> list[int]:
         """Partitions to fold now."""
         waited_s = time.monotonic() - self._folded_at
-        patience_s = self._stage.gather_s * (PATIENCE_BEHIND if any(self._behind.values()) else 1)
+        patience_s = self._stage.gather_s
+        if any(self._behind.values()):
+            patience_s *= PATIENCE_BEHIND * (2 if max(self._lag_s.values(), default=0.0) > FAR_BEHIND_S else 1)
         if waited_s >= patience_s or self._gathered_bytes.total() >= GATHER_BYTES:
             self._folded_at = time.monotonic()
             return list(self._states)
@@ -153,6 +159,7 @@ class Runner(Generic[S]):
             self._resume.pop((topic, partition), None)
             self._figures.forget(names.BEHIND, topic, str(partition))
         self._catch_up.pop(partition, None)
+        self._lag_s.pop(partition, None)
         for figure in (names.EVENT_TIME_LAG, names.CATCH_UP):
             self._figures.forget(figure, self._stage.name, str(partition))
 
@@ -228,7 +235,7 @@ class Runner(Generic[S]):
         for schema, count in folded.late.items():
             self._figures.count(names.LATE_ROWS, schema, by=count)
         if folded.event_ms is not None:
-            lag_s = (now_ms - folded.event_ms) / 1000
+            self._lag_s[partition] = lag_s = (now_ms - folded.event_ms) / 1000
             self._figures.show(names.EVENT_TIME_LAG, self._stage.name, str(partition), value=lag_s)
 
     def _keep_place(self, partition: int, messages: Sequence[Message], needed: Mapping[str, int]) -> None:
