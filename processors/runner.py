@@ -128,7 +128,9 @@ class Runner(Generic[S]):
         waited_s = time.monotonic() - self._folded_at
         patience_s = self._stage.gather_s
         if any(self._behind.values()):
-            patience_s *= PATIENCE_BEHIND * (2 if max(self._lag_s.values(), default=0.0) > FAR_BEHIND_S else 1)
+            patience_s *= PATIENCE_BEHIND * (
+                2 if max(self._lag_s.values(), default=0.0) > FAR_BEHIND_S else 1
+            )
         if waited_s >= patience_s or self._gathered_bytes.total() >= GATHER_BYTES:
             self._folded_at = time.monotonic()
             return list(self._states)

@@ -5,11 +5,12 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter import activity, rolling, tokens, totals, waterfall, yardstick
+from idlewatt.processors.meter import activity, learning, rolling, tokens, totals, waterfall
 from idlewatt.processors.meter.classifying import classify, steady_windows, whole_windows
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.cutting import silence, split, still_open, with_gaps
 from idlewatt.processors.meter.gaps import put_off
+from idlewatt.processors.meter.learning import MINUTE_MS
 from idlewatt.processors.meter.rows import where, with_names
 from idlewatt.processors.meter.state import (
     ENGINE_CARRY,
@@ -25,7 +26,6 @@ from idlewatt.stream import records
 from idlewatt.stream.decoding import empty_frame, frame_schema
 from idlewatt.stream.records import TOKEN_COUNTS
 
-MINUTE_MS: Final = 60_000
 ENERGY: Final = ("energy_mj",)
 # beside the counter, what a piece of a GPU's time is judged by
 _JUDGED_BY: Final = ("power_limit_mw", "has_process")
@@ -43,12 +43,6 @@ class Closing:
 
 def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterState, Closing]:
     """Close the windows up to `edges.edge_ms`."""
-    learned = state
-    if edges.previous_ms % MINUTE_MS == 0 and state.samples.height:
-        # Whole minutes at a time, so that the yardstick of a window does not depend on how many close at once.
-        histogram = yardstick.learn(state.histogram, state.samples, config.min_tokens, edges.edge_ms)
-        learned = replace(state, histogram=histogram, samples=state.samples.clear())
-
     engines = advance(state.engines, state.pending_engines, edges, TOKEN_COUNTS, ENGINE_CARRY)
     engine_intervals = with_gaps(tokens.without_unknown(engines.intervals), TOKEN_COUNTS)
     segments = activity.remember(
@@ -101,11 +95,6 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
 
     demand = activity.demand(done, engine_index)
     pool_windows = waterfall.pool_windows(gpu_windows, state.gpu_index)
-    pairs = pool_windows.select_seq(*yardstick.PAIR).unique().sort(*yardstick.PAIR)
-    yields = state.yields
-    if learned is not state or not pairs.equals(state.pairs):
-        yields = yardstick.yields(learned.histogram, pairs, config)
-    power = waterfall.power_rows(pool_windows, demand, yields, edges.window_ms)
     shares = tokens.serving_shares(
         gpu_windows, engine_windows, state.engine_index, holding.held, segments, edges.window_ms
     )
@@ -116,11 +105,12 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     minutes, open_minutes = gpu_minutes(state.minutes, gpu_windows, state.gpu_index, edges.edge_ms)
 
     samples = tokens.samples(_on_time(engine_windows, edges)).select_seq(*SAMPLE_COLUMNS)
+    power, learned = learning.power_rows(state, pool_windows, demand, samples, edges, config)
     forgotten = edges.edge_ms - config.forget_ms
     kept_gpus = where(gpus.last, gpus.last["ts_ms"] > forgotten)
     kept_engines = where(engines.last, engines.last["ts_ms"] > forgotten)
     after = replace(
-        learned,
+        state,
         edge_ms=edges.edge_ms,
         gpus=kept_gpus,
         open_gpus=still_open(pl.concat([state.open_gpus, gpu_intervals]), edges),
@@ -130,7 +120,10 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         engine_gaps=engine_gaps,
         segments=segments,
         minutes=open_minutes,
-        samples=pl.concat([learned.samples, samples]),
+        samples=learned.samples,
+        histogram=learned.histogram,
+        pairs=learned.pairs,
+        yields=learned.yields,
         history=rolling.extend(
             state.history, _on_time(power, edges), _on_time(token_rows, edges), edges.edge_ms
         ),
@@ -144,8 +137,6 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         latest_power=where(power, power["window_start_ms"] == edges.edge_ms - edges.window_ms),
         offenders=_offenders(gpu_windows, state.gpu_index, edges, config),
         holding=holding,
-        pairs=pairs,
-        yields=yields,
     )
     dropped = {("gpu", reason): n for reason, n in gpus.dropped.items()}
     dropped |= {("engine", reason): n for reason, n in engines.dropped.items()}

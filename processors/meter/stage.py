@@ -6,7 +6,7 @@ from typing import Final
 from idlewatt.processors.booking import messages
 from idlewatt.processors.families import Family
 from idlewatt.processors.meter import arrivals, backlog
-from idlewatt.processors.meter.closing import MINUTE_MS, Closing, close
+from idlewatt.processors.meter.closing import Closing, close
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.families import families
 from idlewatt.processors.meter.intake import ENGINE_COLUMNS, GPU_COLUMNS
@@ -86,17 +86,9 @@ class MeterStage:
         return (state.newest_ms - self._config.grace_ms) // window_ms * window_ms
 
     def _next_edge(self, state: MeterState, target_ms: int, room: int) -> int:
-        """Minute by minute while there is something to read, for the yardstick moves by minutes; silence faster."""
         assert state.edge_ms is not None
-        waiting = [
-            int(frame.get_column("eff_ms").min())  # type: ignore[arg-type]
-            for frame in (state.pending_gpus, state.pending_engines)
-            if frame.height
-        ]
-        read_ms = max(state.edge_ms, min(waiting, default=target_ms)) // MINUTE_MS * MINUTE_MS
-        minutes = room // max(_entities(state), 1) * self._config.window_ms // MINUTE_MS
-        silent_ms = min(read_ms, state.edge_ms // MINUTE_MS * MINUTE_MS + minutes * MINUTE_MS)
-        return min(target_ms, max(silent_ms, state.edge_ms // MINUTE_MS * MINUTE_MS + MINUTE_MS))
+        windows = max(room // max(_entities(state), 1), 1)
+        return min(target_ms, state.edge_ms + windows * self._config.window_ms)
 
 
 def _entities(state: MeterState) -> int:
