@@ -19,7 +19,7 @@ _MAGIC: Final = b"IDLEWATT-SNAPSHOT/2\n"
 _MAGIC_BEFORE: Final = b"IDLEWATT-SNAPSHOT\n"
 _NARROWER: Final = ((1 << 8, pl.UInt8), (1 << 16, pl.UInt16), (1 << 32, pl.UInt32))
 # below it, to look for the least and the greatest costs more than it saves
-_LONG_ROWS: Final = 1_000
+_LONG_ROWS: Final = 4_000
 
 # Arrow bytes, and the least value of each column that was narrowed
 _Body = tuple[bytes, dict[str, int]]

@@ -30,7 +30,7 @@ def test_each_frame_is_read_back_however_long_it_lives() -> None:
 
 def test_integers_of_long_frames_are_read_back_whatever_they_are() -> None:
     """Columns are written in few bytes: no value, null, type or order of rows may differ afterwards."""
-    rows = 1_500
+    rows = 4_500
     lows = {"tiny": 7, "minus": -300, "moment": 1_767_225_600_000, "large": -(2**63)}
     spans = {"one": 0, "byte": 255, "more": 256, "two": 65_535, "four": 2**32 - 1, "five": 2**32}
     columns = {
@@ -58,7 +58,7 @@ def test_integers_of_long_frames_are_read_back_whatever_they_are() -> None:
 
 def test_a_snapshot_of_before_integers_were_narrowed_is_read() -> None:
     """An upgrade carries on where the version before stopped."""
-    frame = pl.DataFrame({"number": range(2_000)})
+    frame = pl.DataFrame({"number": range(5_000)})
     body = io.BytesIO()
     frame.write_ipc_stream(body, compression="zstd")
     header = {"layout": "test/1", "scalars": {"edge_ms": 5}, "frames": {"frame": len(body.getvalue())}}
