@@ -102,7 +102,11 @@ def _unaccounted(state: MeterState) -> pl.DataFrame:
         state.power_totals.lazy().select(*_POOL, rest_mj=-pl.col("draw_mj"), measured=False),
         waiting.select(*_POOL, "rest_mj", measured=False),
     ]
-    sums = pl.concat(parts).group_by(_POOL).agg(pl.col("rest_mj").sum(), pl.col("measured").any())
+    sums = (
+        pl.concat(parts)
+        .group_by(_POOL, maintain_order=True)
+        .agg(pl.col("rest_mj").sum(), pl.col("measured").any())
+    )
     return at_once(sums.filter("measured").select(*_POOL, value=pl.col("rest_mj") / 1000))
 
 
