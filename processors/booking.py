@@ -17,12 +17,12 @@ ROWS_PER_MESSAGE: Final = 20_000
 def messages(topic: str, schema: Schema, rows: pl.DataFrame) -> Iterator[Record]:
     """The rows, keyed by their site, in as many messages as they need and in their order."""
     rows = conforming(schema, rows)
-    runs = _runs(rows)
-    if runs["value"].is_duplicated().any():
+    lengths, names = _runs(rows)
+    if names.n_unique() < names.len():
         rows = pl.concat(rows.partition_by("site", maintain_order=True))
-        runs = _runs(rows)
+        lengths, names = _runs(rows)
     sites, counts = [], []
-    for left, site in runs.iter_rows():
+    for site, left in zip(names, lengths, strict=True):
         for begin in range(0, left, ROWS_PER_MESSAGE):
             sites.append(site)
             counts.append(min(ROWS_PER_MESSAGE, left - begin))
@@ -30,6 +30,7 @@ def messages(topic: str, schema: Schema, rows: pl.DataFrame) -> Iterator[Record]
         yield Record(topic, site_key(site), message)
 
 
-def _runs(rows: pl.DataFrame) -> pl.DataFrame:
-    """Consecutive rows of the same site: len, value."""
-    return rows.get_column("site").rle().struct.unnest()
+def _runs(rows: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
+    """Of consecutive rows of one site how many they are, and the site."""
+    runs = rows.get_column("site").rle().struct
+    return runs.field("len"), runs.field("value")

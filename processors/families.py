@@ -49,11 +49,13 @@ class Family:
 
     def heads(self) -> pl.Series:
         """What stands before the value of each series in Prometheus' text format (version 0.0.4)."""
+        if self.frame.is_empty():
+            return pl.Series(dtype=pl.String)
         plain = self._heads({label: pl.col(label) for label in self.metric.labels})
         text = "\n".join(plain.str.join("\n"))
         # To escape is most of the work and hardly ever needed. Special characters in a label show by their number.
         rows, quotes = self.frame.height, 2 * len(self.metric.labels) * self.frame.height
-        if not rows or ("\\" not in text and (text.count("\n"), text.count('"')) == (rows - 1, quotes)):
+        if "\\" not in text and (text.count("\n"), text.count('"')) == (rows - 1, quotes):
             return plain
         return self._heads(
             {label: pl.col(label).str.replace_many(_SPECIAL, _ESCAPED) for label in self.metric.labels}

@@ -19,10 +19,11 @@ class _Part:
     @classmethod
     def of(cls, family: Family, before: Self | None) -> Self:
         """`before`: what the partition showed until now. Values move, labels hardly ever do."""
-        same = before is not None and before.heads.len() == family.frame.height
-        heads = (
-            before.heads if before and same and before.family.labels.equals(family.labels) else family.heads()
-        )
+        rows = family.frame.height
+        if rows and before and before.heads.len() == rows and before.family.labels.equals(family.labels):
+            heads = before.heads
+        else:
+            heads = family.heads()
         return cls(family, heads, family.lines(heads))
 
 
