@@ -43,28 +43,41 @@ class Family:
         text = self.metric.help.replace("\\", "\\\\").replace("\n", "\\n")
         return f"# HELP {self.name} {text}\n# TYPE {self.name} {self.metric.kind}\n".encode()
 
-    def lines(self) -> bytes:
-        """The series in Prometheus' text format (version 0.0.4)."""
+    @property
+    def labels(self) -> pl.DataFrame:
+        return self.frame[list(self.metric.labels)]
+
+    def heads(self) -> pl.Series:
+        """What stands before the value of each series in Prometheus' text format (version 0.0.4)."""
         if self.frame.is_empty():
-            return b""
-        plain = self._lines({label: pl.col(label) for label in self.metric.labels})
+            return pl.Series(dtype=pl.String)
+        plain = self._heads({label: pl.col(label) for label in self.metric.labels})
+        text = "\n".join(plain.str.join("\n"))
         # To escape is most of the work and hardly ever needed. Special characters in a label show by their number.
         rows, quotes = self.frame.height, 2 * len(self.metric.labels) * self.frame.height
-        if (plain.count(b"\n"), plain.count(b'"'), plain.count(b"\\")) == (rows, quotes, 0):
+        if "\\" not in text and (text.count("\n"), text.count('"')) == (rows - 1, quotes):
             return plain
-        return self._lines(
+        return self._heads(
             {label: pl.col(label).str.replace_many(_SPECIAL, _ESCAPED) for label in self.metric.labels}
         )
 
-    def _lines(self, labels: Mapping[str, pl.Expr]) -> bytes:
+    def _heads(self, labels: Mapping[str, pl.Expr]) -> pl.Series:
         parts: list[pl.Expr] = []
         before = f"{self.name}{{"
         for label, text in labels.items():
             parts += [pl.lit(f'{before}{label}="'), text]
             before = '",'
         before = f"{before[:1]}}} " if labels else f"{self.name} "
-        parts += [pl.lit(before), pl.col("value").cast(pl.String)]
-        lines: str = self.frame.select(pl.concat_str(parts).str.join("\n")).item()
+        parts.append(pl.lit(before))
+        # as many as there are rows, also without labels
+        return self.frame.select(pl.concat_str(parts), pl.col("value")).to_series()
+
+    def lines(self, heads: pl.Series | None = None) -> bytes:
+        """The series in Prometheus' text format. `heads`: heads(), where they are known."""
+        if self.frame.is_empty():
+            return b""
+        heads = self.heads() if heads is None else heads
+        lines: str = (heads + self.frame.get_column("value").cast(pl.String)).str.join("\n").item()
         return lines.encode() + b"\n"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import polars as pl
 
@@ -11,7 +12,19 @@ from idlewatt.processors.families import Family, rendered
 @dataclass(frozen=True, slots=True)
 class _Part:
     family: Family
+    # of each line what stands before its value
+    heads: pl.Series
     lines: bytes
+
+    @classmethod
+    def of(cls, family: Family, before: Self | None) -> Self:
+        """`before`: what the partition showed until now. Values move, labels hardly ever do."""
+        rows = family.frame.height
+        if rows and before and before.heads.len() == rows and before.family.labels.equals(family.labels):
+            heads = before.heads
+        else:
+            heads = family.heads()
+        return cls(family, heads, family.lines(heads))
 
 
 class Page:
@@ -24,7 +37,10 @@ class Page:
 
     def put(self, partition: int, families: Iterable[Family]) -> None:
         """Replace what a partition shows."""
-        self._parts[partition] = {family.name: _Part(family, family.lines()) for family in families}
+        before = self._parts.get(partition, {})
+        self._parts[partition] = {
+            family.name: _Part.of(family, before.get(family.name)) for family in families
+        }
 
     def drop(self, partition: int) -> None:
         """A partition is another's now: no stale series."""

@@ -7,8 +7,8 @@ import pytest
 from pyarrow import ipc
 
 from idlewatt.stream import records
-from idlewatt.stream.decoding import decode, frame_schema
-from idlewatt.stream.frame_encoding import conforming, encode_frame
+from idlewatt.stream.decoding import decode, decode_all, frame_schema
+from idlewatt.stream.frame_encoding import conforming, encode_frame, encode_runs
 
 ROWS = [
     records.MoneyRow(
@@ -58,3 +58,31 @@ def test_columns_are_put_in_order_and_type() -> None:
 def test_a_required_value_that_lacks_is_refused() -> None:
     with pytest.raises(ValueError, match=r"money has rows without site, amount_micro"):
         conforming(records.MONEY, FRAME.with_columns(site=None, amount_micro=None))
+
+
+@pytest.mark.parametrize(
+    "counts", [[1000], [1, 2, 997], [7] * 142 + [6], [250] * 4, [1, 1, 500, 1, 1, 1, 1, 494], [100] * 10]
+)
+def test_runs_of_a_frame_are_the_messages_of_their_rows(counts: list[int]) -> None:
+    """One by one, all together by our own reader, and by any Arrow reader; no message has bytes of other rows."""
+    pieces = pl.concat([FRAME.head(3), FRAME.slice(3, 600), FRAME.tail(397)], rechunk=False)
+    messages = encode_runs(records.MONEY, conforming(records.MONEY, pieces), counts)
+    begin = 0
+    for rows, message in zip(counts, messages, strict=True):
+        part = FRAME.slice(begin, rows)
+        assert decode(message)[1].equals(part)
+        table = ipc.open_stream(message).read_all()
+        table.validate(full=True)
+        assert table.schema.equals(records.MONEY.arrow, check_metadata=True)
+        for name in ("pool", "model_name", "tier"):
+            for chunk in table.column(name).chunks:
+                texts = chunk.buffers()[2]
+                assert (texts.size if texts else 0) == part[name].str.len_bytes().sum()
+        begin += rows
+    decoded, faults = decode_all(messages)
+    assert not faults
+    assert decoded[records.MONEY].frame.equals(FRAME)
+
+
+def test_runs_of_no_rows_are_no_messages() -> None:
+    assert encode_runs(records.MONEY, FRAME.clear(), []) == []

@@ -1,5 +1,8 @@
 """Snapshots: a frame that stays is written once, and never stands in for another one."""
 
+import io
+import json
+
 import polars as pl
 
 from idlewatt.processors import snapshot
@@ -23,3 +26,43 @@ def test_each_frame_is_read_back_however_long_it_lives() -> None:
     assert len(snapshot._written) <= kept + 1
     del stays
     assert place not in snapshot._written
+
+
+def test_integers_of_long_frames_are_read_back_whatever_they_are() -> None:
+    """Columns are written in few bytes: no value, null, type or order of rows may differ afterwards."""
+    rows = 4_500
+    lows = {"tiny": 7, "minus": -300, "moment": 1_767_225_600_000, "large": -(2**63)}
+    spans = {"one": 0, "byte": 255, "more": 256, "two": 65_535, "four": 2**32 - 1, "five": 2**32}
+    columns = {
+        f"{low}_{span}": [lows[low] + number * spans[span] // (rows - 1) for number in range(rows)]
+        for low in lows
+        for span in spans
+    }
+    wide = {"wide": [-(2**63), 2**63 - 1] * (rows // 2)}
+    nulls = {"some": [None, 5, 6] * (rows // 3), "all": pl.Series([None] * rows, dtype=pl.Int64)}
+    others = {
+        "text": ["a", "b", None] * (rows // 3),
+        "truth": [True, None] * (rows // 2),
+        "ratio": [0.1] * rows,
+    }
+    frame = pl.DataFrame({**columns, **wide, **nulls, **others})
+    chunked = pl.concat([frame.head(7), frame.tail(rows - 7)], rechunk=False)
+    written = write_snapshot("test/1", {}, {"frame": frame, "chunked": chunked, "short": frame.head(3)})
+    _, frames = read_snapshot("test/1", written)
+    for name, found in frames.items():
+        before = {"frame": frame, "chunked": frame, "short": frame.head(3)}[name]
+        assert found.schema == before.schema
+        assert found.equals(before)
+    assert len(written) < 2 * frame.estimated_size() / 3
+
+
+def test_a_snapshot_of_before_integers_were_narrowed_is_read() -> None:
+    """An upgrade carries on where the version before stopped."""
+    frame = pl.DataFrame({"number": range(5_000)})
+    body = io.BytesIO()
+    frame.write_ipc_stream(body, compression="zstd")
+    header = {"layout": "test/1", "scalars": {"edge_ms": 5}, "frames": {"frame": len(body.getvalue())}}
+    old = b"IDLEWATT-SNAPSHOT\n" + json.dumps(header).encode() + b"\n" + body.getvalue()
+    scalars, frames = read_snapshot("test/1", old)
+    assert scalars == {"edge_ms": 5}
+    assert frames["frame"].equals(frame)

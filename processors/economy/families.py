@@ -62,9 +62,8 @@ def _booked(totals: pl.DataFrame) -> Iterator[Family]:
     sums = at_once(
         totals.lazy()
         .with_columns(own)
-        .group_by("kind", *labels)
+        .group_by("kind", *labels, maintain_order=True)
         .agg(value=pl.col("amount_micro").sum() / MICRO)
-        .sort("kind", *labels)
     )
     by_kind = sums.partition_by("kind", as_dict=True)
     for kind, metric in _BOOKED.items():

@@ -32,10 +32,12 @@ BENCHMARK_CAPITAL: Final = 100e9
 
 # Expressions are made once: these take longer to make than to evaluate.
 _AGE_MS: Final = pl.col("end_ms") - pl.col("window_start_ms")
+_LOST: Final = ("window_ms", "lost_micro", "lost_ms", "benchmark_micro")
 _LOSSES: Final = tuple(
     pl.when(_AGE_MS.le(length_ms)).then(amount).otherwise(0).alias(f"{amount}_{window}")
     for window, length_ms in _LOSSES_OVER.items()
-    for amount in ("window_ms", "lost_micro", "lost_ms", "benchmark_micro")
+    if window != _HOUR
+    for amount in _LOST
 )
 
 _Among = Literal["all", "made", "sold"]
@@ -72,6 +74,7 @@ def _sums(state: EconomyState) -> pl.DataFrame:
         .group_by(*POOL)
         .agg(pl.all().sum())
         .sort(*POOL)
+        .with_columns(pl.col(_LOST).name.suffix(f"_{_HOUR}"))
     )
 
 

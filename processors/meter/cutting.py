@@ -80,7 +80,7 @@ def split(
 def cut(parts: pl.DataFrame, window_ms: int, counters: Sequence[str]) -> pl.DataFrame:
     """Cut parts of intervals, from_ms to to_ms, at window edges, and give each its share of the increments."""
     pieces = by_window(parts, "from_ms", "to_ms", window_ms)
-    bits = _product_bits(pieces, counters)
+    bits = product_bits(pieces, counters)
     return pieces.with_columns_seq(
         (share(f"inc_{c}", pl.col("to_ms"), bits) - share(f"inc_{c}", pl.col("from_ms"), bits))
         .cast(pl.Int64)
@@ -89,7 +89,7 @@ def cut(parts: pl.DataFrame, window_ms: int, counters: Sequence[str]) -> pl.Data
     )
 
 
-def _product_bits(pieces: pl.DataFrame, counters: Sequence[str]) -> type[pl.Int64] | type[pl.Int128]:
+def product_bits(pieces: pl.DataFrame, counters: Sequence[str]) -> type[pl.Int64] | type[pl.Int128]:
     """What an increment times milliseconds fits in: a day's millijoules need 128 bits, which are slow."""
     longest_ms = (pieces["end_ms"] - pieces["start_ms"]).max()
     most = [pieces[f"inc_{c}"].max() for c in counters]

@@ -8,8 +8,9 @@ import polars as pl
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.families import Family, family, long
 from idlewatt.processors.meter.config import MeterConfig
-from idlewatt.processors.meter.cutting import share
+from idlewatt.processors.meter.cutting import product_bits, share
 from idlewatt.processors.meter.rolling import LONGEST, rolling
+from idlewatt.processors.meter.rows import with_names
 from idlewatt.processors.meter.state import MeterState
 from idlewatt.stream import metric_names as names
 from idlewatt.stream.records import TOKEN_COUNTS
@@ -94,21 +95,26 @@ def _energy(by_state: pl.DataFrame, pue: float | None) -> pl.DataFrame:
 def _unaccounted(state: MeterState) -> pl.DataFrame:
     """Of pools in which something was measured: that, less what is booked, less what still waits to be."""
     inc_mj = pl.col("inc_energy_mj")
-    opened = state.open_gpus.lazy().select("id", rest_mj=_gained(pl.lit(state.edge_ms)) - inc_mj)
-    gaps = state.gpu_gaps.lazy().select("id", rest_mj=_gained("next_ms") - _gained("until_ms"))
-    waiting = pl.concat([opened, gaps]).join(state.gpu_index[["id", *_POOL]].lazy(), on="id")
+    bits = product_bits(state.open_gpus, ["energy_mj"])
+    opened = state.open_gpus.select("id", rest_mj=_gained(pl.lit(state.edge_ms), bits) - inc_mj)
+    gaps = state.gpu_gaps.select("id", rest_mj=_gained("next_ms") - _gained("until_ms"))
+    waiting = with_names(pl.concat([opened, gaps]), state.gpu_index, *_POOL)
     parts = [
         state.measured_totals.lazy().select(*_POOL, rest_mj="measured_mj", measured=True),
         state.power_totals.lazy().select(*_POOL, rest_mj=-pl.col("draw_mj"), measured=False),
-        waiting.select(*_POOL, "rest_mj", measured=False),
+        waiting.lazy().select(*_POOL, "rest_mj", measured=False),
     ]
-    sums = pl.concat(parts).group_by(_POOL).agg(pl.col("rest_mj").sum(), pl.col("measured").any())
+    sums = (
+        pl.concat(parts)
+        .group_by(_POOL, maintain_order=True)
+        .agg(pl.col("rest_mj").sum(), pl.col("measured").any())
+    )
     return at_once(sums.filter("measured").select(*_POOL, value=pl.col("rest_mj") / 1000))
 
 
-def _gained(moment: str | pl.Expr) -> pl.Expr:
+def _gained(moment: str | pl.Expr, bits: type[pl.Int64] | type[pl.Int128] = pl.Int128) -> pl.Expr:
     """What of an interval had been gained by the moment, which may be before it."""
-    return share("inc_energy_mj", pl.max_horizontal(moment, "start_ms"), pl.Int128).cast(pl.Int64)
+    return share("inc_energy_mj", pl.max_horizontal(moment, "start_ms"), bits).cast(pl.Int64)
 
 
 def _yardsticks(states: Iterable[MeterState]) -> pl.DataFrame:

@@ -79,9 +79,9 @@ def rolling(history: pl.DataFrame, edge_ms: int, config: MeterConfig) -> pl.Data
         history.lazy()
         # the hour is gone through once: what is in the shortest window is in the longer ones as well
         .with_columns(youngest=youngest)
-        .group_by("site", "pool", "youngest")
+        .group_by("site", "pool", "youngest", maintain_order=True)
         .agg(sums)
-        .join(_WITHIN.lazy(), on="youngest")
+        .join(_WITHIN.lazy(), on="youngest", maintain_order="left_right")
         .group_by("site", "pool", "window", maintain_order=True)
         .agg(sums)
         .select(
