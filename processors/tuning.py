@@ -19,7 +19,7 @@ _MIB: Final = 1 << 20
 _GLIBC_OPTIONS: Final = {
     "M_ARENA_MAX": (-8, 1),
     "M_MMAP_THRESHOLD": (-3, 32 * _MIB),
-    "M_TRIM_THRESHOLD": (-1, 256 * _MIB),
+    "M_TRIM_THRESHOLD": (-1, 768 * _MIB),
 }
 # Messages come as hundreds of thousands of small objects that hold no cycles.
 _GC_ALLOCATIONS: Final = 100_000
