@@ -92,9 +92,8 @@ def advance(
     some_late = (within & (known["eff_ms"] > known["ts_ms"])).any()
     if not some_late and steady is not None and edges.window_ms <= edges.hold_ms:
         ordered = _without_between(ordered, edges, counters, steady)
-    place = ordered["place"]
-    rest = [known[name].gather(place) for name in pending.columns if name not in judged_by and name != "src"]
-    rows = ordered.hstack(rest)
+    rest = [name for name in pending.columns if name not in judged_by and name != "src"]
+    rows = ordered.hstack(known.select_seq(pl.col(rest).gather(ordered["place"])))
     if some_late:
         # a reading may not be taken before an earlier one of its entity that still waits
         rows = rows.with_columns_seq(pl.col("eff_ms").cum_max().over("id"))
@@ -142,9 +141,9 @@ def _within_reach(known: pl.DataFrame, edges: Edges, first_only: bool) -> pl.Ser
     usual_ms = edges.hold_ms * (highest(ids) + 1) // max(near.sum(), 1)
     soon = near & (ts_ms <= edges.edge_ms + usual_ms * 5 // 4)
     behind = (near & ~soon).arg_true()
-    has_soon = by_id(ids.gather(behind), ids.filter(soon), True, pl.Boolean, default=False)
+    has_soon = by_id(ids[behind], ids.filter(soon), True, pl.Boolean, default=False)
     places = pl.concat([soon.arg_true(), behind.filter(~has_soon)])
-    readings = pl.DataFrame([ids.gather(places), ts_ms.gather(places)])
+    readings = known.select_seq(pl.col("id", "ts_ms").gather(places))
     first = readings.group_by("id").agg(pl.col("ts_ms").min())
     is_first = readings["ts_ms"] == by_id(readings["id"], first["id"], first["ts_ms"])
     return due.scatter(places.filter(is_first), True)
@@ -163,10 +162,10 @@ def _in_order(
     fresh = fresh.scatter(pl.int_range(last.height, eager=True), True)
     if not fresh.all():
         place, ids, ts_ms = place.filter(fresh), ids.filter(fresh), ts_ms.filter(fresh)
-    place = place.gather(_by_entity_and_time(ids, ts_ms))
-    rows = pl.DataFrame([column.gather(place) for column in known] + [place.alias("place")])
-    repeat = (rows["id"] == rows["id"].shift(1)) & (rows["ts_ms"] == rows["ts_ms"].shift(1))
-    rows = where(rows, ~repeat.fill_null(False))
+    place = place[_by_entity_and_time(ids, ts_ms)]
+    rows = known.select_seq(pl.all().gather(place)).hstack([place.alias("place")])
+    repeat = (pl.col("id") == pl.col("id").shift(1)) & (pl.col("ts_ms") == pl.col("ts_ms").shift(1))
+    rows = where(rows, ~rows.select_seq(repeat.fill_null(False)).to_series())
     dropped["repeat"] = count - rows.height
     return rows
 
@@ -253,17 +252,19 @@ def _without_between(
     steady_window = (pl.col("window_start_ms") - edges.previous_ms) // edges.window_ms
     known = (pl.col("id") < entities) & steady_window.is_between(0, windows - 1)
     steady_places = steady.windows.filter(known).select_seq(pl.col("id") * windows + steady_window)
-    ids, window = rows["id"], (rows["ts_ms"] - edges.previous_ms) // edges.window_ms
-    joined = (ids == ids.shift(1)) & (window == window.shift(1))
+    rows = rows.with_columns_seq(window=(pl.col("ts_ms") - edges.previous_ms) // edges.window_ms)
+    joined_to_last = (pl.col("id") == pl.col("id").shift(1)) & (pl.col("window") == pl.col("window").shift(1))
     for name in ("epoch_ms", *steady.gauges):
-        joined &= rows[name].eq_missing(rows[name].shift(1))
+        joined_to_last &= pl.col(name).eq_missing(pl.col(name).shift(1))
     for name in counters:
-        joined &= rows[name] >= rows[name].shift(1)
-    joined = joined.fill_null(False)
-    between = joined & joined.shift(-1, fill_value=False) & (window >= 0) & (window < windows)
-    place = ids * windows + window.clip(0, windows - 1)
+        joined_to_last &= pl.col(name) >= pl.col(name).shift(1)
+    joined, place = rows.select_seq(
+        joined=joined_to_last.fill_null(False) & pl.col("window").is_between(0, windows - 1),
+        place=pl.col("id") * windows + pl.col("window").clip(0, windows - 1),
+    )
+    between = joined & joined.shift(-1, fill_value=False)
     is_steady = by_id(place, steady_places["id"], True, pl.Boolean, default=False)
-    return rows.filter(~(between & is_steady))
+    return rows.drop("window").filter(~(between & is_steady))
 
 
 def _gains(
