@@ -46,7 +46,9 @@ def classify(
     mixed = judged["state"].is_null()
     if not mixed.any():
         return judged
-    unclear = pieces.filter("measured", pl.col("place").is_in(sums["place"].filter(mixed).implode()))
+    unclear = pieces.select_seq("place", "from_ms", "to_ms", *_ALIKE, *AMOUNTS).filter(
+        "measured", pl.col("place").is_in(sums["place"].filter(mixed).implode())
+    )
     return pl.concat([where(judged, ~mixed), _piece_by_piece(unclear, activity, held, servers)])
 
 
