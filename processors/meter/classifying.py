@@ -8,18 +8,19 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.rows import by_id, where
+from idlewatt.processors.meter.rows import by_id, sums_by, where
 from idlewatt.processors.meter.timeline import Edges
+from idlewatt.processors.meter.waterfall import STATE
 
 # what decides, besides the engines: pieces alike in these and in their window share a state if the engine's does
 _ALIKE: Final = ("id", "window_start_ms", "measured", "late", "has_process_0")
 AMOUNTS: Final = ("gpu_ms", "available_mj", "inc_energy_mj", "estimated_mj")
 _UNHELD: Final = (
     pl.when(pl.col("has_process_0").is_null())
-    .then(pl.lit("dark"))
+    .then(pl.lit("dark", STATE))
     .when("has_process_0")
-    .then(pl.lit("other"))
-    .otherwise(pl.lit("idle_free"))
+    .then(pl.lit("other", STATE))
+    .otherwise(pl.lit("idle_free", STATE))
 )
 
 
@@ -45,7 +46,9 @@ def classify(
     mixed = judged["state"].is_null()
     if not mixed.any():
         return judged
-    unclear = pieces.filter("measured", pl.col("place").is_in(sums["place"].filter(mixed).implode()))
+    unclear = pieces.select_seq("place", "from_ms", "to_ms", *_ALIKE, *AMOUNTS).filter(
+        "measured", pl.col("place").is_in(sums["place"].filter(mixed).implode())
+    )
     return pl.concat([where(judged, ~mixed), _piece_by_piece(unclear, activity, held, servers)])
 
 
@@ -72,7 +75,8 @@ def _place(window_ms: int) -> pl.Expr:
 
 def _summed(pieces: pl.DataFrame) -> pl.DataFrame:
     """AMOUNTS by _ALIKE; adds place."""
-    return pieces.group_by(_ALIKE_AS_ONE).agg(pl.col("place", *_ALIKE).first(), pl.col(AMOUNTS).sum())
+    alike = pieces.select_seq(_ALIKE_AS_ONE).to_series()
+    return sums_by(alike, pieces.select_seq("place", *_ALIKE, *AMOUNTS), AMOUNTS)
 
 
 def _judged(state: pl.Expr, model: pl.Expr) -> tuple[str | pl.Expr, ...]:
@@ -96,7 +100,11 @@ def whole_windows(activity: pl.DataFrame, alone: pl.DataFrame, window_ms: int) -
         & (engines["models"] == 1)
         & ((engines["active_ms"] == 0) | (engines["active_ms"] == window_ms))
     )
-    verdict = pl.when(pl.col("active_ms") > 0).then(pl.lit("serving")).otherwise(pl.lit("idle_loaded"))
+    verdict = (
+        pl.when(pl.col("active_ms") > 0)
+        .then(pl.lit("serving", STATE))
+        .otherwise(pl.lit("idle_loaded", STATE))
+    )
     engines = where(engines, whole).select_seq("server", "window_start_ms", verdict.alias("verdict"), "model")
     return alone.join(engines, on="server").select_seq("id", "window_start_ms", "verdict", "model")
 
@@ -154,11 +162,11 @@ def _piece_judged() -> tuple[str | pl.Expr, ...]:
     unheard = (named & pl.col("has_process_0").fill_null(True)) | possible
     state = (
         pl.when(serving.is_not_null())
-        .then(pl.lit("serving"))
+        .then(pl.lit("serving", STATE))
         .when(loaded.is_not_null())
-        .then(pl.lit("idle_loaded"))
+        .then(pl.lit("idle_loaded", STATE))
         .when(unheard)
-        .then(pl.lit("dark"))
+        .then(pl.lit("dark", STATE))
         .otherwise(_UNHELD)
     )
     return _judged(state, pl.when(serving.is_not_null()).then(serving).otherwise(loaded))
@@ -166,7 +174,7 @@ def _piece_judged() -> tuple[str | pl.Expr, ...]:
 
 _PIECES_JUDGED: Final = _piece_judged()
 _SUMMED_JUDGED: Final = _judged(
-    pl.when(~pl.col("measured")).then(pl.lit("dark")).when("held").then("verdict").otherwise(_UNHELD),
+    pl.when(~pl.col("measured")).then(pl.lit("dark", STATE)).when("held").then("verdict").otherwise(_UNHELD),
     pl.when("measured").then("model"),
 )
 _ALIKE_AS_ONE: Final = (

@@ -11,7 +11,7 @@ from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.cutting import silence, split, still_open, with_gaps
 from idlewatt.processors.meter.gaps import put_off
 from idlewatt.processors.meter.learning import MINUTE_MS
-from idlewatt.processors.meter.rows import where, with_names
+from idlewatt.processors.meter.rows import as_one, sums_by, where, with_names
 from idlewatt.processors.meter.state import (
     ENGINE_CARRY,
     ENGINE_INTERVAL,
@@ -83,7 +83,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     )
     if gpu_gaps.height or gpu_pieces["late"].any():
         changes = _limit_changes(state, gpus, gpu_pieces.filter("late"), gpu_gaps, edges, config)
-        classified = pl.concat([classified, changes])
+        classified = pl.concat([classified, changes], rechunk=True)
     gpu_windows = waterfall.gpu_windows(classified, models)
     engine_windows = tokens.engine_windows(engine_pieces)
     if gpu_gaps.height:
@@ -199,10 +199,12 @@ def gpu_minutes(
     """GPU rows per minute: the ledger rows of minutes that are over, and what is to be kept."""
     minute = (pl.col("window_start_ms") // MINUTE_MS * MINUTE_MS).alias("minute_start_ms")
     new = gpu_windows.select_seq("id", minute, "state", "gpu_ms", "draw_mj", "headroom_mj")
-    rows = (
-        pl.concat([open_minutes, new])
-        .group_by("id", "minute_start_ms", "state")
-        .agg(pl.col("gpu_ms", "draw_mj", "headroom_mj").sum())
+    rows = pl.concat([open_minutes, new], rechunk=True)
+    state = rows["state"].cast(waterfall.STATE).to_physical().cast(pl.Int64)
+    rows = sums_by(
+        as_one(rows["id"], rows["minute_start_ms"] // MINUTE_MS, state),
+        rows,
+        ("gpu_ms", "draw_mj", "headroom_mj"),
     )
     over = rows["minute_start_ms"] + MINUTE_MS <= edge_ms
     ended = where(rows, over)

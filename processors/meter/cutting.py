@@ -24,7 +24,8 @@ def with_gaps(intervals: pl.DataFrame, counters: Sequence[str]) -> pl.DataFrame:
 
 def still_open(intervals: pl.DataFrame, edges: Edges) -> pl.DataFrame:
     """The intervals that reach past the edge; the next step goes on with them from there."""
-    return where(intervals, intervals["end_ms"] > edges.edge_ms)
+    # a filter keeps the pieces that a frame is in, even empty ones: without this there is one more with every step
+    return where(intervals, intervals["end_ms"] > edges.edge_ms).rechunk()
 
 
 def silence(

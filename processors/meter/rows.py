@@ -1,5 +1,6 @@
 """Picking rows: by a mask, by the id of an entity, by window."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import polars as pl
@@ -27,7 +28,49 @@ def by_id(
 ) -> pl.Series:
     """For each of `ids` the value of its key, `default` where it is no key. Ids count from 0, so a table serves."""
     table = pl.Series([default], dtype=dtype).new_from_index(0, 1 + max(highest(ids), highest(keys)))
-    return table.scatter(keys, values).gather(ids)
+    return table.scatter(keys, values)[ids]
+
+
+def as_one(*columns: pl.Series) -> pl.Series:
+    """Rows of several integers to one integer that is equal where all of them are, and orders as they do.
+
+    Columns may hold nulls, which come first. It groups and sorts several times faster.
+    """
+    key, room = pl.Series([0], dtype=pl.Int64).new_from_index(0, columns[0].len()), 1
+    for column in columns:
+        size = _size(column)
+        if room * size >= 1 << 63:
+            key, room = key.rank("dense").cast(pl.Int64), key.len() + 1
+            column = column.rank("dense").cast(pl.Int64)
+            size = _size(column)
+        place = column - (_least(column) - 1)
+        key, room = key * size + (place.fill_null(0) if place.has_nulls() else place), room * size
+    return key
+
+
+def _least(column: pl.Series) -> int:
+    found = column.min()
+    return found if isinstance(found, int) else 0
+
+
+def _size(column: pl.Series) -> int:
+    """How many values lie between the least and the highest, and null."""
+    return max(0, highest(column) - _least(column)) + 2
+
+
+def sums_by(key: pl.Series, rows: pl.DataFrame, sums: Sequence[str]) -> pl.DataFrame:
+    """Sum the columns `sums` over rows with the same key, in the order of the keys; the others as in the first row.
+
+    Sorting integers and taking differences of running sums is twice as fast as grouping by hashes. What is summed
+    holds no nulls.
+    """
+    order, rows = key.arg_sort(), rows.rechunk()
+    ordered = key[order].to_frame("key")
+    differs = (pl.col("key") != pl.col("key").shift(1)).fill_null(True)
+    begins, ends = ordered.select_seq(begins=differs, ends=differs.shift(-1, fill_value=True))
+    upto = rows.select_seq(pl.col(sums).gather(order).cum_sum().filter(ends))
+    summed = upto.select_seq(pl.all() - pl.all().shift(1, fill_value=0))
+    return rows.select_seq(pl.exclude(sums).gather(order.filter(begins))).hstack(summed)
 
 
 def with_names(rows: pl.DataFrame, index: pl.DataFrame, *columns: str, key: str = "id") -> pl.DataFrame:

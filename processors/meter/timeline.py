@@ -78,19 +78,26 @@ def advance(
     `ceiling`: the most a counter can have gained over an interval, for resets of counters without an epoch.
     """
     dropped: dict[str, int] = {}
-    within, later = _within_reach(pending, edges)
-    rows = _without_bad(_in_order(last, within, dropped), edges, counters, dropped)
-    if any(count for reason, count in dropped.items() if reason != "repeat"):
+    anchors = last.with_columns_seq(eff_ms=pl.lit(NEVER_MS), src=pl.lit(None, pl.Int64))
+    known = pl.concat([anchors.select_seq(pending.columns), pending], rechunk=True)
+    gauges = steady.gauges if steady is not None else ()
+    judged_by = dict.fromkeys(("id", "ts_ms", "epoch_ms", *counters, *gauges))
+    for first_only in (True, False):
+        within = _within_reach(known, edges, first_only)
+        ordered = _in_order(known.select_seq(*judged_by), within, last, dropped)
+        ordered = _without_bad(ordered, edges, counters, dropped)
         # the first reading after the edge may be a bad one: then the next is needed
-        within, later = _within_reach(pending, edges, first_only=False)
-        rows = _without_bad(_in_order(last, within, dropped), edges, counters, dropped)
-    same = pl.col("id") == pl.col("id").shift(1)
-    some_late = (rows["eff_ms"] > rows["ts_ms"]).any()
+        if not any(count for reason, count in dropped.items() if reason != "repeat"):
+            break
+    some_late = (within & (known["eff_ms"] > known["ts_ms"])).any()
+    if not some_late and steady is not None and edges.window_ms <= edges.hold_ms:
+        ordered = _without_between(ordered, edges, counters, steady)
+    rest = [name for name in pending.columns if name not in judged_by and name != "src"]
+    rows = ordered.hstack(known.select_seq(pl.col(rest).gather(ordered["place"])))
     if some_late:
         # a reading may not be taken before an earlier one of its entity that still waits
         rows = rows.with_columns_seq(pl.col("eff_ms").cum_max().over("id"))
-    elif steady is not None and edges.window_ms <= edges.hold_ms:
-        rows = _without_between(rows, edges, counters, steady)
+    same = pl.col("id") == pl.col("id").shift(1)
     reach = (pl.col("ts_ms").shift(1) < edges.edge_ms) & (pl.col("eff_ms") <= edges.edge_ms + edges.hold_ms)
     rows = rows.with_columns_seq(
         taken=_IS_LAST | (pl.col("eff_ms") <= edges.edge_ms) | (same & reach).fill_null(False)
@@ -102,7 +109,9 @@ def advance(
         # within reach of one that is not taken itself, an entity's late first reading, is not within reach
         rows = rows.with_columns_seq(pl.col("taken").cast(pl.Int8).cum_min().over("id").cast(pl.Boolean))
     taken = where(rows, rows["taken"])
-    left = where(rows, ~rows["taken"]).select_seq(pending.columns)
+    left = where(rows, ~rows["taken"])
+    left = known[left["place"]].with_columns_seq(left["eff_ms"])
+    later = where(known, ~within)
     paired = taken.with_columns_seq(
         pl.col("ts_ms").shift(1).alias("t0_ms"),
         *(pl.col(name).shift(1).alias(f"{name}_0") for name in {*counters, *carry, "epoch_ms"}),
@@ -118,46 +127,63 @@ def advance(
     )
 
 
-def _within_reach(
-    pending: pl.DataFrame, edges: Edges, *, first_only: bool = True
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """What the step can take, and what needs no sorting yet: all but each entity's first reading after the edge."""
-    after = pending["ts_ms"] > edges.edge_ms
-    near = after & (pending["eff_ms"] <= edges.edge_ms + edges.hold_ms)
+def _within_reach(known: pl.DataFrame, edges: Edges, first_only: bool) -> pl.Series:
+    """Whether the step can take a reading, or took it before.
+
+    `first_only`: what lies behind an entity's first reading after the edge needs no sorting yet.
+    """
+    ids, ts_ms, eff_ms = known["id"], known["ts_ms"], known["eff_ms"]
+    due = (ts_ms <= edges.edge_ms) | (eff_ms == NEVER_MS)
+    near = ~due & (eff_ms <= edges.edge_ms + edges.hold_ms)
     if not first_only:
-        within = ~after | near
-        return where(pending, within), where(pending, ~within)
-    first = pending.select_seq("id", "ts_ms").filter(near).group_by("id").agg(pl.col("ts_ms").min())
-    first_ms = by_id(pending["id"], first["id"], first["ts_ms"], default=NEVER_MS)
-    within = ~after | (near & (pending["ts_ms"] == first_ms))
-    return where(pending, within), where(pending, ~within)
+        return due | near
+    # nearly every entity has its first within the usual time from reading to reading and a little
+    usual_ms = edges.hold_ms * (highest(ids) + 1) // max(near.sum(), 1)
+    soon = near & (ts_ms <= edges.edge_ms + usual_ms * 5 // 4)
+    behind = (near & ~soon).arg_true()
+    has_soon = by_id(ids[behind], ids.filter(soon), True, pl.Boolean, default=False)
+    places = pl.concat([soon.arg_true(), behind.filter(~has_soon)])
+    readings = known.select_seq(pl.col("id", "ts_ms").gather(places))
+    first = readings.group_by("id").agg(pl.col("ts_ms").min())
+    is_first = readings["ts_ms"] == by_id(readings["id"], first["id"], first["ts_ms"])
+    return due.scatter(places.filter(is_first), True)
 
 
-def _in_order(last: pl.DataFrame, pending: pl.DataFrame, dropped: dict[str, int]) -> pl.DataFrame:
-    """Last and pending readings by entity and time, each moment once, nothing older than the last."""
-    last_ms = by_id(pending["id"], last["id"], last["ts_ms"], default=NEVER_MS)
-    fresh = where(pending, pending["ts_ms"] > last_ms)
-    anchors = last.with_columns_seq(eff_ms=pl.lit(NEVER_MS), src=pl.lit(None, pl.Int64))
-    rows = _by_entity_and_time(pl.concat([anchors.select_seq(fresh.columns), fresh], rechunk=True))
+def _in_order(
+    known: pl.DataFrame, within: pl.Series, last: pl.DataFrame, dropped: dict[str, int]
+) -> pl.DataFrame:
+    """What is `within`, by entity and time, each moment once, nothing older than the last; adds its `place`.
+
+    `known` begins with `last`.
+    """
+    place, ids, ts_ms = within.arg_true(), known["id"].filter(within), known["ts_ms"].filter(within)
+    count = place.len()
+    fresh = ts_ms > by_id(ids, last["id"], last["ts_ms"], default=NEVER_MS)
+    fresh = fresh.scatter(pl.int_range(last.height, eager=True), True)
+    if not fresh.all():
+        place, ids, ts_ms = place.filter(fresh), ids.filter(fresh), ts_ms.filter(fresh)
+    place = place[_by_entity_and_time(ids, ts_ms)]
+    rows = known.select_seq(pl.all().gather(place)).hstack([place.alias("place")])
     repeat = (pl.col("id") == pl.col("id").shift(1)) & (pl.col("ts_ms") == pl.col("ts_ms").shift(1))
     rows = where(rows, ~rows.select_seq(repeat.fill_null(False)).to_series())
-    dropped["repeat"] = last.height + pending.height - rows.height
+    dropped["repeat"] = count - rows.height
     return rows
 
 
-def _by_entity_and_time(rows: pl.DataFrame) -> pl.DataFrame:
-    """Sort; of equals the first comes first.
+def _by_entity_and_time(ids: pl.Series, ts_ms: pl.Series) -> pl.Series:
+    """Where the first in order stands, the second and so on; of equals the first comes first.
 
     One integer sorts several times faster than two columns, and with the row's place in it, nothing need move along.
     """
-    passed_ms = rows["ts_ms"] - (rows["ts_ms"].min() or 0)
+    passed_ms = ts_ms - (ts_ms.min() or 0)
     most_ms = passed_ms.max()
-    place_bits = rows.height.bit_length()
-    if isinstance(most_ms, int) and (highest(rows["id"]) + 1) * (most_ms + 1) << place_bits < 1 << 63:
-        order = (rows["id"] * (most_ms + 1) + passed_ms) * (1 << place_bits)
-        order += pl.int_range(rows.height, eager=True)
-        return rows[order.sort() & ((1 << place_bits) - 1)]
-    return rows.sort(rows["id"] * (1 << TIME_BITS) + passed_ms, maintain_order=True)
+    place_bits = ids.len().bit_length()
+    if isinstance(most_ms, int) and (highest(ids) + 1) * (most_ms + 1) << place_bits < 1 << 63:
+        order = (ids * (most_ms + 1) + passed_ms) * (1 << place_bits)
+        order += pl.int_range(ids.len(), eager=True)
+        return order.sort() & ((1 << place_bits) - 1)
+    key = (ids * (1 << TIME_BITS) + passed_ms).alias("key")
+    return key.to_frame().with_row_index("place").sort("key", maintain_order=True)["place"]
 
 
 def _without_last(newest: pl.DataFrame, last: pl.DataFrame) -> pl.Series:
@@ -223,33 +249,35 @@ def _without_between(
     """
     windows = (edges.edge_ms - edges.previous_ms) // edges.window_ms
     entities = 1 + highest(rows["id"])
-    known = pl.col("id") < entities
-    window = (pl.col("window_start_ms") - edges.previous_ms) // edges.window_ms
-    places = steady.windows.filter(known & window.is_between(0, windows - 1)).select_seq(
-        pl.col("id") * windows + window
+    steady_window = (pl.col("window_start_ms") - edges.previous_ms) // edges.window_ms
+    known = (pl.col("id") < entities) & steady_window.is_between(0, windows - 1)
+    steady_places = steady.windows.filter(known).select_seq(pl.col("id") * windows + steady_window)
+    rows = rows.with_columns_seq(window=(pl.col("ts_ms") - edges.previous_ms) // edges.window_ms)
+    joined_to_last = (pl.col("id") == pl.col("id").shift(1)) & (pl.col("window") == pl.col("window").shift(1))
+    for name in ("epoch_ms", *steady.gauges):
+        joined_to_last &= pl.col(name).eq_missing(pl.col(name).shift(1))
+    for name in counters:
+        joined_to_last &= pl.col(name) >= pl.col(name).shift(1)
+    joined, place = rows.select_seq(
+        joined=joined_to_last.fill_null(False) & pl.col("window").is_between(0, windows - 1),
+        place=pl.col("id") * windows + pl.col("window").clip(0, windows - 1),
     )
-    window = (pl.col("ts_ms") - edges.previous_ms) // edges.window_ms
-    joined_to_last = pl.all_horizontal(
-        pl.col("id") == pl.col("id").shift(1),
-        window == window.shift(1),
-        *(pl.col(c).eq_missing(pl.col(c).shift(1)) for c in ("epoch_ms", *steady.gauges)),
-        *(pl.col(c) >= pl.col(c).shift(1) for c in counters),
-    ).fill_null(False)
-    between = rows.select_seq(
-        between=joined_to_last
-        & joined_to_last.shift(-1, fill_value=False)
-        & ~_IS_LAST
-        & window.is_between(0, windows - 1),
-        place=pl.col("id") * windows + window.clip(0, windows - 1),
-    )
-    is_steady = by_id(between["place"], places["id"], True, pl.Boolean, default=False)
-    return rows.filter(~(between["between"] & is_steady))
+    between = joined & joined.shift(-1, fill_value=False)
+    is_steady = by_id(place, steady_places["id"], True, pl.Boolean, default=False)
+    return rows.drop("window").filter(~(between & is_steady))
 
 
 def _gains(
     paired: pl.DataFrame, edges: Edges, counters: Sequence[str], ceiling: pl.Expr | None
 ) -> pl.DataFrame:
     """What each counter gained over each interval, and whether the interval was measured."""
+    if not paired.select_seq(_breaks(edges, counters).any()).item():
+        return paired.with_columns_seq(
+            *((pl.col(c) - pl.col(f"{c}_0")).alias(f"inc_{c}") for c in counters),
+            start_ms="t0_ms",
+            end_ms="ts_ms",
+            measured=pl.col("ts_ms") - pl.col("t0_ms") <= edges.hold_ms,
+        )
     elapsed_ms = pl.col("ts_ms") - pl.col("t0_ms")
     restarted = (pl.col("epoch_ms") != pl.col("epoch_ms_0")).fill_null(False)
     forgotten = elapsed_ms >= edges.forget_ms
@@ -282,3 +310,12 @@ def _gains(
     return gained.with_columns_seq(
         measured=pl.col("known") & (pl.col("end_ms") - pl.col("start_ms") <= edges.hold_ms)
     )
+
+
+def _breaks(edges: Edges, counters: Sequence[str]) -> pl.Expr:
+    """Where a counter did not simply go on from the reading before; seldom."""
+    return pl.any_horizontal(
+        pl.col("ts_ms") - pl.col("t0_ms") >= edges.forget_ms,
+        pl.col("epoch_ms") != pl.col("epoch_ms_0"),
+        *(pl.col(c) < pl.col(f"{c}_0") for c in counters),
+    ).fill_null(False)

@@ -4,7 +4,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.rows import with_names
+from idlewatt.processors.meter.rows import sums_by, with_names
 from idlewatt.stream.records import TOKEN_COUNTS
 
 _POWER_KEY: Final = ("site", "pool", "product", "state", "demand")
@@ -45,7 +45,7 @@ def add_tokens(totals: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:
 
 def add_measured(totals: pl.DataFrame, intervals: pl.DataFrame, gpus: pl.DataFrame) -> pl.DataFrame:
     """Add what the readings themselves differ by: the other side of the books."""
-    gained = intervals.group_by("id").agg(pl.col("inc_energy_mj").sum())
+    gained = sums_by(intervals["id"], intervals.select_seq("id", "inc_energy_mj"), ("inc_energy_mj",))
     rows = with_names(gained, gpus, "site", "pool")
     rows = pl.concat([totals, rows.select_seq("site", "pool", pl.col("inc_energy_mj").alias("measured_mj"))])
     return rows.group_by("site", "pool").agg(pl.col("measured_mj").sum()).sort("site", "pool")

@@ -4,10 +4,11 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.rows import with_names
+from idlewatt.processors.meter.rows import as_one, sums_by, with_names
 
 IDLE: Final = ("idle_loaded", "idle_free")
 STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
+STATE: Final = pl.Enum(STATES)
 # power cannot exceed the limit for long; an unstamped reset that claims more is no reset
 CEILING: Final = pl.col("power_limit_mw_0") * 13 // 10 * (pl.col("ts_ms") - pl.col("t0_ms")) // 1000
 
@@ -88,7 +89,7 @@ def limit_changes(pieces: pl.DataFrame, booked: pl.DataFrame) -> pl.DataFrame:
         "window_start_ms",
         pl.lit(False).alias("late"),
         pl.lit(False).alias("measured"),
-        pl.lit("dark").alias("state"),
+        pl.lit("dark", STATE).alias("state"),
         pl.lit(None, pl.Int64).alias("model"),
         nothing.alias("gpu_ms"),
         _limit_change_mj().alias("available_mj"),
@@ -105,15 +106,15 @@ def gpu_windows(classified: pl.DataFrame, models: pl.Series) -> pl.DataFrame:
     """
     if classified["late"].any():
         classified = pl.concat([_without_booked(classified), _taken_back(classified)])
-    sums = classified.group_by("id", "window_start_ms", "state", "model").agg(
-        pl.col("gpu_ms", "available_mj", "inc_energy_mj", "estimated_mj").sum()
-    )
+    state = classified["state"].to_physical().cast(pl.Int64)
+    alike = as_one(classified["id"], classified["window_start_ms"], state, classified["model"])
+    sums = sums_by(alike, classified, ("gpu_ms", "available_mj", "inc_energy_mj", "estimated_mj"))
     # A board can draw a little more than its limit for a moment: then what it drew was available.
     spare = pl.col("available_mj") - pl.col("inc_energy_mj")
     return sums.select_seq(
         "id",
         "window_start_ms",
-        "state",
+        pl.col("state").cast(pl.String),
         models.gather(sums["model"]).fill_null("").alias("model_name"),
         "gpu_ms",
         pl.col("inc_energy_mj").alias("draw_mj"),
@@ -135,7 +136,7 @@ def _without_booked(classified: pl.DataFrame) -> pl.DataFrame:
 def _taken_back(classified: pl.DataFrame) -> pl.DataFrame:
     nothing = pl.lit(0, pl.Int64)
     return classified.filter("late", "measured").with_columns_seq(
-        state=pl.lit("dark"),
+        state=pl.lit("dark", STATE),
         model=pl.lit(None, pl.Int64),
         gpu_ms=-pl.col("gpu_ms"),
         available_mj=-pl.col("available_mj"),
