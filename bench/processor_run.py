@@ -22,7 +22,7 @@ from idlewatt.stream import topics
 from idlewatt.stream.kafka_snapshots import SnapshotRestore
 from idlewatt.stream.settings import Settings
 
-_SAMPLE_S: Final = 0.5
+_SAMPLE_S: Final = 1.0
 _QUIET_S: Final = 2.0
 _STALLED_S: Final = 120.0
 
