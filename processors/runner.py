@@ -32,7 +32,7 @@ POLL_S: Final = 0.25
 # waiting: for the stage's gather_s, so many times as long while there is more to read, twice that where the rows are
 # so old that nobody waits for them, or up to these sizes.
 PATIENCE_BEHIND: Final = 10
-FAR_BEHIND_S: Final = 120.0
+FAR_BEHIND_S: Final = 60.0
 GATHER_BYTES_PER_PARTITION: Final = 64 * 1024 * 1024
 GATHER_BYTES: Final = 512 * 1024 * 1024
 UNAVAILABLE_PAUSE_S: Final = 1.0
@@ -241,8 +241,9 @@ class Runner(Generic[S]):
             self._figures.show(names.EVENT_TIME_LAG, self._stage.name, str(partition), value=lag_s)
 
     def _keep_place(self, partition: int, messages: Sequence[Message], needed: Mapping[str, int]) -> None:
-        for message in messages:
-            self._positions[message.topic, partition] = message.offset + 1
+        # of each topic the last one stays
+        for topic, offset in {message.topic: message.offset for message in messages}.items():
+            self._positions[topic, partition] = offset + 1
         for topic in self._stage.inputs:
             position = self._positions.get((topic, partition))
             if position is not None:

@@ -89,13 +89,10 @@ def _record(body: bytes, place: int) -> tuple[int, int, bytes]:
 
 def _varint(body: bytes, place: int) -> tuple[int, int]:
     """A zigzag-encoded integer, and where it ends."""
-    byte = body[place]
-    place += 1
-    found = byte & 0x7F
-    bits = 7
-    while byte & 0x80:
-        byte = body[place]
+    found = bits = 0
+    while (byte := body[place]) & 0x80:
         place += 1
         found |= (byte & 0x7F) << bits
         bits += 7
-    return (found >> 1) ^ -(found & 1), place
+    found |= byte << bits
+    return (found >> 1) ^ -(found & 1), place + 1
