@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from idlewatt.processors.meter.ids import with_ids
+from idlewatt.processors.meter.ids import hashes, with_ids
 
 KEY = ("pool", "gpu_uuid")
 ATTRIBUTES = ("node",)
@@ -18,6 +18,10 @@ def rows(*readings: tuple[int, int]) -> pl.DataFrame:
     return pl.DataFrame(readings, schema={"ts_ms": pl.Int64, "entity": pl.Int64}, orient="row")
 
 
+def given(index: pl.DataFrame, rows: pl.DataFrame, named: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    return with_ids(hashes(index, KEY, None), rows, named, KEY, ATTRIBUTES)
+
+
 def ids_by_time(found: pl.DataFrame) -> dict[int, int]:
     return dict(found.select("ts_ms", "id").iter_rows())
 
@@ -25,25 +29,25 @@ def ids_by_time(found: pl.DataFrame) -> dict[int, int]:
 def test_an_entity_keeps_its_id() -> None:
     """However often a batch names it, whoever comes with it, and wherever it stands."""
     named = entities(("p", "a", "n1"), ("p", "b", "n1"), ("p", "a", "n1"))
-    found, index = with_ids(NONE_YET, rows((1, 0), (2, 1), (3, 2)), named, KEY, ATTRIBUTES)
+    found, index = given(NONE_YET, rows((1, 0), (2, 1), (3, 2)), named)
     first = ids_by_time(found)
     assert first[1] == first[3] != first[2]
     named = entities(("q", "a", "n1"), ("p", "b", "n1"), ("p", "a", "n1"))
-    found, index = with_ids(index, rows((4, 0), (5, 1), (6, 2)), named, KEY, ATTRIBUTES)
+    found, index = given(index, rows((4, 0), (5, 1), (6, 2)), named)
     second = ids_by_time(found)
     assert (second[5], second[6]) == (first[2], first[1])
     assert second[4] not in (first[1], first[2])
     assert sorted(index["id"]) == [0, 1, 2]
-    known, same = with_ids(index, rows((7, 2), (8, 0)), named, KEY, ATTRIBUTES)
+    known, same = given(index, rows((7, 2), (8, 0)), named)
     assert same is index
     assert ids_by_time(known) == {7: second[6], 8: second[4]}
 
 
 def test_the_newest_reading_says_where_it_is() -> None:
     """Not the one that came last: it moved from n1 to n2, and an old message comes after."""
-    _, index = with_ids(NONE_YET, rows((1, 0)), entities(("p", "a", "n1")), KEY, ATTRIBUTES)
+    _, index = given(NONE_YET, rows((1, 0)), entities(("p", "a", "n1")))
     named = entities(("p", "a", "n2"), ("p", "a", "n1"))
-    found, index = with_ids(index, rows((20, 0), (10, 1)), named, KEY, ATTRIBUTES)
+    found, index = given(index, rows((20, 0), (10, 1)), named)
     assert index.select(*KEY, *ATTRIBUTES, "id").rows() == [("p", "a", "n2", 0)]
     assert ids_by_time(found) == {20: 0, 10: 0}
 
@@ -51,8 +55,8 @@ def test_the_newest_reading_says_where_it_is() -> None:
 def test_names_without_a_row_are_nobody() -> None:
     """Rows that were left out make no entity, beside known ones and new ones."""
     named = entities(("p", "bad", "n1"), ("p", "a", "n1"))
-    found, index = with_ids(NONE_YET, rows((1, 1)), named, KEY, ATTRIBUTES)
+    found, index = given(NONE_YET, rows((1, 1)), named)
     assert index["gpu_uuid"].to_list() == ["a"]
-    found, index = with_ids(index, rows((2, 1)), named, KEY, ATTRIBUTES)
+    found, index = given(index, rows((2, 1)), named)
     assert index["gpu_uuid"].to_list() == ["a"]
     assert ids_by_time(found) == {2: 0}
