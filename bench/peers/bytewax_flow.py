@@ -9,7 +9,7 @@ from pathlib import Path
 import bytewax.operators as op
 import bytewax.operators.windowing as win
 import orjson
-import polars as pl
+from arrow_readings import readings
 from bytewax.connectors.kafka import KafkaSink, KafkaSinkMessage, KafkaSource
 from bytewax.dataflow import Dataflow
 from bytewax.recovery import RecoveryConfig
@@ -63,9 +63,9 @@ def batches(messages, progress):
 
     def closed(state, message):
         last, windows, newest = state or ({}, {}, 0)
-        batch = pl.read_ipc_stream(message, columns=["ts_ms", "gpu_uuid", "energy_mj"])
-        progress.add(batch.height)
-        for ts_ms, gpu, energy_mj in batch.iter_rows():
+        batch = readings(message)
+        progress.add(len(batch))
+        for ts_ms, gpu, energy_mj in batch:
             newest = max(newest, ts_ms)
             window = windows.setdefault(ts_ms // WINDOW_MS * WINDOW_MS, {})
             window[gpu] = window.get(gpu, 0) + energy_mj - last.get(gpu, energy_mj)

@@ -76,12 +76,12 @@ def _kafka_streams() -> Peer:
 
 
 def _bytewax() -> Peer:
-    python = python_with("bytewax", "bytewax[kafka]==0.21.1", "polars==2.1.0", "orjson")
+    python = python_with("bytewax", "bytewax[kafka]==0.21.1", "pyarrow", "orjson")
     return Peer("Bytewax 0.21.1", "at least once, 10 s", [str(python), str(_PROGRAMS / "bytewax_flow.py")])
 
 
 def _quix_streams() -> Peer:
-    python = python_with("quixstreams", "quixstreams==3.28.1", "polars==2.1.0", "pyarrow")
+    python = python_with("quixstreams", "quixstreams==3.28.1", "pyarrow")
     return Peer("Quix Streams 3.28.1", "exactly once, 5 s", [str(python), str(_PROGRAMS / "quix_streams.py")])
 
 

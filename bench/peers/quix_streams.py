@@ -3,7 +3,7 @@
 import sys
 import tempfile
 
-import polars as pl
+from arrow_readings import readings
 from quixstreams import Application, State
 
 WINDOW_MS = 10_000
@@ -41,11 +41,11 @@ def main(brokers: str, mode: str, topic: str, output: str, total: int) -> None:
 
         def closed(message: bytes, state: State) -> list:
             # state belongs to the message's key, the pool: windowing by GPU would send every row through another topic
-            rows = pl.read_ipc_stream(message, columns=["ts_ms", "gpu_uuid", "energy_mj"])
-            progress.add(rows.height)
+            rows = readings(message)
+            progress.add(len(rows))
             last, windows = state.get("last", {}), state.get("windows", {})
             newest = state.get("newest", 0)
-            for ts_ms, gpu, energy_mj in rows.iter_rows():
+            for ts_ms, gpu, energy_mj in rows:
                 newest = max(newest, ts_ms)
                 start = str(ts_ms // WINDOW_MS * WINDOW_MS)
                 window = windows.setdefault(start, {})

@@ -16,6 +16,7 @@ import org.apache.arrow.compression.CommonsCompressionFactory;
 import org.apache.arrow.memory.BufferAllocator;
 import org.apache.arrow.memory.RootAllocator;
 import org.apache.arrow.vector.BigIntVector;
+import org.apache.arrow.vector.IntVector;
 import org.apache.arrow.vector.LargeVarCharVector;
 import org.apache.arrow.vector.ipc.ArrowStreamReader;
 import org.apache.kafka.common.serialization.Serdes;
@@ -173,10 +174,16 @@ public final class Joules {
         while (reader.loadNextBatch()) {
           var root = reader.getVectorSchemaRoot();
           var ts = (BigIntVector) root.getVector("ts_ms");
-          var gpus = (LargeVarCharVector) root.getVector("gpu_uuid");
+          var gpus = (IntVector) root.getVector("gpu_uuid");
+          long names = gpus.getField().getDictionary().getId();
+          var uuids = (LargeVarCharVector) reader.getDictionaryVectors().get(names).getVector();
+          var uuid = new String[uuids.getValueCount()];
+          for (int i = 0; i < uuid.length; i++) {
+            uuid[i] = new String(uuids.get(i));
+          }
           var energy = (BigIntVector) root.getVector("energy_mj");
           for (int i = 0; i < root.getRowCount(); i++) {
-            String gpu = new String(gpus.get(i));
+            String gpu = uuid[gpus.get(i)];
             long energyMj = energy.get(i), start = ts.get(i) / WINDOW_MS * WINDOW_MS;
             newest = Math.max(newest, ts.get(i));
             Long before = last.get(gpu);
