@@ -181,7 +181,7 @@ class Collect(_Section):
     )
     spool_max_bytes: Annotated[int, Field(ge=1024 * 1024)] = Field(
         1024 * 1024 * 1024,
-        description="Room for them; beyond it the oldest are dropped. 1 GiB holds about 7000 minutes of 8 GPUs and their engine, read once a second.",
+        description="Room for them; beyond it the oldest are dropped. 1 GiB holds about 6100 minutes of 8 GPUs and their engine, read once a second.",
     )
     engine: tuple[Engine, ...] = Field((), description="Inference servers on this node.")
     gateway: tuple[Gateway, ...] = Field((), description="Gateways that this node reads.")
