@@ -19,7 +19,7 @@ from pyarrow import ipc
 
 from idlewatt.stream.encoding import END_OF_STREAM, SEAL, named
 from idlewatt.stream.errors import UnreadableMessageError
-from idlewatt.stream.joined_batches import Layout, Layouts, join, repeated
+from idlewatt.stream.joined_batches import Joined, Layout, Layouts, join, repeated
 from idlewatt.stream.records import NAME_KEY, SCHEMAS, VERSION_KEY, Schema
 
 _CONTINUATION: Final = b"\xff\xff\xff\xff"
@@ -138,24 +138,29 @@ def decode_all(
         except pa.ArrowException:
             foreign += [(place, schema) for place in places]
         else:
-            frame, entities = joined.frame, joined.entities
-            if joined.entity is not None and entities is not None:
-                frame = frame.with_columns(joined.entity)
-                if schema not in names_apart:
-                    frame = frame.hstack(entities[joined.entity]).select(columns[schema])
-                    entities = None
-            elif schema in names_apart:
-                frame, entities = apart(schema, frame)
-            parts[schema].append(_Part(list(places), [layout.rows for layout in of_each], frame, entities))
+            counts = [layout.rows for layout in of_each]
+            frame, entities = _as_wanted(joined, schema, columns[schema], names_apart)
+            parts[schema].append(_Part(list(places), counts, frame, entities))
     for place, schema in foreign:
         try:
             frame = _read_foreign(schema, messages[place]).select(columns[schema])
         except UnreadableMessageError as fault:
             faults[place] = fault
         else:
-            frame, entities = apart(schema, frame) if schema in names_apart else (frame, None)
+            frame, entities = _as_wanted(Joined(frame), schema, columns[schema], names_apart)
             parts[schema].append(_Part([place], [frame.height], frame, entities))
     return {schema: _in_order(found) for schema, found in parts.items()}, faults
+
+
+def _as_wanted(
+    joined: Joined, schema: Schema, columns: tuple[str, ...], names_apart: Collection[Schema]
+) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    """Frame and entities as in Rows, whichever way the messages had their names."""
+    if joined.entity is None or joined.entities is None:
+        return apart(schema, joined.frame) if schema in names_apart else (joined.frame, None)
+    if schema in names_apart:
+        return joined.frame.with_columns(joined.entity), joined.entities
+    return joined.frame.hstack(joined.entities[joined.entity]).select(columns), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +242,7 @@ def _stream(schema_message: bytes) -> _Stream:
     return _Stream(schema_message, schema, columns)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)
 def _layouts(stream: _Stream, wanted: tuple[str, ...]) -> Layouts | None:
     """None if the columns are not the schema's, in its order and types."""
     for known, is_apart in ((stream.schema.arrow, False), (named(stream.schema), True)):

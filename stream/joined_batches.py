@@ -205,8 +205,8 @@ class Joined:
     """The rows of all messages, in their order; of names that stand once per entity, these and each row's place among them."""
 
     frame: pl.DataFrame
-    entity: pl.Series | None
-    entities: pl.DataFrame | None
+    entity: pl.Series | None = None
+    entities: pl.DataFrame | None = None
 
 
 def join(
@@ -220,7 +220,7 @@ def join(
     rows = [layout.rows for layout in layouts]
     frame = _frame(kind, kind.columns, messages, [layout.columns for layout in layouts], parts)
     if not kind.names:
-        return Joined(frame, None, None)
+        return Joined(frame)
     places = [b"".join(next(parts)) for _ in kind.names]
     if any(other != places[0] for other in places):
         raise pa.ArrowInvalid("names that do not share their indices")
