@@ -5,7 +5,7 @@ open and four times as long as one over the whole message. Kafka compresses its 
 spool each value.
 
 What a collector sends names the same few GPUs or engines in each reading: their names stand once per message, as
-dictionaries, and so take half the bytes and a tenth of the reader's work.
+dictionaries. At ten readings of each that is 40 % fewer bytes and a tenth of the names to look up.
 """
 
 import functools
