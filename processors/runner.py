@@ -255,8 +255,7 @@ class Runner(Generic[S]):
         """Frames and entities as in Batch; and what to say of messages that are none."""
         stage = self._stage
         parts: dict[Schema, list[tuple[pl.DataFrame, pl.DataFrame | None]]] = {
-            schema: [_nothing(schema, columns, schema in stage.names_apart)]
-            for schema, columns in stage.columns.items()
+            schema: [] for schema in stage.columns
         }
         rejected: list[Record] = []
         by_topic: dict[tuple[str, int], list[Message]] = defaultdict(list)
@@ -278,9 +277,12 @@ class Runner(Generic[S]):
                     )
                     rejected += [self._reject(found[place], fault, now_ms) for place in rows.messages]
             self._figures.count(names.MESSAGES, topic, str(partition), by=len(found))
-        whole = {schema.name: stacked(some[1:] or some) for schema, some in parts.items()}
+        whole = {
+            schema.name: stacked(parts[schema] or [_nothing(schema, columns, schema in stage.names_apart)])
+            for schema, columns in stage.columns.items()
+        }
         frames = {name: frame for name, (frame, _) in whole.items()}
-        entities = {name: names for name, (_, names) in whole.items() if names is not None}
+        entities = {name: found for name, (_, found) in whole.items() if found is not None}
         return frames, entities, rejected
 
     def _reject(self, message: Message, fault: UnreadableMessageError, now_ms: int) -> Record:

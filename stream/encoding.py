@@ -28,22 +28,23 @@ END_OF_STREAM: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 def encode_rows(schema: Schema, rows: Sequence[Any]) -> bytes:
     """Encode rows of `schema.row` as one message, in which the names of each entity stand once."""
-    names_of = operator.attrgetter(*schema.names)
+    names = schema.names
+    names_of = operator.attrgetter(*names)
     entities: dict[tuple[Any, ...], int] = {}
     places = [
         # a list cannot be looked up
         entities.setdefault(tuple(tuple(v) if isinstance(v, list) else v for v in key), len(entities))
         for key in map(names_of, rows)
     ]
-    values = dict(zip(schema.names, zip(*entities, strict=True), strict=True)) if entities else {}
+    values = dict(zip(names, zip(*entities, strict=True), strict=True)) if entities else {}
     return encode_named(
         schema,
         {
             field.name: pa.array([getattr(row, field.name) for row in rows], field.type)
             for field in schema.arrow
-            if field.name not in schema.names
+            if field.name not in names
         },
-        {name: pa.array(values.get(name, ()), schema.arrow.field(name).type) for name in schema.names},
+        {name: pa.array(values.get(name, ()), schema.arrow.field(name).type) for name in names},
         pa.array(places, pa.int32()),
     )
 

@@ -101,7 +101,6 @@ class Layouts:
 
     def __init__(self, schema: Schema, wanted: tuple[str, ...], *, apart: bool) -> None:
         self.schema = schema
-        self.wanted = wanted
         self.names = tuple(name for name in wanted if apart and name in schema.names)
         self.columns = tuple(name for name in wanted if name not in self.names)
         # length of a message -> what cuts its headers out, the headers, and the layout, if there is one
@@ -136,7 +135,7 @@ class Layouts:
         try:
             batch = ipc.open_stream(buffer).read_next_batch()
             batch.validate()
-            if any(batch.column(name).null_count for name in self.schema.required):
+            if any(_nulls(batch.column(name)) for name in self.schema.required):
                 return None
             where = buffer.address, len(message)
             columns = tuple(_column(batch.column(name), *where) for name in self.columns)
@@ -146,11 +145,13 @@ class Layouts:
             return None
         if len({column.rows for column in values}) > 1 or any(column.nulls for column in places):
             return None
-        required = set(self.schema.required)
-        if any(value.nulls and name in required for name, value in zip(self.names, values, strict=True)):
-            return None
         slices = [part for column in (*columns, *places, *values) for part in column.slices()]
         return Layout(batch.num_rows, columns, places, values, itemgetter(*slices, _NOTHING))
+
+
+def _nulls(array: pa.Array) -> int:
+    found: int = array.null_count
+    return found + array.dictionary.null_count if pa.types.is_dictionary(array.type) else found
 
 
 def _parts(message: bytes, end: int) -> list[slice]:
@@ -226,7 +227,7 @@ def join(
         raise pa.ArrowInvalid("names that do not share their indices")
     counts = [layout.entities for layout in layouts]
     entities = _frame(kind, kind.names, messages, [layout.values for layout in layouts], parts)
-    place = pl.Series(pa.Array.from_buffers(pa.int32(), sum(rows), [None, pa.py_buffer(places[0])]))
+    place = pl.Series(_numbers(pa.int32(), sum(rows), places[0]))
     if not ((place >= 0) & (place < repeated(counts, rows))).all():
         raise pa.ArrowInvalid("a name that is in no dictionary")
     firsts = repeated([0, *itertools.accumulate(counts[:-1])], rows)
@@ -267,9 +268,9 @@ def _joined(kind: pa.DataType, columns: Sequence[Column], parts: Iterator[Sequen
     rows = [column.rows for column in columns]
     total = sum(rows)
     if kind != _TEXT and not pa.types.is_large_list(kind):
-        return pa.Array.from_buffers(kind, total, [None, pa.py_buffer(b"".join(next(parts)))])
+        return _numbers(kind, total, b"".join(next(parts)))
     firsts = b"".join(next(parts))
-    within = pl.Series(_int64(b"".join(next(parts))))
+    within = pl.Series(_numbers(pa.int64(), total, b"".join(next(parts))))
     before = [0, *itertools.accumulate(column.size for column in columns)]
     offsets = pl.concat([pl.Series([0]), within + repeated(before[:-1], rows)], rechunk=True)
     # a writer may hand over a part of a column with the values of other rows before and after it
@@ -283,8 +284,8 @@ def _joined(kind: pa.DataType, columns: Sequence[Column], parts: Iterator[Sequen
     return pa.Array.from_buffers(kind, total, [None, ends], children=[_joined(kind.value_type, inner, parts)])
 
 
-def _int64(values: bytes) -> pa.Array:
-    return pa.Array.from_buffers(pa.int64(), len(values) // 8, [None, pa.py_buffer(values)])
+def _numbers(kind: pa.DataType, rows: int, values: bytes) -> pa.Array:
+    return pa.Array.from_buffers(kind, rows, [None, pa.py_buffer(values)])
 
 
 def repeated(values: Sequence[int], counts: Sequence[int]) -> pl.Series:

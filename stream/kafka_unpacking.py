@@ -55,7 +55,7 @@ def _plain(fetched: memoryview, at: int) -> tuple[int, int, int, list[tuple[int,
     base, size, epoch, magic, checksum, attributes, last, *_, count = _HEADER.unpack_from(fetched, at)
     end = at + _BATCH_BYTES_FROM + size
     opened = _OPENED.get(attributes)
-    if magic != _MAGIC or opened is None or size < _HEADER.size or end > len(fetched):
+    if magic != _MAGIC or opened is None or size < _HEADER.size - _BATCH_BYTES_FROM or end > len(fetched):
         return None
     if checksum != crc32c(fetched[at + _CHECKED_FROM : end]):
         return None

@@ -252,6 +252,13 @@ def test_names_apart_are_those_of_the_rows(messages: list[list[records.EngineRow
     assert of_each.height == sum(len(some) for some in names)
 
 
+def test_a_required_name_is_looked_for_although_nobody_wants_it() -> None:
+    """What lacks one is set aside by whoever reads it, whichever columns that is for."""
+    lacking = encode_rows(records.ENGINE, [dataclasses.replace(ROW, server=None)])  # type: ignore[arg-type]
+    _, faults = decode_all([lacking], {records.ENGINE: ("ts_ms", "engine")}, {records.ENGINE})
+    assert [fault.reason for fault in faults.values()] == ["null_value"]
+
+
 def test_indices_that_point_nowhere_are_refused() -> None:
     """A message of ours, whole and sealed, in which a row's name is in no dictionary, is set aside; the others are read."""
     honest = encode_rows(records.ENGINE, [ROW] * 2)

@@ -86,6 +86,7 @@ class MeterStage:
         return (state.newest_ms - self._config.grace_ms) // window_ms * window_ms
 
     def _next_edge(self, state: MeterState, target_ms: int, room: int) -> int:
+        """As far as there is room for, and one window at least."""
         assert state.edge_ms is not None
         windows = max(room // max(_entities(state), 1), 1)
         return min(target_ms, state.edge_ms + windows * self._config.window_ms)
