@@ -1,28 +1,25 @@
 """The one loop that runs a stage: poll, decode, fold, commit. Everything that touches the outside stands here."""
 
 import contextlib
-import functools
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, Generic, TypeVar
 
-import polars as pl
 import structlog
 
 from idlewatt.processors.catch_up import CatchUp
+from idlewatt.processors.gathering import Gathered, Gathering
 from idlewatt.processors.page import Page
 from idlewatt.processors.pipeline_figures import PipelineFigures
-from idlewatt.processors.stage import Batch, Folded, Stage
+from idlewatt.processors.stage import Folded, Stage
 from idlewatt.stream import metric_names as names
 from idlewatt.stream import records, topics
 from idlewatt.stream.clock import Clock
-from idlewatt.stream.decoding import apart, decode_all, empty_frame, stacked
 from idlewatt.stream.encoding import encode_rows
 from idlewatt.stream.errors import LogUnavailableError, RewindError, UnreadableMessageError
 from idlewatt.stream.log import Commit, Message, Poll, Record, StageLog
-from idlewatt.stream.records import Schema
 
 S = TypeVar("S")
 _log = structlog.get_logger()
@@ -37,14 +34,6 @@ GATHER_BYTES_PER_PARTITION: Final = 64 * 1024 * 1024
 GATHER_BYTES: Final = 512 * 1024 * 1024
 UNAVAILABLE_PAUSE_S: Final = 1.0
 SAY_AGAIN_S: Final = 60.0
-
-
-@functools.cache
-def _nothing(
-    schema: Schema, columns: tuple[str, ...], names_apart: bool
-) -> tuple[pl.DataFrame, pl.DataFrame | None]:
-    frame = empty_frame(schema).select(*columns, pl.lit(None, pl.Int64).alias("src"))
-    return apart(schema, frame) if names_apart else (frame, None)
 
 
 class Runner(Generic[S]):
@@ -68,9 +57,8 @@ class Runner(Generic[S]):
         # as they were at the last commit
         self._shown: dict[int, S] = {}
         self._page = Page(stage.at_most)
-        # what was read and is not folded, by partition, and where the log ended then
-        self._gathered: dict[int, list[Message]] = defaultdict(list)
-        self._gathered_bytes: Counter[int] = Counter()
+        # what was read and is not folded, of each partition that has a state; and where the log ended then
+        self._gathering: dict[int, Gathering] = {}
         self._behind: Mapping[tuple[str, int], int] = {}
         self._positions: dict[tuple[str, int], int] = {}
         self._resume: dict[tuple[str, int], int] = {}
@@ -110,9 +98,9 @@ class Runner(Generic[S]):
             return
         self._hand_over(poll)
         for message in poll.messages:
-            if message.partition in self._states:
-                self._gathered[message.partition].append(message)
-                self._gathered_bytes[message.partition] += len(message.value)
+            gathering = self._gathering.get(message.partition)
+            if gathering is not None:
+                gathering.add(message)
         self._behind = poll.behind
         self._tell_how_far(poll)
         due = self._due()
@@ -131,10 +119,11 @@ class Runner(Generic[S]):
             patience_s *= PATIENCE_BEHIND * (
                 2 if max(self._lag_s.values(), default=0.0) > FAR_BEHIND_S else 1
             )
-        if waited_s >= patience_s or self._gathered_bytes.total() >= GATHER_BYTES:
+        sizes = {partition: gathering.size_bytes for partition, gathering in self._gathering.items()}
+        if waited_s >= patience_s or sum(sizes.values()) >= GATHER_BYTES:
             self._folded_at = time.monotonic()
             return list(self._states)
-        return [p for p, size in self._gathered_bytes.items() if size >= GATHER_BYTES_PER_PARTITION]
+        return [partition for partition, size in sizes.items() if size >= GATHER_BYTES_PER_PARTITION]
 
     def _hand_over(self, poll: Poll) -> None:
         if not poll.revoked and not poll.assigned:
@@ -146,6 +135,7 @@ class Runner(Generic[S]):
             self._states[partition] = (
                 self._stage.empty() if snapshot is None else self._stage.restore(snapshot)
             )
+            self._gathering[partition] = Gathering(self._stage)
         self._show(poll.assigned)
 
     def _drop(self, partition: int) -> None:
@@ -154,8 +144,7 @@ class Runner(Generic[S]):
         self._shown.pop(partition, None)
         self._page.drop(partition)
         self._outbox.pop(partition, None)
-        self._gathered.pop(partition, None)
-        self._gathered_bytes.pop(partition, None)
+        self._gathering.pop(partition, None)
         for topic in self._stage.inputs:
             self._positions.pop((topic, partition), None)
             self._resume.pop((topic, partition), None)
@@ -177,12 +166,13 @@ class Runner(Generic[S]):
         """Fold what is gathered of them. Raises RewindError or LogUnavailableError where it could not be committed."""
         now_ms = self._clock()
         for partition in partitions:
-            messages = self._gathered.pop(partition, [])
-            self._gathered_bytes.pop(partition, None)
+            gathering = self._gathering[partition]
+            gathered = gathering.take()
+            self._tell_what_was_read(partition, gathering, now_ms)
             at_end = frozenset(t for t in self._stage.inputs if self._behind.get((t, partition)) == 0)
             # without messages there is only the clock to follow, and that only where everything is read
-            if messages or len(at_end) == len(self._stage.inputs):
-                self._fold_partition(partition, messages, at_end, now_ms)
+            if gathered.next_offsets or len(at_end) == len(self._stage.inputs):
+                self._fold_partition(partition, gathered, at_end, now_ms)
         if self._outbox:
             self._commit()
 
@@ -200,35 +190,45 @@ class Runner(Generic[S]):
             else:
                 self._figures.show(names.CATCH_UP, self._stage.name, str(partition), value=seconds)
 
-    def _fold_partition(
-        self, partition: int, messages: list[Message], at_end: frozenset[str], now_ms: int
-    ) -> None:
-        frames, entities, records = self._decode(messages, now_ms)
-        try:
-            folded = self._stage.fold(self._states[partition], Batch(frames, now_ms, at_end, entities))
-        except Exception:
-            if len(messages) <= 1:
-                if not messages:
-                    raise
-                # The state is as it was: this message alone is set aside, and nothing else is lost.
-                _log.exception(
-                    "fold_failed", stage=self._stage.name, topic=messages[0].topic, offset=messages[0].offset
-                )
-                fault = UnreadableMessageError("fold_failed", "the stage could not fold it")
-                records = [self._reject(messages[0], fault, now_ms)]
-                self._keep_place(partition, messages, {})
-                self._outbox.setdefault(partition, []).extend(records)
-                return
-            for message in messages:
-                self._fold_partition(partition, [message], frozenset(), now_ms)
-            return
-        self._take(partition, folded, records, now_ms)
-        self._keep_place(partition, messages, folded.needed)
+    def _tell_what_was_read(self, partition: int, gathering: Gathering, now_ms: int) -> None:
+        rejected = [self._reject(message, fault, now_ms) for message, fault in gathering.faults]
+        if rejected:
+            self._outbox.setdefault(partition, []).extend(rejected)
+        for topic, count in gathering.messages.items():
+            self._figures.count(names.MESSAGES, topic, str(partition), by=count)
+        for topic, count in gathering.rows.items():
+            self._figures.count(names.ROWS, topic, by=count)
+        for told in (gathering.faults, gathering.messages, gathering.rows):
+            told.clear()
 
-    def _take(self, partition: int, folded: Folded[S], records: Sequence[Record], now_ms: int) -> None:
+    def _fold_partition(
+        self, partition: int, gathered: Gathered, at_end: frozenset[str], now_ms: int
+    ) -> None:
+        try:
+            folded = self._stage.fold(self._states[partition], gathered.batch(self._stage, now_ms, at_end))
+        except Exception:
+            alone = [*gathered.one_by_one()]
+            if not alone:
+                raise
+            if len(alone) > 1:
+                for one in alone:
+                    self._fold_partition(partition, one, frozenset(), now_ms)
+                return
+            # The state is as it was: this message alone is set aside, and nothing else is lost.
+            ((topic, next_offset),) = alone[0].next_offsets.items()
+            _log.exception("fold_failed", stage=self._stage.name, topic=topic, offset=next_offset - 1)
+            fault = UnreadableMessageError("fold_failed", "the stage could not fold it")
+            message = Message(topic, partition, next_offset - 1, b"")
+            self._outbox.setdefault(partition, []).append(self._reject(message, fault, now_ms))
+            self._keep_place(partition, gathered, {})
+            return
+        self._take(partition, folded, now_ms)
+        self._keep_place(partition, gathered, folded.needed)
+
+    def _take(self, partition: int, folded: Folded[S], now_ms: int) -> None:
         self._states[partition] = folded.state
-        if folded.moved or records:
-            self._outbox.setdefault(partition, []).extend([*folded.records, *records])
+        if folded.moved:
+            self._outbox.setdefault(partition, []).extend(folded.records)
         for (schema, reason), count in folded.rejected.items():
             self._figures.count(names.REJECTED_ROWS, schema, reason, by=count)
             # repeats are what a restart or a retried append brings: nothing to report
@@ -240,50 +240,13 @@ class Runner(Generic[S]):
             self._lag_s[partition] = lag_s = (now_ms - folded.event_ms) / 1000
             self._figures.show(names.EVENT_TIME_LAG, self._stage.name, str(partition), value=lag_s)
 
-    def _keep_place(self, partition: int, messages: Sequence[Message], needed: Mapping[str, int]) -> None:
-        # of each topic the last one stays
-        for topic, offset in {message.topic: message.offset for message in messages}.items():
-            self._positions[topic, partition] = offset + 1
+    def _keep_place(self, partition: int, gathered: Gathered, needed: Mapping[str, int]) -> None:
+        for topic, offset in gathered.next_offsets.items():
+            self._positions[topic, partition] = offset
         for topic in self._stage.inputs:
             position = self._positions.get((topic, partition))
             if position is not None:
                 self._resume[topic, partition] = min(needed.get(topic, position), position)
-
-    def _decode(
-        self, messages: Sequence[Message], now_ms: int
-    ) -> tuple[dict[str, pl.DataFrame], dict[str, pl.DataFrame], list[Record]]:
-        """Frames and entities as in Batch; and what to say of messages that are none."""
-        stage = self._stage
-        parts: dict[Schema, list[tuple[pl.DataFrame, pl.DataFrame | None]]] = {
-            schema: [] for schema in stage.columns
-        }
-        rejected: list[Record] = []
-        by_topic: dict[tuple[str, int], list[Message]] = defaultdict(list)
-        for message in messages:
-            by_topic[message.topic, message.partition].append(message)
-        for (topic, partition), found in by_topic.items():
-            values = [message.value for message in found]
-            decoded, faults = decode_all(values, stage.columns, stage.names_apart)
-            rejected += [self._reject(found[place], fault, now_ms) for place, fault in faults.items()]
-            offsets = pl.Series("src", [message.offset for message in found], pl.Int64)
-            for schema, rows in decoded.items():
-                if schema in parts:
-                    frame = rows.frame.with_columns(offsets.gather(rows.message))
-                    parts[schema].append((frame, rows.entities))
-                    self._figures.count(names.ROWS, topic, by=rows.frame.height)
-                else:
-                    fault = UnreadableMessageError(
-                        "wrong_topic", f"{schema.name} rows do not belong in {topic}"
-                    )
-                    rejected += [self._reject(found[place], fault, now_ms) for place in rows.messages]
-            self._figures.count(names.MESSAGES, topic, str(partition), by=len(found))
-        whole = {
-            schema.name: stacked(parts[schema] or [_nothing(schema, columns, schema in stage.names_apart)])
-            for schema, columns in stage.columns.items()
-        }
-        frames = {name: frame for name, (frame, _) in whole.items()}
-        entities = {name: found for name, (_, found) in whole.items() if found is not None}
-        return frames, entities, rejected
 
     def _reject(self, message: Message, fault: UnreadableMessageError, now_ms: int) -> Record:
         reason, detail = fault.reason, str(fault)

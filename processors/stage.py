@@ -22,7 +22,8 @@ class Batch:
     now_ms: int
     # input topics of this partition with nothing more to read
     at_end: frozenset[str]
-    # per schema name, of those that the stage wants the names of apart: the names, to which a row's `entity` points
+    # per schema name, of those that the stage wants the names of apart: all names so far, to which a row's `entity`
+    # points; the same object until there are more
     entities: Mapping[str, pl.DataFrame] = field(default_factory=dict)
 
 
@@ -60,7 +61,7 @@ class Stage(Protocol[S]):
 
     @property
     def names_apart(self) -> frozenset[Schema]:
-        """Of these, kinds of rows whose names it wants once per entity and message."""
+        """Of these, kinds of rows whose names it wants once and not in each row."""
 
     @property
     def gather_s(self) -> float:

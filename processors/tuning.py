@@ -7,11 +7,11 @@ import os
 from typing import Final
 
 # A partition's frames are too small to be worth sharing out: one thread does the same with less time in all. The
-# allocator keeps for seconds what a fold gives back, in huge pages: the next fold takes as much, and a third of
+# allocator keeps for minutes what a fold gives back, in huge pages: the next fold takes as much, and a third of
 # the time went into pages that the kernel had to clear anew.
 ENVIRONMENT: Final = {
     "POLARS_MAX_THREADS": "1",
-    "_RJEM_MALLOC_CONF": "thp:always,dirty_decay_ms:10000,muzzy_decay_ms:10000",
+    "_RJEM_MALLOC_CONF": "thp:always,dirty_decay_ms:300000,muzzy_decay_ms:300000",
 }
 # What polars does not allocate is glibc's. It would give each answer of a broker, 24 MB and copied four times, pages of
 # its own, and give them back: half of what reading a message costs. Numbers of mallopt() stand in glibc's malloc.h.

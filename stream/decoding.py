@@ -5,10 +5,9 @@ pyarrow, one by one, which survives any bytes.
 """
 
 import functools
-import itertools
 import struct
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,8 +18,9 @@ from pyarrow import ipc
 
 from idlewatt.stream.encoding import END_OF_STREAM, SEAL, named
 from idlewatt.stream.errors import UnreadableMessageError
-from idlewatt.stream.joined_batches import Joined, Layout, Layouts, join, repeated
+from idlewatt.stream.joined_batches import Layout, Layouts, join, repeated
 from idlewatt.stream.records import NAME_KEY, SCHEMAS, VERSION_KEY, Schema
+from idlewatt.stream.rosters import Rosters
 
 _CONTINUATION: Final = b"\xff\xff\xff\xff"
 # the end of the stream, and the seal: rows, mark, checksum
@@ -49,34 +49,12 @@ def empty_frame(schema: Schema) -> pl.DataFrame:
 class Rows:
     """The rows of all messages of one schema, in the order of the messages."""
 
-    # with all wanted columns; or with those that are no names and `entity`, the place of a row's names in `entities`
+    # with all wanted columns; or with those that are no names and `entity`, the place of a row's names in the rosters
     frame: pl.DataFrame
-    entities: pl.DataFrame | None
     # which message each row came in: its place in the sequence that was decoded
     message: pl.Series
     # all of them, also those without rows
     messages: list[int]
-
-
-def apart(schema: Schema, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Rows without their names and with `entity` instead, and the entities: here one of each row."""
-    names = [name for name in frame.columns if name in schema.names]
-    return frame.drop(names).with_columns(pl.int_range(pl.len()).alias("entity")), frame.select(names)
-
-
-def stacked(
-    found: Sequence[tuple[pl.DataFrame, pl.DataFrame | None]],
-) -> tuple[pl.DataFrame, pl.DataFrame | None]:
-    """Frames of one schema and their entities as one, in their order."""
-    frames = [frame for frame, _ in found]
-    entities = [names for _, names in found if names is not None]
-    if len(found) == 1 or not entities:
-        return pl.concat(frames), entities[0] if entities else None
-    firsts = itertools.accumulate((names.height for names in entities), initial=0)
-    frames = [
-        frame.with_columns(pl.col("entity") + first) for frame, first in zip(frames, firsts, strict=False)
-    ]
-    return pl.concat(frames), pl.concat(entities)
 
 
 def schema_of(message: bytes) -> Schema:
@@ -100,17 +78,18 @@ def decode(message: bytes) -> tuple[Schema, pl.DataFrame]:
 def decode_all(
     messages: Sequence[bytes],
     wanted: Mapping[Schema, Sequence[str]] | None = None,
-    names_apart: Collection[Schema] = (),
+    rosters: Mapping[Schema, Rosters] | None = None,
 ) -> tuple[Mapping[Schema, Rows], Mapping[int, UnreadableMessageError]]:
     """decode() of many messages: rows by schema, and what is wrong with those messages that cannot be read, by place.
 
-    `wanted`: the columns that the caller needs; without it, and of other schemas, all. `names_apart`: kinds of rows
-    whose names are given once per entity and message.
+    `wanted`: the columns that the caller needs; without it, and of other schemas, all. `rosters`: of kinds of rows
+    whose names are wanted there and not in each row.
     """
-    sealed: dict[Layouts, list[tuple[int, Layout, Sequence[bytes]]]] = defaultdict(list)
+    sealed: dict[Layouts, list[tuple[int, Layout, Sequence[bytes], bytes]]] = defaultdict(list)
     foreign: list[tuple[int, Schema]] = []
     faults: dict[int, UnreadableMessageError] = {}
     columns = {schema: tuple(names) for schema, names in (wanted or {}).items()}
+    kept = rosters or {}
     stream: _Stream | None = None
     for place, message in enumerate(messages):
         try:
@@ -128,39 +107,42 @@ def decode_all(
                 foreign.append((place, stream.schema))
             else:
                 # now that its checksum has brought the message into the processor's cache
-                sealed[layouts].append((place, layout, layout.cut(message)))
+                digest = layouts.roster(message, layout) if layouts.names else b""
+                sealed[layouts].append((place, layout, layout.cut(message), digest))
     parts: dict[Schema, list[_Part]] = defaultdict(list)
     for layouts, found in sealed.items():
         schema = layouts.schema
-        places, of_each, cuts = zip(*found, strict=True)
+        places, of_each, cuts, digests = zip(*found, strict=True)
+        known = kept.get(schema) or Rosters(schema, columns[schema])
         try:
-            joined = join(layouts, [messages[place] for place in places], of_each, cuts)
+            frame = join(layouts, [messages[place] for place in places], of_each, cuts, digests, known)
         except pa.ArrowException:
             foreign += [(place, schema) for place in places]
         else:
-            counts = [layout.rows for layout in of_each]
-            frame, entities = _as_wanted(joined, schema, columns[schema], names_apart)
-            parts[schema].append(_Part(list(places), counts, frame, entities))
+            if "entity" in frame.columns and schema not in kept:
+                frame = frame.hstack(known.names[frame["entity"]])
+            frame = _as_wanted(frame, schema, columns[schema], kept.get(schema))
+            parts[schema].append(_Part(list(places), [layout.rows for layout in of_each], frame))
     for place, schema in foreign:
         try:
-            frame = _read_foreign(schema, messages[place]).select(columns[schema])
+            frame = _read_foreign(schema, messages[place])
         except UnreadableMessageError as fault:
             faults[place] = fault
         else:
-            frame, entities = _as_wanted(Joined(frame), schema, columns[schema], names_apart)
-            parts[schema].append(_Part([place], [frame.height], frame, entities))
+            frame = _as_wanted(frame, schema, columns[schema], kept.get(schema))
+            parts[schema].append(_Part([place], [frame.height], frame))
     return {schema: _in_order(found) for schema, found in parts.items()}, faults
 
 
 def _as_wanted(
-    joined: Joined, schema: Schema, columns: tuple[str, ...], names_apart: Collection[Schema]
-) -> tuple[pl.DataFrame, pl.DataFrame | None]:
-    """Frame and entities as in Rows, whichever way the messages had their names."""
-    if joined.entity is None or joined.entities is None:
-        return apart(schema, joined.frame) if schema in names_apart else (joined.frame, None)
-    if schema in names_apart:
-        return joined.frame.with_columns(joined.entity), joined.entities
-    return joined.frame.hstack(joined.entities[joined.entity]).select(columns), None
+    frame: pl.DataFrame, schema: Schema, columns: tuple[str, ...], rosters: Rosters | None
+) -> pl.DataFrame:
+    """Columns as in Rows, whichever way the message had its names."""
+    if rosters is None:
+        return frame.select(columns)
+    if "entity" not in frame.columns:
+        frame = rosters.numbered(frame.select(columns))
+    return frame.select(*(name for name in columns if name not in schema.names), "entity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,17 +152,16 @@ class _Part:
     places: list[int]
     counts: list[int]
     frame: pl.DataFrame
-    entities: pl.DataFrame | None
 
 
 def _in_order(parts: list[_Part]) -> Rows:
-    frame, entities = stacked([(part.frame, part.entities) for part in parts])
+    frame = pl.concat([part.frame for part in parts])
     places = [place for part in parts for place in part.places]
     message = repeated(places, [count for part in parts for count in part.counts])
     if len(parts) > 1:
         order = message.arg_sort()
         frame, message = frame[order], message.gather(order)
-    return Rows(frame, entities, message, sorted(places))
+    return Rows(frame, message, sorted(places))
 
 
 def _sealed_layout(message: bytes, layouts: Layouts | None) -> Layout | None:
@@ -247,7 +228,7 @@ def _layouts(stream: _Stream, wanted: tuple[str, ...]) -> Layouts | None:
     """None if the columns are not the schema's, in its order and types."""
     for known, is_apart in ((stream.schema.arrow, False), (named(stream.schema), True)):
         if stream.columns == [(field.name, field.type) for field in known]:
-            return Layouts(stream.schema, wanted, apart=is_apart)
+            return Layouts(stream.schema, wanted, stream.head, apart=is_apart)
     return None
 
 

@@ -3,7 +3,8 @@
 A message is a record batch, before it perhaps the dictionaries of its names, and before each of these parts a header
 that tells where in it which buffer lies. A topic carries few different headers: rows of one kind are laid out alike
 as long as there are as many of them, with texts as long. So headers are understood once, by pyarrow; of every message
-with the same headers the buffers are then cut out at the same places, and joined column by column.
+with the same headers the buffers are then cut out at the same places, and joined column by column. Dictionaries are
+a roster that is learned once; see rosters.py.
 """
 
 import itertools
@@ -15,9 +16,12 @@ from typing import Any, Final
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import ipc
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from idlewatt.stream.records import Schema
+from idlewatt.stream.rosters import Rosters
 
 _TEXT: Final = pa.large_string()
 _OFFSET_BYTES: Final = 8
@@ -84,9 +88,12 @@ class Layout:
     # of all rows; then of names that stand once per entity, the places of the rows' entities among their values
     columns: tuple[Column, ...]
     places: tuple[Column, ...]
-    values: tuple[Column, ...]
-    # a message to all slices of all columns, in one call
+    # a message to all slices of these columns, in one call
     cut: Any
+    # where the dictionaries stand, with the values of all names
+    roster: slice
+    values: tuple[Column, ...]
+    cut_values: Any
 
     @property
     def entities(self) -> int:
@@ -99,8 +106,10 @@ class Layouts:
     `apart`: in the messages, names stand once per entity, as in encode_named().
     """
 
-    def __init__(self, schema: Schema, wanted: tuple[str, ...], *, apart: bool) -> None:
+    def __init__(self, schema: Schema, wanted: tuple[str, ...], head: bytes, *, apart: bool) -> None:
         self.schema = schema
+        # what the dictionaries mean is said there
+        self._seed = xxh3_64_intdigest(head)
         self.names = tuple(name for name in wanted if apart and name in schema.names)
         self.columns = tuple(name for name in wanted if name not in self.names)
         # length of a message -> what cuts its headers out, the headers, and the layout, if there is one
@@ -126,6 +135,10 @@ class Layouts:
         self._count += 1
         return layout
 
+    def roster(self, message: bytes, layout: Layout) -> bytes:
+        """A digest of the names in the message; equal if they are, and are wanted from the same columns."""
+        return xxh3_128_digest(message[layout.roster], self._seed)
+
     def _learn(self, message: bytes, parts: Sequence[slice]) -> Layout | None:
         # the values do not matter to where they lie
         blank = bytearray(len(message))
@@ -145,8 +158,12 @@ class Layouts:
             return None
         if len({column.rows for column in values}) > 1 or any(column.nulls for column in places):
             return None
-        slices = [part for column in (*columns, *places, *values) for part in column.slices()]
-        return Layout(batch.num_rows, columns, places, values, itemgetter(*slices, _NOTHING))
+        cuts = [
+            itemgetter(*(part for column in some for part in column.slices()), _NOTHING, _NOTHING)
+            for some in ((*columns, *places), values)
+        ]
+        roster = slice(parts[1].start, parts[-1].start)
+        return Layout(batch.num_rows, columns, places, cuts[0], roster, values, cuts[1])
 
 
 def _nulls(array: pa.Array) -> int:
@@ -201,37 +218,49 @@ def _column(array: pa.Array, first: int, end: int) -> Column:
     return Column(array.type, rows, array.null_count, validity, ends, data, size, values)
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """The rows of all messages, in their order; of names that stand once per entity, these and each row's place among them."""
-
-    frame: pl.DataFrame
-    entity: pl.Series | None = None
-    entities: pl.DataFrame | None = None
-
-
 def join(
-    kind: Layouts, messages: Sequence[bytes], layouts: Sequence[Layout], cuts: Sequence[Sequence[bytes]]
-) -> Joined:
-    """The wanted columns of all messages. Raises pa.ArrowException if their values make no sense.
+    kind: Layouts,
+    messages: Sequence[bytes],
+    layouts: Sequence[Layout],
+    cuts: Sequence[Sequence[bytes]],
+    digests: Sequence[bytes],
+    rosters: Rosters,
+) -> pl.DataFrame:
+    """The wanted columns of all messages, in their order; instead of names that stand once per entity, the `entity`.
 
-    `cuts`: what each layout cuts out of its message.
+    `cuts`: what each layout cuts out of its message; `digests`: of their rosters, see Layouts.roster(). Raises
+    pa.ArrowException if the values make no sense.
     """
     parts = iter(zip(*cuts, strict=True))
     rows = [layout.rows for layout in layouts]
     frame = _frame(kind, kind.columns, messages, [layout.columns for layout in layouts], parts)
     if not kind.names:
-        return Joined(frame)
+        return frame
     places = [b"".join(next(parts)) for _ in kind.names]
     if any(other != places[0] for other in places):
         raise pa.ArrowInvalid("names that do not share their indices")
-    counts = [layout.entities for layout in layouts]
-    entities = _frame(kind, kind.names, messages, [layout.values for layout in layouts], parts)
     place = pl.Series(_numbers(pa.int32(), sum(rows), places[0]))
-    if not ((place >= 0) & (place < repeated(counts, rows))).all():
+    if not ((place >= 0) & (place < repeated([layout.entities for layout in layouts], rows))).all():
         raise pa.ArrowInvalid("a name that is in no dictionary")
-    firsts = repeated([0, *itertools.accumulate(counts[:-1])], rows)
-    return Joined(frame, (firsts + place).alias("entity"), entities)
+    _learn_rosters(kind, messages, layouts, digests, rosters)
+    firsts = repeated(rosters.firsts(digests), rows)
+    return frame.with_columns((firsts + place).alias("entity"))
+
+
+def _learn_rosters(
+    kind: Layouts,
+    messages: Sequence[bytes],
+    layouts: Sequence[Layout],
+    digests: Sequence[bytes],
+    rosters: Rosters,
+) -> None:
+    """Read the names of messages whose roster is new."""
+    if new := rosters.unknown(digests):
+        their = [(layouts[place], messages[place]) for place in new.values()]
+        parts = zip(*(layout.cut_values(message) for layout, message in their), strict=True)
+        columns = [layout.values for layout, _ in their]
+        names = _frame(kind, kind.names, [message for _, message in their], columns, iter(parts))
+        rosters.learn(zip(new, (layout.entities for layout, _ in their), strict=True), names)
 
 
 def _frame(
@@ -290,9 +319,11 @@ def _numbers(kind: pa.DataType, rows: int, values: bytes) -> pa.Array:
 
 def repeated(values: Sequence[int], counts: Sequence[int]) -> pl.Series:
     """Each value as often as its count says."""
-    series = pl.Series("value", values, dtype=pl.Int64)
-    if counts and min(counts) == max(counts) > 0:
-        # ten times as fast, and most messages have as many rows as the others
-        return series.gather(pl.int_range(len(counts) * counts[0], eager=True) // counts[0])
-    times = pl.Series("count", counts, dtype=pl.Int64)
-    return pl.select(series.repeat_by(times).explode(empty_as_null=False)).to_series()
+    # pyarrow looks for pandas whenever it is given a list
+    runs = pl.DataFrame({"value": values, "count": counts}, schema={"value": pl.Int64, "count": pl.Int64})
+    if 0 in counts:
+        runs = runs.filter(pl.col("count") > 0)
+    ends = runs["count"].cum_sum().to_arrow()
+    return pl.Series(
+        "value", pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(ends, runs["value"].to_arrow()))
+    )

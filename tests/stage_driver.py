@@ -7,9 +7,10 @@ from typing import Any, Generic, TypeVar
 import polars as pl
 
 from idlewatt.processors.stage import Batch, Folded, Stage
-from idlewatt.stream.decoding import apart, decode, frame_schema
+from idlewatt.stream.decoding import decode, frame_schema
 from idlewatt.stream.log import Record
 from idlewatt.stream.records import Schema
+from idlewatt.stream.rosters import Rosters
 
 S = TypeVar("S")
 
@@ -62,7 +63,9 @@ class Driver(Generic[S]):
         at_end = frozenset(topic for topic in self.stage.inputs if not self.behind(topic))
         entities = {}
         for schema in self.stage.names_apart:
-            frames[schema.name], entities[schema.name] = apart(schema, frames[schema.name])
+            rosters = Rosters(schema, schema.names)
+            frames[schema.name] = rosters.numbered(frames[schema.name])
+            entities[schema.name] = rosters.names
         self.folded = self.stage.fold(self.state, Batch(frames, now_ms, at_end, entities))
         self.state = self.folded.state
         self.records.extend(self.folded.records)

@@ -16,6 +16,7 @@ from idlewatt.stream import records
 from idlewatt.stream.decoding import decode, decode_all, frame_schema
 from idlewatt.stream.encoding import SEAL, SEAL_BYTES, encode_rows, encode_table, sealed
 from idlewatt.stream.errors import UnreadableMessageError
+from idlewatt.stream.rosters import Rosters
 
 _INT = st.integers(-(2**63), 2**63 - 1)
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -232,30 +233,36 @@ def test_messages_of_any_shape_are_joined(
 
 @given(st.lists(ENGINE_ROWS, max_size=6))
 def test_names_apart_are_those_of_the_rows(messages: list[list[records.EngineRow]]) -> None:
-    """Wherever a row points, its names stand; a message brings each set of names once, unless another writer made it."""
+    """Wherever a row points, its names stand; messages that name the same in the same order bring them once."""
     sent = [encode_rows(records.ENGINE, rows) for rows in messages]
     plain = [encode_table(records.ENGINE, decode(message)[1].to_arrow()) for message in sent[:2]]
-    found, faults = decode_all([*sent, *plain], names_apart={records.ENGINE})
-    assert not faults
-    if not messages:
-        return
-    rows = found[records.ENGINE]
-    assert rows.entities is not None
-    whole = rows.frame.hstack(rows.entities[rows.frame["entity"]]).select(
-        frame_schema(records.ENGINE).names()
-    )
-    expected = [row for rows in [*messages, *messages[:2]] for row in rows]
-    assert whole.rows(named=True) == [dataclasses.asdict(row) for row in expected]
-    of_each = decode_all(sent, names_apart={records.ENGINE})[0][records.ENGINE].entities
-    assert of_each is not None
-    names = [{tuple(str(getattr(row, n)) for n in records.ENGINE.names) for row in rows} for rows in messages]
-    assert of_each.height == sum(len(some) for some in names)
+    rosters = Rosters(records.ENGINE, records.ENGINE.arrow.names)
+    expected = [dataclasses.asdict(row) for rows in [*messages, *messages[:2]] for row in rows]
+    known = 0
+    for again in (False, True):
+        found, faults = decode_all([*sent, *plain], rosters={records.ENGINE: rosters})
+        assert not faults
+        if not messages:
+            return
+        rows = found[records.ENGINE].frame
+        whole = rows.hstack(rosters.names[rows["entity"]]).select(frame_schema(records.ENGINE).names())
+        assert whole.rows(named=True) == expected
+        assert not again or rosters.names.height == known
+        known = rosters.names.height
+    alone = Rosters(records.ENGINE, records.ENGINE.arrow.names)
+    decode_all(sent, rosters={records.ENGINE: alone})
+    names = {tuple(dict.fromkeys(_names(row) for row in rows)) for rows in messages}
+    assert alone.names.height == sum(len(some) for some in names)
+
+
+def _names(row: records.EngineRow) -> tuple[str, ...]:
+    return tuple(repr(getattr(row, name)) for name in records.ENGINE.names)
 
 
 def test_a_required_name_is_looked_for_although_nobody_wants_it() -> None:
     """What lacks one is set aside by whoever reads it, whichever columns that is for."""
     lacking = encode_rows(records.ENGINE, [dataclasses.replace(ROW, server=None)])  # type: ignore[arg-type]
-    _, faults = decode_all([lacking], {records.ENGINE: ("ts_ms", "engine")}, {records.ENGINE})
+    _, faults = decode_all([lacking], {records.ENGINE: ("ts_ms", "engine")})
     assert [fault.reason for fault in faults.values()] == ["null_value"]
 
 

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from idlewatt.processors.meter.ids import hashes, with_ids
+from idlewatt.processors.meter.ids import ids_of, with_ids
 
 KEY = ("pool", "gpu_uuid")
 ATTRIBUTES = ("node",)
@@ -19,7 +19,7 @@ def rows(*readings: tuple[int, int]) -> pl.DataFrame:
 
 
 def given(index: pl.DataFrame, rows: pl.DataFrame, named: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    return with_ids(hashes(index, KEY, None), rows, named, KEY, ATTRIBUTES)
+    return with_ids(ids_of(named, index, KEY, ATTRIBUTES, None), rows, KEY, ATTRIBUTES)
 
 
 def ids_by_time(found: pl.DataFrame) -> dict[int, int]:

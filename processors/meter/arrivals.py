@@ -7,7 +7,7 @@ import polars as pl
 from idlewatt.processors.meter import intake
 from idlewatt.processors.meter.activity import with_servers
 from idlewatt.processors.meter.config import MeterConfig
-from idlewatt.processors.meter.ids import hashes, with_ids
+from idlewatt.processors.meter.ids import ids_of, with_ids
 from idlewatt.processors.meter.state import (
     ENGINE_ATTRIBUTES,
     ENGINE_KEY,
@@ -47,19 +47,18 @@ def take_in(
     if gpus.height:
         # taken a grace after it has come, as one that comes in time is
         gpus, late[records.GPU.name] = _waiting(gpus, state, config, state.newest_ms + config.hold_ms)
-        known = hashes(state.gpu_index, GPU_KEY, state.gpu_hashes)
-        gpus, index = with_ids(known, gpus, named_gpus, GPU_KEY, GPU_ATTRIBUTES)
+        known = ids_of(named_gpus, state.gpu_index, GPU_KEY, GPU_ATTRIBUTES, state.gpu_ids)
+        gpus, index = with_ids(known, gpus, GPU_KEY, GPU_ATTRIBUTES)
         waiting = pl.concat([state.pending_gpus, gpus.select(state.pending_gpus.columns)])
-        state = replace(state, gpu_index=index, gpu_hashes=known, pending_gpus=waiting)
+        state = replace(state, gpu_index=index, gpu_ids=known, pending_gpus=waiting)
     if engines.height:
         # what engines did must be known before the GPU rows of the same time are judged: these do not wait
         engines, late[records.ENGINE.name] = _waiting(engines, state, config, 0)
-        named_engines = named_engines.with_columns(pl.col("gpus").list.join("\n").fill_null(""))
-        known = hashes(state.engine_index, ENGINE_KEY, state.engine_hashes)
-        engines, index = with_ids(known, engines, named_engines, ENGINE_KEY, ENGINE_ATTRIBUTES)
+        known = ids_of(named_engines, state.engine_index, ENGINE_KEY, ENGINE_ATTRIBUTES, state.engine_ids)
+        engines, index = with_ids(known, engines, ENGINE_KEY, ENGINE_ATTRIBUTES)
         waiting = pl.concat([state.pending_engines, engines.select(state.pending_engines.columns)])
         index = with_servers(index)
-        state = replace(state, engine_index=index, engine_hashes=known, pending_engines=waiting)
+        state = replace(state, engine_index=index, engine_ids=known, pending_engines=waiting)
     left_out = {("gpu", reason): count for reason, count in bad_gpus.items()}
     left_out |= {("engine", reason): count for reason, count in bad_engines.items()}
     return state, left_out, {schema: count for schema, count in late.items() if count}

@@ -7,7 +7,7 @@ import polars as pl
 
 from idlewatt.processors.meter.activity import SEGMENT_COLUMNS, Holding
 from idlewatt.processors.meter.gaps import GAP_COLUMNS
-from idlewatt.processors.meter.ids import Hashes
+from idlewatt.processors.meter.ids import Ids
 from idlewatt.processors.meter.rolling import HISTORY_COLUMNS
 from idlewatt.processors.meter.totals import MEASURED_COLUMNS, POWER_COLUMNS, TOKEN_COLUMNS
 from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, PAIR, YIELD_COLUMNS
@@ -112,9 +112,9 @@ class MeterState:
     measured_totals: pl.DataFrame
 
     # Not in the snapshot: rows that wait are read again after a restart, the rest is shown until the next window.
-    gpu_hashes: Hashes | None
+    gpu_ids: Ids | None
     pending_gpus: pl.DataFrame
-    engine_hashes: Hashes | None
+    engine_ids: Ids | None
     pending_engines: pl.DataFrame
     latest_power: pl.DataFrame
     offenders: pl.DataFrame
@@ -176,8 +176,8 @@ _FRAMES: Final[dict[str, Any]] = {
 
 def _volatile() -> dict[str, Any]:
     return {
-        "gpu_hashes": None,
-        "engine_hashes": None,
+        "gpu_ids": None,
+        "engine_ids": None,
         "pending_gpus": pl.DataFrame(schema={**GPU_READING, **_WAITING}),
         "pending_engines": pl.DataFrame(schema={**ENGINE_READING, **_WAITING}),
         "latest_power": empty_frame(records.POWER),

@@ -1,0 +1,68 @@
+"""Whom the messages of a stream are about, understood once.
+
+A collector names the same few GPUs or engines in each of its messages, in the same bytes. To know these bytes again
+takes a hundredth of the time of reading the names and looking them up.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import polars as pl
+from xxhash import xxh3_128_digest
+
+from idlewatt.stream.records import Schema
+
+# Above what a partition's collectors name in a day of pods that come and go; then it is time for a new one.
+_MOST_ENTITIES: Final = 1 << 19
+
+
+class Rosters:
+    """All entities of one kind of rows, numbered in the order they came.
+
+    An entity that two rosters name stands in it twice.
+    """
+
+    def __init__(self, schema: Schema, columns: Sequence[str]) -> None:
+        self._columns = [name for name in columns if name in schema.names]
+        self._parts = [pl.DataFrame(schema.arrow.empty_table().select(self._columns))]
+        self._height = 0
+        # digest of a roster -> the number of its first entity
+        self._firsts: dict[bytes, int] = {}
+
+    @property
+    def full(self) -> bool:
+        return max(self._height, len(self._firsts)) >= _MOST_ENTITIES
+
+    def unknown(self, digests: Sequence[bytes]) -> dict[bytes, int]:
+        """Those that were never learned, and the place of one of each."""
+        firsts = self._firsts
+        return {digest: place for place, digest in enumerate(digests) if digest not in firsts}
+
+    def learn(self, heights: Iterable[tuple[bytes, int]], names: pl.DataFrame) -> None:
+        """Add rosters, of so many entities each, whose names stand one after the other in `names`."""
+        first = self._height
+        for digest, height in heights:
+            self._firsts[digest] = first
+            first += height
+        self._parts.append(names)
+        self._height = first
+
+    @property
+    def names(self) -> pl.DataFrame:
+        """Of all entities; the same object until there are more."""
+        if len(self._parts) > 1:
+            self._parts = [pl.concat(self._parts, rechunk=True)]
+        return self._parts[0]
+
+    def firsts(self, digests: Iterable[bytes]) -> list[int]:
+        """The number of the first entity of each roster; all were learned."""
+        return [self._firsts[digest] for digest in digests]
+
+    def numbered(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Rows with `entity`, the number of whom they are about, instead of the names."""
+        names = rows.select(self._columns)
+        digest = xxh3_128_digest(repr(names.rows()).encode())
+        if digest not in self._firsts:
+            self.learn([(digest, names.height)], names)
+        entity = pl.int_range(pl.len()) + self._firsts[digest]
+        return rows.drop(self._columns).with_columns(entity=entity)

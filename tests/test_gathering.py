@@ -1,0 +1,80 @@
+"""Messages to rows while they are gathered: whom rows are about, however much is read at once and remembered."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import ipc
+
+from idlewatt.processors import gathering
+from idlewatt.processors.gathering import Gathering
+from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.stage import MeterStage
+from idlewatt.stream import records, rosters, topics
+from idlewatt.stream.encoding import SEAL_BYTES, encode_rows, sealed
+from idlewatt.stream.log import Message
+
+STAGE = MeterStage(MeterConfig())
+ROW = records.GpuRow(
+    ts_ms=1_790_000_000_000, site="s", pool="p", node="n", gpu_uuid="g", product="H100", energy_mj=0
+)
+
+
+def message(offset: int, *uuids: str, **changed: Any) -> Message:
+    rows = [dataclasses.replace(ROW, energy_mj=offset, gpu_uuid=uuid, **changed) for uuid in uuids]
+    return Message(topics.GPU, 0, offset, encode_rows(records.GPU, rows))
+
+
+def named(gathering: Gathering) -> list[tuple[int, int, str, str]]:
+    """Offset, energy, pool and UUID of each row, in order."""
+    batch = gathering.take().batch(STAGE, 0, frozenset())
+    rows, names = batch.frames["gpu"], batch.entities["gpu"]
+    return rows.hstack(names[rows["entity"]]).select("src", "energy_mj", "pool", "gpu_uuid").rows()
+
+
+def expected(messages: Sequence[tuple[int, Sequence[str]]]) -> list[tuple[int, int, str, str]]:
+    return [(offset, offset, "p", uuid) for offset, uuids in messages for uuid in uuids]
+
+
+@pytest.mark.parametrize("read_at_bytes", [1, 10_000, 1 << 30])
+@pytest.mark.parametrize("most_entities", [1, 5, 1 << 19])
+def test_rows_keep_their_names(
+    monkeypatch: pytest.MonkeyPatch, read_at_bytes: int, most_entities: int
+) -> None:
+    """Whatever is read at once, and although rosters are given up when they are full."""
+    monkeypatch.setattr(gathering, "_READ_AT_BYTES", read_at_bytes)
+    monkeypatch.setattr(rosters, "_MOST_ENTITIES", most_entities)
+    gathered = Gathering(STAGE)
+    kinds = [("a", "b"), ("b", "a"), ("c",), ("a", "b"), (), ("d", "e", "f")]
+    sent = [(n, kinds[n % len(kinds)]) for n in range(40)]
+    for first in range(0, 40, 8):
+        for offset, uuids in sent[first : first + 8]:
+            gathered.add(message(offset, *uuids))
+        assert named(gathered) == expected(sent[first : first + 8])
+    assert (gathered.messages[topics.GPU], gathered.rows[topics.GPU]) == (40, sum(len(k) for _, k in sent))
+    assert not gathered.size_bytes
+
+
+def test_the_same_dictionaries_under_another_schema_are_other_names() -> None:
+    """A sealed message that says its dictionaries belong to other columns is not taken for one that was read before."""
+    first = message(0, "p", pool="g")
+    stream = ipc.open_stream(first.value)
+    batch = stream.read_next_batch()
+    swapped = pa.RecordBatch.from_arrays(
+        [
+            batch.column({"pool": "gpu_uuid", "gpu_uuid": "pool"}.get(name, name))
+            for name in batch.schema.names
+        ],
+        schema=batch.schema,
+    )
+    sink = pa.BufferOutputStream()
+    with ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(swapped)
+    other = Message(topics.GPU, 0, 1, sealed(sink.getvalue().to_pybytes(), 1))
+    assert len(other.value) == len(first.value) > SEAL_BYTES
+    gathered = Gathering(STAGE)
+    gathered.add(first)
+    gathered.add(other)
+    assert named(gathered) == [(0, 0, "g", "p"), (1, 0, "p", "g")]
