@@ -1,4 +1,10 @@
-"""Real parts that tests share: each is a fixture in a module of its own."""
+"""Real parts that tests share, each a fixture in a module of its own; and how hypothesis runs everywhere."""
+
+from hypothesis import settings
+
+# how long an example takes says nothing on a machine that does something else as well
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 pytest_plugins = [
     "kafka_broker",
