@@ -4,6 +4,7 @@ Messages become rows a few hundred at a time, while what was read last is still 
 once before a fold: rows are half as large as their messages, and memory is read once instead of three times.
 """
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,9 @@ class Gathered:
         for _, schema, rows in self.parts:
             found[schema].append(rows)
         frames = {
-            schema.name: pl.concat(frames) if frames else _none(stage, schema)
+            schema.name: pl.concat(frames)
+            if frames
+            else _none(schema, stage.columns[schema], schema in stage.names_apart)
             for schema, frames in found.items()
         }
         return Batch(frames, now_ms, at_end, self.entities)
@@ -50,10 +53,11 @@ class Gathered:
                 yield Gathered([(topic, schema, part)], self.entities, {topic: offset + 1})
 
 
-def _none(stage: Stage[Any], schema: Schema) -> pl.DataFrame:
-    columns = stage.columns[schema]
+# most folds lack some kind of rows
+@functools.cache
+def _none(schema: Schema, columns: tuple[str, ...], names_apart: bool) -> pl.DataFrame:
     rows = empty_frame(schema).select(columns)
-    if schema in stage.names_apart:
+    if names_apart:
         rows = Rosters(schema, columns).numbered(rows)
     return rows.with_columns(src=pl.lit(None, pl.Int64))
 
