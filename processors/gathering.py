@@ -79,10 +79,10 @@ class Gathering:
         self.messages: Counter[str] = Counter()
         self.rows: Counter[str] = Counter()
 
-    def add(self, message: Message) -> None:
-        size = len(message.value)
+    def add(self, messages: Sequence[Message]) -> None:
+        size = sum(len(message.value) for message in messages)
         self.size_bytes += size
-        self._unread.append(message)
+        self._unread += messages
         self._unread_bytes += size
         if self._unread_bytes >= _READ_AT_BYTES:
             self._read()
@@ -110,10 +110,10 @@ class Gathering:
         columns = self._stage.columns
         found, faults = decode_all([message.value for message in messages], columns, self._rosters)
         self.faults += [(messages[place], fault) for place, fault in faults.items()]
-        offsets = pl.Series("src", [message.offset for message in messages], pl.Int64)
+        offsets = [message.offset for message in messages]
         for schema, rows in found.items():
             if schema in columns:
-                frame = rows.frame.with_columns(offsets.gather(rows.message))
+                frame = rows.frame.hstack([rows.of_message(offsets).alias("src")])
                 self._parts.append((topic, schema, frame))
                 self.rows[topic] += frame.height
             else:

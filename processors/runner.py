@@ -1,6 +1,8 @@
 """The one loop that runs a stage: poll, decode, fold, commit. Everything that touches the outside stands here."""
 
 import contextlib
+import itertools
+import operator
 import threading
 import time
 from collections import defaultdict
@@ -25,9 +27,10 @@ S = TypeVar("S")
 _log = structlog.get_logger()
 
 POLL_S: Final = 0.25
+_PARTITION: Final = operator.attrgetter("partition")
 # What polls bring is gathered, because a fold costs some 50 ms whatever it folds, and a Kafka transaction 0.1 s of
-# waiting: for the stage's gather_s, so many times as long while there is more to read, twice that where the rows are
-# so old that nobody waits for them, or up to these sizes.
+# waiting: for the stage's gather_s, so many times as long while there is more to read, or while all partitions' rows
+# are so old that nobody waits for them, twice that if both; or up to these sizes.
 PATIENCE_BEHIND: Final = 10
 FAR_BEHIND_S: Final = 60.0
 GATHER_BYTES_PER_PARTITION: Final = 64 * 1024 * 1024
@@ -97,10 +100,9 @@ class Runner(Generic[S]):
             (stop or threading.Event()).wait(UNAVAILABLE_PAUSE_S)
             return
         self._hand_over(poll)
-        for message in poll.messages:
-            gathering = self._gathering.get(message.partition)
-            if gathering is not None:
-                gathering.add(message)
+        for partition, messages in itertools.groupby(poll.messages, _PARTITION):
+            if partition in self._gathering:
+                self._gathering[partition].add([*messages])
         self._behind = poll.behind
         self._tell_how_far(poll)
         due = self._due()
@@ -115,10 +117,10 @@ class Runner(Generic[S]):
         """Partitions to fold now."""
         waited_s = time.monotonic() - self._folded_at
         patience_s = self._stage.gather_s
-        if any(self._behind.values()):
-            patience_s *= PATIENCE_BEHIND * (
-                2 if max(self._lag_s.values(), default=0.0) > FAR_BEHIND_S else 1
-            )
+        is_behind = any(self._behind.values())
+        is_old = min(self._lag_s.values(), default=0.0) > FAR_BEHIND_S
+        if is_behind or is_old:
+            patience_s *= PATIENCE_BEHIND * (is_behind + is_old)
         sizes = {partition: gathering.size_bytes for partition, gathering in self._gathering.items()}
         if waited_s >= patience_s or sum(sizes.values()) >= GATHER_BYTES:
             self._folded_at = time.monotonic()

@@ -4,6 +4,7 @@ Messages are read many at a time. What our own writer has sealed is cut and join
 pyarrow, one by one, which survives any bytes.
 """
 
+import contextlib
 import functools
 import struct
 from collections import defaultdict
@@ -18,13 +19,17 @@ from pyarrow import ipc
 
 from idlewatt.stream.encoding import END_OF_STREAM, SEAL, named
 from idlewatt.stream.errors import UnreadableMessageError
-from idlewatt.stream.joined_batches import Layout, Layouts, join, repeated
+from idlewatt.stream.joined_batches import join, learn, repeated
+from idlewatt.stream.layouts import Layout, Layouts, RosterLayout
 from idlewatt.stream.records import NAME_KEY, SCHEMAS, VERSION_KEY, Schema
 from idlewatt.stream.rosters import Rosters
 
 _CONTINUATION: Final = b"\xff\xff\xff\xff"
-# the end of the stream, and the seal: rows, mark, checksum
+# the end of the stream, and the seal: where the record batch begins, mark, checksum
 _TAIL: Final = struct.Struct("<8sI4sI")
+_NO_TAIL: Final = (b"", 0, b"", 0)
+# what a CRC-32C comes to over bytes and their own CRC-32C behind them
+_CRC_OF_WHOLE: Final = 0x48674BC7
 _POLARS_TYPES: Final[dict[pa.DataType, pl.DataType]] = {
     pa.int64(): pl.Int64(),
     pa.float64(): pl.Float64(),
@@ -51,10 +56,13 @@ class Rows:
 
     # with all wanted columns; or with those that are no names and `entity`, the place of a row's names in the rosters
     frame: pl.DataFrame
-    # which message each row came in: its place in the sequence that was decoded
-    message: pl.Series
-    # all of them, also those without rows
-    messages: list[int]
+    # their places in the sequence that was decoded, also of those without rows; and how many rows each has
+    messages: Sequence[int]
+    counts: Sequence[int]
+
+    def of_message(self, values: Sequence[int]) -> pl.Series:
+        """For each row that of the values which its message has; there is one for each message that was decoded."""
+        return repeated([values[place] for place in self.messages], self.counts)
 
 
 def schema_of(message: bytes) -> Schema:
@@ -85,44 +93,28 @@ def decode_all(
     `wanted`: the columns that the caller needs; without it, and of other schemas, all. `rosters`: of kinds of rows
     whose names are wanted there and not in each row.
     """
-    sealed: dict[Layouts, list[tuple[int, Layout, Sequence[bytes], bytes]]] = defaultdict(list)
-    foreign: list[tuple[int, Schema]] = []
-    faults: dict[int, UnreadableMessageError] = {}
     columns = {schema: tuple(names) for schema, names in (wanted or {}).items()}
     kept = rosters or {}
-    stream: _Stream | None = None
-    for place, message in enumerate(messages):
-        try:
-            # most messages begin like the one before
-            if stream is None or not message.startswith(stream.head):
-                stream = _stream(_schema_message(message))
-                layouts = _layouts(
-                    stream, columns.setdefault(stream.schema, tuple(stream.schema.arrow.names))
-                )
-            layout = _sealed_layout(message, layouts)
-        except UnreadableMessageError as fault:
-            faults[place] = fault
-        else:
-            if layouts is None or layout is None:
-                foreign.append((place, stream.schema))
-            else:
-                # now that its checksum has brought the message into the processor's cache
-                digest = layouts.roster(message, layout) if layouts.names else b""
-                sealed[layouts].append((place, layout, layout.cut(message), digest))
+    known = dict(kept)
+    found = _sorted_out(messages, columns, known)
+    foreign, faults = found.foreign, found.faults
+    for layouts, new in found.new_rosters.items():
+        # those whose names make no sense are missed when rows are joined
+        with contextlib.suppress(pa.ArrowException):
+            learn(layouts, new, known[layouts.schema])
     parts: dict[Schema, list[_Part]] = defaultdict(list)
-    for layouts, found in sealed.items():
+    for (layouts, _), sealed in found.sealed.items():
         schema = layouts.schema
-        places, of_each, cuts, digests = zip(*found, strict=True)
-        known = kept.get(schema) or Rosters(schema, columns[schema])
+        places, of_each, bodies, digests = zip(*sealed, strict=True)
         try:
-            frame = join(layouts, [messages[place] for place in places], of_each, cuts, digests, known)
-        except pa.ArrowException:
+            frame = join(layouts, of_each, bodies, digests, known[schema])
+        except (pa.ArrowException, KeyError):
             foreign += [(place, schema) for place in places]
         else:
             if "entity" in frame.columns and schema not in kept:
-                frame = frame.hstack(known.names[frame["entity"]])
+                frame = frame.hstack(known[schema].names[frame["entity"]])
             frame = _as_wanted(frame, schema, columns[schema], kept.get(schema))
-            parts[schema].append(_Part(list(places), [layout.rows for layout in of_each], frame))
+            parts[schema].append(_Part(places, [layout.rows for layout in of_each], frame))
     for place, schema in foreign:
         try:
             frame = _read_foreign(schema, messages[place])
@@ -134,51 +126,96 @@ def decode_all(
     return {schema: _in_order(found) for schema, found in parts.items()}, faults
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Messages by how they are to be read; `foreign` are those that pyarrow reads one by one."""
+
+    # place, layout, body, and digest of the roster; by layout if it is plain: bodies can stand one below the other
+    sealed: defaultdict[tuple[Layouts, Layout | None], list[tuple[int, Layout, bytes, bytes]]]
+    # by digest
+    new_rosters: defaultdict[Layouts, dict[bytes, tuple[RosterLayout, bytes]]]
+    foreign: list[tuple[int, Schema]]
+    faults: dict[int, UnreadableMessageError]
+
+
+def _sorted_out(
+    messages: Sequence[bytes], columns: dict[Schema, tuple[str, ...]], known: dict[Schema, Rosters]
+) -> _Found:
+    """Adds to `columns` and `known` those of schemas that nobody asked for."""
+    found = _Found(defaultdict(list), defaultdict(dict), [], {})
+    sealed, new_rosters = found.sealed, found.new_rosters
+    stream: _Stream | None = None
+    for place, message in enumerate(messages):
+        # most messages begin like the one before
+        if stream is None or not message.startswith(stream.head):
+            try:
+                stream = _stream(_schema_message(message))
+            except UnreadableMessageError as fault:
+                found.faults[place] = fault
+                continue
+            schema = stream.schema
+            layouts = _layouts(stream, columns.setdefault(schema, tuple(schema.arrow.names)))
+            learned = known.get(schema) or known.setdefault(schema, Rosters(schema, columns[schema]))
+        end = len(message) - _TAIL.size
+        end_of_stream, at, mark, _ = _TAIL.unpack_from(message, end) if end > 0 else _NO_TAIL
+        if mark != SEAL or end_of_stream != END_OF_STREAM:
+            found.foreign.append((place, schema))
+            continue
+        if crc32c(message) != _CRC_OF_WHOLE:
+            found.faults[place] = UnreadableMessageError(
+                "checksum", "the message's checksum does not fit its bytes"
+            )
+            continue
+        layout = layouts.of(message, at, end) if layouts is not None else None
+        if layouts is None or layout is None:
+            found.foreign.append((place, schema))
+            continue
+        digest = b""
+        if layouts.apart:
+            digest = layouts.digest(message, at)
+            if digest not in learned and digest not in new_rosters[layouts]:
+                roster = layouts.roster(message, at, end)
+                if roster is None:
+                    found.foreign.append((place, schema))
+                    continue
+                new_rosters[layouts][digest] = roster
+        body = message[at + len(layout.header) : end]
+        sealed[layouts, layout if layout.is_plain else None].append((place, layout, body, digest))
+    return found
+
+
 def _as_wanted(
     frame: pl.DataFrame, schema: Schema, columns: tuple[str, ...], rosters: Rosters | None
 ) -> pl.DataFrame:
     """Columns as in Rows, whichever way the message had its names."""
     if rosters is None:
-        return frame.select(columns)
+        return frame[list(columns)]
     if "entity" not in frame.columns:
         frame = rosters.numbered(frame.select(columns))
-    return frame.select(*(name for name in columns if name not in schema.names), "entity")
+    return frame[[*(name for name in columns if name not in schema.names), "entity"]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
     """Rows of some messages: their places, and how many rows each brought."""
 
-    places: list[int]
-    counts: list[int]
+    places: Sequence[int]
+    counts: Sequence[int]
     frame: pl.DataFrame
 
 
 def _in_order(parts: list[_Part]) -> Rows:
-    frame = pl.concat([part.frame for part in parts])
+    if len(parts) == 1:
+        return Rows(parts[0].frame, parts[0].places, parts[0].counts)
     places = [place for part in parts for place in part.places]
-    message = repeated(places, [count for part in parts for count in part.counts])
-    if len(parts) > 1:
-        order = message.arg_sort()
-        frame, message = frame[order], message.gather(order)
-    return Rows(frame, message, sorted(places))
-
-
-def _sealed_layout(message: bytes, layouts: Layouts | None) -> Layout | None:
-    """Where the columns lie; None if our writer did not make it, or not as one plain record batch.
-
-    Raises UnreadableMessageError (checksum) if it was damaged since.
-    """
-    end = len(message) - _TAIL.size
-    if end < 0:
-        return None
-    end_of_stream, rows, mark, checksum = _TAIL.unpack_from(message, end)
-    if mark != SEAL or end_of_stream != END_OF_STREAM:
-        return None
-    if checksum != crc32c(memoryview(message)[:-8]):
-        raise UnreadableMessageError("checksum", "the message's checksum does not fit its bytes")
-    layout = layouts.of(message, end) if layouts is not None else None
-    return layout if layout is not None and layout.rows == rows else None
+    counts = [count for part in parts for count in part.counts]
+    order = repeated(places, counts).arg_sort()
+    messages = sorted(zip(places, counts, strict=True))
+    return Rows(
+        pl.concat([part.frame for part in parts])[order],
+        [place for place, _ in messages],
+        [count for _, count in messages],
+    )
 
 
 def _schema_message(message: bytes) -> bytes:

@@ -19,9 +19,9 @@ from pyarrow import ipc
 
 from idlewatt.stream.records import Schema
 
-# Stands after the end of the stream, where Arrow readers no longer look: the number of rows, a mark, and a
-# checksum of all before the mark. What bears it is read the fast way; see decoding.py.
-SEAL: Final = b"IWC2"
+# Stands after the end of the stream, where Arrow readers no longer look: where the record batch begins, a mark, and a
+# CRC-32C of all before. What bears it is read the fast way; see decoding.py.
+SEAL: Final = b"IWC3"
 SEAL_BYTES: Final = 4 + len(SEAL) + 4
 END_OF_STREAM: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
@@ -76,25 +76,25 @@ def encode_named(
         for field in schema.arrow
     ]
     batch = pa.RecordBatch.from_arrays(arrays, schema=named(schema))
-    return _written(batch.schema, [batch])
+    return _written(batch)
 
 
 def encode_table(schema: Schema, table: pa.Table) -> bytes:
     """Encode a table that has the schema's columns, in any order, as one message of one record batch."""
     table = table.select(schema.arrow.names).cast(schema.arrow).combine_chunks()
-    return _written(schema.arrow, table.to_batches() or [pa.RecordBatch.from_pylist([], schema.arrow)])
+    (batch,) = table.to_batches() or [pa.RecordBatch.from_pylist([], schema.arrow)]
+    return _written(batch)
 
 
-def _written(schema: pa.Schema, batches: Sequence[pa.RecordBatch]) -> bytes:
+def _written(batch: pa.RecordBatch) -> bytes:
     sink = pa.BufferOutputStream()
-    with ipc.new_stream(sink, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
+    with ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
     stream: bytes = sink.getvalue().to_pybytes()
-    return sealed(stream, sum(batch.num_rows for batch in batches))
+    return sealed(stream, len(stream) - len(END_OF_STREAM) - ipc.get_record_batch_size(batch))
 
 
-def sealed(stream: bytes, rows: int) -> bytes:
-    """An Arrow stream of one record batch of our own making as a message."""
-    counted = stream + rows.to_bytes(4, "little")
-    return counted + SEAL + crc32c(counted).to_bytes(4, "little")
+def sealed(stream: bytes, batch_at: int) -> bytes:
+    """An Arrow stream of our own making as a message. `batch_at`: where its only record batch begins."""
+    counted = stream + batch_at.to_bytes(4, "little") + SEAL
+    return counted + crc32c(counted).to_bytes(4, "little")

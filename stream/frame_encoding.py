@@ -39,7 +39,8 @@ def encode_frame(schema: Schema, frame: pl.DataFrame) -> bytes:
     body = io.BytesIO()
     frame.rechunk().write_ipc_stream(body, compat_level=pl.CompatLevel.oldest())
     written = body.getbuffer()
-    return sealed(_description(schema) + written[_end_of_description(written) :], frame.height)
+    head = _description(schema)
+    return sealed(head + written[_end_of_description(written) :], len(head))
 
 
 def encode_runs(schema: Schema, frame: pl.DataFrame, counts: Sequence[int]) -> list[bytes]:
@@ -58,9 +59,9 @@ def encode_runs(schema: Schema, frame: pl.DataFrame, counts: Sequence[int]) -> l
     columns = zip(*(_parts(column, counts) for column in batch.columns), strict=True)
     head = _description(schema)
     messages = []
-    for rows, parts in zip(counts, columns, strict=True):
+    for parts in columns:
         part = pa.RecordBatch.from_arrays(list(parts), schema=schema.arrow).serialize()
-        messages.append(sealed(b"".join([head, part, END_OF_STREAM]), rows))
+        messages.append(sealed(b"".join([head, part, END_OF_STREAM]), len(head)))
     return messages
 
 

@@ -22,6 +22,8 @@ _HEADER: Final = struct.Struct(">qiibIhiqqqhii")
 _CHECKED_FROM: Final = 21
 _BATCH_BYTES_FROM: Final = 12
 _MAGIC: Final = 2
+# attributes, time and offset of the first record of a batch, the latter two less those of the batch
+_FIRST: Final = bytes(3)
 # by the attributes of a batch: no transaction, no control batch, the time of its creation
 _OPENED: Final[Mapping[int, Callable[[memoryview], bytes]]] = {0: bytes, 3: lz4.frame.decompress}
 
@@ -75,9 +77,12 @@ def _record(body: bytes, place: int) -> tuple[int, int, bytes]:
     """The record at this place: where it ends, its offset less that of the batch, its value. Raises IndexError, ValueError."""
     size, start = _varint(body, place)
     end = start + size
-    # attributes have no use yet; the time of its creation is that of its rows
-    _, place = _varint(body, start + 1)
-    delta, place = _varint(body, place)
+    if body.startswith(_FIRST, start):
+        delta, place = 0, start + len(_FIRST)
+    else:
+        # attributes have no use yet; the time of its creation is that of its rows
+        _, place = _varint(body, start + 1)
+        delta, place = _varint(body, place)
     key_size, place = _varint(body, place)
     value_size, place = _varint(body, place + max(key_size, 0))
     value_end = place + max(value_size, 0)

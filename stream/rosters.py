@@ -26,23 +26,21 @@ class Rosters:
         self._columns = [name for name in columns if name in schema.names]
         self._parts = [pl.DataFrame(schema.arrow.empty_table().select(self._columns))]
         self._height = 0
-        # digest of a roster -> the number of its first entity
-        self._firsts: dict[bytes, int] = {}
+        # digest of a roster -> the number of its first entity, and how many it has
+        self._found: dict[bytes, tuple[int, int]] = {}
 
     @property
     def full(self) -> bool:
-        return max(self._height, len(self._firsts)) >= _MOST_ENTITIES
+        return max(self._height, len(self._found)) >= _MOST_ENTITIES
 
-    def unknown(self, digests: Sequence[bytes]) -> dict[bytes, int]:
-        """Those that were never learned, and the place of one of each."""
-        firsts = self._firsts
-        return {digest: place for place, digest in enumerate(digests) if digest not in firsts}
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._found
 
     def learn(self, heights: Iterable[tuple[bytes, int]], names: pl.DataFrame) -> None:
         """Add rosters, of so many entities each, whose names stand one after the other in `names`."""
         first = self._height
         for digest, height in heights:
-            self._firsts[digest] = first
+            self._found[digest] = first, height
             first += height
         self._parts.append(names)
         self._height = first
@@ -54,15 +52,16 @@ class Rosters:
             self._parts = [pl.concat(self._parts, rechunk=True)]
         return self._parts[0]
 
-    def firsts(self, digests: Iterable[bytes]) -> list[int]:
-        """The number of the first entity of each roster; all were learned."""
-        return [self._firsts[digest] for digest in digests]
+    def found(self, digests: Iterable[bytes]) -> tuple[Sequence[int], Sequence[int]]:
+        """The number of the first entity of each roster, and how many it has. Raises KeyError."""
+        firsts, heights = zip(*map(self._found.__getitem__, digests), strict=True)
+        return firsts, heights
 
     def numbered(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Rows with `entity`, the number of whom they are about, instead of the names."""
         names = rows.select(self._columns)
         digest = xxh3_128_digest(repr(names.rows()).encode())
-        if digest not in self._firsts:
+        if digest not in self:
             self.learn([(digest, names.height)], names)
-        entity = pl.int_range(pl.len()) + self._firsts[digest]
+        entity = pl.int_range(pl.len()) + self._found[digest][0]
         return rows.drop(self._columns).with_columns(entity=entity)

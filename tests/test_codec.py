@@ -85,6 +85,11 @@ def foreign(columns: dict[str, Any], metadata: dict[bytes, bytes] | None = None)
     return bytes(sink.getvalue())
 
 
+def batch_at(message: bytes) -> int:
+    """Where the seal says that the record batch begins."""
+    return int.from_bytes(message[-SEAL_BYTES : 4 - SEAL_BYTES], "little")
+
+
 def columns_of(row: records.EngineRow) -> dict[str, Any]:
     return {name: [value] for name, value in dataclasses.asdict(row).items() if value is not None}
 
@@ -165,22 +170,24 @@ def test_no_bytes_end_the_process() -> None:
     """Damaged messages with and without a seal raise UnreadableMessageError, or are read; nothing worse."""
     rng = random.Random(4)
     message = encode_rows(records.ENGINE, [ROW] * 3)
-    stream = message[:-SEAL_BYTES]
+    stream, at = message[:-SEAL_BYTES], batch_at(message)
     for _ in range(3000):
         damaged = bytearray(stream)
         for _ in range(rng.randint(1, 4)):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         del damaged[len(damaged) - rng.choice([0, 0, 1, 40]) :]
-        for sent in (bytes(damaged), sealed(bytes(damaged), 3)):
+        for sent in (bytes(damaged), sealed(bytes(damaged), at)):
             with contextlib.suppress(UnreadableMessageError):
                 decode(sent)
 
 
 def test_the_seal_is_a_checksum_of_the_stream() -> None:
-    """After the stream stand the number of rows, IWC2, and the CRC-32C of all before the mark."""
+    """After the stream stand where its record batch begins, IWC3, and the CRC-32C of all before."""
     message = encode_rows(records.ENGINE, [ROW] * 3)
-    assert message[-SEAL_BYTES:-4] == (3).to_bytes(4, "little") + SEAL
-    assert message[-4:] == crc32c(message[:-8]).to_bytes(4, "little")
+    stream = pa.py_buffer(message[:-SEAL_BYTES])
+    assert ipc.read_message(stream.slice(batch_at(message))).type == "record batch"
+    assert message[-8:-4] == SEAL == b"IWC3"
+    assert message[-4:] == crc32c(message[:-4]).to_bytes(4, "little")
     assert reason_of(message[:-1] + bytes([message[-1] ^ 1])) == "checksum"
 
 
@@ -202,8 +209,8 @@ def test_many_messages_are_read_as_each_alone() -> None:
     found, faults = decode_all(messages)
     engines = found[records.ENGINE]
     assert engines.frame.get_column("output_tokens").to_list() == [1, 2, 3, 4, 5, 7]
-    assert engines.message.to_list() == [0, 0, 4, 4, 5, 8]
-    assert found[records.GPU].message.to_list() == [1]
+    assert engines.of_message(range(9)).to_list() == [0, 0, 4, 4, 5, 8]
+    assert list(found[records.GPU].messages) == [1]
     assert {place: fault.reason for place, fault in faults.items()} == {
         2: "not_arrow",
         6: "null_value",
@@ -224,7 +231,9 @@ def test_messages_of_any_shape_are_joined(
     if engines:
         rows = found[records.ENGINE]
         assert rows.frame.rows(named=True) == [dataclasses.asdict(row) for rows in engines for row in rows]
-        assert rows.message.to_list() == [n for n, rows in enumerate(engines) for _ in rows]
+        assert rows.of_message(range(len(messages))).to_list() == [
+            n for n, rows in enumerate(engines) for _ in rows
+        ]
     if gpus:
         assert found[records.GPU].frame.rows() == [
             (row.has_process, row.gpu_uuid, row.energy_mj) for rows in gpus for row in rows
@@ -274,8 +283,8 @@ def test_indices_that_point_nowhere_are_refused() -> None:
         for at in _places_of_indices(honest)
         for place in (1, -1, 1 << 30)
     ]
-    found, faults = decode_all([honest, *(sealed(stream, 2) for stream in lying), honest])
-    assert found[records.ENGINE].messages == [0, 1 + len(lying)]
+    found, faults = decode_all([honest, *(sealed(stream, batch_at(honest)) for stream in lying), honest])
+    assert list(found[records.ENGINE].messages) == [0, 1 + len(lying)]
     assert {fault.reason for fault in faults.values()} == {"not_arrow"}
 
 
@@ -299,10 +308,55 @@ def test_a_part_of_a_table_is_read_as_it_is() -> None:
 
 
 def test_a_seal_that_lies_is_not_believed() -> None:
-    """A sealed message that does not hold as many rows as it says, or ends early, is read by itself, the rest as well."""
+    """A sealed message whose record batch stands elsewhere, or that ends early, is read by itself, the rest as well."""
     honest = encode_rows(records.ENGINE, [ROW])
-    stream = honest[:-SEAL_BYTES]
-    found, faults = decode_all([honest, sealed(stream, 5), sealed(stream[:-8] + stream, 1), honest])
-    assert found[records.ENGINE].message.to_list().count(0) == 1
-    assert found[records.ENGINE].message.to_list().count(3) == 1
-    assert not set(faults) & {0, 3}
+    stream, at = honest[:-SEAL_BYTES], batch_at(honest)
+    lying = [sealed(stream, wrong) for wrong in (0, 1, at - 8, at + 8, len(stream), 2**32 - 1)]
+    lying += [sealed(stream[:-8] + stream, at), sealed(stream[:at] + bytes(8) + stream[at:], at + 8)]
+    for messages in ([honest, *lying, honest], [*lying, honest, honest]):
+        found, faults = decode_all(messages)
+        rows = found[records.ENGINE]
+        assert rows.frame.rows(named=True) == [dataclasses.asdict(ROW)] * rows.frame.height
+        assert list(rows.messages) == [place for place in range(len(messages)) if place not in faults]
+        assert {place for place, message in enumerate(messages) if message == honest} <= set(rows.messages)
+
+
+PLAIN_ROWS = st.integers(1, 3).flatmap(
+    lambda eighths: st.lists(
+        st.builds(
+            lambda name, value, share, holds: records.GpuRow(
+                ts_ms=value,
+                site=name,
+                pool=name,
+                node="n",
+                gpu_uuid=name[::-1],
+                product="H100",
+                energy_mj=value,
+                power_mw=value ^ 1,
+                power_limit_mw=700_000,
+                epoch_ms=0,
+                sm_activity=share,
+                memory_used_bytes=0,
+                clocks_event_reasons=0,
+                has_process=holds,
+            ),
+            _TEXT,
+            _INT,
+            st.floats(0, 1),
+            st.booleans(),
+        ),
+        min_size=8 * eighths,
+        max_size=8 * eighths,
+    )
+)
+
+
+@given(st.lists(PLAIN_ROWS | GPU_ROWS, max_size=8))
+def test_bodies_of_one_layout_are_joined(sent: list[list[records.GpuRow]]) -> None:
+    """Messages without nulls and as many rows are cut all at once; between others they keep their rows and places."""
+    found, faults = decode_all([encode_rows(records.GPU, rows) for rows in sent])
+    assert not faults
+    if sent:
+        rows = found[records.GPU]
+        assert rows.frame.rows(named=True) == [dataclasses.asdict(row) for some in sent for row in some]
+        assert rows.of_message(range(len(sent))).to_list() == [n for n, some in enumerate(sent) for _ in some]

@@ -51,7 +51,7 @@ def test_rows_keep_their_names(
     sent = [(n, kinds[n % len(kinds)]) for n in range(40)]
     for first in range(0, 40, 8):
         for offset, uuids in sent[first : first + 8]:
-            gathered.add(message(offset, *uuids))
+            gathered.add([message(offset, *uuids)])
         assert named(gathered) == expected(sent[first : first + 8])
     assert (gathered.messages[topics.GPU], gathered.rows[topics.GPU]) == (40, sum(len(k) for _, k in sent))
     assert not gathered.size_bytes
@@ -72,9 +72,9 @@ def test_the_same_dictionaries_under_another_schema_are_other_names() -> None:
     sink = pa.BufferOutputStream()
     with ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(swapped)
-    other = Message(topics.GPU, 0, 1, sealed(sink.getvalue().to_pybytes(), 1))
+    batch_at = int.from_bytes(first.value[-SEAL_BYTES : 4 - SEAL_BYTES], "little")
+    other = Message(topics.GPU, 0, 1, sealed(sink.getvalue().to_pybytes(), batch_at))
     assert len(other.value) == len(first.value) > SEAL_BYTES
     gathered = Gathering(STAGE)
-    gathered.add(first)
-    gathered.add(other)
+    gathered.add([first, other])
     assert named(gathered) == [(0, 0, "g", "p"), (1, 0, "p", "g")]
