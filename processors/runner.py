@@ -116,12 +116,13 @@ class Runner(Generic[S]):
     def _due(self) -> list[int]:
         """Partitions to fold now."""
         waited_s = time.monotonic() - self._folded_at
+        sizes = {partition: gathering.size_bytes for partition, gathering in self._gathering.items()}
         patience_s = self._stage.gather_s
         is_behind = any(self._behind.values())
-        is_old = min(self._lag_s.values(), default=0.0) > FAR_BEHIND_S
+        # where nothing comes, what was folded last is old, and only the clock is followed
+        is_old = any(sizes.values()) and min(self._lag_s.values(), default=0.0) > FAR_BEHIND_S
         if is_behind or is_old:
             patience_s *= PATIENCE_BEHIND * (is_behind + is_old)
-        sizes = {partition: gathering.size_bytes for partition, gathering in self._gathering.items()}
         if waited_s >= patience_s or sum(sizes.values()) >= GATHER_BYTES:
             self._folded_at = time.monotonic()
             return list(self._states)

@@ -34,6 +34,7 @@ class Summing:
     columns: Mapping[Schema, tuple[str, ...]] = {records.GPU: ("ts_ms", "energy_mj")}
     names_apart: frozenset[Schema] = frozenset()
     gather_s = 0.0
+    age_ms = 2000
     at_most: Mapping[str, int] = {}
 
     def empty(self) -> int:
@@ -52,7 +53,7 @@ class Summing:
         gained = int(rows.get_column("energy_mj").sum())
         waiting = rows.filter(pl.col("energy_mj") == 0).get_column("src").min()
         needed = {topics.GPU: waiting} if isinstance(waiting, int) else {}
-        return Folded(state + gained, needed=needed, event_ms=NOW_MS - 2000, moved=gained > 0)
+        return Folded(state + gained, needed=needed, event_ms=NOW_MS - self.age_ms, moved=gained > 0)
 
     def families(self, states: Sequence[int]) -> list[Family]:
         return [family(metric_names.UNACCOUNTED, [(("site", "pool"), float(state)) for state in states])]
@@ -169,6 +170,31 @@ def test_a_partition_taken_away_takes_its_work_along(stand: Stand, monkeypatch: 
     assert [commit.snapshots for commit in stand.log.commits] == [{1: b"22"}]
     assert stand.shown[-2:] == [[2.0], [22.0]]
     assert stand.figure("idlewatt_behind_messages") == {(topics.GPU, "1"): 0}
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "behind", "patience_s"), [(2000, 0, 1), (2000, 9, 10), (120_000, 0, 10), (120_000, 9, 20)]
+)
+def test_what_nobody_waits_for_is_gathered_longer(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, age_ms: int, behind: int, patience_s: int
+) -> None:
+    """Rows of the past, and while there are more to read: fewer, larger folds."""
+    now_s = 1000.0
+    monkeypatch.setattr("idlewatt.processors.runner.time.monotonic", lambda: now_s)
+    monkeypatch.setattr(Summing, "gather_s", 1.0)
+    monkeypatch.setattr(Summing, "age_ms", age_ms)
+    stand.log.polls = [Poll(assigned={0: None}), Poll([reading(10, 7)], behind={(topics.GPU, 0): behind})]
+    stand.run(1)
+    now_s += 20
+    stand.run(1)
+    stand.log.polls = [Poll([reading(11, 3)], behind={(topics.GPU, 0): behind})]
+    now_s += patience_s - 0.1
+    stand.run(1)
+    assert [commit.snapshots for commit in stand.log.commits] == [{0: b"7"}]
+    now_s += 0.1
+    stand.log.polls = [Poll(behind={(topics.GPU, 0): behind})]
+    stand.run(1)
+    assert [commit.snapshots for commit in stand.log.commits] == [{0: b"7"}, {0: b"10"}]
 
 
 def test_it_tells_when_it_will_have_caught_up(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
