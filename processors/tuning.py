@@ -7,12 +7,17 @@ import os
 from typing import Final
 
 # A partition's frames are too small to be worth sharing out: one thread does the same with less time in all. The
-# allocator keeps for minutes what a fold gives back: the next fold takes as much, and a third of the time went into
-# pages that the kernel had to clear anew. Whether they are huge is left to the kernel: to ask for it gained nothing,
-# and on a virtual machine whose host had still to find the memory it took several times as long.
+# allocators of polars and pyarrow, each with a jemalloc of its own, keep for minutes what a fold gives back: the next
+# fold takes as much, and a third of the time went into pages that the kernel had to clear anew. pyarrow's usual
+# mimalloc gives them back whatever it is told, and several arenas of polars each find theirs anew. Whether pages are
+# huge is left to the kernel: to ask for it gained nothing, and on a virtual machine whose host had still to find the
+# memory it took several times as long.
+_KEEP: Final = "dirty_decay_ms:300000,muzzy_decay_ms:300000"
 ENVIRONMENT: Final = {
     "POLARS_MAX_THREADS": "1",
-    "_RJEM_MALLOC_CONF": "dirty_decay_ms:300000,muzzy_decay_ms:300000",
+    "_RJEM_MALLOC_CONF": f"{_KEEP},narenas:1",
+    "ARROW_DEFAULT_MEMORY_POOL": "jemalloc",
+    "JE_ARROW_MALLOC_CONF": _KEEP,
 }
 # What polars does not allocate is glibc's. It would give each answer of a broker, 24 MB and copied four times, pages of
 # its own, and give them back: half of what reading a message costs. Numbers of mallopt() stand in glibc's malloc.h.
