@@ -2,8 +2,8 @@
 
 The log is full when the processor starts, so that it works as fast as it can; in live operation it does the same
 work and waits in between. Both stages run, over 12 partitions. Counted is all CPU time of the process from its start
-of reading until it has read and committed everything: 1,200 s of rows at 10,000 GPUs, 240 s at 100,000, and 120 s at
-600,000. There is an engine to every 8 GPUs, of which a fifth is idle at any time; its rows are read too and not
+of reading until it has read and committed everything: 1,200 s of rows at 10,000 GPUs (600 s where a message holds
+1 s), 240 s at 100,000, and 120 s at 600,000. There is an engine to every 8 GPUs, of which a fifth is idle at any time; its rows are read too and not
 counted as samples.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from bench import ROOT
 from bench.fleet import Fleet, Shape
-from bench.measuring import on_one_core
+from bench.measuring import calibration_s, on_one_core
 from bench.recorded import fresh_outputs, recorded
 from bench.report import Part, Table
 from idlewatt.processors.tuning import ENVIRONMENT
@@ -25,12 +25,14 @@ PARTITIONS: Final = 12
 _TIMEOUT_S: Final = 900
 
 
-def recorded_s(gpus: int) -> int:
+def recorded_s(gpus: int, shape: Shape = "nodes") -> int:
     """Whole minutes of event time, from two to twenty, between them for twenty-four million samples at most.
 
     With half of that, what a process does once, above all touching its memory for the first time, was an eighth of it.
     """
-    return min(max(24_000_000 // gpus // 60, 2), 20) * 60
+    minutes = min(max(24_000_000 // gpus // 60, 2), 20)
+    # nine times as many messages take twice as long to write and to read
+    return minutes * 60 if shape == "nodes" else minutes * 30
 
 
 def run(sizes: list[int]) -> Part:
@@ -48,6 +50,7 @@ def run(sizes: list[int]) -> Part:
         "CPU s",
         "wall s",
         "samples per CPU-s",
+        "fixed load ms",
         "cores at 1 Hz",
         "peak memory MiB",
         "checkpoint MiB",
@@ -67,6 +70,7 @@ def run(sizes: list[int]) -> Part:
             f"{found['cpu_s']:.2f}",
             f"{found['wall_s']:.1f}",
             f"{rate:,.0f}",
+            f"{found['load_s'] * 1000:.0f}",
             f"{fleet.gpu_count / rate:.2f}",
             f"{found['peak_mib']:,.0f}",
             f"{found['checkpoint_bytes'] / 2**20:.1f}",
@@ -90,6 +94,8 @@ def _whole(table: Table, sizes: list[int], rates: dict[tuple[int, Shape], float]
     values |= {f"samples_per_cpu_second_{gpus}_{shape}": round(rate) for (gpus, shape), rate in rates.items()}
     cores = largest / rates[largest, "nodes"]
     notes = [
+        "The fixed load, the same in each run, half Python and half polars, says how fast a core was just then: where "
+        "it takes longer, so does everything else.",
         f"{largest:,} GPUs at one reading a second take {cores:.1f} cores; the goal is half a core.",
         f"A sample costs {abs(growth):.0%} {'more' if growth > 0 else 'less'} at {largest:,} GPUs than at {sizes[0]:,}.",
         f"Where the time goes at {middle:,} GPUs (measuring it costs some time of its own):\n\n```\n{found['profile']}\n```",
@@ -98,10 +104,12 @@ def _whole(table: Table, sizes: list[int], rates: dict[tuple[int, Shape], float]
 
 
 def measure(gpus: int, shape: Shape, *, profile: bool = False) -> tuple[Fleet, dict[str, Any]]:
-    """The fleet, and what bench/processor_run.py found."""
-    with recorded(gpus, shape, recorded_s(gpus), PARTITIONS) as (broker, fleet):
+    """The fleet, and what bench/processor_run.py found; and `load_s`, what calibration_s() took beside it."""
+    with recorded(gpus, shape, recorded_s(gpus, shape), PARTITIONS) as (broker, fleet):
         settings = fresh_outputs(broker, PARTITIONS)
-        return fleet, measured(settings, fleet, profile=profile)
+        before_s = calibration_s()
+        found = measured(settings, fleet, profile=profile)
+        return fleet, found | {"load_s": min(before_s, calibration_s())}
 
 
 def measured(
