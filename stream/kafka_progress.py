@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import Final
 
-from idlewatt.stream.kafka_clients import Consumer, KafkaError, TopicPartition
+from idlewatt.stream.kafka_clients import Consumer, TopicPartition, position
 
 _ENDS_INTERVAL_S: Final = 1.0
 _TIMEOUT_MS: Final = 3_000
@@ -44,9 +43,6 @@ class Progress:
         behind = {}
         for n in partitions:
             for topic in self._inputs:
-                position = None
-                with suppress(KafkaError):
-                    position = consumer.position(TopicPartition(topic, n), timeout_ms=100)
-                end = self._ends.get((topic, n))
-                behind[(topic, n)] = 1 if position is None or end is None else max(end - position, 0)
+                at, end = position(consumer, topic, n), self._ends.get((topic, n))
+                behind[(topic, n)] = 1 if at is None or end is None else max(end - at, 0)
         return behind
