@@ -16,11 +16,13 @@ import polars as pl
 import pyarrow as pa
 from crc32c import crc32c
 from pyarrow import ipc
+from xxhash import xxh3_128_digest
 
 from idlewatt.stream.encoding import END_OF_STREAM, SEAL, named
 from idlewatt.stream.errors import UnreadableMessageError
 from idlewatt.stream.joined_batches import join, learn, repeated
 from idlewatt.stream.layouts import Layout, Layouts, RosterLayout
+from idlewatt.stream.log import Values
 from idlewatt.stream.records import NAME_KEY, SCHEMAS, VERSION_KEY, Schema
 from idlewatt.stream.rosters import Rosters
 
@@ -84,14 +86,14 @@ def decode(message: bytes) -> tuple[Schema, pl.DataFrame]:
 
 
 def decode_all(
-    messages: Sequence[bytes],
+    messages: Sequence[bytes] | Values,
     wanted: Mapping[Schema, Sequence[str]] | None = None,
     rosters: Mapping[Schema, Rosters] | None = None,
 ) -> tuple[Mapping[Schema, Rows], Mapping[int, UnreadableMessageError]]:
     """decode() of many messages: rows by schema, and what is wrong with those messages that cannot be read, by place.
 
-    `wanted`: the columns that the caller needs; without it, and of other schemas, all. `rosters`: of kinds of rows
-    whose names are wanted there and not in each row.
+    `messages` are asked for one by one, most of them once. `wanted`: the columns that the caller needs; without it, and
+    of other schemas, all. `rosters`: of kinds of rows whose names are wanted there and not in each row.
     """
     columns = {schema: tuple(names) for schema, names in (wanted or {}).items()}
     kept = rosters or {}
@@ -105,16 +107,15 @@ def decode_all(
     parts: dict[Schema, list[_Part]] = defaultdict(list)
     for (layouts, _), sealed in found.sealed.items():
         schema = layouts.schema
-        places, of_each, bodies, digests = zip(*sealed, strict=True)
         try:
-            frame = join(layouts, of_each, bodies, digests, known[schema])
+            frame = join(layouts, sealed.layouts, sealed.taken, sealed.digests, known[schema])
         except (pa.ArrowException, KeyError):
-            foreign += [(place, schema) for place in places]
+            foreign += [(place, schema) for place in sealed.places]
         else:
             if "entity" in frame.columns and schema not in kept:
                 frame = frame.hstack(known[schema].names[frame["entity"]])
             frame = _as_wanted(frame, schema, columns[schema], kept.get(schema))
-            parts[schema].append(_Part(places, [layout.rows for layout in of_each], frame))
+            parts[schema].append(_Part(sealed.places, [layout.rows for layout in sealed.layouts], frame))
     for place, schema in foreign:
         try:
             frame = _read_foreign(schema, messages[place])
@@ -127,35 +128,54 @@ def decode_all(
 
 
 @dataclass(frozen=True, slots=True)
+class _Sealed:
+    """Of each message its place, its layout, what of its body is needed, and the digest of its roster."""
+
+    places: list[int]
+    layouts: list[Layout]
+    taken: list[tuple[bytes, ...]]
+    digests: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class _Found:
     """Messages by how they are to be read; `foreign` are those that pyarrow reads one by one."""
 
-    # place, layout, body, and digest of the roster; by layout if it is plain: bodies can stand one below the other
-    sealed: defaultdict[tuple[Layouts, Layout | None], list[tuple[int, Layout, bytes, bytes]]]
+    # by layout if it is plain: bodies can stand one below the other
+    sealed: dict[tuple[Layouts, Layout | None], _Sealed]
     # by digest
     new_rosters: defaultdict[Layouts, dict[bytes, tuple[RosterLayout, bytes]]]
     foreign: list[tuple[int, Schema]]
     faults: dict[int, UnreadableMessageError]
 
+    def of(self, layouts: Layouts, layout: Layout) -> _Sealed:
+        key = layouts, layout if layout.is_plain else None
+        return self.sealed.setdefault(key, _Sealed([], [], [], []))
+
 
 def _sorted_out(
-    messages: Sequence[bytes], columns: dict[Schema, tuple[str, ...]], known: dict[Schema, Rosters]
+    messages: Sequence[bytes] | Values, columns: dict[Schema, tuple[str, ...]], known: dict[Schema, Rosters]
 ) -> _Found:
     """Adds to `columns` and `known` those of schemas that nobody asked for."""
-    found = _Found(defaultdict(list), defaultdict(dict), [], {})
-    sealed, new_rosters = found.sealed, found.new_rosters
-    stream: _Stream | None = None
+    found = _Found({}, defaultdict(dict), [], {})
+    head: bytes | None = None
+    layout: Layout | None = None
+    sealed: _Sealed | None = None
+    # no call here that can be spared: this runs once for each message of a cluster
     for place, message in enumerate(messages):
         # most messages begin like the one before
-        if stream is None or not message.startswith(stream.head):
+        if head is None or not message.startswith(head):
             try:
                 stream = _stream(_schema_message(message))
             except UnreadableMessageError as fault:
                 found.faults[place] = fault
                 continue
-            schema = stream.schema
+            schema, head = stream.schema, stream.head
             layouts = _layouts(stream, columns.setdefault(schema, tuple(schema.arrow.names)))
-            learned = known.get(schema) or known.setdefault(schema, Rosters(schema, columns[schema]))
+            learned = (
+                known.get(schema) or known.setdefault(schema, Rosters(schema, columns[schema]))
+            ).digests
+            layout = None
         end = len(message) - _TAIL.size
         end_of_stream, at, mark, _ = _TAIL.unpack_from(message, end) if end > 0 else _NO_TAIL
         if mark != SEAL or end_of_stream != END_OF_STREAM:
@@ -166,21 +186,31 @@ def _sorted_out(
                 "checksum", "the message's checksum does not fit its bytes"
             )
             continue
-        layout = layouts.of(message, at, end) if layouts is not None else None
-        if layouts is None or layout is None:
+        if layouts is None or not (layouts.apart or at == len(head)):
             found.foreign.append((place, schema))
             continue
+        # most are laid out like the one before
+        if layout is None or at != end - layout.batch_bytes or not message.startswith(layout.header, at):
+            layout = layouts.of(message, at, end)
+            if layout is None:
+                found.foreign.append((place, schema))
+                continue
+            sealed = None
         digest = b""
         if layouts.apart:
-            digest = layouts.digest(message, at)
-            if digest not in learned and digest not in new_rosters[layouts]:
+            digest = xxh3_128_digest(message[len(head) : at], layouts.seed)
+            if digest not in learned and digest not in found.new_rosters[layouts]:
                 roster = layouts.roster(message, at, end)
                 if roster is None:
                     found.foreign.append((place, schema))
                     continue
-                new_rosters[layouts][digest] = roster
-        body = message[at + len(layout.header) : end]
-        sealed[layouts, layout if layout.is_plain else None].append((place, layout, body, digest))
+                found.new_rosters[layouts][digest] = roster
+        if sealed is None:
+            sealed = found.of(layouts, layout)
+        sealed.places.append(place)
+        sealed.layouts.append(layout)
+        sealed.taken.append(layout.take(message))
+        sealed.digests.append(digest)
     return found
 
 

@@ -15,20 +15,21 @@ from idlewatt.stream.rosters import Rosters
 def join(
     layouts: Layouts,
     of_each: Sequence[Layout],
-    bodies: Sequence[bytes],
+    taken: Sequence[Sequence[bytes]],
     digests: Sequence[bytes],
     rosters: Rosters,
 ) -> pl.DataFrame:
-    """The wanted columns of all bodies, in their order; instead of names that stand once per entity, the `entity`.
+    """The wanted columns of all record batches, in their order; instead of names that stand once per entity, the `entity`.
 
-    `of_each`: the layout of each body; quickest where it is the same, and plain. `digests`: of their rosters, see
-    Layouts.digest(). Raises pa.ArrowException if the values make no sense, KeyError if a roster was not learned.
+    `of_each`: the layout of each batch, the same of all if it is plain; `taken`: what its take() gave of the message;
+    `digests`: of their rosters, see Layouts.seed. Raises pa.ArrowException if the values make no sense, KeyError if a
+    roster was not learned.
     """
-    first = of_each[0]
     counts = [layout.rows for layout in of_each]
-    if first.is_plain and all(layout is first for layout in of_each):
-        frame, indices = _one_below_the_other(layouts, first, bodies)
+    if of_each[0].is_plain:
+        frame, indices = _one_below_the_other(layouts, of_each[0], taken)
     else:
+        bodies = [body for body, *_ in taken]
         parts = iter(
             zip(*(layout.cut(body) for layout, body in zip(of_each, bodies, strict=True)), strict=True)
         )
@@ -60,16 +61,21 @@ def learn(layouts: Layouts, new: Mapping[bytes, tuple[RosterLayout, bytes]], ros
 
 
 def _one_below_the_other(
-    layouts: Layouts, layout: Layout, bodies: Sequence[bytes]
+    layouts: Layouts, layout: Layout, taken: Sequence[Sequence[bytes]]
 ) -> tuple[pl.DataFrame, list[pa.Buffer]]:
-    """The columns of bodies with the same plain layout, and the indices of each name."""
-    whole = pa.py_buffer(b"".join(bodies))
-    matrix = pa.Array.from_buffers(pa.binary(layout.body_bytes), len(bodies), [None, whole])
+    """The columns of batches with the same plain layout, and the indices of each name."""
+    spans = [
+        pa.Array.from_buffers(
+            pa.binary(span.stop - span.start), len(taken), [None, pa.py_buffer(b"".join(parts))]
+        )
+        for span, parts in zip(layout.spans, zip(*taken, strict=True), strict=False)
+    ]
 
     def cut(column: Column) -> pa.Buffer:
-        return pc.binary_slice(matrix, column.data.start, column.data.stop).buffers()[1]
+        number, where = layout.where(column)
+        return pc.binary_slice(spans[number], where.start, where.stop).buffers()[1]
 
-    rows = layout.rows * len(bodies)
+    rows = layout.rows * len(taken)
     arrays = [_numbers(column.type, rows, cut(column)) for column in layout.columns]
     return _as_frame(arrays, layouts.columns), [cut(column) for column in layout.places]
 

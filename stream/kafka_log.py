@@ -4,7 +4,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from kafka.errors import RetriableError
@@ -13,7 +13,6 @@ from idlewatt.stream.errors import LogUnavailableError, RefusedMessageError, Rew
 from idlewatt.stream.kafka_clients import (
     REFUSED,
     STABLE,
-    ConsumedRecord,
     Consumer,
     GroupMetadata,
     Producer,
@@ -332,12 +331,7 @@ class KafkaStageLog:
             consumer.seek(tp, self._resume[(tp.topic, partition)])
         self._progress.begin(partition)
 
-    def _messages(self, records: Mapping[tuple[str, int], Sequence[ConsumedRecord]]) -> list[Message]:
+    def _messages(self, polled: Mapping[tuple[str, int], Sequence[Any]]) -> list[Message]:
         # What is still being restored is read again from its snapshot. It is not paused meanwhile: a partition
         # that kafka-python 3.0.12 pauses in the middle of a fetched batch may never come back.
-        return [
-            r if isinstance(r, Message) else Message(r.topic, r.partition, r.offset, r.value or b"")
-            for tp, batch in records.items()
-            if tp[1] in self._handed
-            for r in batch
-        ]
+        return [message for tp, found in polled.items() if tp[1] in self._handed for message in found]

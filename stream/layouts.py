@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 from pyarrow import ipc
-from xxhash import xxh3_64_intdigest, xxh3_128_digest
+from xxhash import xxh3_64_intdigest
 
 from idlewatt.stream.records import Schema
 
@@ -23,6 +23,8 @@ TEXT: Final = pa.large_string()
 _OFFSET_BYTES: Final = 8
 _NOTHING: Final = slice(0, 0)
 _MOST_LAYOUTS: Final = 4096
+# sooner copied with what is wanted than cut out by itself
+_SHORT_BYTES: Final = 1024
 # what pyarrow raises over bytes that are no messages, and _column()
 _DAMAGED: Final = (pa.ArrowException, OSError, EOFError, ValueError)
 
@@ -86,15 +88,27 @@ class Layout:
     """Of all record batches with the same header; their body stands behind it."""
 
     header: bytes
-    body_bytes: int
+    # of header and body
+    batch_bytes: int
     rows: int
     # of all rows; then of names that stand once per entity, the places of the rows' entities among their values
     columns: tuple[Column, ...]
     places: tuple[Column, ...]
-    # a body to all slices of these columns, in one call
-    cut: Any
     # whether each column has its bytes for each row, and no others: bodies may stand one below the other
     is_plain: bool
+    # places in a body: of what is plain those of all columns, a few that lie beside one another in one; else the whole
+    spans: tuple[slice, ...]
+    # a message to these parts of its body, in one call
+    take: Any
+    # a whole body to all slices of the columns, in one call
+    cut: Any
+
+    def where(self, column: Column) -> tuple[int, slice]:
+        """The number of the span that the column lies in, and where in it. Raises pa.ArrowInvalid."""
+        for number, span in enumerate(self.spans):
+            if span.start <= column.data.start and column.data.stop <= span.stop:
+                return number, slice(column.data.start - span.start, column.data.stop - span.start)
+        raise pa.ArrowInvalid("a column that is in no span")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,9 +136,8 @@ class Layouts:
         self.apart = apart
         self._required_names = [name for name in schema.required if apart and name in schema.names]
         self._head_bytes = len(head)
-        # what the dictionaries mean is said there
-        self._seed = xxh3_64_intdigest(head)
-        self._last: Layout | None = None
+        # of the digest of a roster, the bytes between the description and the record batch: what they mean is said there
+        self.seed = xxh3_64_intdigest(head)
         # by header
         self._known: dict[bytes, Layout] = {}
         # length of a roster -> what cuts its headers out, the headers, and the layout
@@ -135,22 +148,8 @@ class Layouts:
 
     def of(self, message: bytes, at: int, end: int) -> Layout | None:
         """None if no plain record batch stands from `at` to `end`, or it lacks a required value."""
-        if not self.apart and at != self._head_bytes:
-            return None
-        layout = self._last
-        # most begin like the one before
-        if layout is None or not message.startswith(layout.header, at):
-            layout = self._known.get(message[at : _header_end(message, at)])
-            if layout is None:
-                layout = self._learn(message, at, end)
-            if layout is None:
-                return None
-            self._last = layout
-        return layout if at + len(layout.header) + layout.body_bytes == end else None
-
-    def digest(self, message: bytes, at: int) -> bytes:
-        """Of the roster of a message whose record batch stands at `at`; equal if it names the same."""
-        return xxh3_128_digest(message[self._head_bytes : at], self._seed)
+        layout = self._known.get(message[at : _header_end(message, at)]) or self._learn(message, at, end)
+        return layout if layout is not None and at + layout.batch_bytes == end else None
 
     def roster(self, message: bytes, at: int, end: int) -> tuple[RosterLayout, bytes] | None:
         """The roster of a message for which of() has found a layout; None if it is damaged or lacks a required name."""
@@ -190,9 +189,13 @@ class Layouts:
             return None
         self._make_room()
         header = message[at:body]
-        cut = _cutting_columns((*columns, *places))
         is_plain = batch.num_rows > 0 and all(column.is_plain for column in columns)
-        layout = Layout(header, end - body, batch.num_rows, columns, places, cut, is_plain)
+        spans = _spans((*columns, *places)) if is_plain else (slice(0, end - body),)
+        # rosters before the batch differ in length; what follows it does not
+        before_end = len(message) - body
+        take = _cutting(slice(span.start - before_end, span.stop - before_end) for span in spans)
+        cut = _cutting_columns((*columns, *places))
+        layout = Layout(header, end - at, batch.num_rows, columns, places, is_plain, spans, take, cut)
         self._known[header] = layout
         return layout
 
@@ -207,6 +210,17 @@ class Layouts:
 def _cutting(parts: Iterable[slice]) -> Any:
     # itemgetter gives a tuple only of two and more
     return itemgetter(*parts, _NOTHING, _NOTHING)
+
+
+def _spans(columns: Iterable[Column]) -> tuple[slice, ...]:
+    """Where these plain columns lie, with what lies between two of them if it is short."""
+    found: list[slice] = []
+    for data in sorted((column.data for column in columns), key=lambda data: data.start):
+        if found and data.start - found[-1].stop <= _SHORT_BYTES:
+            found[-1] = slice(found[-1].start, max(found[-1].stop, data.stop))
+        else:
+            found.append(data)
+    return tuple(found)
 
 
 def _cutting_columns(columns: Sequence[Column]) -> Any:

@@ -1,8 +1,9 @@
 """The log, behind one small protocol with two homes: Apache Kafka and an embedded SQLite file."""
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +16,34 @@ class Record:
 
 
 class Message(NamedTuple):
-    """A message that was read."""
+    """A message that was read; its value is opened when it is asked for, to be used while the core's cache has it."""
 
     topic: str
     partition: int
     offset: int
-    value: bytes
+    packed: bytes
+    # what makes the value of it, without ever failing; None: that is the value
+    opened_by: Callable[[bytes], bytes] | None = None
+
+    @property
+    def value(self) -> bytes:
+        return self.packed if self.opened_by is None else self.opened_by(self.packed)
+
+
+_VALUE: Final = operator.attrgetter("value")
+
+
+class Values:
+    """Of messages; each is opened whenever it is asked for."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self._messages = messages
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(_VALUE, self._messages)
+
+    def __getitem__(self, place: int) -> bytes:
+        return self._messages[place].value
 
 
 @dataclass(frozen=True, slots=True)

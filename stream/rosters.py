@@ -4,7 +4,7 @@ A collector names the same few GPUs or engines in each of its messages, in the s
 takes a hundredth of the time of reading the names and looking them up.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 import polars as pl
@@ -33,8 +33,10 @@ class Rosters:
     def full(self) -> bool:
         return max(self._height, len(self._found)) >= _MOST_ENTITIES
 
-    def __contains__(self, digest: bytes) -> bool:
-        return digest in self._found
+    @property
+    def digests(self) -> Collection[bytes]:
+        """Of all rosters that were learned, and of those that will be."""
+        return self._found
 
     def learn(self, heights: Iterable[tuple[bytes, int]], names: pl.DataFrame) -> None:
         """Add rosters, of so many entities each, whose names stand one after the other in `names`."""
@@ -61,7 +63,7 @@ class Rosters:
         """Rows with `entity`, the number of whom they are about, instead of the names."""
         names = rows.select(self._columns)
         digest = xxh3_128_digest(repr(names.rows()).encode())
-        if digest not in self:
+        if digest not in self._found:
             self.learn([(digest, names.height)], names)
         entity = pl.int_range(pl.len()) + self._found[digest][0]
         return rows.drop(self._columns).with_columns(entity=entity)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+from crc32c import crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kafka import TopicPartition
@@ -10,6 +12,8 @@ from kafka.protocol.consumer import IsolationLevel
 from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
 
+from idlewatt.stream.decoding import decode
+from idlewatt.stream.errors import UnreadableMessageError
 from idlewatt.stream.kafka_unpacking import PartitionRecords
 from idlewatt.stream.log import Message
 
@@ -91,4 +95,20 @@ def test_what_a_collector_sends_is_cut_out_by_us() -> None:
     builder.append(0, 5, b"key", b"value" * 100, [])
     part = PartitionRecords(0, TP, MemoryRecords(bytes(builder.build())), check_crcs=True)
     (found,) = part.take()
-    assert found == Message(*TP, 0, b"value" * 100)
+    assert isinstance(found, Message)
+    assert (found.offset, found.value) == (0, b"value" * 100)
+    assert len(found.packed) < 100
+
+
+def test_what_nobody_can_open_holds_up_nothing() -> None:
+    """A sender may say lz4 of what is none, under a checksum that fits: it is handed on, and what follows it too."""
+    lying = batch(NONE, False, 5, [(b"key", b"value" * 20, [], 0)])
+    lying[22] = LZ4
+    lying[17:21] = crc32c(bytes(lying[21:])).to_bytes(4, "big")
+    honest = batch(LZ4, False, 6, [(b"key", b"after", [], 0)])
+    part = PartitionRecords(5, TP, MemoryRecords(bytes(lying + honest)), check_crcs=True)
+    first, second = part.take()
+    assert (second.offset, second.value) == (6, b"after")
+    assert (first.offset, first.value) == (5, first.packed)
+    with pytest.raises(UnreadableMessageError, match="does not begin like an Arrow IPC stream"):
+        decode(first.value)
