@@ -27,14 +27,18 @@ S = TypeVar("S")
 _log = structlog.get_logger()
 
 POLL_S: Final = 0.25
-_PARTITION: Final = operator.attrgetter("partition")
+_SOURCE: Final = operator.itemgetter(0, 1)
 # What polls bring is gathered, because a fold costs some 50 ms whatever it folds, and a Kafka transaction 0.1 s of
 # waiting: for the stage's gather_s, so many times as long while there is more to read, or while all partitions' rows
-# are so old that nobody waits for them, twice that if both; or up to these sizes.
+# are so old that nobody waits for them, and longest if both; or up to these sizes, of messages as they came.
 PATIENCE_BEHIND: Final = 10
 FAR_BEHIND_S: Final = 60.0
+FAR_BEHIND_PATIENCE_S: Final = 30.0
 GATHER_BYTES_PER_PARTITION: Final = 64 * 1024 * 1024
 GATHER_BYTES: Final = 512 * 1024 * 1024
+# After so long it polls before it folds on: a member of a group that does not for a minute is given up by it, and a
+# machine with a fifth of a core takes that long for what is gathered of a dozen partitions.
+FOLD_S: Final = 10.0
 UNAVAILABLE_PAUSE_S: Final = 1.0
 SAY_AGAIN_S: Final = 60.0
 
@@ -68,6 +72,8 @@ class Runner(Generic[S]):
         # partition -> records of folds that are not committed; a key without records is a state that moved
         self._outbox: dict[int, list[Record]] = {}
         self._folded_at = 0.0
+        # partitions that were due, for which there was no time
+        self._left: list[int] = []
         # partition -> how old the newest row was when it was folded
         self._lag_s: dict[int, float] = {}
         self._said: dict[str, float] = {}
@@ -100,7 +106,7 @@ class Runner(Generic[S]):
             (stop or threading.Event()).wait(UNAVAILABLE_PAUSE_S)
             return
         self._hand_over(poll)
-        for partition, messages in itertools.groupby(poll.messages, _PARTITION):
+        for (_, partition), messages in itertools.groupby(poll.messages, _SOURCE):
             if partition in self._gathering:
                 self._gathering[partition].add([*messages])
         self._behind = poll.behind
@@ -115,6 +121,8 @@ class Runner(Generic[S]):
 
     def _due(self) -> list[int]:
         """Partitions to fold now."""
+        if left := [partition for partition in self._left if partition in self._states]:
+            return left
         waited_s = time.monotonic() - self._folded_at
         sizes = {partition: gathering.size_bytes for partition, gathering in self._gathering.items()}
         patience_s = self._stage.gather_s
@@ -122,7 +130,9 @@ class Runner(Generic[S]):
         # where nothing comes, what was folded last is old, and only the clock is followed
         is_old = any(sizes.values()) and min(self._lag_s.values(), default=0.0) > FAR_BEHIND_S
         if is_behind or is_old:
-            patience_s *= PATIENCE_BEHIND * (is_behind + is_old)
+            patience_s *= PATIENCE_BEHIND
+        if is_behind and is_old:
+            patience_s = max(patience_s, FAR_BEHIND_PATIENCE_S)
         if waited_s >= patience_s or sum(sizes.values()) >= GATHER_BYTES:
             self._folded_at = time.monotonic()
             return list(self._states)
@@ -166,9 +176,14 @@ class Runner(Generic[S]):
         self._show(())
 
     def _fold_and_commit(self, partitions: Iterable[int]) -> None:
-        """Fold what is gathered of them. Raises RewindError or LogUnavailableError where it could not be committed."""
-        now_ms = self._clock()
-        for partition in partitions:
+        """Fold what is gathered of them, as far as there is time for.
+
+        Raises RewindError or LogUnavailableError where it could not be committed.
+        """
+        began, now_ms = time.monotonic(), self._clock()
+        self._left = [*partitions]
+        while self._left and time.monotonic() - began < FOLD_S:
+            partition = self._left.pop(0)
             gathering = self._gathering[partition]
             gathered = gathering.take()
             self._tell_what_was_read(partition, gathering, now_ms)

@@ -13,7 +13,7 @@ from idlewatt.processors import processing
 from idlewatt.processors.families import Family, family, rendered
 from idlewatt.processors.page import Page
 from idlewatt.processors.pipeline_figures import PipelineFigures
-from idlewatt.processors.runner import Runner
+from idlewatt.processors.runner import FOLD_S, Runner
 from idlewatt.processors.stage import Batch, Folded
 from idlewatt.stream import metric_names, records, topics
 from idlewatt.stream.decoding import decode
@@ -173,7 +173,7 @@ def test_a_partition_taken_away_takes_its_work_along(stand: Stand, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("age_ms", "behind", "patience_s"), [(2000, 0, 1), (2000, 9, 10), (120_000, 0, 10), (120_000, 9, 20)]
+    ("age_ms", "behind", "patience_s"), [(2000, 0, 1), (2000, 9, 10), (120_000, 0, 10), (120_000, 9, 30)]
 )
 def test_what_nobody_waits_for_is_gathered_longer(
     stand: Stand, monkeypatch: pytest.MonkeyPatch, age_ms: int, behind: int, patience_s: int
@@ -195,6 +195,32 @@ def test_what_nobody_waits_for_is_gathered_longer(
     stand.log.polls = [Poll(behind={(topics.GPU, 0): behind})]
     stand.run(1)
     assert [commit.snapshots for commit in stand.log.commits] == [{0: b"7"}, {0: b"10"}]
+
+
+def test_it_polls_between_long_folds(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What there is no time for is folded after the next poll, with what that brought; nothing is left out."""
+    now_s = 1000.0
+    monkeypatch.setattr("idlewatt.processors.runner.time.monotonic", lambda: now_s)
+    folded, fold = [], Summing.fold
+
+    def slow(stage: Summing, state: int, batch: Batch) -> Folded[int]:
+        nonlocal now_s
+        now_s += FOLD_S / 2
+        folded.append(batch.frames["gpu"]["src"].to_list())
+        return fold(stage, state, batch)
+
+    monkeypatch.setattr(Summing, "fold", slow)
+    stand.log.polls = [
+        Poll(assigned=dict.fromkeys(range(3))),
+        Poll([reading(10, 7, partition) for partition in range(3)]),
+        Poll([reading(11, 3, 2)], revoked=frozenset({0})),
+    ]
+    stand.run(2)
+    assert folded == [[10], [10]]
+    assert [commit.snapshots for commit in stand.log.commits] == [{0: b"7", 1: b"7"}]
+    stand.run(1)
+    assert folded == [[10], [10], [10, 11]]
+    assert [commit.snapshots for commit in stand.log.commits][1:] == [{2: b"10"}]
 
 
 def test_it_tells_when_it_will_have_caught_up(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
