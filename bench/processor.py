@@ -124,7 +124,8 @@ def measured(
         "page": page,
         "profile": profile,
     }
-    environment = {**ENVIRONMENT, **os.environ}
+    # as `idlewatt process` has it; polars has put settings of its own into this process's when it was loaded
+    environment = {**os.environ, **ENVIRONMENT}
     done = subprocess.run(
         [sys.executable, "-m", "bench.processor_run", json.dumps(task)],
         cwd=ROOT,

@@ -34,6 +34,8 @@ class _Sample:
     rows: dict[str, int]
     # (topic, partition) -> messages still to be read
     behind: dict[tuple[str, ...], float]
+    # bytes that were read and are not folded
+    gathered: int
     rewinds: int
     usage: Usage
 
@@ -42,11 +44,16 @@ class _Sample:
 
 
 def _look(processing: Processing) -> _Sample:
-    figures = {metric.name: metric.samples for metric in processing._figures.collect()}
-    rows = {s.labels["topic"]: int(s.value) for s in figures[names.ROWS.name]}
-    behind = {tuple(s.labels.values()): s.value for s in figures[names.BEHIND.name]}
-    rewinds = sum(int(s.value) for s in figures[names.REWINDS.name])
-    return _Sample(rows, behind, rewinds, own_usage())
+    # as they are kept: to make figures for /metrics of them costs as much as a second of folding
+    figures = processing._figures
+    rows = {topic: count for (topic,), count in figures._counters[names.ROWS].items()}
+    behind = dict(figures._gauges[names.BEHIND])
+    rewinds = sum(figures._counters[names.REWINDS].values())
+    gatherings = [
+        gathering for runner in processing._runners.values() for gathering in [*runner._gathering.values()]
+    ]
+    gathered = sum(gathering.size_bytes for gathering in gatherings)
+    return _Sample(rows, behind, gathered, rewinds, own_usage())
 
 
 def main(task: dict[str, Any]) -> dict[str, Any]:
@@ -87,8 +94,9 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wait(processing: Processing, inputs: int, gpu_rows: int, engine_rows: int) -> _Sample:
-    """The first moment after which nothing moved any more."""
+    """The moment after which nothing moved any more, and a little later: rows are counted before they are folded."""
     reached: _Sample | None = None
+    still: _Sample | None = None
     while True:
         time.sleep(_SAMPLE_S)
         if processing.failure is not None:
@@ -97,15 +105,16 @@ def _wait(processing: Processing, inputs: int, gpu_rows: int, engine_rows: int) 
         if now.rewinds:
             raise RuntimeError("a commit failed and rows were read twice: run it again on a quieter machine")
         if reached is None or now.rows != reached.rows:
-            reached = now
-        elif len(now.behind) < inputs or any(now.behind.values()):
-            if now.usage.wall_s - reached.usage.wall_s > _STALLED_S:
-                raise TimeoutError(f"nothing moves: {now}")
-        elif now.usage.wall_s - reached.usage.wall_s > _QUIET_S:
-            missing = gpu_rows - now.gpu_rows(), engine_rows - now.rows.get(topics.ENGINE, 0)
-            if any(missing):
-                raise RuntimeError(f"GPU and engine rows that were never read: {missing}")
-            return reached
+            reached, still = now, None
+            continue
+        still = still or now
+        missing = gpu_rows - now.gpu_rows(), engine_rows - now.rows.get(topics.ENGINE, 0)
+        waited_s = now.usage.wall_s - reached.usage.wall_s
+        if any(missing) or len(now.behind) < inputs or any(now.behind.values()) or now.gathered:
+            if waited_s > _STALLED_S:
+                raise TimeoutError(f"nothing moves, and rows are missing: {missing}, {now}")
+        elif waited_s > _QUIET_S:
+            return still
 
 
 def _checkpoint(settings: Settings) -> tuple[float, int]:

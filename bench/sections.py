@@ -19,7 +19,7 @@ _SECTIONS: Final = (
     ("consume", "idlewatt.stream.kafka_log", "KafkaStageLog.poll"),
     ("consume: kafka-python poll", "kafka", "KafkaConsumer.poll"),
     ("commit (transaction)", "idlewatt.stream.kafka_log", "KafkaStageLog.commit"),
-    ("decode", "idlewatt.processors.gathering", "Gathering._read"),
+    ("decode", "idlewatt.processors.gathering", "Gathering.take"),
     ("fold: rest", "idlewatt.processors.meter.stage", "MeterStage.fold"),
     ("fold: take in", "idlewatt.processors.meter.arrivals", "take_in"),
     ("fold: names to ids", "idlewatt.processors.meter.arrivals", "with_ids"),
