@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,8 +99,9 @@ class Processing:
     def stop(self, timeout_s: float) -> bool:
         """Commit what is folded and end; False if a stage did not end in time."""
         self._stop.set()
+        deadline = time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(timeout_s / len(self._threads))
+            thread.join(max(deadline - time.monotonic(), 0.0))
         return not any(thread.is_alive() for thread in self._threads)
 
     def metrics_body(self) -> bytes:
