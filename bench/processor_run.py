@@ -44,7 +44,7 @@ class _Sample:
 
 
 def _look(processing: Processing) -> _Sample:
-    # as they are kept: to make figures for /metrics of them costs as much as a second of folding
+    # as they are kept, not as figures for /metrics: looking counts as the process's time
     figures = processing._figures
     rows = {topic: count for (topic,), count in figures._counters[names.ROWS].items()}
     behind = dict(figures._gauges[names.BEHIND])

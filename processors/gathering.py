@@ -1,6 +1,6 @@
 """What was read of a partition and is not folded yet.
 
-Messages are kept as they came, a quarter as large as what is in them, and become rows all at once when they are folded.
+Messages are kept as they came, a quarter as large as what is in them, and become rows when they are folded.
 """
 
 import functools

@@ -14,6 +14,7 @@ import lz4.frame  # type: ignore[import-untyped]
 from crc32c import crc32c
 from kafka.consumer.fetcher import Fetcher
 from kafka.record.memory_records import MemoryRecords
+from kafka.record.util import encode_varint
 
 from idlewatt.stream.log import Message
 
@@ -152,11 +153,11 @@ def _alone(beginning: bytes, body_bytes: int) -> tuple[bytes, int, int] | None:
     except IndexError:
         return None
     place += max(key_size, 0)
-    for size_bytes in range(1, 6):
-        value_size = body_bytes - 1 - place - size_bytes
-        written = _as_varint(value_size)
-        if value_size >= 0 and len(written) == size_bytes:
-            return written, place, place + size_bytes
+    for size_bytes in range(1, min(6, body_bytes - place)):
+        written = bytearray()
+        encode_varint(body_bytes - 1 - place - size_bytes, written.append)
+        if len(written) == size_bytes:
+            return bytes(written), place, place + size_bytes
     return None
 
 
@@ -185,14 +186,3 @@ def _varint(body: bytes, place: int) -> tuple[int, int]:
         bits += 7
     found |= byte << bits
     return (found >> 1) ^ -(found & 1), place + 1
-
-
-def _as_varint(value: int) -> bytes:
-    """A number that is not negative, zigzag-encoded."""
-    found = bytearray()
-    value <<= 1
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)

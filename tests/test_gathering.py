@@ -1,4 +1,4 @@
-"""Messages to rows while they are gathered: whom rows are about, however much is remembered."""
+"""Messages to rows while they are gathered: whom rows are about, however much is read at once and remembered."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import ipc
 
+from idlewatt.processors import gathering
 from idlewatt.processors.gathering import Gathering
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.stage import MeterStage
@@ -37,9 +38,13 @@ def expected(messages: Sequence[tuple[int, Sequence[str]]]) -> list[tuple[int, i
     return [(offset, offset, "p", uuid) for offset, uuids in messages for uuid in uuids]
 
 
+@pytest.mark.parametrize("read_at_once", [1, 3, 2048])
 @pytest.mark.parametrize("most_entities", [1, 5, 1 << 19])
-def test_rows_keep_their_names(monkeypatch: pytest.MonkeyPatch, most_entities: int) -> None:
-    """Also when rosters are given up because they are full."""
+def test_rows_keep_their_names(
+    monkeypatch: pytest.MonkeyPatch, read_at_once: int, most_entities: int
+) -> None:
+    """Whatever is read at once, and although rosters are given up when they are full."""
+    monkeypatch.setattr(gathering, "_READ_AT_ONCE", read_at_once)
     monkeypatch.setattr(rosters, "_MOST_ENTITIES", most_entities)
     gathered = Gathering(STAGE)
     kinds = [("a", "b"), ("b", "a"), ("c",), ("a", "b"), (), ("d", "e", "f")]
