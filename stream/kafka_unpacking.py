@@ -14,7 +14,7 @@ import lz4.frame  # type: ignore[import-untyped]
 from crc32c import crc32c
 from kafka.consumer.fetcher import Fetcher
 from kafka.record.memory_records import MemoryRecords
-from kafka.record.util import encode_varint
+from kafka.record.util import decode_varint, encode_varint
 
 from idlewatt.stream.log import Message
 
@@ -146,10 +146,10 @@ def _alone(beginning: bytes, body_bytes: int) -> tuple[bytes, int, int] | None:
     where the value begins. Before the end stands the number of headers.
     """
     try:
-        size, place = _varint(beginning, 0)
+        size, place = decode_varint(beginning, 0)
         if place + size != body_bytes or not beginning.startswith(_FIRST, place):
             return None
-        key_size, place = _varint(beginning, place + len(_FIRST))
+        key_size, place = decode_varint(beginning, place + len(_FIRST))
     except IndexError:
         return None
     place += max(key_size, 0)
@@ -163,26 +163,15 @@ def _alone(beginning: bytes, body_bytes: int) -> tuple[bytes, int, int] | None:
 
 def _record(body: bytes, place: int) -> tuple[int, int, bytes]:
     """The record at this place: where it ends, its offset less that of the batch, its value. Raises one of _BROKEN."""
-    size, start = _varint(body, place)
+    size, start = decode_varint(body, place)
     end = start + size
     # attributes have no use yet; the time of its creation is that of its rows
-    _, place = _varint(body, start + 1)
-    delta, place = _varint(body, place)
-    key_size, place = _varint(body, place)
-    value_size, place = _varint(body, place + max(key_size, 0))
+    _, place = decode_varint(body, start + 1)
+    delta, place = decode_varint(body, place)
+    key_size, place = decode_varint(body, place)
+    value_size, place = decode_varint(body, place + max(key_size, 0))
     value_end = place + max(value_size, 0)
     # what remains are headers, which we do not write
     if value_end > end or end > len(body):
         raise ValueError("a record is longer than its batch")
     return end, delta, body[place:value_end]
-
-
-def _varint(body: bytes, place: int) -> tuple[int, int]:
-    """A zigzag-encoded integer, and where it ends."""
-    found = bits = 0
-    while (byte := body[place]) & 0x80:
-        place += 1
-        found |= (byte & 0x7F) << bits
-        bits += 7
-    found |= byte << bits
-    return (found >> 1) ^ -(found & 1), place + 1
