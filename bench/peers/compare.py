@@ -1,5 +1,7 @@
 """Idlewatt beside stream processors: rows per CPU-second over the same rows of the same Kafka."""
 
+import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +33,10 @@ def run(gpus: int) -> Part:
             found["peak_mib"],
         )
         truth = truth_of(fleet)
+        script = _polars_script()
+        rows.add(
+            script.name, "messages", script.guarantee, *measure(script, "messages", broker, fleet, truth)
+        )
         peer = _kafka_streams()
         for mode in ("messages", "rows"):
             rows.add(peer.name, mode, peer.guarantee, *measure(peer, mode, broker, fleet, truth))
@@ -56,6 +62,8 @@ _NOTES: Final = [
     "work meanwhile: engines, states, waterfall, yardsticks, ledger, money and /metrics, from rows of 15 columns.",
     "`messages`: the program reads the collectors' Arrow messages of 80 rows, each a record batch of its own. `rows`: "
     "it reads one JSON row of three fields a message, as such programs are commonly fed, in record batches of 500.",
+    "The Polars script is what Idlewatt is made of, kafka-python, pyarrow and polars, each used plainly: it sorts, takes "
+    "differences and sums, keeps its state in memory, commits nothing, and writes its windows many to a message.",
     "By row each uses its own windows: Kafka Streams its DSL (one thread, stores in memory with changelogs, windows "
     "emitted on close, 200 MiB of caches), Bytewax fold_window (one worker, recovery on), Quix Streams tumbling "
     "windows. By message, where those would hand on each row by itself, each has one stateful step per pool that "
@@ -63,6 +71,11 @@ _NOTES: Final = [
     "Prometheus: one series per GPU, scraped each second from pages of 72, and increase([10s]) recorded each 10 s, an "
     "estimate that is checked to a tenth only.",
 ]
+
+
+def _polars_script() -> Peer:
+    command = [sys.executable, str(_PROGRAMS / "polars_script.py")]
+    return Peer(f"Polars script {version('polars')}", "none", command)
 
 
 def _kafka_streams() -> Peer:

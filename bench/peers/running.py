@@ -150,7 +150,8 @@ def truth_of(fleet: Fleet) -> pl.DataFrame:
 
 def _check(name: str, mode: str, messages: Any, truth: pl.DataFrame, fleet: Fleet) -> None:
     """Raise unless every window in the output is right, and all that must be closed are there."""
-    found = pl.DataFrame([json.loads(message.value) for message in messages])
+    lines = [line for message in messages for line in message.value.splitlines()]
+    found = pl.DataFrame([json.loads(line) for line in lines])
     joined = found.join(truth, on=["gpu", "start_ms"], suffix="_true")
     wrong = found.height - joined.filter(pl.col("energy_mj") == pl.col("energy_mj_true")).height
     # At the end some windows of each GPU are open, or not yet in the topic: Kafka Streams looks once in a second of
