@@ -70,9 +70,12 @@ def recorded(
     """A broker that holds so many seconds of a fleet's messages, and the fleet; `rows`: as single rows too."""
     folder = CACHE / f"log-{shape}-{gpus}-{seconds}-{partitions}"
     with _alone(folder):
-        manifest = folder / "fleet.json"
+        manifest, with_rows = folder / "fleet.json", folder / "rows"
         key = _key()
         fleet = _known(manifest, key)
+        if (folder / "data" / f"{ROWS}-0").exists() and not with_rows.exists():
+            # a run was stopped while it wrote them
+            fleet = None
         if fleet is None:
             shutil.rmtree(folder, ignore_errors=True)
         broker = KeptBroker(folder, java_command())
@@ -82,8 +85,9 @@ def recorded(
                 fleet = _new_fleet(gpus, shape, seconds, partitions)
                 _fill(broker, fleet)
                 manifest.write_text(json.dumps({"key": key, "made_at": time.time(), "fleet": asdict(fleet)}))
-            if rows and not (folder / "data" / f"{ROWS}-0").exists():
+            if rows and not with_rows.exists():
                 _fill_rows(broker, fleet)
+                with_rows.touch()
             yield broker, fleet
         finally:
             broker.stop()
