@@ -15,7 +15,7 @@ import pyarrow as pa
 from kafka.partitioner.default import murmur2
 
 from idlewatt.stream import records, topics
-from idlewatt.stream.decoding import frame_schema
+from idlewatt.stream.decoding import decode_all, empty_frame, frame_schema
 from idlewatt.stream.encoding import encode_named
 from idlewatt.stream.records import Schema
 
@@ -85,6 +85,13 @@ class Fleet:
         part = _Part(self, partition)
         for step in range(self.seconds // self.batch_s):
             yield from part.messages(step)
+
+    def energy(self, partition: int) -> pl.DataFrame:
+        """ts_ms, gpu_uuid and energy_mj of all GPU rows of one partition, in the order they are sent."""
+        columns = ["ts_ms", "gpu_uuid", "energy_mj"]
+        messages = [m.value for m in self.messages(partition) if m.topic == topics.GPU]
+        found, _ = decode_all(messages, {records.GPU: columns})
+        return found[records.GPU].frame if messages else empty_frame(records.GPU).select(columns)
 
 
 def pool_name(pool: int) -> tuple[str, str]:

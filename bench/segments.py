@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 from unittest import mock
 
-import polars as pl
 from kafka.record.default_records import DefaultRecordBatchBuilder
 
 from bench import ROOT
 from bench.fleet import Fleet
-from idlewatt.stream import kafka_clients, topics
-from idlewatt.stream.decoding import decode
+from idlewatt.stream import kafka_clients
 from idlewatt.stream.settings import Log
 
 ROWS: Final = "bench.rows"
@@ -71,11 +69,7 @@ def _messages(fleet: Fleet, partition: int, codec: int) -> Iterator[tuple[str, i
 
 
 def _rows(fleet: Fleet, partition: int, codec: int) -> Iterator[tuple[str, int, bytearray]]:
-    frames = [decode(m.value)[1] for m in fleet.messages(partition) if m.topic == topics.GPU]
-    if not frames:
-        return
-    columns = ("ts_ms", "gpu_uuid", "energy_mj")
-    rows = pl.concat([frame.select(columns) for frame in frames]).sort("ts_ms", maintain_order=True)
+    rows = fleet.energy(partition).sort("ts_ms", maintain_order=True)
     for part in rows.iter_slices(_ROWS_PER_BATCH):
         batch = DefaultRecordBatchBuilder(2, codec, False, -1, -1, -1, _MAX_BATCH_BYTES)
         for n, (ts_ms, gpu, energy_mj) in enumerate(part.iter_rows()):

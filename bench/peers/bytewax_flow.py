@@ -45,7 +45,13 @@ def rows(messages, progress):
         return energy_mj, (ts_ms, 0 if last is None else energy_mj - last)
 
     increments = op.stateful_map("increment", op.map("parse", messages, parse), increment)
-    clock = win.EventClock(lambda row: EPOCH + timedelta(milliseconds=row[0]), wait_for_system_duration=GRACE)
+    clock = win.EventClock(
+        lambda row: EPOCH + timedelta(milliseconds=row[0]),
+        wait_for_system_duration=GRACE,
+        # by default it takes a row for late that it reads more than the grace after those before
+        now_getter=lambda: EPOCH,
+        to_system_utc=lambda _: None,
+    )
     windows = win.fold_window(
         "window",
         increments,

@@ -16,7 +16,6 @@ from bench.measuring import Usage, memory_mib, on_one_core, usage_of
 from bench.recorded import KeptBroker
 from bench.segments import ROWS
 from idlewatt.stream import topics
-from idlewatt.stream.decoding import decode
 from idlewatt.stream.kafka_clients import TopicPartition, open_reader
 from idlewatt.stream.kafka_reading import read_messages
 from idlewatt.stream.settings import Log
@@ -131,13 +130,8 @@ def _used(log: Log, output: str, process: subprocess.Popen[str], marks: dict[str
 
 def truth_of(fleet: Fleet) -> pl.DataFrame:
     """gpu, start_ms, energy_mj: each increment counted in the window of the later reading."""
-    frames = [
-        decode(message.value)[1].select("ts_ms", "gpu_uuid", "energy_mj")
-        for partition in range(fleet.partitions)
-        for message in fleet.messages(partition)
-        if message.topic == topics.GPU
-    ]
-    rows = pl.concat(frames).sort("gpu_uuid", "ts_ms")
+    rows = pl.concat(fleet.energy(partition) for partition in range(fleet.partitions))
+    rows = rows.sort("gpu_uuid", "ts_ms")
     return (
         rows.with_columns(
             start_ms=pl.col("ts_ms") // _WINDOW_MS * _WINDOW_MS,
