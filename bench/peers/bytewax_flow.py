@@ -15,6 +15,7 @@ from bytewax.dataflow import Dataflow
 from bytewax.recovery import RecoveryConfig
 from bytewax.testing import cluster_main
 from confluent_kafka import OFFSET_BEGINNING
+from progress import Progress
 
 WINDOW_MS, GRACE_MS = 10_000, 15_000
 WINDOW, GRACE = timedelta(milliseconds=WINDOW_MS), timedelta(milliseconds=GRACE_MS)
@@ -89,17 +90,6 @@ def encode(closed):
     return KafkaSinkMessage(
         gpu.encode(), orjson.dumps({"gpu": gpu, "start_ms": start_ms, "energy_mj": energy_mj})
     )
-
-
-class Progress:
-    def __init__(self, total: int) -> None:
-        self.seen, self.total = 0, total
-
-    def add(self, rows: int) -> None:
-        before, self.seen = self.seen, self.seen + rows
-        for mark, name in ((self.total // 3, "warm"), (self.total, "done")):
-            if before < mark <= self.seen:
-                print(name, self.seen, flush=True)
 
 
 if __name__ == "__main__":

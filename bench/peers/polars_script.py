@@ -6,6 +6,7 @@ from collections import defaultdict
 import polars as pl
 import pyarrow as pa
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from progress import Progress
 from pyarrow import ipc
 
 WINDOW_MS, GRACE_MS = 10_000, 15_000
@@ -71,17 +72,6 @@ class Partition:
         over = pl.col("start_ms") + WINDOW_MS + GRACE_MS <= rows["ts_ms"].max()
         self.open = sums.filter(~over)
         return sums.filter(over)
-
-
-class Progress:
-    def __init__(self, total: int) -> None:
-        self.seen, self.total = 0, total
-
-    def add(self, rows: int) -> None:
-        before, self.seen = self.seen, self.seen + rows
-        for mark, name in ((self.total // 3, "warm"), (self.total, "done")):
-            if before < mark <= self.seen:
-                print(name, self.seen, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import sys
 import tempfile
 
 from arrow_readings import readings
+from progress import Progress
 from quixstreams import Application, State
 
 WINDOW_MS = 10_000
@@ -65,17 +66,6 @@ def main(brokers: str, mode: str, topic: str, output: str, total: int) -> None:
         sdf = sdf.apply(closed, stateful=True, expand=True)
     sdf.to_topic(results)
     app.run()
-
-
-class Progress:
-    def __init__(self, total: int) -> None:
-        self.seen, self.total = 0, total
-
-    def add(self, rows: int) -> None:
-        before, self.seen = self.seen, self.seen + rows
-        for mark, name in ((self.total // 3, "warm"), (self.total, "done")):
-            if before < mark <= self.seen:
-                print(name, self.seen, flush=True)
 
 
 if __name__ == "__main__":
