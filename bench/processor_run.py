@@ -49,10 +49,11 @@ def _look(processing: Processing) -> _Sample:
     rows = {topic: count for (topic,), count in figures._counters[names.ROWS].items()}
     behind = dict(figures._gauges[names.BEHIND])
     rewinds = sum(figures._counters[names.REWINDS].values())
-    gatherings = [
-        gathering for runner in processing._runners.values() for gathering in [*runner._gathering.values()]
-    ]
-    gathered = sum(gathering.size_bytes for gathering in gatherings)
+    gathered = sum(
+        gathering.size_bytes
+        for runner in processing._runners.values()
+        for gathering in [*runner._gathering.values()]
+    )
     return _Sample(rows, behind, gathered, rewinds, own_usage())
 
 

@@ -1,16 +1,20 @@
 """Idlewatt beside stream processors: rows per CPU-second over the same rows of the same Kafka."""
 
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+import polars as pl
+
 from bench.environments import java_class_path, python_with
+from bench.fleet import Fleet
 from bench.measuring import Usage
 from bench.peers import prometheus
 from bench.peers.running import Peer, measure, truth_of
 from bench.processor import PARTITIONS, measured
-from bench.recorded import fresh_outputs, recorded
+from bench.recorded import KeptBroker, fresh_outputs, recorded
 from bench.report import Part, Table
 
 # of event time. What is slow reads 60 s of rows, what is fast 300 s: the JVM takes a while until it is warm.
@@ -33,18 +37,12 @@ def run(gpus: int) -> Part:
             found["peak_mib"],
         )
         truth = truth_of(fleet)
-        script = _polars_script()
-        rows.add(
-            script.name, "messages", script.guarantee, *measure(script, "messages", broker, fleet, truth)
-        )
-        peer = _kafka_streams()
-        for mode in ("messages", "rows"):
-            rows.add(peer.name, mode, peer.guarantee, *measure(peer, mode, broker, fleet, truth))
+        rows.add_peer(_polars_script(), ("messages",), broker, fleet, truth)
+        rows.add_peer(_kafka_streams(), ("messages", "rows"), broker, fleet, truth)
     with recorded(gpus, "nodes", _SLOW_S, PARTITIONS, rows=True) as (broker, short_fleet):
         truth = truth_of(short_fleet)
         for peer in (_bytewax(), _quix_streams()):
-            for mode in ("messages", "rows"):
-                rows.add(peer.name, mode, peer.guarantee, *measure(peer, mode, broker, short_fleet, truth))
+            rows.add_peer(peer, ("messages", "rows"), broker, short_fleet, truth)
     if prometheus.version():
         rows.add(f"Prometheus {prometheus.version()}", "pages", "best effort", *prometheus.measure(gpus))
     return Part(
@@ -115,6 +113,12 @@ class _Rows:
         self.values: dict[str, float] = {}
         self.losses: list[str] = []
         self._ours = 0.0
+
+    def add_peer(
+        self, peer: Peer, modes: Sequence[str], broker: KeptBroker, fleet: Fleet, truth: pl.DataFrame
+    ) -> None:
+        for mode in modes:
+            self.add(peer.name, mode, peer.guarantee, *measure(peer, mode, broker, fleet, truth))
 
     def add(self, name: str, mode: str, guarantee: str, rows: int, used: Usage, memory_mib: float) -> None:
         rate = rows / used.cpu_s
