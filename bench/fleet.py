@@ -13,13 +13,16 @@ from typing import Final, Literal
 import polars as pl
 import pyarrow as pa
 from kafka.partitioner.default import murmur2
+from pyarrow import ipc
 
 from idlewatt.stream import records, topics
 from idlewatt.stream.decoding import decode_all, empty_frame, frame_schema
-from idlewatt.stream.encoding import encode_named
+from idlewatt.stream.encoding import SEAL_BYTES, encode_named, sealed
 from idlewatt.stream.records import Schema
 
 Shape = Literal["nodes", "racks"]
+# from the second and the fleet's start in Unix ms to what changes in a row: numbers of 8 bytes, never null
+_Readings = Callable[[pl.Expr, int], dict[str, pl.Expr]]
 
 GPUS_PER_POOL: Final = 72
 GPUS_PER_ENGINE: Final = 8
@@ -115,15 +118,15 @@ class _Part:
             ((pool, node, (pool * nodes + node) % fleet.batch_s) for pool in pools for node in range(nodes)),
             key=lambda collector: -collector[2],
         )
-        self._gpu = _Kind(records.GPU, fleet, self._gpus())
-        self._engine = _Kind(records.ENGINE, fleet, self._engines())
+        self._gpu = _Kind(records.GPU, fleet, self._gpus(), _gpu_readings)
+        self._engine = _Kind(records.ENGINE, fleet, self._engines(), _engine_readings)
 
     def messages(self, step: int) -> Iterator[Message]:
         fleet = self._fleet
         if not self._collectors:
             return
-        engines = self._engine.encoded(step, _engine_readings)
-        gpus = self._gpu.encoded(step, _gpu_readings)
+        engines = self._engine.encoded(step)
+        gpus = self._gpu.encoded(step)
         for pool, _, phase in self._collectors:
             key = topics.pool_key(*pool_name(pool))
             sent_ms = fleet.start_ms + ((step + 1) * fleet.batch_s - phase) * 1000
@@ -161,11 +164,14 @@ class _Part:
 
 
 class _Kind:
-    """Rows of one kind of all collectors of a partition: what never changes is made once."""
+    """Rows of one kind of all collectors of a partition. From one message of a collector to the next only readings change."""
 
-    def __init__(self, schema: Schema, fleet: Fleet, entities: list[dict[str, object]]) -> None:
-        self._schema = schema
+    def __init__(
+        self, schema: Schema, fleet: Fleet, entities: list[dict[str, object]], readings: _Readings
+    ) -> None:
         self._fleet = fleet
+        self._readings = readings
+        self._messages: list[_Message] = []
         frame = pl.DataFrame(entities, infer_schema_length=None)
         if not frame.height:
             return
@@ -173,34 +179,66 @@ class _Kind:
         seconds = pl.DataFrame({"second": range(fleet.batch_s)})
         rows = frame.join(seconds, how="cross").sort("collector", "second", maintain_order=True)
         self._moving = rows.select("entity", "second", "phase", "of_pool")
-        self._static = _conform(schema, rows, fleet).drop(schema.names)
-        names = _conform(schema, frame, fleet).select(schema.names).to_arrow().combine_chunks()
-        self._of_each = len(frame) // (1 + int(frame["collector"][-1]))
-        # of each collector
-        self._names = [
-            {
-                name: pa.array(
-                    names[name].chunk(0).slice(first, self._of_each).to_pylist(),
-                    schema.arrow.field(name).type,
-                )
-                for name in schema.names
-            }
-            for first in range(0, len(frame), self._of_each)
-        ]
-        self._places = pa.array([*range(self._of_each)] * fleet.batch_s, pa.int32())
+        moved = self._moved(0)
+        columns = _arrays(_conform(schema, rows, fleet).drop(schema.names).with_columns(moved))
+        names = _arrays(_conform(schema, frame, fleet).select(schema.names))
+        of_each = len(frame) // (1 + int(frame["collector"][-1]))
+        places = pa.array([*range(of_each)] * fleet.batch_s, pa.int32())
+        for collector in range(len(frame) // of_each):
+            message = encode_named(
+                schema,
+                _part(columns, collector, len(places)),
+                # only its own, and not as slices: those are written with an offset each
+                {
+                    name: pa.array(texts.to_pylist(), schema.arrow.field(name).type)
+                    for name, texts in _part(names, collector, of_each).items()
+                },
+                places,
+            )
+            self._messages.append(_message(message, moved.columns))
 
-    def encoded(self, step: int, readings: Callable[[pl.Expr, int], dict[str, pl.Expr]]) -> Iterator[bytes]:
+    def encoded(self, step: int) -> Iterator[bytes]:
         """The message of each collector in one step."""
+        if not self._messages:
+            return
+        moved = [memoryview(column.buffers()[1]).cast("B") for column in _arrays(self._moved(step)).values()]
+        for place, message in enumerate(self._messages):
+            for values, new in zip(message.moving, moved, strict=True):
+                values[:] = new[place * len(values) : (place + 1) * len(values)]
+            yield sealed(bytes(message.stream), message.batch_at)
+
+    def _moved(self, step: int) -> pl.DataFrame:
         at_s = pl.col("second") + step * self._fleet.batch_s - pl.col("phase")
-        rows = self._static.with_columns(self._moving.select(**readings(at_s, self._fleet.start_ms)))
-        columns = {
-            name: column.chunk(0)
-            for name, column in zip(rows.columns, rows.rechunk().to_arrow(), strict=True)
-        }
-        for place, names in enumerate(self._names):
-            first = place * len(self._places)
-            some = {name: column.slice(first, len(self._places)) for name, column in columns.items()}
-            yield encode_named(self._schema, some, names, self._places)
+        return self._moving.select(**self._readings(at_s, self._fleet.start_ms))
+
+
+def _arrays(rows: pl.DataFrame) -> dict[str, pa.Array]:
+    table = rows.to_arrow().combine_chunks()
+    return {name: table[name].chunk(0) for name in rows.columns}
+
+
+def _part(columns: dict[str, pa.Array], number: int, rows: int) -> dict[str, pa.Array]:
+    return {name: column.slice(number * rows, rows) for name, column in columns.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """One that is made anew where it stands, but for its seal."""
+
+    stream: bytearray
+    batch_at: int
+    # the bytes of each column that changes, in the stream
+    moving: list[memoryview]
+
+
+def _message(encoded: bytes, moving: list[str]) -> _Message:
+    stream = bytearray(encoded[:-SEAL_BYTES])
+    batch_at = int.from_bytes(encoded[-SEAL_BYTES:][:4], "little")
+    buffer = pa.py_buffer(stream)
+    batch = ipc.open_stream(buffer).read_next_batch()
+    starts = [batch.column(name).buffers()[1].address - buffer.address for name in moving]
+    size = batch.num_rows * 8
+    return _Message(stream, batch_at, [memoryview(stream)[start : start + size] for start in starts])
 
 
 def _conform(schema: Schema, rows: pl.DataFrame, fleet: Fleet) -> pl.DataFrame:
