@@ -2,17 +2,15 @@
 
 from typing import Final
 
-from bench.processor import PARTITIONS, measured, recorded_s
-from bench.recorded import fresh_outputs, recorded
+from bench.processor import measure
 from bench.report import Part, Table
 
 _HOUR_S: Final = 3600
 
 
 def run(gpus: int) -> Part:
-    """Reads what the log of bench/processor.py holds, some minutes, and says how long an hour takes at that pace."""
-    with recorded(gpus, "nodes", recorded_s(gpus), PARTITIONS) as (broker, fleet):
-        found = measured(fresh_outputs(broker, PARTITIONS), fleet)
+    """The run of bench/processor.py over some minutes, and how long an hour takes at that pace."""
+    fleet, found = measure(gpus, "nodes", profile=False)
     pace = fleet.seconds / found["wall_s"]
     table = Table(
         "GPUs", "in the log", "seconds until live", "times real time", "an hour would take", "peak memory MiB"

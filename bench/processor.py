@@ -7,6 +7,7 @@ of reading until it has read and committed everything: 1,200 s of rows at 10,000
 time; its rows are read too and not counted as samples.
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -103,8 +104,12 @@ def _whole(table: Table, sizes: list[int], rates: dict[tuple[int, Shape], float]
     return Part("processor", [table], values, notes)
 
 
-def measure(gpus: int, shape: Shape, *, profile: bool = False) -> tuple[Fleet, dict[str, Any]]:
-    """The fleet, and what bench/processor_run.py found; and `load_s`, what calibration_s() took beside it."""
+@functools.cache
+def measure(gpus: int, shape: Shape, *, profile: bool) -> tuple[Fleet, dict[str, Any]]:
+    """The fleet, and what bench/processor_run.py found; and `load_s`, what calibration_s() took beside it.
+
+    One run, however often it is asked for.
+    """
     with recorded(gpus, shape, recorded_s(gpus, shape), PARTITIONS) as (broker, fleet):
         settings = fresh_outputs(broker, PARTITIONS)
         before_s = calibration_s()
