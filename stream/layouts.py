@@ -104,11 +104,14 @@ class Layout:
     cut: Any
 
     def where(self, column: Column) -> tuple[int, slice]:
-        """The number of the span that the column lies in, and where in it. Raises pa.ArrowInvalid."""
-        for number, span in enumerate(self.spans):
-            if span.start <= column.data.start and column.data.stop <= span.stop:
-                return number, slice(column.data.start - span.start, column.data.stop - span.start)
-        raise pa.ArrowInvalid("a column that is in no span")
+        """The number of the span that the column, one of this layout's, lies in, and where in it."""
+        data = column.data
+        number, span = next(
+            (number, span)
+            for number, span in enumerate(self.spans)
+            if span.start <= data.start and data.stop <= span.stop
+        )
+        return number, slice(data.start - span.start, data.stop - span.start)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
