@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 from unittest import mock
 
+from crc32c import crc32c
 from kafka.record.default_records import DefaultRecordBatchBuilder
 
 from bench import ROOT
@@ -31,6 +32,10 @@ _FIRST_SEGMENT: Final = f"{0:020d}.log"
 _CODECS: Final = {None: 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 # set by the broker: outside of the batch's checksum
 _BASE_OFFSET: Final = struct.Struct(">q")
+# those of a batch that came to one of our topics: the time of its arrival. Its checksum is over all from there on.
+_CHECKSUM_AT: Final = 17
+_ATTRIBUTES_AT: Final = 21
+_ARRIVED: Final = 8
 _MAX_BATCH_BYTES: Final = 1 << 20
 
 
@@ -65,7 +70,14 @@ def _messages(fleet: Fleet, partition: int, codec: int) -> Iterator[tuple[str, i
     for message in fleet.messages(partition):
         batch = DefaultRecordBatchBuilder(2, codec, False, -1, -1, -1, _MAX_BATCH_BYTES)
         batch.append(0, message.sent_ms, message.key, message.value, [])
-        yield message.topic, 1, batch.build()
+        yield message.topic, 1, _arrived(batch.build())
+
+
+def _arrived(batch: bytearray) -> bytearray:
+    batch[_ATTRIBUTES_AT + 1] |= _ARRIVED
+    checksum = crc32c(bytes(batch[_ATTRIBUTES_AT:]))
+    batch[_CHECKSUM_AT:_ATTRIBUTES_AT] = checksum.to_bytes(4, "big")
+    return batch
 
 
 def _rows(fleet: Fleet, partition: int, codec: int) -> Iterator[tuple[str, int, bytearray]]:

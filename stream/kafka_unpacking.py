@@ -30,10 +30,16 @@ _FIRST: Final = bytes(3)
 # the size of a record of a megabyte, those, and the size of a key of 8 KB
 _BEGINNING_BYTES: Final = 8
 _Opened = Callable[[bytes], bytes]
-# by the attributes of a batch: no transaction, no control batch, the time of its creation
-_OPENED: Final[Mapping[int, _Opened]] = {0: bytes, 3: lz4.frame.decompress}
+# by the attributes of a batch: no transaction, no control batch; the time of its creation, or of its arrival (8), as our
+# topics have it
+_OPENED: Final[Mapping[int, _Opened]] = {
+    0: bytes,
+    3: lz4.frame.decompress,
+    8: bytes,
+    11: lz4.frame.decompress,
+}
 # what those and the functions below raise over what is no batch
-_BROKEN: Final = (IndexError, RuntimeError, ValueError)
+_BROKEN: Final = (IndexError, RuntimeError, ValueError, MemoryError)
 _ANY_OFFSET: Final = -(1 << 64)
 
 

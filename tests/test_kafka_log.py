@@ -113,6 +113,19 @@ def test_two_members_share_the_partitions(open_member: OpenMember, append: Calla
         assert pools[0] == pools[1] != set()
 
 
+def test_what_a_collector_sends_is_cut_out_by_us(open_member: OpenMember, fresh_topics: Settings) -> None:
+    """As the broker keeps it, with the time of its arrival: kafka-python takes five times as long over it."""
+    member = open_member()
+    member.until_assigned(4)
+    appender = KafkaAppender(fresh_topics.log, "test")
+    appender.append([Record(topics.GPU, topics.pool_key("site", "rack-0"), b"value" * 100)])
+    appender.close()
+    poll_all([member], lambda: bool(member.messages))
+    (found,) = member.messages
+    assert found.value == b"value" * 100
+    assert len(found.packed) < 100
+
+
 def test_partitions_and_snapshots_follow_a_member_that_leaves(
     open_member: OpenMember, append: Callable[..., None], fresh_topics: Settings
 ) -> None:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import lz4.frame  # type: ignore[import-untyped]
 import pytest
+import xxhash
 from crc32c import crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from idlewatt.stream.kafka_unpacking import PartitionRecords
 from idlewatt.stream.log import Message
 
 NONE, GZIP, LZ4, ZSTD = 0, 1, 3, 4
+ARRIVED = 8
 TP = TopicPartition("idlewatt.gpu", 3)
 
 records = st.tuples(
@@ -30,16 +33,25 @@ records = st.tuples(
 batches = st.tuples(
     st.sampled_from([LZ4, LZ4, LZ4, NONE, GZIP, ZSTD]),
     st.booleans(),
+    st.booleans(),
     st.lists(records, min_size=1, max_size=4),
 )
 
 
-def batch(codec: int, transactional: bool, base: int, rows: list[Any]) -> bytearray:
+def batch(codec: int, transactional: bool, base: int, rows: list[Any], *, arrived: bool = True) -> bytearray:
+    """`arrived`: as a topic with LogAppendTime, like ours, has it."""
     builder = DefaultRecordBatchBuilder(2, codec, transactional, 7 if transactional else -1, 0, 0, 1 << 20)
     for n, (key, value, headers, ts_ms) in enumerate(rows):
         builder.append(n, 2_000_000_000_000 + ts_ms, key, value, headers)
     built: bytearray = builder.build()
     built[:8] = base.to_bytes(8, "big")
+    if arrived:
+        built[22] |= ARRIVED
+    return with_checksum(built)
+
+
+def with_checksum(built: bytearray) -> bytearray:
+    built[17:21] = crc32c(bytes(built[21:])).to_bytes(4, "big")
     return built
 
 
@@ -76,8 +88,8 @@ def test_the_same_comes_out_as_of_kafka_python(
     """Batches of any codec, of transactions, with gaps between them, cut off at the end, or with a damaged byte."""
     fetched = bytearray()
     base = 100
-    for codec, transactional, rows in parts:
-        fetched += batch(codec, transactional, base, rows)
+    for codec, transactional, arrived, rows in parts:
+        fetched += batch(codec, transactional, base, rows, arrived=arrived)
         base += len(rows) + gap
     if cut and len(fetched) > cut:
         del fetched[-cut:]
@@ -91,20 +103,20 @@ def test_the_same_comes_out_as_of_kafka_python(
 
 def test_what_a_collector_sends_is_cut_out_by_us() -> None:
     """A batch of one message, as an idempotent producer compresses it, does not go the slow way."""
-    builder = DefaultRecordBatchBuilder(2, LZ4, False, 4, 0, 11, 1 << 20)
-    builder.append(0, 5, b"key", b"value" * 100, [])
-    part = PartitionRecords(0, TP, MemoryRecords(bytes(builder.build())), check_crcs=True)
-    (found,) = part.take()
-    assert isinstance(found, Message)
-    assert (found.offset, found.value) == (0, b"value" * 100)
-    assert len(found.packed) < 100
+    for arrived in (False, True):
+        sent = batch(LZ4, False, 0, [(b"key", b"value" * 100, [], 0)], arrived=arrived)
+        part = PartitionRecords(0, TP, MemoryRecords(bytes(sent)), check_crcs=True)
+        (found,) = part.take()
+        assert isinstance(found, Message)
+        assert (found.offset, found.value) == (0, b"value" * 100)
+        assert len(found.packed) < 100
 
 
 def test_what_nobody_can_open_holds_up_nothing() -> None:
     """A sender may say lz4 of what is none, under a checksum that fits: it is handed on, and what follows it too."""
     lying = batch(NONE, False, 5, [(b"key", b"value" * 20, [], 0)])
-    lying[22] = LZ4
-    lying[17:21] = crc32c(bytes(lying[21:])).to_bytes(4, "big")
+    lying[22] = LZ4 | ARRIVED
+    with_checksum(lying)
     honest = batch(LZ4, False, 6, [(b"key", b"after", [], 0)])
     part = PartitionRecords(5, TP, MemoryRecords(bytes(lying + honest)), check_crcs=True)
     first, second = part.take()
@@ -112,3 +124,18 @@ def test_what_nobody_can_open_holds_up_nothing() -> None:
     assert (first.offset, first.value) == (5, first.packed)
     with pytest.raises(UnreadableMessageError, match="does not begin like an Arrow IPC stream"):
         decode(first.value)
+
+
+def test_a_frame_that_claims_any_size_holds_up_nothing() -> None:
+    """lz4 would take as much memory as its header says."""
+    frame = bytearray(lz4.frame.compress(b"value" * 20, store_size=True))
+    frame[6:14] = (1 << 62).to_bytes(8, "little")
+    frame[14] = xxhash.xxh32_intdigest(bytes(frame[4:14])) >> 8 & 0xFF
+    plain = batch(NONE, False, 5, [(b"key", b"value", [], 0)])
+    lying = plain[:61] + frame
+    lying[8:12] = (len(lying) - 12).to_bytes(4, "big")
+    lying[22] = LZ4 | ARRIVED
+    with_checksum(lying)
+    part = PartitionRecords(5, TP, MemoryRecords(bytes(lying)), check_crcs=True)
+    (found,) = part.take()
+    assert found.value == found.packed
