@@ -48,11 +48,16 @@ class Gathered:
         return Batch(frames, now_ms, at_end, self.entities)
 
     def one_by_one(self) -> Iterator["Gathered"]:
-        """The messages that brought rows, each alone."""
-        for topic, schema, rows in self.parts:
-            for offset in rows["src"].unique(maintain_order=True):
-                part = rows.filter(pl.col("src") == offset)
-                yield Gathered([(topic, schema, part)], self.entities, {topic: offset + 1})
+        """The messages that brought rows, each alone, in the order of their topic."""
+        order = {topic: place for place, topic in enumerate(self.next_offsets)}
+        alone = [
+            (order[topic], offset, topic, schema, rows)
+            for topic, schema, rows in self.parts
+            for offset in rows["src"].unique()
+        ]
+        for _, offset, topic, schema, rows in sorted(alone, key=operator.itemgetter(0, 1)):
+            part = rows.filter(pl.col("src") == offset)
+            yield Gathered([(topic, schema, part)], self.entities, {topic: offset + 1})
 
 
 # most folds lack some kind of rows

@@ -39,6 +39,7 @@ GATHER_BYTES: Final = 512 * 1024 * 1024
 # After so long it polls before it folds on: a member of a group that does not for a minute is given up by it, and a
 # machine with a fifth of a core takes that long for what is gathered of a dozen partitions.
 FOLD_S: Final = 10.0
+_MOST_DETAIL: Final = 500
 UNAVAILABLE_PAUSE_S: Final = 1.0
 SAY_AGAIN_S: Final = 60.0
 
@@ -231,6 +232,8 @@ class Runner(Generic[S]):
             if len(alone) > 1:
                 for one in alone:
                     self._fold_partition(partition, one, frozenset(), now_ms)
+                # of the last messages some may have had no rows
+                self._keep_place(partition, gathered, self._waiting(partition))
                 return
             # The state is as it was: this message alone is set aside, and nothing else is lost.
             ((topic, next_offset),) = alone[0].next_offsets.items()
@@ -238,7 +241,7 @@ class Runner(Generic[S]):
             fault = UnreadableMessageError("fold_failed", "the stage could not fold it")
             message = Message(topic, partition, next_offset - 1, b"")
             self._outbox.setdefault(partition, []).append(self._reject(message, fault, now_ms))
-            self._keep_place(partition, gathered, {})
+            self._keep_place(partition, gathered, self._waiting(partition))
             return
         self._take(partition, folded, now_ms)
         self._keep_place(partition, gathered, folded.needed)
@@ -266,8 +269,18 @@ class Runner(Generic[S]):
             if position is not None:
                 self._resume[topic, partition] = min(needed.get(topic, position), position)
 
+    def _waiting(self, partition: int) -> dict[str, int]:
+        """What the last fold needed to be read again after a restart."""
+        places = {topic: (topic, partition) for topic in self._stage.inputs}
+        return {
+            topic: self._resume[place]
+            for topic, place in places.items()
+            if place in self._resume and self._resume[place] < self._positions[place]
+        }
+
     def _reject(self, message: Message, fault: UnreadableMessageError, now_ms: int) -> Record:
-        reason, detail = fault.reason, str(fault)
+        # what is wrong may be quoted in it, up to the whole message
+        reason, detail = fault.reason, str(fault)[:_MOST_DETAIL]
         self._figures.count(names.REJECTED_MESSAGES, message.topic, reason)
         self._say(
             "message_rejected", topic=message.topic, reason=reason, offset=message.offset, detail=detail

@@ -264,6 +264,57 @@ def test_a_bad_message_costs_nothing_else(stand: Stand, bad: bytes, reason: str)
     assert stand.figure("idlewatt_rejected_messages_total") == {(topics.GPU, reason): 1}
 
 
+def test_what_waits_is_read_again_though_a_later_message_cannot_be_folded(stand: Stand) -> None:
+    """The snapshot does not hold the rows that wait."""
+    stand.log.polls = [
+        Poll(assigned={0: None}),
+        Poll([reading(4, 1), reading(5, 0)]),
+        Poll([reading(6, 13)]),
+    ]
+    stand.run(3)
+    assert [commit.resume[topics.GPU, 0] for commit in stand.log.commits] == [5, 5]
+
+
+def test_kinds_that_share_a_topic_are_set_aside_in_its_order(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However its rows were sorted out: what the snapshot holds is not read again."""
+    row = records.EngineRow(
+        ts_ms=NOW_MS,
+        site="s",
+        pool="p",
+        node="n",
+        engine="e",
+        server="vllm",
+        model_name="m",
+        output_tokens=9,
+        advance="step",
+    )
+    engine = Message(topics.GPU, 0, 1, encode_rows(records.ENGINE, [row]))
+    monkeypatch.setattr(
+        Summing, "columns", {records.GPU: ("ts_ms", "energy_mj"), records.ENGINE: ("output_tokens",)}
+    )
+    stand.log.polls = [
+        Poll(assigned={0: None}),
+        Poll([reading(0, 1), engine, reading(2, 13), reading(3, 1000), Message(topics.GPU, 0, 4, b"bad")]),
+    ]
+    stand.run(2)
+    (commit,) = stand.log.commits
+    assert (commit.snapshots, commit.resume) == ({0: b"1001"}, {(topics.GPU, 0): 5})
+
+
+def test_a_long_complaint_is_cut_off(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with a message may quote all of it: a record that no broker takes would be written for ever."""
+    schema = records.pa.schema([("x", records.pa.int64())], {records.NAME_KEY: b"y" * 100_000})
+    sink = records.pa.BufferOutputStream()
+    with records.pa.ipc.new_stream(sink, schema):
+        pass
+    stand.log.polls = [Poll(assigned={0: None}), Poll([Message(topics.GPU, 0, 7, bytes(sink.getvalue()))])]
+    stand.run(2)
+    (record,) = stand.log.commits[0].records
+    assert len(record.value) < 10_000
+
+
 def test_a_missing_value_rejects_its_message_alone(stand: Stand) -> None:
     """Rows are checked many messages at once; only the one at fault is set aside."""
     table = decode(reading(0, 10).value)[1].with_columns(node=pl.lit(None, pl.String)).to_arrow()
