@@ -310,6 +310,8 @@ def _read_foreign(schema: Schema, message: bytes) -> pl.DataFrame:
     if missing:
         raise UnreadableMessageError("missing_column", f"{schema.name} lacks {', '.join(missing)}")
     try:
+        # a column of nothing but nulls has no bytes however many rows it has; as numbers they would take memory
+        _without_nulls(schema, table)
         columns = [
             _plain(table.column(field.name)).cast(field.type)
             if field.name in table.column_names
@@ -320,12 +322,18 @@ def _read_foreign(schema: Schema, message: bytes) -> pl.DataFrame:
         raise UnreadableMessageError(
             "column_type", f"a column of {schema.name} has the wrong type: {error}"
         ) from error
-    frame = pl.from_arrow(pa.table(columns, names=schema.arrow.names))
+    table = pa.table(columns, names=schema.arrow.names)
+    # and now also those that stood in a dictionary
+    _without_nulls(schema, table)
+    frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
-    for name in schema.required:
-        if frame.get_column(name).null_count():
-            raise UnreadableMessageError("null_value", f"{schema.name}.{name} has rows without a value")
     return frame
+
+
+def _without_nulls(schema: Schema, table: pa.Table) -> None:
+    for name in schema.required:
+        if table.column(name).null_count:
+            raise UnreadableMessageError("null_value", f"{schema.name}.{name} has rows without a value")
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -14,6 +14,8 @@ from idlewatt.stream.records import Schema
 
 # Above what a partition's collectors name in a day of pods that come and go; then it is time for a new one.
 _MOST_ENTITIES: Final = 1 << 19
+# of names; those of that many entities take a third of it
+_MOST_BYTES: Final = 256 << 20
 
 
 class Rosters:
@@ -26,12 +28,13 @@ class Rosters:
         self._columns = [name for name in columns if name in schema.names]
         self._parts = [pl.DataFrame(schema.arrow.empty_table().select(self._columns))]
         self._height = 0
+        self._bytes = 0
         # digest of a roster -> the number of its first entity, and how many it has
         self._found: dict[bytes, tuple[int, int]] = {}
 
     @property
     def full(self) -> bool:
-        return max(self._height, len(self._found)) >= _MOST_ENTITIES
+        return max(self._height, len(self._found)) >= _MOST_ENTITIES or self._bytes >= _MOST_BYTES
 
     @property
     def digests(self) -> Collection[bytes]:
@@ -46,6 +49,7 @@ class Rosters:
             first += height
         self._parts.append(names)
         self._height = first
+        self._bytes += int(names.estimated_size())
 
     @property
     def names(self) -> pl.DataFrame:

@@ -5,6 +5,7 @@ import dataclasses
 import random
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pytest
 from crc32c import crc32c
@@ -12,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import ipc
 
-from idlewatt.stream import records
+from idlewatt.stream import records, rosters
 from idlewatt.stream.decoding import decode, decode_all, frame_schema
-from idlewatt.stream.encoding import SEAL, SEAL_BYTES, encode_rows, encode_table, sealed
+from idlewatt.stream.encoding import END_OF_STREAM, SEAL, SEAL_BYTES, encode_rows, encode_table, sealed
 from idlewatt.stream.errors import UnreadableMessageError
+from idlewatt.stream.layouts import Layouts
 from idlewatt.stream.rosters import Rosters
 
 _INT = st.integers(-(2**63), 2**63 - 1)
@@ -245,19 +247,19 @@ def test_names_apart_are_those_of_the_rows(messages: list[list[records.EngineRow
     """Wherever a row points, its names stand; messages that name the same in the same order bring them once."""
     sent = [encode_rows(records.ENGINE, rows) for rows in messages]
     plain = [encode_table(records.ENGINE, decode(message)[1].to_arrow()) for message in sent[:2]]
-    rosters = Rosters(records.ENGINE, records.ENGINE.arrow.names)
+    kept = Rosters(records.ENGINE, records.ENGINE.arrow.names)
     expected = [dataclasses.asdict(row) for rows in [*messages, *messages[:2]] for row in rows]
     known = 0
     for again in (False, True):
-        found, faults = decode_all([*sent, *plain], rosters={records.ENGINE: rosters})
+        found, faults = decode_all([*sent, *plain], rosters={records.ENGINE: kept})
         assert not faults
         if not messages:
             return
         rows = found[records.ENGINE].frame
-        whole = rows.hstack(rosters.names[rows["entity"]]).select(frame_schema(records.ENGINE).names())
+        whole = rows.hstack(kept.names[rows["entity"]]).select(frame_schema(records.ENGINE).names())
         assert whole.rows(named=True) == expected
-        assert not again or rosters.names.height == known
-        known = rosters.names.height
+        assert not again or kept.names.height == known
+        known = kept.names.height
     alone = Rosters(records.ENGINE, records.ENGINE.arrow.names)
     decode_all(sent, rosters={records.ENGINE: alone})
     names = {tuple(dict.fromkeys(_names(row) for row in rows)) for rows in messages}
@@ -360,3 +362,50 @@ def test_bodies_of_one_layout_are_joined(sent: list[list[records.GpuRow]]) -> No
         rows = found[records.GPU]
         assert rows.frame.rows(named=True) == [dataclasses.asdict(row) for some in sent for row in some]
         assert rows.of_message(range(len(sent))).to_list() == [n for n, some in enumerate(sent) for _ in some]
+
+
+def test_nothing_but_nulls_takes_no_memory() -> None:
+    """A message of a kilobyte may have any number of rows where no column has a value."""
+    names = records.GPU.arrow.names
+    table = pa.table([pa.nulls(3_000_000)] * len(names), names=names)
+    table = table.replace_schema_metadata(records.GPU.arrow.metadata)
+    sink = pa.BufferOutputStream()
+    with ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    message = sink.getvalue().to_pybytes()
+    assert len(message) < 10_000
+    before = pa.default_memory_pool().max_memory()
+    with pytest.raises(UnreadableMessageError, match="rows without a value"):
+        decode(message)
+    assert pa.default_memory_pool().max_memory() - before < 10_000_000
+
+
+def test_a_padded_header_is_read_and_not_remembered() -> None:
+    """Layouts are told apart by their headers: those of any length would stay in memory."""
+    message = encode_rows(records.REJECTED, [])
+    at = int.from_bytes(message[-SEAL_BYTES:][:4], "little")
+    size = int.from_bytes(message[at + 4 : at + 8], "little")
+    padding = bytes(1 << 17)
+    stream = (
+        message[: at + 4]
+        + (size + len(padding)).to_bytes(4, "little")
+        + message[at + 8 : at + 8 + size]
+        + padding
+        + message[at + 8 + size : -SEAL_BYTES]
+    )
+    schema, rows = decode(sealed(stream, at))
+    assert (schema, rows.height) == (records.REJECTED, 0)
+    layouts = Layouts(records.REJECTED, tuple(records.REJECTED.arrow.names), message[:at], apart=False)
+    padded = sealed(stream, at)
+    assert layouts.of(padded, at, len(padded) - SEAL_BYTES - len(END_OF_STREAM)) is None
+    assert layouts.of(message, at, len(message) - SEAL_BYTES - len(END_OF_STREAM)) is not None
+
+
+def test_rosters_are_full_of_long_names_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever gathers them begins anew then, before they take all memory."""
+    monkeypatch.setattr(rosters, "_MOST_BYTES", 1000)
+    found = Rosters(records.GPU, ("pool",))
+    found.learn([(b"1", 1)], pl.DataFrame({"pool": ["x" * 500]}))
+    assert not found.full
+    found.learn([(b"2", 1)], pl.DataFrame({"pool": ["y" * 600]}))
+    assert found.full
