@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from stage_driver import Driver, Message
 
+from idlewatt.processors.meter import stage
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.stage import MeterStage
 from idlewatt.stream import records, topics
@@ -101,6 +102,8 @@ def test_an_increment_over_an_edge_is_split_in_proportion() -> None:
         # further apart than the hold: the joules count, the time is dark
         ([gpu(0, 100), gpu(11, 400)], 300, 0),
         ([gpu(0, None, power_mw=300_000), gpu(11, None, power_mw=500_000)], 0, 0),
+        # ... also where the machine was started in between: the epoch is the counter's
+        ([gpu(0, None, power_mw=300_000), gpu(40, None, power_mw=500_000, epoch_ms=START_MS + 38_000)], 0, 0),
     ],
 )  # fmt: skip
 def test_what_an_interval_gains(rows: list[records.GpuRow], gained_mj: int, measured_ms: int) -> None:
@@ -118,10 +121,13 @@ def test_what_an_interval_gains(rows: list[records.GpuRow], gained_mj: int, meas
         (gpu(3, 100, ts_ms=1000), "gpu", "clock_before_1990"),
         (gpu(3, -1), "gpu", "negative"),
         (gpu(3, 2**63 - 14), "gpu", "implausible"),
+        (gpu(3, 2**53), "gpu", "implausible"),
+        (gpu(3, 200, epoch_ms=START_MS + 18_001), "gpu", "epoch_ahead"),
         (gpu(3, None), "gpu", "no_power"),
         (engine(3600, 100), "engine", "clock_ahead"),
         (engine(3, -5), "engine", "negative"),
         (engine(3, 2**62), "engine", "implausible"),
+        (engine(3, 20, epoch_ms=START_MS + 18_001), "engine", "epoch_ahead"),
         (engine(3, 5, advance="whenever"), "engine", "unknown_advance"),
     ],
 )
@@ -132,6 +138,41 @@ def test_a_row_that_cannot_be_true_costs_nothing_else(row: Any, schema: str, rea
     assert driver.rejected[schema, reason] == 1
     assert drawn_mj(driver) == 300
     assert sum(found["output_tokens"] for found in driver.rows(records.TOKENS)) == 20
+
+
+def test_what_another_gpu_tells_changes_no_reading() -> None:
+    """A reading is judged by the last one taken of its GPU, whether or not another's counter falls in the same lot."""
+    mixed = [gpu(0, 1000), gpu(5, 500, epoch_ms=None), *(gpu(5 + n, 500 + 10 * n) for n in (2, 4, 6))]
+    falls = [gpu(0, 10, gpu_uuid="GPU-1", pool="q"), gpu(5, 5, gpu_uuid="GPU-1", pool="q")]
+    driver = metered(*mixed, *falls)
+    assert driver.rejected == {("gpu", "counter_decrease"): 1}
+    assert drawn_mj(driver) == drawn_mj(metered(*mixed)) == 560
+
+
+def test_counters_that_jump_end_nothing() -> None:
+    """The most that is taken as a counter, of one engine beside an honest pool: the pool's figures stay what they are."""
+    honest = [gpu(s, 100 * s, gpu_uuid="GPU-1", pool="q", node="m") for s in range(151)]
+    rows: list[Any] = [gpu(s, 100_000 * s) for s in range(151)]
+    rows += [engine(s, min(s, 100) * (2**53 - 1) // 100) for s in range(151)]
+    driver = metered(*sorted([*honest, *rows], key=lambda row: row.ts_ms), until_s=150)
+    of_pool = [row["draw_mj"] for row in driver.rows(records.POWER) if row["pool"] == "q"]
+    assert sum(of_pool) == 15_000
+    assert driver.sample("idlewatt_yardstick_tokens_per_joule", origin="learned") == 1e6
+
+
+def test_gpus_that_wait_behind_an_old_row_are_no_reason_to_close_more_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first row ever is months old: what a fold closes is bounded by all GPUs, not by the one that was read."""
+    monkeypatch.setattr(stage, "_WINDOWS_PER_FOLD", 1000)
+    driver = Driver(MeterStage(MeterConfig()))
+    rows = [
+        gpu(-5_000_000, 0, gpu_uuid="GPU-old", epoch_ms=None),
+        *(gpu(0, 0, gpu_uuid=f"GPU-{n}") for n in range(99)),
+    ]
+    driver.append([Message(topics.GPU, records.GPU, rows)])
+    driver.fold(START_MS)
+    assert driver.state.edge_ms <= rows[0].ts_ms + 11 * 10_000
 
 
 def test_states_of_a_gpu() -> None:

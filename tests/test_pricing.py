@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
 
 import polars as pl
 import pytest
@@ -114,3 +116,10 @@ def test_a_loss_is_priced_by_what_the_ledger_had_told() -> None:
     assert (
         booked([sold(0, 1000), idle(0, 1000), sold(0, 10**6, inputs=7)], [3])["lost_revenue", START_MS] == 650
     )
+
+
+def test_the_benchmark_of_any_energy_has_its_sign() -> None:
+    """The most joules that a window may hold, at 17.12 USD per kWh."""
+    row = replace(idle(0, 0), draw_mj=2**60)
+    found = booked([row], [1])
+    assert found["benchmark_lost_revenue", START_MS] == round(Fraction(2**60 * 150_000, 3600 * 8760))

@@ -110,7 +110,9 @@ def idle_losses(power: pl.DataFrame, mix: pl.DataFrame, book: Book, counts: Sequ
         )
         .with_columns(
             lost_micro=_rounded(amount, MICRO),
-            benchmark_micro=_rounded(pl.col("energy_mj") * BENCHMARK_NUMERATOR, BENCHMARK_DENOMINATOR),
+            benchmark_micro=_rounded(
+                pl.col("energy_mj").cast(pl.Int128) * BENCHMARK_NUMERATOR, BENCHMARK_DENOMINATOR
+            ),
         )
     )
 

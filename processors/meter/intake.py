@@ -7,8 +7,9 @@ import polars as pl
 
 from idlewatt.stream.records import TOKEN_COUNTS
 
-# Unsupported counters show up as values just under 2^63 (dcgm's "blank"); no real counter gets there.
-LARGEST_COUNTER: Final = 1 << 60
+# Unsupported counters show up as values just under 2^63 (dcgm's "blank"). No real counter gets here: 9 PJ of one GPU,
+# 9e15 tokens. What a thousand of them sum up to, and are worth, still fits 64 bits.
+LARGEST_COUNTER: Final = 1 << 53
 LARGEST_POWER_MW: Final = 100_000_000
 
 GPU_COLUMNS: Final = (
@@ -59,6 +60,9 @@ def gpu_rows(
         "no_power": pl.col("energy_mj").is_null() & pl.col("power_mw").is_null(),
     }
     kept, left_out = _without(rows, faults)
+    if kept["energy_mj"].has_nulls():
+        # it is the counter's: power alone says nothing of the time since
+        kept = kept.with_columns(epoch_ms=pl.when(pl.col("energy_mj").is_not_null()).then("epoch_ms"))
     if provisioned_mw:
         limits = entities["pool"].replace_strict(provisioned_mw, default=None, return_dtype=pl.Int64)
         limit = pl.lit(limits.gather(kept["entity"]))
@@ -87,6 +91,8 @@ def _clock_faults(now_ms: int, grace_ms: int) -> dict[str, pl.Expr]:
     return {
         "clock_ahead": pl.col("ts_ms") > now_ms + grace_ms,
         "clock_before_1990": pl.col("ts_ms") < 631_152_000_000,
+        # all rows with a true one would be older than it
+        "epoch_ahead": (pl.col("epoch_ms") > pl.col("ts_ms") + grace_ms).fill_null(False),
     }
 
 

@@ -93,7 +93,10 @@ class MeterStage:
 
 
 def _entities(state: MeterState) -> int:
-    return state.gpus.height + state.engines.height
+    """Those that were read, and those whose first readings wait."""
+    return max(state.gpus.height, state.gpu_index.height) + max(
+        state.engines.height, state.engine_index.height
+    )
 
 
 def _needed(state: MeterState) -> Mapping[str, int]:

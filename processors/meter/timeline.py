@@ -226,18 +226,21 @@ def _without_bad(
         )
     )
     dropped["counter_missing"] = rows.height - whole.height
+    # nothing is known of what stands on the other side of a reading without an epoch
+    whole = whole.with_columns_seq(stretch=pl.col("epoch_ms").is_null().cum_sum())
     kept = whole.filter(
-        (pl.col("epoch_ms") >= pl.col("epoch_ms").forward_fill().cum_max().over("life")).fill_null(True)
+        (pl.col("epoch_ms") >= pl.col("epoch_ms").cum_max().over("life", "stretch")).fill_null(True)
     )
     dropped["stale_epoch"] = whole.height - kept.height
     rising = kept.filter(
         pl.col("epoch_ms").is_null()
         | pl.all_horizontal(
-            (pl.col(c) >= pl.col(c).cum_max().over("life", "epoch_ms")).fill_null(True) for c in counters
+            (pl.col(c) >= pl.col(c).cum_max().over("life", "stretch", "epoch_ms")).fill_null(True)
+            for c in counters
         )
     )
     dropped["counter_decrease"] = kept.height - rising.height
-    return rising.drop("life")
+    return rising.drop("life", "stretch")
 
 
 def _without_between(

@@ -18,6 +18,8 @@ TRAILING_HOURS: Final = 24
 MIN_WINDOWS: Final = 6
 QUANTILE: Final = 0.9
 _BUCKETS_PER_DOUBLING: Final = 32
+# a thousand times what any engine makes; counters that jump say more, and what follows from it must fit 64 bits
+_MOST_TOKENS_PER_JOULE: Final = 1e6
 PAIR: Final = ("site", "pool", "product", "model_name")
 
 HISTOGRAM_COLUMNS: Final = {
@@ -106,5 +108,11 @@ def _percentiles(histogram: pl.DataFrame) -> pl.DataFrame:
         counts.filter((total >= MIN_WINDOWS) & reached)
         .group_by(*PAIR, maintain_order=True)
         .agg(pl.col("bucket").first())
-        .select_seq(*PAIR, (middle * 1e6).round().cast(pl.Int64).alias("learned_utpj"))
+        .select_seq(
+            *PAIR,
+            (middle.clip(upper_bound=_MOST_TOKENS_PER_JOULE) * 1e6)
+            .round()
+            .cast(pl.Int64)
+            .alias("learned_utpj"),
+        )
     )
