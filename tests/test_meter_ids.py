@@ -18,8 +18,12 @@ def rows(*readings: tuple[int, int]) -> pl.DataFrame:
     return pl.DataFrame(readings, schema={"ts_ms": pl.Int64, "entity": pl.Int64}, orient="row")
 
 
-def given(index: pl.DataFrame, rows: pl.DataFrame, named: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    return with_ids(ids_of(named, index, KEY, ATTRIBUTES, None), rows, KEY, ATTRIBUTES)
+def given(
+    index: pl.DataFrame, rows: pl.DataFrame, named: pl.DataFrame, *before: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """`before`: of readings that came before, as with_ids() gave them."""
+    readings = before or (pl.DataFrame(schema={"ts_ms": pl.Int64, "id": pl.Int64}),)
+    return with_ids(ids_of(named, index, KEY, ATTRIBUTES, None), rows, KEY, ATTRIBUTES, readings)
 
 
 def ids_by_time(found: pl.DataFrame) -> dict[int, int]:
@@ -50,6 +54,15 @@ def test_the_newest_reading_says_where_it_is() -> None:
     found, index = given(index, rows((20, 0), (10, 1)), named)
     assert index.select(*KEY, *ATTRIBUTES, "id").rows() == [("p", "a", "n2", 0)]
     assert ids_by_time(found) == {20: 0, 10: 0}
+
+
+def test_an_old_message_that_comes_again_moves_nobody() -> None:
+    """It moved from n1 to n2 at 20; the message of 10 is repeated by itself."""
+    first, index = given(NONE_YET, rows((10, 0)), entities(("p", "a", "n1")))
+    second, index = given(index, rows((20, 0)), entities(("p", "a", "n2")), first)
+    found, index = given(index, rows((10, 0)), entities(("p", "a", "n1")), first, second)
+    assert index["node"].to_list() == ["n2"]
+    assert ids_by_time(found) == {10: 0}
 
 
 def test_names_without_a_row_are_nobody() -> None:

@@ -48,14 +48,15 @@ def take_in(
         # taken a grace after it has come, as one that comes in time is
         gpus, late[records.GPU.name] = _waiting(gpus, state, config, state.newest_ms + config.hold_ms)
         known = ids_of(named_gpus, state.gpu_index, GPU_KEY, GPU_ATTRIBUTES, state.gpu_ids)
-        gpus, index = with_ids(known, gpus, GPU_KEY, GPU_ATTRIBUTES)
+        gpus, index = with_ids(known, gpus, GPU_KEY, GPU_ATTRIBUTES, (state.gpus, state.pending_gpus))
         waiting = pl.concat([state.pending_gpus, gpus.select(state.pending_gpus.columns)])
         state = replace(state, gpu_index=index, gpu_ids=known, pending_gpus=waiting)
     if engines.height:
         # what engines did must be known before the GPU rows of the same time are judged: these do not wait
         engines, late[records.ENGINE.name] = _waiting(engines, state, config, 0)
         known = ids_of(named_engines, state.engine_index, ENGINE_KEY, ENGINE_ATTRIBUTES, state.engine_ids)
-        engines, index = with_ids(known, engines, ENGINE_KEY, ENGINE_ATTRIBUTES)
+        before = state.engines, state.pending_engines
+        engines, index = with_ids(known, engines, ENGINE_KEY, ENGINE_ATTRIBUTES, before)
         waiting = pl.concat([state.pending_engines, engines.select(state.pending_engines.columns)])
         index = with_servers(index)
         state = replace(state, engine_index=index, engine_ids=known, pending_engines=waiting)

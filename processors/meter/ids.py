@@ -41,16 +41,21 @@ def ids_of(
 
 
 def with_ids(
-    known: Ids, rows: pl.DataFrame, key: Sequence[str], attributes: Sequence[str]
+    known: Ids,
+    rows: pl.DataFrame,
+    key: Sequence[str],
+    attributes: Sequence[str],
+    before: Sequence[pl.DataFrame],
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Give rows the `id` of their entity instead of its place among them, whose names are heavy to move and to sort.
 
     The index has key, attributes and id of each entity, attributes as its newest reading says; returned up to date.
+    `before`: id and ts_ms of readings that came before these rows.
     """
     index = known.index
     ids = known.ids.gather(rows["entity"])
     if ids.has_nulls():
-        index = _learn(index, rows, known.entities, key, attributes)
+        index = _learn(index, rows, known.entities, key, attributes, before)
         by_key = known.entities.join(index.select_seq(*key, "id"), on=key, how="left", maintain_order="left")
         ids = by_key["id"].gather(rows["entity"])
     return rows.drop("entity").hstack([ids]), index
@@ -62,6 +67,7 @@ def _learn(
     entities: pl.DataFrame,
     key: Sequence[str],
     attributes: Sequence[str],
+    before: Sequence[pl.DataFrame],
 ) -> pl.DataFrame:
     """The index with what the rows say of entities that are new or have changed."""
     seen = rows.group_by("entity").agg(pl.col("ts_ms").max())
@@ -72,12 +78,19 @@ def _learn(
         .join(seen, on=pl.col("entity").cast(pl.Int64), how="inner", maintain_order="left")
         .sort("ts_ms", maintain_order=True)
         .unique(key, keep="last", maintain_order=True)
-        .select_seq(*key, *attributes)
+        .select_seq(*key, *attributes, "ts_ms")
         .join(index.select_seq(*key, "id"), on=key, how="left", maintain_order="left")
     )
-    new = newest.filter(pl.col("id").is_null())
+    new = newest.filter(pl.col("id").is_null()).drop("ts_ms")
     new = new.with_columns_seq(
         pl.int_range(pl.len(), dtype=pl.Int64).add(1 + highest(index["id"])).alias("id")
     )
-    known = newest.filter(pl.col("id").is_not_null()).select_seq("id", *attributes)
+    newer_ms = pl.concat([readings.select_seq("id", newer_ms="ts_ms") for readings in before])
+    known = (
+        newest.filter(pl.col("id").is_not_null())
+        .join(newer_ms.group_by("id").agg(pl.col("newer_ms").max()), on="id", how="left")
+        # a message that comes once more says nothing new
+        .filter((pl.col("ts_ms") >= pl.col("newer_ms")).fill_null(True))
+        .select_seq("id", *attributes)
+    )
     return pl.concat([index.update(known, on="id", maintain_order="left"), new], how="diagonal")
