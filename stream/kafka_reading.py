@@ -41,10 +41,12 @@ def read_messages(
                 if ends.get(tp.partition) is None:
                     ends[tp.partition] = _NO_END if follow else consumer.highwater(tp)
             for records in fetched.values():
-                deadline = time.monotonic() + _STALLED_S
                 for record in records:
                     if record.offset < (ends[record.partition] or 0):
                         yield Message(topic, record.partition, record.offset, record.value or b"")
+            if fetched:
+                # the time that the caller took does not count
+                deadline = time.monotonic() + _STALLED_S
             left = [tp for tp in left if not _is_read(consumer, tp, ends[tp.partition])]
             if left and not follow and time.monotonic() > deadline:
                 raise LogUnavailableError(

@@ -175,6 +175,25 @@ def test_gpus_that_wait_behind_an_old_row_are_no_reason_to_close_more_at_once(
     assert driver.state.edge_ms <= rows[0].ts_ms + 11 * 10_000
 
 
+def test_what_a_forgotten_engine_did_is_nobody_elses() -> None:
+    """It served for 40 s and is forgotten after a minute; a GPU of the next engine tells late what it did meanwhile."""
+    driver = Driver(MeterStage(MeterConfig(forget_ms=60_000)))
+    for s in range(230):
+        rows: list[Any] = [engine(s, 100 * s)] if s < 40 else []
+        if s >= 200:
+            rows = [engine(s, 5, engine="n2:8000", node="n2", gpus=["GPU-1"])]
+        driver.append([Message(topics.GPU, records.GPU, [gpu(s, 100 * s, has_process=True)])])
+        driver.append([Message(topics.ENGINE, records.ENGINE, rows)])
+        driver.fold(START_MS + 1000 * s + 10)
+    late = [gpu(s, 100 * s, gpu_uuid="GPU-1", node="n2", has_process=True) for s in range(229)]
+    driver.append([Message(topics.GPU, records.GPU, late)])
+    for until_s in (230, 300):
+        driver.fold(START_MS + 1000 * until_s)
+    minutes = [row for row in driver.rows(records.GPU_MINUTE) if row["gpu_uuid"] == "GPU-1"]
+    assert {row["state"] for row in minutes} == {"other", "idle_loaded", "dark"}
+    assert {row["engine"] for row in driver.rows(records.TOKENS) if row["serving_mj"]} == {"n:8000"}
+
+
 def test_states_of_a_gpu() -> None:
     """Tokens or running requests serve, a silent engine leaves the GPU dark, a foreign process is other."""
     seconds = range(61)

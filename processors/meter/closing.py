@@ -132,7 +132,10 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         measured_totals=totals.add_measured(state.measured_totals, gpu_intervals, state.gpu_index),
         gpu_index=_known(state.gpu_index, kept_gpus, gpus, open_minutes, gpu_gaps),
         pending_gpus=gpus.pending,
-        engine_index=_known(engine_index, kept_engines, engines, engine_gaps),
+        # segments are kept for an hour: until then no other engine may have the id that stands in them
+        engine_index=_known(
+            engine_index, kept_engines, engines, engine_gaps, segments.select_seq(id="model")
+        ),
         pending_engines=engines.pending,
         latest_power=where(power, power["window_start_ms"] == edges.edge_ms - edges.window_ms),
         offenders=_offenders(gpu_windows, state.gpu_index, edges, config),
