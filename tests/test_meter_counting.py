@@ -89,6 +89,8 @@ def test_an_increment_over_an_edge_is_split_in_proportion() -> None:
         ([gpu(0, 100), gpu(5, 400), gpu(5, 400), gpu(0, 100)], 300, 5000),
         # a new epoch that is known brings all it has, from its start on
         ([gpu(0, 100), gpu(5, 400, epoch_ms=START_MS + 2000)], 400, 3000),
+        # ... even if the clock of its server is ahead
+        ([gpu(0, 100), gpu(5, 400, epoch_ms=START_MS + 300_000), gpu(6, 500, epoch_ms=START_MS + 300_000)], 500, 1001),
         # ... unless it is further back than an hour
         ([gpu(4000, 100), gpu(4005, 400, epoch_ms=START_MS)], 0, 0),
         ([gpu(0, 100), gpu(5, 400, epoch_ms=1), gpu(6, 700)], 600, 6000),
@@ -122,12 +124,12 @@ def test_what_an_interval_gains(rows: list[records.GpuRow], gained_mj: int, meas
         (gpu(3, -1), "gpu", "negative"),
         (gpu(3, 2**63 - 14), "gpu", "implausible"),
         (gpu(3, 2**53), "gpu", "implausible"),
-        (gpu(3, 200, epoch_ms=START_MS + 18_001), "gpu", "epoch_ahead"),
+        (gpu(3, 200, epoch_ms=START_MS + 3_603_001), "gpu", "epoch_ahead"),
         (gpu(3, None), "gpu", "no_power"),
         (engine(3600, 100), "engine", "clock_ahead"),
         (engine(3, -5), "engine", "negative"),
         (engine(3, 2**62), "engine", "implausible"),
-        (engine(3, 20, epoch_ms=START_MS + 18_001), "engine", "epoch_ahead"),
+        (engine(3, 20, epoch_ms=START_MS + 3_603_001), "engine", "epoch_ahead"),
         (engine(3, 5, advance="whenever"), "engine", "unknown_advance"),
     ],
 )

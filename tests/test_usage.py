@@ -127,7 +127,6 @@ def test_implausible_rows_are_refused() -> None:
         row(1, 9),
         row(START_MS + 500, -1),
         row(START_MS + 500, 1 << 53),
-        row(START_MS + 500, 9, epoch_ms=START_MS + 15_501),
         row(START_MS + 500, 9, engineer="x" * 513),
     ]
     minutes, rejected, _ = folded([*bad, *good])
@@ -135,7 +134,6 @@ def test_implausible_rows_are_refused() -> None:
     assert rejected == {
         "clock_ahead": 1,
         "clock_before_1990": 1,
-        "epoch_ahead": 1,
         "negative": 1,
         "implausible": 1,
         "name_too_long": 1,

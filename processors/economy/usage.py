@@ -84,7 +84,7 @@ def fold_usage(state: UsageState, rows: pl.DataFrame, now_ms: int, grace_ms: int
     if rows.is_empty():
         return Usage(state, pl.DataFrame(schema=MINUTE_COLUMNS), {})
     rejected: Counter[str] = Counter()
-    rows = _plausible(rows, now_ms, grace_ms, rejected)
+    rows = _plausible(rows, now_ms + grace_ms, rejected)
     is_event = pl.col("event_id").is_not_null()
     new_events = _unseen(state, rows.filter(is_event), rejected)
     counters, gained = gains(state.counters, rows.filter(~is_event), rejected)
@@ -104,13 +104,12 @@ def fold_usage(state: UsageState, rows: pl.DataFrame, now_ms: int, grace_ms: int
     )
 
 
-def _plausible(rows: pl.DataFrame, now_ms: int, grace_ms: int, rejected: Counter[str]) -> pl.DataFrame:
+def _plausible(rows: pl.DataFrame, latest_ms: int, rejected: Counter[str]) -> pl.DataFrame:
     """Without rows that cannot be true; names that are null become empty, a counter without a name gets its names."""
     text = ("site", "source", "event_id", "counter", *NAMES)
     faults = {
-        "clock_ahead": pl.col("ts_ms") > now_ms + grace_ms,
+        "clock_ahead": pl.col("ts_ms") > latest_ms,
         "clock_before_1990": pl.col("ts_ms") < _EARLIEST_MS,
-        "epoch_ahead": (pl.col("epoch_ms") > pl.col("ts_ms") + grace_ms).fill_null(False),
         "negative": pl.any_horizontal(pl.col(*TOKEN_COUNTS) < 0),
         "implausible": pl.any_horizontal(pl.col(*TOKEN_COUNTS) >= _LARGEST_COUNTER),
         "name_too_long": pl.any_horizontal(

@@ -5,6 +5,7 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.meter.timeline import RESTART_GAP_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 
 # Unsupported counters show up as values just under 2^63 (dcgm's "blank"). No real counter gets here: 9 PJ of one GPU,
@@ -91,8 +92,8 @@ def _clock_faults(now_ms: int, grace_ms: int) -> dict[str, pl.Expr]:
     return {
         "clock_ahead": pl.col("ts_ms") > now_ms + grace_ms,
         "clock_before_1990": pl.col("ts_ms") < 631_152_000_000,
-        # all rows with a true one would be older than it
-        "epoch_ahead": (pl.col("epoch_ms") > pl.col("ts_ms") + grace_ms).fill_null(False),
+        # a server's clock may be ahead of the collector's; rows with a true epoch would all be older than a wild one
+        "epoch_ahead": (pl.col("epoch_ms") > pl.col("ts_ms") + RESTART_GAP_MS).fill_null(False),
     }
 
 
