@@ -303,7 +303,7 @@ def test_kinds_that_share_a_topic_are_set_aside_in_its_order(
     assert (commit.snapshots, commit.resume) == ({0: b"1001"}, {(topics.GPU, 0): 5})
 
 
-def test_a_long_complaint_is_cut_off(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_complaint_is_cut_off(stand: Stand) -> None:
     """What is wrong with a message may quote all of it: a record that no broker takes would be written for ever."""
     schema = records.pa.schema([("x", records.pa.int64())], {records.NAME_KEY: b"y" * 100_000})
     sink = records.pa.BufferOutputStream()

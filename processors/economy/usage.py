@@ -16,13 +16,13 @@ import polars as pl
 
 from idlewatt.processors.economy.usage_gains import ENTITY, FORGET_MS, gains, without
 from idlewatt.processors.economy.usage_minutes import MINUTE_COLUMNS, MINUTE_MS, NAMES, split
+from idlewatt.processors.meter.intake import LARGEST_COUNTER
 from idlewatt.stream.records import TOKEN_COUNTS
 from idlewatt.stream.topics import EVENT_HORIZON_MS
 
 # Beyond it the oldest are forgotten, and what is as old as they are is refused.
 MAX_EVENTS: Final = 500_000
 _MAX_NAME_BYTES: Final = 512
-_LARGEST_COUNTER: Final = 1 << 53
 _EARLIEST_MS: Final = 631_152_000_000
 
 
@@ -111,7 +111,7 @@ def _plausible(rows: pl.DataFrame, latest_ms: int, rejected: Counter[str]) -> pl
         "clock_ahead": pl.col("ts_ms") > latest_ms,
         "clock_before_1990": pl.col("ts_ms") < _EARLIEST_MS,
         "negative": pl.any_horizontal(pl.col(*TOKEN_COUNTS) < 0),
-        "implausible": pl.any_horizontal(pl.col(*TOKEN_COUNTS) >= _LARGEST_COUNTER),
+        "implausible": pl.any_horizontal(pl.col(*TOKEN_COUNTS) >= LARGEST_COUNTER),
         "name_too_long": pl.any_horizontal(
             (pl.col(*text).str.len_bytes() > _MAX_NAME_BYTES).fill_null(False)
         ),

@@ -94,9 +94,7 @@ class MeterStage:
 
 def _entities(state: MeterState) -> int:
     """Those that were read, and those whose first readings wait."""
-    return max(state.gpus.height, state.gpu_index.height) + max(
-        state.engines.height, state.engine_index.height
-    )
+    return state.gpu_index.height + state.engine_index.height
 
 
 def _needed(state: MeterState) -> Mapping[str, int]:
