@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 from unittest import mock
 
 from crc32c import crc32c
@@ -108,10 +108,9 @@ def _write(data: Path, partition: int, batches: Iterator[tuple[str, int, bytearr
 
 def _codec() -> int:
     """How the product's producers compress their batches."""
-    options: dict[str, Any] = {}
-    with mock.patch.object(kafka_clients, "KafkaProducer", lambda **given: options.update(given)):
+    with mock.patch.object(kafka_clients, "KafkaProducer") as producer:
         kafka_clients.open_producer(Log(kind="kafka"), "bench", 60_000)
-    return _CODECS[options["compression_type"]]
+    return _CODECS[producer.call_args.kwargs["compression_type"]]
 
 
 def _work(what: str, data: Path, fleet: Fleet, worker: int) -> None:

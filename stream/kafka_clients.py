@@ -194,6 +194,9 @@ def open_producer(log: Log, client_id: str, timeout_ms: int, transactional_id: s
         delivery_timeout_ms=timeout_ms,
         allow_auto_create_topics=False,
     )
+    # At the interpreter's exit it would wait a second for a broker that does not answer, each producer after the
+    # other, and print a traceback. What is to be sent by then is what our own end has waited for.
+    producer._unregister_cleanup()  # type: ignore[attr-defined]
     return producer
 
 

@@ -276,5 +276,6 @@ def test_a_frozen_kafka_does_not_hold_up_the_end(kafka_broker: KafkaBroker, tmp_
                 code, seconds = command.stop()
                 assert code == 0, command.log.read_text()
                 assert seconds < 5
+                assert "Traceback" not in command.log.read_text()
         finally:
             kafka_broker.thaw()
