@@ -1,5 +1,7 @@
 """Counters that come back after hours are booked in bounded steps, and completely."""
 
+from dataclasses import replace
+
 import pytest
 from stage_driver import Driver, Message, sums
 from truth import truth
@@ -80,14 +82,46 @@ def test_a_long_gap_is_booked_step_by_step(monkeypatch: pytest.MonkeyPatch, watc
     now_ms = BACK_MS + 30_000
     folds = settle(driver, now_ms + 2 * CONFIG.grace_ms)
     assert folds > GPUS * HOUR_MS // CONFIG.window_ms // ROOM
-    edge_ms = now_ms // CONFIG.window_ms * CONFIG.window_ms
+    assert_true(driver, [*gpus, *gpus_back], [*engines, *engines_back], now_ms)
+
+
+def test_silence_of_what_was_unknown_is_booked_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """First readings from hours ago, then others with another limit: each fold books a bounded part of what follows."""
+    monkeypatch.setattr("idlewatt.processors.meter.stage._WINDOWS_PER_FOLD", ROOM)
+    monkeypatch.setattr("idlewatt.processors.meter.backlog._PIECES", 40)
+    driver = Driver(MeterStage(CONFIG))
+    now_ms = BACK_MS + 30_000
+    live = [replace(row, gpu_uuid="live") for row in gpu_rows(BACK_MS, 0, 700_000)[::GPUS]]
+    old = gpu_rows(START_MS, 0, 700_000)[:GPUS], engine_rows(START_MS, 0)[:1]
+    newer = (
+        gpu_rows(START_MS + 10_000, 5_000, 650_000)[:GPUS],
+        engine_rows(START_MS + HOUR_MS // 2, 50)[:1],
+    )
+    driver.append([Message(topics.GPU, records.GPU, live)])
+    settle(driver, now_ms + 2 * CONFIG.grace_ms)
+    for gpus, engines in (old, newer):
+        driver.append(
+            [Message(topics.GPU, records.GPU, gpus), Message(topics.ENGINE, records.ENGINE, engines)]
+        )
+        folds = 0
+        # what is late waits a little for what else comes with it, and once more after a crash
+        for _ in range(3):
+            now_ms += 60_000
+            folds += settle(driver, now_ms + 2 * CONFIG.grace_ms)
+        assert folds > GPUS * HOUR_MS // CONFIG.window_ms // ROOM
+    assert_true(driver, [*live, *old[0], *newer[0]], [*old[1], *newer[1]], now_ms)
+
+
+def assert_true(
+    driver: Driver[object], gpus: list[records.GpuRow], engines: list[records.EngineRow], now_ms: int
+) -> None:
     expected = truth(
-        [*gpus, *gpus_back],
-        [*engines, *engines_back],
+        gpus,
+        engines,
         window_ms=CONFIG.window_ms,
         grace_ms=CONFIG.grace_ms,
         forget_ms=CONFIG.forget_ms,
-        edge_ms=edge_ms,
+        edge_ms=now_ms // CONFIG.window_ms * CONFIG.window_ms,
     )
     power_key = ("site", "pool", "window_start_ms", "product", "model_name", "state")
     power = sums(driver.rows(records.POWER), power_key, ("gpu_ms", "draw_mj", "headroom_mj", "estimated_mj"))

@@ -65,9 +65,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     )
     gpu_intervals = with_gaps(waterfall.integrate_missing(gpus.intervals), ENERGY).select_seq(*GPU_INTERVAL)
     engine_intervals = engine_intervals.select_seq(*ENGINE_INTERVAL)
-    silent = silence(gpus, edges, config.forget_ms, ENERGY, _JUDGED_BY).with_columns_seq(
-        estimated=pl.lit(False)
-    )
+    silent = _gpu_silence(gpus, edges, config)
     gpu_pieces, gpu_gaps = _pieces(state.open_gpus, gpu_intervals, silent, gpus, edges, ENERGY)
     silent = silence(engines, edges, config.forget_ms, TOKEN_COUNTS, ())
     engine_pieces, engine_gaps = _pieces(
@@ -82,8 +80,9 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         waterfall.with_amounts(gpu_pieces), done, whole, holding.held, servers, edges.window_ms
     )
     if gpu_gaps.height or gpu_pieces["late"].any():
-        changes = _limit_changes(state, gpus, gpu_pieces.filter("late"), gpu_gaps, edges, config)
+        changes, later = _limit_changes(state, gpus, gpu_pieces.filter("late"), gpu_gaps, edges, config)
         classified = pl.concat([classified, changes], rechunk=True)
+        gpu_gaps = _both(gpu_gaps, later)
     gpu_windows = waterfall.gpu_windows(classified, models)
     engine_windows = tokens.engine_windows(engine_pieces)
     if gpu_gaps.height:
@@ -155,8 +154,13 @@ def _pieces(
     counters: tuple[str, ...],
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """What was read and what was silent, cut at the windows; and the long gaps, which are booked later."""
-    now, from_edge, gaps = put_off(intervals, edges, step.new)
-    return split(_both(opened, from_edge), _both(now, silent), edges, counters, step.new), gaps
+    now, from_edge, gaps = put_off(_both(intervals, silent), edges, step.new)
+    return split(_both(opened, from_edge), now, edges, counters, step.new), gaps
+
+
+def _gpu_silence(gpus: Advance, edges: Edges, config: MeterConfig) -> pl.DataFrame:
+    silent = silence(gpus, edges, config.forget_ms, ENERGY, _JUDGED_BY)
+    return silent.with_columns_seq(estimated=pl.lit(False))
 
 
 def _both(rows: pl.DataFrame, seldom: pl.DataFrame) -> pl.DataFrame:
@@ -179,8 +183,11 @@ def _limit_changes(
     gaps: pl.DataFrame,
     edges: Edges,
     config: MeterConfig,
-) -> pl.DataFrame:
-    """Closed windows were booked as dark with the limit known then; readings that come late may tell another."""
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Closed windows were booked as dark with the limit known then; readings that come late may tell another.
+
+    Also returns what of it is booked later.
+    """
     booked = _limits(state.gpus)
     changed = gpus.last.join(booked, on="id").filter(
         pl.col("booked_limit_mw").ne_missing(pl.col("power_limit_mw"))
@@ -188,12 +195,12 @@ def _limit_changes(
     back = pl.concat([late.select_seq("id"), gaps.select_seq("id")])
     came = replace(gpus, last=changed.join(back, on="id", how="semi"))
     closed = replace(edges, previous_ms=NEVER_MS, edge_ms=edges.previous_ms)
-    silent = silence(came, closed, config.forget_ms, ENERGY, ("power_limit_mw",))
+    silent, _, later = put_off(_gpu_silence(came, closed, config), edges, gpus.new)
     pieces = [
         rows.select_seq("id", "window_start_ms", "from_ms", "to_ms", "power_limit_mw_0")
         for rows in (late, split(silent.clear(), silent, closed, ENERGY, gpus.new))
     ]
-    return waterfall.limit_changes(pl.concat(pieces), booked)
+    return waterfall.limit_changes(pl.concat(pieces), booked), later
 
 
 def gpu_minutes(
