@@ -8,10 +8,10 @@ from idlewatt.processors.meter import intake
 from idlewatt.processors.meter.activity import with_servers
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.ids import ids_of, with_ids
+from idlewatt.processors.meter.renames import GPU_ATTRIBUTES, remember
 from idlewatt.processors.meter.state import (
     ENGINE_ATTRIBUTES,
     ENGINE_KEY,
-    GPU_ATTRIBUTES,
     GPU_KEY,
     MeterState,
 )
@@ -49,8 +49,9 @@ def take_in(
         gpus, late[records.GPU.name] = _waiting(gpus, state, config, state.newest_ms + config.hold_ms)
         known = ids_of(named_gpus, state.gpu_index, GPU_KEY, GPU_ATTRIBUTES, state.gpu_ids)
         gpus, index = with_ids(known, gpus, GPU_KEY, GPU_ATTRIBUTES, (state.gpus, state.pending_gpus))
+        renames = remember(state.gpu_renames, state.gpu_index, index, state.edge_ms)
         waiting = pl.concat([state.pending_gpus, gpus.select(state.pending_gpus.columns)])
-        state = replace(state, gpu_index=index, gpu_ids=known, pending_gpus=waiting)
+        state = replace(state, gpu_index=index, gpu_renames=renames, gpu_ids=known, pending_gpus=waiting)
     if engines.height:
         # what engines did must be known before the GPU rows of the same time are judged: these do not wait
         engines, late[records.ENGINE.name] = _waiting(engines, state, config, 0)

@@ -39,9 +39,9 @@ def _book_gpus(state: MeterState, room: int, config: MeterConfig) -> tuple[Meter
     assert state.edge_ms is not None
     pieces, left = gaps.take(state.gpu_gaps, room, config.window_ms, ENERGY)
     windows = waterfall.dark_windows(pieces)
-    pools = waterfall.pool_windows(windows, state.gpu_index)
+    pools = waterfall.pool_windows(windows, state.gpu_index, state.gpu_renames, config.window_ms)
     power = waterfall.power_rows(pools, _NO_DEMAND, state.yields, config.window_ms)
-    minutes, open_minutes = gpu_minutes(state.minutes, windows, state.gpu_index, state.edge_ms)
+    minutes, open_minutes = gpu_minutes(state, windows, state.edge_ms)
     after = replace(
         state,
         gpu_gaps=left,

@@ -11,6 +11,7 @@ from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.cutting import silence, split, still_open, with_gaps
 from idlewatt.processors.meter.gaps import put_off
 from idlewatt.processors.meter.learning import MINUTE_MS
+from idlewatt.processors.meter.renames import forget, with_booked_names
 from idlewatt.processors.meter.rows import as_one, sums_by, where, with_names
 from idlewatt.processors.meter.state import (
     ENGINE_CARRY,
@@ -93,7 +94,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     engine_gaps = _both(state.engine_gaps, engine_gaps)
 
     demand = activity.demand(done, engine_index)
-    pool_windows = waterfall.pool_windows(gpu_windows, state.gpu_index)
+    pool_windows = waterfall.pool_windows(gpu_windows, state.gpu_index, state.gpu_renames, edges.window_ms)
     shares = tokens.serving_shares(
         gpu_windows, engine_windows, state.engine_index, holding.held, segments, edges.window_ms
     )
@@ -101,16 +102,20 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         engine_windows, tokens.joules(shares, state.gpu_index), state.engine_index
     )
     token_rows = tokens.token_rows(engine_windows, edges.window_ms)
-    minutes, open_minutes = gpu_minutes(state.minutes, gpu_windows, state.gpu_index, edges.edge_ms)
+    minutes, open_minutes = gpu_minutes(state, gpu_windows, edges.edge_ms)
 
     samples = tokens.samples(_on_time(engine_windows, edges)).select_seq(*SAMPLE_COLUMNS)
     power, learned = learning.power_rows(state, pool_windows, demand, samples, edges, config)
     forgotten = edges.edge_ms - config.forget_ms
     kept_gpus = where(gpus.last, gpus.last["ts_ms"] > forgotten)
     kept_engines = where(engines.last, engines.last["ts_ms"] > forgotten)
+    gpu_index = _known(state.gpu_index, kept_gpus, gpus, open_minutes, gpu_gaps)
     after = replace(
         state,
         edge_ms=edges.edge_ms,
+        gpu_index=gpu_index,
+        # gaps that wait to be booked began up to forget_ms before the edge of then
+        gpu_renames=forget(state.gpu_renames, gpu_index, forgotten - config.forget_ms),
         gpus=kept_gpus,
         open_gpus=still_open(pl.concat([state.open_gpus, gpu_intervals]), edges),
         engines=kept_engines,
@@ -129,7 +134,6 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         power_totals=totals.add_power(state.power_totals, power),
         token_totals=totals.add_tokens(state.token_totals, token_rows),
         measured_totals=totals.add_measured(state.measured_totals, gpu_intervals, state.gpu_index),
-        gpu_index=_known(state.gpu_index, kept_gpus, gpus, open_minutes, gpu_gaps),
         pending_gpus=gpus.pending,
         # segments are kept for an hour: until then no other engine may have the id that stands in them
         engine_index=_known(
@@ -204,15 +208,15 @@ def _limit_changes(
 
 
 def gpu_minutes(
-    open_minutes: pl.DataFrame, gpu_windows: pl.DataFrame, gpu_index: pl.DataFrame, edge_ms: int
+    state: MeterState, gpu_windows: pl.DataFrame, edge_ms: int
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """GPU rows per minute: the ledger rows of minutes that are over, and what is to be kept."""
     minute = (pl.col("window_start_ms") // MINUTE_MS * MINUTE_MS).alias("minute_start_ms")
     new = gpu_windows.select_seq("id", minute, "state", "gpu_ms", "draw_mj", "headroom_mj")
-    rows = pl.concat([open_minutes, new], rechunk=True)
-    state = rows["state"].cast(waterfall.STATE).to_physical().cast(pl.Int64)
+    rows = pl.concat([state.minutes, new], rechunk=True)
+    states = rows["state"].cast(waterfall.STATE).to_physical().cast(pl.Int64)
     rows = sums_by(
-        as_one(rows["id"], rows["minute_start_ms"] // MINUTE_MS, state),
+        as_one(rows["id"], rows["minute_start_ms"] // MINUTE_MS, states),
         rows,
         ("gpu_ms", "draw_mj", "headroom_mj"),
     )
@@ -220,9 +224,10 @@ def gpu_minutes(
     ended = where(rows, over)
     if ended.is_empty():
         return empty_frame(records.GPU_MINUTE), rows
-    ledger = with_names(
-        ended.sort("id", "minute_start_ms", "state"), gpu_index, "site", "pool", "node", "gpu_uuid", "product"
-    )
+    names = ("site", "pool", "node", "gpu_uuid", "product")
+    end_ms = pl.col("minute_start_ms") + MINUTE_MS
+    ended = ended.sort("id", "minute_start_ms", "state")
+    ledger = with_booked_names(ended, state.gpu_index, state.gpu_renames, end_ms, *names)
     return ledger.select_seq(*frame_schema(records.GPU_MINUTE)), where(rows, ~over)
 
 

@@ -8,6 +8,7 @@ import polars as pl
 from idlewatt.processors.meter.activity import SEGMENT_COLUMNS, Holding
 from idlewatt.processors.meter.gaps import GAP_COLUMNS
 from idlewatt.processors.meter.ids import Ids
+from idlewatt.processors.meter.renames import GPU_ATTRIBUTES, RENAME_COLUMNS
 from idlewatt.processors.meter.rolling import HISTORY_COLUMNS
 from idlewatt.processors.meter.totals import MEASURED_COLUMNS, POWER_COLUMNS, TOKEN_COLUMNS
 from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, PAIR, YIELD_COLUMNS
@@ -18,7 +19,6 @@ from idlewatt.stream.records import TOKEN_COUNTS
 
 LAYOUT: Final = "meter/2"
 GPU_KEY: Final = ("site", "pool", "gpu_uuid")
-GPU_ATTRIBUTES: Final = ("node", "product")
 # with the node: engines of two nodes may call themselves alike
 ENGINE_KEY: Final = ("site", "pool", "node", "engine", "model_name")
 # gpus: the UUIDs it names, one a line
@@ -93,6 +93,7 @@ class MeterState:
     newest_ms: int
 
     gpu_index: pl.DataFrame  # names of each GPU: GPU_KEY, GPU_ATTRIBUTES, id
+    gpu_renames: pl.DataFrame  # what GPUs were called while windows were closed; see renames.py
     gpus: pl.DataFrame  # last reading of each GPU
     open_gpus: pl.DataFrame  # intervals that reach past the edge
     engine_index: (
@@ -124,9 +125,8 @@ class MeterState:
 
     @classmethod
     def empty(cls) -> Self:
-        frames: dict[str, Any] = {name: pl.DataFrame(schema=schema) for name, schema in _FRAMES.items()}
         clocks: dict[str, Any] = {"edge_ms": None, "newest_gpu_ms": 0, "newest_engine_ms": 0, "newest_ms": 0}
-        return cls(**clocks, **frames, **_volatile())
+        return cls(**clocks, **_empty_frames(), **_volatile())
 
     def snapshot(self) -> bytes:
         scalars = {name: getattr(self, name) for name in _SCALARS}
@@ -138,12 +138,14 @@ class MeterState:
         scalars, frames = read_snapshot(LAYOUT, snapshot)
         # Rows that waited are read again: until they are, no topic has got as far as it had.
         clocks = {"newest_gpu_ms": 0, "newest_engine_ms": 0, "newest_ms": scalars["edge_ms"] or 0}
-        restored: dict[str, Any] = {**scalars, **clocks, **frames, **_volatile()}
+        # builds before this one wrote no gpu_renames
+        restored: dict[str, Any] = {**scalars, **clocks, **_empty_frames(), **frames, **_volatile()}
         return cls(**restored)
 
 
 _FRAMES: Final[dict[str, Any]] = {
     "gpu_index": {**dict.fromkeys((*GPU_KEY, *GPU_ATTRIBUTES), pl.String), "id": pl.Int64},
+    "gpu_renames": RENAME_COLUMNS,
     "gpus": GPU_READING,
     "open_gpus": GPU_INTERVAL,
     "engine_index": {
@@ -172,6 +174,10 @@ _FRAMES: Final[dict[str, Any]] = {
     "token_totals": TOKEN_COLUMNS,
     "measured_totals": MEASURED_COLUMNS,
 }
+
+
+def _empty_frames() -> dict[str, Any]:
+    return {name: pl.DataFrame(schema=schema) for name, schema in _FRAMES.items()}
 
 
 def _volatile() -> dict[str, Any]:

@@ -4,7 +4,8 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.rows import as_one, sums_by, with_names
+from idlewatt.processors.meter.renames import with_booked_names
+from idlewatt.processors.meter.rows import as_one, sums_by
 
 IDLE: Final = ("idle_loaded", "idle_free")
 STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
@@ -156,10 +157,13 @@ def _limit_change_mj() -> pl.Expr:
     return really - booked
 
 
-def pool_windows(windows: pl.DataFrame, gpus: pl.DataFrame) -> pl.DataFrame:
+def pool_windows(
+    windows: pl.DataFrame, gpus: pl.DataFrame, renames: pl.DataFrame, window_ms: int
+) -> pl.DataFrame:
     """Sum GPU windows to (site, pool, window_start_ms, product, model_name, state): SUMS. `gpus`: the index."""
+    end_ms = pl.col("window_start_ms") + window_ms
     return (
-        with_names(windows, gpus, "site", "pool", "product")
+        with_booked_names(windows, gpus, renames, end_ms, "site", "pool", "product")
         .group_by("site", "pool", "window_start_ms", "product", "model_name", "state")
         .agg(pl.col(SUMS).sum())
     )
