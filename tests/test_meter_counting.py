@@ -151,6 +151,27 @@ def test_what_another_gpu_tells_changes_no_reading() -> None:
     assert drawn_mj(driver) == drawn_mj(metered(*mixed)) == 560
 
 
+@pytest.mark.parametrize(
+    "lie",
+    [{"epoch_ms": START_MS - 90_000_000}, {"energy_mj": 5}, {"energy_mj": None, "power_mw": 9}],
+    ids=["stale_epoch", "counter_decrease", "counter_missing"],
+)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_readings_dropped_for_so_long_that_the_last_is_forgotten_begin_anew(
+    lie: dict[str, Any], at_once: bool
+) -> None:
+    """It is forgotten 40 s after the last reading that was taken, however many are read at once."""
+    rows = [gpu(0, 1000), *(gpu(5 * n, **{"energy_mj": 10 * n} | lie) for n in range(1, 20))]
+    driver = Driver(MeterStage(MeterConfig(forget_ms=40_000)))
+    for some in [rows] if at_once else [[row] for row in rows]:
+        driver.append([Message(topics.GPU, records.GPU, some)])
+        driver.fold(some[-1].ts_ms)
+    driver.fold(START_MS + 150_000)
+    assert driver.rejected == {("gpu", reason): 7 for _, reason in driver.rejected} != {}
+    # from the first reading for 40 s, from the eighth one after it for 55, and until it is forgotten
+    assert time_ms(driver) == {"idle_free": 55_000, "dark": 65_000}
+
+
 def test_counters_that_jump_end_nothing() -> None:
     """The most that is taken as a counter, of one engine beside an honest pool: the pool's figures stay what they are."""
     honest = [gpu(s, 100 * s, gpu_uuid="GPU-1", pool="q", node="m") for s in range(151)]

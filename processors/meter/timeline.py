@@ -219,19 +219,29 @@ def _without_bad(
     if not any(suspects):
         return rows
     forgotten = pl.col("ts_ms") - pl.col("ts_ms").shift(1) >= edges.forget_ms
-    rows = rows.with_columns_seq(life=(~same | forgotten).fill_null(True).cum_sum())
-    whole = rows.filter(
+    begins = rows.select_seq((~same | forgotten).fill_null(True)).to_series()
+    again: pl.Series | None = None
+    while again is None or again.any():
+        begins = begins if again is None else begins | again
+        lives = rows.with_columns_seq(life=begins.cum_sum())
+        good, counts = _good(lives, counters)
+        again = _begins_anew(lives, good["place"], edges.forget_ms)
+    dropped.update(counts)
+    return good.drop("life", "stretch")
+
+
+def _good(lives: pl.DataFrame, counters: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The readings that go on from those before them in their `life`, and how many do not, by reason."""
+    whole = lives.filter(
         pl.all_horizontal(
             pl.col(c).is_not_null() | ~pl.col(c).is_not_null().cum_max().over("life") for c in counters
         )
     )
-    dropped["counter_missing"] = rows.height - whole.height
     # nothing is known of what stands on the other side of a reading without an epoch
     whole = whole.with_columns_seq(stretch=pl.col("epoch_ms").is_null().cum_sum())
     kept = whole.filter(
         (pl.col("epoch_ms") >= pl.col("epoch_ms").cum_max().over("life", "stretch")).fill_null(True)
     )
-    dropped["stale_epoch"] = whole.height - kept.height
     rising = kept.filter(
         pl.col("epoch_ms").is_null()
         | pl.all_horizontal(
@@ -239,8 +249,22 @@ def _without_bad(
             for c in counters
         )
     )
-    dropped["counter_decrease"] = kept.height - rising.height
-    return rising.drop("life", "stretch")
+    return rising, {
+        "counter_missing": lives.height - whole.height,
+        "stale_epoch": whole.height - kept.height,
+        "counter_decrease": kept.height - rising.height,
+    }
+
+
+def _begins_anew(lives: pl.DataFrame, good: pl.Series, forget_ms: int) -> pl.Series:
+    """The first reading of each life whose last good one is forgotten by then. `good`: their places."""
+    if good.len() == lives.height:
+        return pl.Series([False]).new_from_index(0, lives.height)
+    # the first of each life is good
+    last_ms = pl.when(pl.col("place").is_in(good.implode())).then("ts_ms").forward_fill()
+    forgotten = lives.select_seq("life", forgotten=pl.col("ts_ms") - last_ms >= forget_ms)
+    first = pl.col("forgotten") & (pl.col("forgotten").cum_sum().over("life") == 1)
+    return forgotten.select_seq(first).to_series()
 
 
 def _without_between(
