@@ -47,8 +47,11 @@ class PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
     """Of one partition, as Message; what is not plain is unpacked by kafka-python.
 
     What a producer has packed alone is opened when its value is asked for. If it cannot be, it is the value itself, which
-    no reader takes for a message of ours: kafka-python would stand before it for ever.
+    no reader takes for a message of ours. Of any other batch that cannot be opened, and is as it was sent, a message
+    without a value stands for what is left of it. kafka-python would stand before both for ever.
     """
+
+    next_fetch_offset: int
 
     def __init__(self, fetch_offset: int, tp: Any, records: Any, *args: Any, **options: Any) -> None:
         super().__init__(fetch_offset, tp, records, *args, **options)
@@ -69,7 +72,20 @@ class PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
 
     def _unpack_records(self, tp: Any, records: Any, *deserializers: Any) -> Iterator[Any]:
         # nobody asks for the first of them before all that is plain was taken
-        yield from super()._unpack_records(tp, MemoryRecords(self._fetched[self._at :]), *deserializers)
+        batches = _Batches(self._fetched[self._at :])
+        while True:
+            try:
+                yield from super()._unpack_records(tp, batches, *deserializers)
+            except Exception:
+                span = batches.span()
+                if span is None:
+                    raise
+                first = max(span.start, self.next_fetch_offset, self.fetch_offset)
+                self.next_fetch_offset = span.stop
+                if first < span.stop:
+                    yield Message(tp.topic, tp.partition, first, b"")
+            else:
+                return
 
     def _take_plain(self, n: int) -> list[Message]:
         """Up to the first batch that is not whole, plain and undamaged."""
@@ -110,6 +126,24 @@ class PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
         self._at, self._since = at, since
         self.records_read += len(found)
         return found
+
+
+class _Batches(MemoryRecords):  # type: ignore[misc]
+    """Goes on behind a batch that cannot be opened."""
+
+    _given: memoryview | None = None
+
+    def next_batch(self) -> Any:
+        self._given = self._next_slice
+        return super().next_batch()
+
+    def span(self) -> range | None:
+        """The offsets of the batch that was given last, if it is as it was sent."""
+        if self._given is None or len(self._given) < _HEADER.size:
+            return None
+        base, _, _, magic, checksum, _, last, _ = _HEADER.unpack_from(self._given)
+        whole = magic == _MAGIC and crc32c(bytes(self._given[_CHECKED_FROM:])) == checksum
+        return range(base, base + last + 1) if whole else None
 
 
 def _values(body: bytes, count: int) -> list[tuple[int, bytes]]:

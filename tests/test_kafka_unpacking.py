@@ -1,5 +1,6 @@
 """What is cut out of a fetch is what kafka-python finds in it, whatever a broker may hold."""
 
+import gzip
 from typing import Any
 
 import lz4.frame  # type: ignore[import-untyped]
@@ -124,6 +125,43 @@ def test_what_nobody_can_open_holds_up_nothing() -> None:
     assert (first.offset, first.value) == (5, first.packed)
     with pytest.raises(UnreadableMessageError, match="does not begin like an Arrow IPC stream"):
         decode(first.value)
+
+
+def unread(codec: int, transactional: bool) -> bytearray:
+    """Three records from offset 5 on, of which the second has a header key that is no text."""
+    rows = [(b"key", value, [("header", b"")], 0) for value in (b"one", b"two", b"three")]
+    built = batch(codec, transactional, 5, rows)
+    body = bytes(built[61:])
+    opened = gzip.decompress(body) if codec == GZIP else body
+    first, second, third = opened.split(b"header")[:3]
+    broken = first + b"header" + second + b"\xff\xffader" + third + b"header" + opened.split(b"header")[3]
+    built[61:] = gzip.compress(broken) if codec == GZIP else broken
+    built[8:12] = (len(built) - 12).to_bytes(4, "big")
+    return with_checksum(built)
+
+
+def test_what_kafka_python_cannot_open_holds_up_nothing() -> None:
+    """One message stands for what is left of such a batch, of whatever kind it is, and all that follows is handed on."""
+    lying = batch(NONE, False, 5, [(b"key", b"value" * 20, [], 0)] * 3)
+    lying[22] = LZ4 | ARRIVED
+    for bad, read in (
+        (with_checksum(lying), []),
+        (unread(GZIP, False), [(5, b"one")]),
+        (unread(NONE, True), [(5, b"one")]),
+    ):
+        for codec, transactional in ((LZ4, False), (ZSTD, False), (NONE, True)):
+            honest = batch(codec, transactional, 8, [(b"key", b"after", [], 0)])
+            fetched = bytes(batch(LZ4, False, 4, [(b"key", b"before", [], 0)]) + bad + honest)
+            found, next_offset, error = taken(PartitionRecords, fetched, 4, 2)
+            assert found == [(4, b"before"), *read, (5 + len(read), b""), (8, b"after")]
+            assert (next_offset, error) == (9, "")
+            # not what was damaged on the way
+            damaged = bytearray(fetched)
+            damaged[fetched.index(bad) + 70] ^= 1
+            found, next_offset, error = taken(PartitionRecords, bytes(damaged), 4, 2)
+            assert found == [(4, b"before")]
+            assert next_offset == 5
+            assert "failed crc check" in error
 
 
 def test_a_frame_that_claims_any_size_holds_up_nothing() -> None:
