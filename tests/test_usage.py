@@ -119,6 +119,23 @@ def test_bad_readings_are_left_out_and_counted() -> None:
     assert rejected == {"counter_decrease": 1, "stale_epoch": 1, "repeat": 1}
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_reading_is_judged_by_the_last_one_of_its_counter(at_once: bool) -> None:
+    """A reading without an epoch says nothing of those before it, whether they are read together or one by one."""
+    known = {"epoch_ms": START_MS - HOUR_MS}
+    older = {"epoch_ms": START_MS - 2 * HOUR_MS}
+    rows = [
+        row(START_MS, 100, **known),
+        row(START_MS + 10_000, 40),
+        row(START_MS + 20_000, 50, **known),
+        row(START_MS + 30_000, 60),
+        row(START_MS + 40_000, 75, **older),
+    ]
+    minutes, rejected, _ = folded(rows) if at_once else folded(*([one] for one in rows))
+    assert output(minutes) == {0: 75}
+    assert not rejected
+
+
 def test_implausible_rows_are_refused() -> None:
     """Clocks gone wild, negative tokens and endless names cost their row and nothing else."""
     good = [row(START_MS, 0), row(START_MS + 1000, 7)]
@@ -128,6 +145,7 @@ def test_implausible_rows_are_refused() -> None:
         row(START_MS + 500, -1),
         row(START_MS + 500, 1 << 53),
         row(START_MS + 500, 9, engineer="x" * 513),
+        row(START_MS + 500, 9, epoch_ms=START_MS + 500 + HOUR_MS + 1),
     ]
     minutes, rejected, _ = folded([*bad, *good])
     assert output(minutes) == {0: 7}
@@ -137,6 +155,7 @@ def test_implausible_rows_are_refused() -> None:
         "negative": 1,
         "implausible": 1,
         "name_too_long": 1,
+        "epoch_ahead": 1,
     }
 
 

@@ -17,6 +17,7 @@ import polars as pl
 from idlewatt.processors.economy.usage_gains import ENTITY, FORGET_MS, gains, without
 from idlewatt.processors.economy.usage_minutes import MINUTE_COLUMNS, MINUTE_MS, NAMES, split
 from idlewatt.processors.meter.intake import LARGEST_COUNTER
+from idlewatt.processors.meter.timeline import RESTART_GAP_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 from idlewatt.stream.topics import EVENT_HORIZON_MS
 
@@ -110,6 +111,8 @@ def _plausible(rows: pl.DataFrame, latest_ms: int, rejected: Counter[str]) -> pl
     faults = {
         "clock_ahead": pl.col("ts_ms") > latest_ms,
         "clock_before_1990": pl.col("ts_ms") < _EARLIEST_MS,
+        # rows with a true epoch would all be older than a wild one
+        "epoch_ahead": (pl.col("epoch_ms") > pl.col("ts_ms") + RESTART_GAP_MS).fill_null(False),
         "negative": pl.any_horizontal(pl.col(*TOKEN_COUNTS) < 0),
         "implausible": pl.any_horizontal(pl.col(*TOKEN_COUNTS) >= LARGEST_COUNTER),
         "name_too_long": pl.any_horizontal(

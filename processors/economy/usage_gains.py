@@ -6,7 +6,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.economy.usage_minutes import NAMES
-from idlewatt.processors.meter.timeline import RESTART_GAP_MS
+from idlewatt.processors.meter.timeline import RESTART_GAP_MS, going_on
 from idlewatt.stream.records import TOKEN_COUNTS
 
 ENTITY: Final = ("site", "source", "counter")
@@ -48,19 +48,8 @@ def gains(
         (pl.col("id") != pl.col("id").shift(1)).fill_null(True) | pl.col("ts_ms").diff().ne(0)
     )
     rejected["repeat"] += both.height - fresh.height
-    good = without(
-        fresh,
-        (pl.col("epoch_ms") < pl.col("epoch_ms").forward_fill().cum_max().over("id")).fill_null(False),
-        "stale_epoch",
-        rejected,
-    )
-    good = without(
-        good,
-        pl.any_horizontal(pl.col(c) < pl.col(c).cum_max().over("id", "epoch_ms") for c in TOKEN_COUNTS)
-        & pl.col("epoch_ms").is_not_null(),
-        "counter_decrease",
-        rejected,
-    )
+    good, left_out = going_on(fresh.with_columns(life="id"), TOKEN_COUNTS)
+    rejected.update(left_out)
     newest = good.filter((pl.col("id") != pl.col("id").shift(-1)).fill_null(True))
     return newest.select(last.columns), _differences(good)
 

@@ -224,14 +224,17 @@ def _without_bad(
     while again is None or again.any():
         begins = begins if again is None else begins | again
         lives = rows.with_columns_seq(life=begins.cum_sum())
-        good, counts = _good(lives, counters)
+        good, counts = going_on(lives, counters)
         again = _begins_anew(lives, good["place"], edges.forget_ms)
     dropped.update(counts)
-    return good.drop("life", "stretch")
+    return good.drop("life")
 
 
-def _good(lives: pl.DataFrame, counters: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The readings that go on from those before them in their `life`, and how many do not, by reason."""
+def going_on(lives: pl.DataFrame, counters: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The readings that go on from those before them in their `life`, and how many do not, by reason.
+
+    Readings of a life stand together, in the order of time.
+    """
     whole = lives.filter(
         pl.all_horizontal(
             pl.col(c).is_not_null() | ~pl.col(c).is_not_null().cum_max().over("life") for c in counters
@@ -249,7 +252,7 @@ def _good(lives: pl.DataFrame, counters: Sequence[str]) -> tuple[pl.DataFrame, d
             for c in counters
         )
     )
-    return rising, {
+    return rising.drop("stretch"), {
         "counter_missing": lives.height - whole.height,
         "stale_epoch": whole.height - kept.height,
         "counter_decrease": kept.height - rising.height,
