@@ -10,7 +10,7 @@ import pytest
 from chaos_money import money
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stage_driver import Driver, Message
+from stage_driver import Driver, Message, sums
 from structlog.testing import capture_logs
 
 from idlewatt.processors.economy.book import Book
@@ -272,6 +272,32 @@ def test_what_has_no_price_is_counted_and_withholds_what_needs_it() -> None:
     assert shown(driver, names.REVENUE_PER_GIGAWATT_YEAR) is None
     # what it cost is known all the same
     assert shown(driver, names.COST_PER_MILLION_TOKENS, basis="all_in", cost_basis="usage") is not None
+
+
+def test_amounts_beyond_all_bounds_cost_others_nothing() -> None:
+    """Counters that jump, at a price of 10,000 per million tokens: such a row has no amount, all others have theirs."""
+    driver = driver_of(BOOK.replace("output = 0.35", "output = 10_000").replace("steps =", "# steps ="))
+    # in one message
+    tokens = [sold(0, 1000), dataclasses.replace(sold(0, 2**52, pool="q"), input_tokens=2**52)]
+    idle = power(0, "idle_loaded", lost=1000)
+    watts = [
+        idle,
+        dataclasses.replace(
+            idle, pool="q", draw_mj=2**60, lost_tokens_draw=2**60, lost_tokens_headroom=2**60
+        ),
+    ]
+    driver.append([Message(topics.LEDGER, TOKENS, tokens), Message(topics.LEDGER, POWER, watts)])
+    driver.append(usage(used(0, 1000), used(1, 2**52, team="u")))
+    driver.fold(START_MS)
+    amounts = sums(written(driver, MONEY), ("pool", "kind"), ("amount_micro",))
+    # output, input and cached input; twice 1000 tokens lost at what 1000 tokens of output brought with their input
+    assert amounts["p", "revenue"] == (10_000_000 + 200 + 50,)
+    assert amounts["p", "lost_revenue"] == (2 * (10_000_000 + 200 + 50),)
+    assert ("q", "revenue") not in amounts
+    assert ("q", "lost_revenue") not in amounts
+    assert shown(driver, names.UNPRICED_TOKENS, pool="q") == 2**52
+    owed = {row["team"]: row["spend_micro"] for row in written(driver, CONSUMER)}
+    assert owed == {"t": 10_000_100, "u": None}
 
 
 def test_a_product_without_a_price_withholds_all_in_cost() -> None:

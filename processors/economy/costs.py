@@ -9,6 +9,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.at_once import at_once
+from idlewatt.processors.economy.amounts import rounded
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.capital import capital_frame
 from idlewatt.processors.economy.tariff import per_kwh
@@ -33,7 +34,7 @@ def costed(power: pl.DataFrame, book: Book) -> pl.DataFrame:
     at_utility = (
         pl.col("gpu_ms") * pl.col("utility_w")
         if book.tariff.pue is None
-        else _rounded(available_mj.cast(pl.Int128) * pue, MICRO)
+        else rounded(available_mj.cast(pl.Int128) * pue, MICRO)
     )
     return at_once(
         power.lazy()
@@ -45,13 +46,13 @@ def costed(power: pl.DataFrame, book: Book) -> pl.DataFrame:
             maintain_order="left",
         )
         .with_columns(
-            energy_micro=_rounded(drawn * pl.col("per_kwh"), _MJ_PER_KWH * MICRO),
-            capital_micro=_rounded(pl.col("gpu_ms").cast(pl.Int128) * pl.col("per_gpu_hour"), _MS_PER_HOUR),
+            energy_micro=rounded(drawn * pl.col("per_kwh"), _MJ_PER_KWH * MICRO),
+            capital_micro=rounded(pl.col("gpu_ms").cast(pl.Int128) * pl.col("per_gpu_hour"), _MS_PER_HOUR),
             carbon_ug=pl.lit(None, pl.Int64)
             if grams is None
-            else _rounded(drawn * grams, _MJ_PER_KWH * MICRO),
+            else rounded(drawn * grams, _MJ_PER_KWH * MICRO),
             invested=pl.col("gpu_ms").cast(pl.Float64) * pl.col("bought_for"),
-            facility_mj=at_utility.cast(pl.Int64),
+            facility_mj=at_utility,
             facility_origin=pl.lit("published" if book.tariff.pue is None else "book"),
         )
     )
@@ -79,7 +80,3 @@ def cost_rows(rows: pl.DataFrame, book: Book) -> pl.DataFrame:
         )
     ]
     return at_once(pl.concat(parts).select(*frame_schema(records.MONEY)))
-
-
-def _rounded(numerator: pl.Expr, denominator: int) -> pl.Expr:
-    return ((numerator + denominator // 2) // denominator).cast(pl.Int64)

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
+from idlewatt.processors.economy.amounts import MOST, rounded
 from idlewatt.processors.economy.book import MICRO, Book, Price
 from idlewatt.stream import records
 from idlewatt.stream.decoding import frame_schema
@@ -72,7 +73,7 @@ def price_frame(book: Book, wanted: pl.DataFrame) -> pl.DataFrame:
 def listed(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
     """`rows` (PRICE_KEY and tokens by kind) with the price columns and `worth`, micro-units x 10^6, as Int128.
 
-    Null where the book has no price. A tier that is not sold and has no price of its own is listed at the default
+    Null where the book has no price, or the amount is beyond all bounds. A tier that is not sold and has no price of its own is listed at the default
     tier's.
     """
     own = price_frame(book, rows)
@@ -94,7 +95,8 @@ def listed(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
     worth = pl.sum_horizontal(
         pl.col(f"{kind}_tokens").cast(pl.Int128) * pl.col(f"price_{kind}") for kind in TOKEN_KINDS
     )
-    return rows.with_columns(worth=pl.when(pl.col("entry").is_not_null()).then(worth))
+    known = pl.col("entry").is_not_null() & (worth < MOST * MICRO)
+    return rows.with_columns(worth=pl.when(known).then(worth))
 
 
 def price_minutes(
@@ -121,12 +123,16 @@ def price_minutes(
     )
     rows = _stepped(book, rows)
     sold = pl.col("tier").is_in([tier for tier in book.tiers if not book.is_sold(tier)]).not_()
-    owed = pl.when(sold).then(_micro("owed")).otherwise(pl.when(pl.col("worth").is_not_null()).then(0))
+    owed = (
+        pl.when(sold)
+        .then(rounded(pl.col("owed"), MICRO))
+        .otherwise(pl.when(pl.col("worth").is_not_null()).then(0))
+    )
     priced = rows.select(
         *minutes.columns,
         pl.lit(book.currency).alias("currency"),
         owed.alias("spend_micro"),
-        _micro("worth").alias("list_micro"),
+        rounded(pl.col("worth"), MICRO).alias("list_micro"),
     )
     counted = rows.filter((pl.col("billed") != "") & pl.col("glob").is_not_null())
     after = (
@@ -162,10 +168,6 @@ def _stepped(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
         .with_columns(pl.coalesce("owed", "worth").alias("owed"))
         .drop("row")
     )
-
-
-def _micro(worth: str) -> pl.Expr:
-    return ((pl.col(worth) + MICRO // 2) // MICRO).cast(pl.Int64)
 
 
 def _cached(price: Price) -> int:

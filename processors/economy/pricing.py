@@ -11,6 +11,7 @@ import polars as pl
 
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy import prices, tiers
+from idlewatt.processors.economy.amounts import rounded
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.stream import records
 from idlewatt.stream.decoding import empty_frame, frame_schema
@@ -32,10 +33,6 @@ MIX_COLUMNS: Final = {
     # what the window's tokens of all kinds bring, in micro-units x 10^6
     "earned": pl.Int128,
 }
-
-
-def _rounded(numerator: pl.Expr, denominator: int) -> pl.Expr:
-    return ((numerator + denominator // 2) // denominator).cast(pl.Int64)
 
 
 def priced_tokens(tokens: pl.DataFrame, shares: pl.DataFrame, book: Book) -> pl.DataFrame:
@@ -87,7 +84,7 @@ def revenue_rows(priced: pl.DataFrame, book: Book) -> pl.DataFrame:
         sums = (
             rows.filter(pl.col(worth).is_not_null() & (pl.col(worth) != 0))
             .group_by(*POOL_WINDOW, "model_name", "tier")
-            .agg(_rounded(pl.col(worth), MICRO).sum().alias("amount_micro"))
+            .agg(rounded(pl.col(worth), MICRO).sum().alias("amount_micro"))
             .with_columns(pl.lit("").alias(name) for name in ("state", "part", "demand"))
         )
         parts.append(_money(sums, kind, book.currency))
@@ -109,8 +106,8 @@ def idle_losses(power: pl.DataFrame, mix: pl.DataFrame, book: Book, counts: Sequ
             how="left",
         )
         .with_columns(
-            lost_micro=_rounded(amount, MICRO),
-            benchmark_micro=_rounded(
+            lost_micro=rounded(amount, MICRO),
+            benchmark_micro=rounded(
                 pl.col("energy_mj").cast(pl.Int128) * BENCHMARK_NUMERATOR, BENCHMARK_DENOMINATOR
             ),
         )
@@ -186,7 +183,7 @@ def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book) -> pl.DataFrame:
             *key,
             *moment,
             ((2 * pl.col("earned") + pl.col("output_tokens")) // (2 * pl.col("output_tokens")))
-            .cast(pl.Int64)
+            .cast(pl.Int64, strict=False)
             .alias("price"),
         )
     )

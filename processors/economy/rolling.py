@@ -10,6 +10,8 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.at_once import at_once
+from idlewatt.processors.economy.amounts import rounded
+from idlewatt.processors.economy.book import MICRO
 from idlewatt.processors.economy.pricing import HOUR_MS, POOL_WINDOW
 from idlewatt.stream.records import TOKEN_COUNTS
 
@@ -117,7 +119,7 @@ _LOSS_SUMS: Final = (
 _TOKEN_SUMS: Final = (
     pl.col(TOKEN_COUNTS).sum(),
     pl.col("output_tokens").filter(pl.col("earned").is_null()).sum().alias("unpriced_tokens"),
-    ((pl.col("earned") + 500_000) // 1_000_000).cast(pl.Int64).sum().alias("revenue_micro"),
+    rounded(pl.col("earned"), MICRO).sum().alias("revenue_micro"),
 )
 _LOSS_IS_KNOWN: Final = pl.col("withheld").fill_null(False).not_()
 _TOKEN_COLUMNS: Final = (

@@ -196,6 +196,6 @@ def power_rows(
 
 
 def _tokens(energy_mj: str) -> pl.Expr:
-    """Tokens the energy would have made: mJ x micro-tokens per joule / 10^9, rounded to the nearest."""
+    """Tokens the energy would have made: mJ x micro-tokens per joule / 10^9, to the nearest; null if beyond 64 bits."""
     product = pl.col(energy_mj).cast(pl.Int128) * pl.col("yield_utpj").cast(pl.Int128)
-    return ((product + 500_000_000) // 1_000_000_000).cast(pl.Int64)
+    return ((product + 500_000_000) // 1_000_000_000).cast(pl.Int64, strict=False)
