@@ -103,6 +103,8 @@ def _gpu(
     knows_epoch = has_counter and rng.random() < 0.5
     trouble = 0.0 if clean else rng.choice([0, 0, 0.1])
     limit_mw = rng.choice([700_000, 333_333])
+    # what is drawn without a limit is more than what was available
+    knows_limit = not overdraw or rng.random() < 0.9
     # 99 % is too much where the limit is lowered
     loads = [10, 10, 60, 99, 120] if overdraw else [10, 10, 60]
     processes: list[bool | None] = rng.choice([[None], [True], [True], [False], [None, True, True, False]])
@@ -116,7 +118,7 @@ def _gpu(
         product=rng.choice(["H100", "L40"]),
         energy_mj=rng.randint(0, 10**12) if has_counter else None,
         power_mw=limit_mw // 5,
-        power_limit_mw=limit_mw,
+        power_limit_mw=limit_mw if knows_limit else None,
         epoch_ms=ts_ms - 5_000_000 if knows_epoch else None,
         has_process=rng.choice(processes),
     )
@@ -130,7 +132,11 @@ def _gpu(
             energy_mj=None if last.energy_mj is None else last.energy_mj + gained,
             power_mw=power_mw,
             has_process=rng.choice(processes) if rng.random() < 0.2 else last.has_process,
-            power_limit_mw=limit_mw if clean or rng.random() < 0.9 else limit_mw - 100_001,
+            power_limit_mw=None
+            if not knows_limit
+            else limit_mw
+            if clean or rng.random() < 0.9
+            else limit_mw - 100_001,
         )
         last = row
         if rng.random() < trouble and has_counter:

@@ -98,6 +98,8 @@ def test_an_increment_over_an_edge_is_split_in_proportion() -> None:
         # without an epoch a fall is a reset, if the new value can have been drawn since
         ([gpu(0, 900, epoch_ms=None), gpu(5, 400, epoch_ms=None)], 400, 5000),
         ([gpu(0, 90_000_000, epoch_ms=None), gpu(5, 89_000_000, epoch_ms=None)], 0, 0),
+        # ... and the limit is known
+        ([gpu(0, 900, epoch_ms=None, power_limit_mw=None), gpu(5, 400, epoch_ms=None, power_limit_mw=None)], 0, 0),
         ([gpu(0, 100), gpu(4, None, power_mw=9), gpu(5, 400)], 300, 5000),
         # no counter at all: the trapezoid of power
         ([gpu(0, None, power_mw=300_000), gpu(5, None, power_mw=500_000)], 2_000_000, 5000),

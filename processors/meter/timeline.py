@@ -316,7 +316,7 @@ def _gains(
     fell = ~restarted & pl.any_horizontal((pl.col(c) < pl.col(f"{c}_0")).fill_null(False) for c in counters)
     believable = elapsed_ms <= edges.hold_ms
     if ceiling is not None:
-        believable &= pl.all_horizontal((pl.col(c) <= ceiling).fill_null(True) for c in counters)
+        believable &= pl.all_horizontal((pl.col(c) <= ceiling).fill_null(False) for c in counters)
     counts_from_zero = start_known | (fell & believable)
     unknown = forgotten | (restarted & ~start_known) | (fell & ~believable)
     gained = paired.with_columns_seq(
