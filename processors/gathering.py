@@ -21,6 +21,8 @@ from idlewatt.stream.rosters import Rosters
 
 # messages; what is made of them on the way to rows takes memory that is still at hand from those before
 _READ_AT_ONCE: Final = 2048
+# of what is in messages, which is a few times as much as they are as they come, and may be 255 times as much
+OPENED_BYTES: Final = 1 << 30
 _PACKED: Final = operator.attrgetter("packed")
 
 
@@ -88,26 +90,38 @@ class Gathering:
         self._messages[messages[0].topic] += messages
         self.size_bytes += sum(map(len, map(_PACKED, messages)))
 
+    def waits(self, topic: str) -> bool:
+        """Whether take() has left something of the topic behind."""
+        return bool(self._messages[topic])
+
     def take(self) -> Gathered:
-        """All that was gathered since the last time."""
-        parts = [
-            (topic, *part)
-            for topic, messages in self._messages.items()
-            for first in range(0, len(messages), _READ_AT_ONCE)
-            for part in self._read(topic, messages[first : first + _READ_AT_ONCE])
-        ]
+        """All that was gathered and not taken yet, up to OPENED_BYTES of what is in it."""
+        parts: list[tuple[str, Schema, pl.DataFrame]] = []
+        next_offsets, room = {}, OPENED_BYTES
+        for topic, messages in self._messages.items():
+            at = 0
+            while at < len(messages) and room > 0:
+                some = messages[at : at + _READ_AT_ONCE]
+                values = Values(some, room)
+                parts += [(topic, *part) for part in self._read(topic, some, values)]
+                at += values.opened
+                room -= values.opened_bytes
+            if at:
+                next_offsets[topic] = messages[at - 1].offset + 1
+            del messages[:at]
         names = {schema.name: rosters.names for schema, rosters in self._rosters.items()}
-        next_offsets = {topic: found[-1].offset + 1 for topic, found in self._messages.items() if found}
-        self._messages = {topic: [] for topic in self._messages}
-        self.size_bytes = 0
+        self.size_bytes = sum(len(message.packed) for left in self._messages.values() for message in left)
         for schema, rosters in self._rosters.items():
             if rosters.full:
                 self._rosters[schema] = Rosters(schema, self._stage.columns[schema])
         return Gathered(parts, names, next_offsets)
 
-    def _read(self, topic: str, messages: Sequence[Message]) -> Iterator[tuple[Schema, pl.DataFrame]]:
+    def _read(
+        self, topic: str, messages: Sequence[Message], values: Values
+    ) -> Iterator[tuple[Schema, pl.DataFrame]]:
+        """Rows of the messages whose values were opened."""
         columns = self._stage.columns
-        found, faults = decode_all(Values(messages), columns, self._rosters)
+        found, faults = decode_all(values, columns, self._rosters)
         self.faults += [(messages[place], fault) for place, fault in faults.items()]
         offsets = [message.offset for message in messages]
         for schema, rows in found.items():
@@ -118,4 +132,4 @@ class Gathering:
             else:
                 fault = UnreadableMessageError("wrong_topic", f"{schema.name} rows do not belong in {topic}")
                 self.faults += [(messages[place], fault) for place in rows.messages]
-        self.messages[topic] += len(messages)
+        self.messages[topic] += values.opened

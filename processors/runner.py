@@ -188,7 +188,11 @@ class Runner(Generic[S]):
             gathering = self._gathering[partition]
             gathered = gathering.take()
             self._tell_what_was_read(partition, gathering, now_ms)
-            at_end = frozenset(t for t in self._stage.inputs if self._behind.get((t, partition)) == 0)
+            at_end = frozenset(
+                topic
+                for topic in self._stage.inputs
+                if self._behind.get((topic, partition)) == 0 and not gathering.waits(topic)
+            )
             # without messages there is only the clock to follow, and that only where everything is read
             if gathered.next_offsets or len(at_end) == len(self._stage.inputs):
                 self._fold_partition(partition, gathered, at_end, now_ms)

@@ -32,12 +32,11 @@ from idlewatt.stream.kafka_assignor import CopartitionedAssignor
 from idlewatt.stream.kafka_sockets import LONG_READS
 from idlewatt.stream.kafka_unpacking import PartitionRecords
 from idlewatt.stream.settings import Log
+from idlewatt.stream.topics import MAX_MESSAGE_BYTES
 
 STABLE: Final = MemberState.STABLE
 # of a message that is as wrong the next time
 REFUSED: Final = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidRecordError)
-# One message: topics and producers agree on it. Brokers take requests of up to 100 MB; snapshots are cut small.
-MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
 _BOOTSTRAP_TIMEOUT_MS: Final = 4_000
 _REQUEST_TIMEOUT_MS: Final = 8_000
 # Members hear of a rebalance with a heartbeat, and all wait for the last.

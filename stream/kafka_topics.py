@@ -7,7 +7,7 @@ from kafka.errors import InvalidReplicationFactorError, NoError, TopicAlreadyExi
 
 from idlewatt.stream import topics
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
-from idlewatt.stream.kafka_clients import MAX_MESSAGE_BYTES, KafkaError, open_admin
+from idlewatt.stream.kafka_clients import KafkaError, open_admin
 from idlewatt.stream.settings import Log
 
 # Topics one stage reads together: partition n of each must go to the same member.
@@ -63,7 +63,7 @@ def _create(admin: Any, log: Log, names: set[str]) -> None:
 
 def _configs(name: str, replication_factor: int) -> dict[str, str]:
     configs = {
-        "max.message.bytes": str(MAX_MESSAGE_BYTES),
+        "max.message.bytes": str(topics.MAX_MESSAGE_BYTES),
         # the broker recompresses what comes in another codec, which a reader here might lack the library for
         "compression.type": "lz4" if name in topics.RAW else "zstd",
         # retention counts from arrival, and no clock of a sender can make the broker refuse a message

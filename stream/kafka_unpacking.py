@@ -17,6 +17,7 @@ from kafka.record.memory_records import MemoryRecords
 from kafka.record.util import decode_varint, encode_varint
 
 from idlewatt.stream.log import Message
+from idlewatt.stream.topics import MAX_MESSAGE_BYTES
 
 # https://kafka.apache.org/documentation/#recordbatch: base offset, bytes after this field, leader epoch, magic,
 # checksum of all that follows; attributes, last offset delta; two timestamps, producer's id, epoch and sequence; records
@@ -29,14 +30,30 @@ _MAGIC: Final = 2
 _FIRST: Final = bytes(3)
 # the size of a record of a megabyte, those, and the size of a key of 8 KB
 _BEGINNING_BYTES: Final = 8
+# What a batch of ours may hold with room to spare: a producer takes no larger message. lz4 opens to 255 times its size.
+_MOST_OPENED_BYTES: Final = 2 * MAX_MESSAGE_BYTES
+
+
+def _decompressed(packed: bytes) -> bytes:
+    """Raises one of _BROKEN."""
+    if len(packed) <= _MOST_OPENED_BYTES // 255:
+        found: bytes = lz4.frame.decompress(packed)
+        return found
+    opener = lz4.frame.LZ4FrameDecompressor()
+    found = opener.decompress(packed, _MOST_OPENED_BYTES)
+    if not opener.eof:
+        raise ValueError("a batch holds more than any of ours")
+    return found
+
+
 _Opened = Callable[[bytes], bytes]
 # by the attributes of a batch: no transaction, no control batch; the time of its creation, or of its arrival (8), as our
 # topics have it
 _OPENED: Final[Mapping[int, _Opened]] = {
     0: bytes,
-    3: lz4.frame.decompress,
+    3: _decompressed,
     8: bytes,
-    11: lz4.frame.decompress,
+    11: _decompressed,
 }
 # what those and the functions below raise over what is no batch
 _BROKEN: Final = (IndexError, RuntimeError, ValueError, MemoryError)

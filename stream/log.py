@@ -1,9 +1,8 @@
 """The log, behind one small protocol with two homes: Apache Kafka and an embedded SQLite file."""
 
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +29,24 @@ class Message(NamedTuple):
         return self.packed if self.opened_by is None else self.opened_by(self.packed)
 
 
-_VALUE: Final = operator.attrgetter("value")
-
-
 class Values:
-    """Of messages; each is opened whenever it is asked for."""
+    """Of messages; each is opened whenever it is asked for. To go through them ends once `most_bytes` were opened."""
 
-    def __init__(self, messages: Sequence[Message]) -> None:
+    def __init__(self, messages: Sequence[Message], most_bytes: int) -> None:
         self._messages = messages
+        self._most_bytes = most_bytes
+        # messages that were gone through, and the size of their values
+        self.opened = 0
+        self.opened_bytes = 0
 
     def __iter__(self) -> Iterator[bytes]:
-        return map(_VALUE, self._messages)
+        for message in self._messages:
+            if self.opened_bytes >= self._most_bytes:
+                return
+            value = message.value
+            self.opened += 1
+            self.opened_bytes += len(value)
+            yield value
 
     def __getitem__(self, place: int) -> bytes:
         return self._messages[place].value

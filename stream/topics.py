@@ -17,6 +17,8 @@ REJECTED: Final = "idlewatt.rejected"
 ALL: Final = (GPU, ENGINE, USAGE, LEDGER, MONEY, STATE, REJECTED)
 # what collectors send
 RAW: Final = (GPU, ENGINE, USAGE)
+# One message: topics and producers agree on it. Brokers take requests of up to 100 MB; snapshots are cut small.
+MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
 RAW_RETENTION_MS: Final = 3 * 86_400_000
 # How long the id of an event of usage is remembered; older events are refused, lest one counts twice.
 EVENT_HORIZON_MS: Final = 48 * 3_600_000

@@ -14,11 +14,13 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.protocol.consumer import IsolationLevel
 from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
+from kafka.record.util import encode_varint
 
 from idlewatt.stream.decoding import decode
 from idlewatt.stream.errors import UnreadableMessageError
 from idlewatt.stream.kafka_unpacking import PartitionRecords
 from idlewatt.stream.log import Message
+from idlewatt.stream.topics import MAX_MESSAGE_BYTES
 
 NONE, GZIP, LZ4, ZSTD = 0, 1, 3, 4
 ARRIVED = 8
@@ -127,6 +129,12 @@ def test_what_nobody_can_open_holds_up_nothing() -> None:
         decode(first.value)
 
 
+def varint(number: int) -> bytes:
+    written = bytearray()
+    encode_varint(number, written.append)
+    return bytes(written)
+
+
 def unread(codec: int, transactional: bool) -> bytearray:
     """Three records from offset 5 on, of which the second has a header key that is no text."""
     rows = [(b"key", value, [("header", b"")], 0) for value in (b"one", b"two", b"three")]
@@ -162,6 +170,21 @@ def test_what_kafka_python_cannot_open_holds_up_nothing() -> None:
             assert found == [(4, b"before")]
             assert next_offset == 5
             assert "failed crc check" in error
+
+
+def test_a_message_larger_than_any_of_ours_is_not_opened() -> None:
+    """Half a megabyte may open to 128 MB, and to a fold come thousands."""
+    for size, opens in ((MAX_MESSAGE_BYTES, True), (4 * MAX_MESSAGE_BYTES, False)):
+        plain = batch(NONE, False, 5, [(b"key", b"", [], 0)])
+        # size, attributes, time, offset, key; then the value's size, the value, no headers
+        record = b"".join([bytes(3), varint(3), b"key", varint(size), bytes(size), b"\0"])
+        sent = plain[:61] + lz4.frame.compress(varint(len(record)) + record)
+        assert len(sent) < MAX_MESSAGE_BYTES
+        sent[8:12] = (len(sent) - 12).to_bytes(4, "big")
+        sent[22] = LZ4 | ARRIVED
+        part = PartitionRecords(5, TP, MemoryRecords(bytes(with_checksum(sent))), check_crcs=True)
+        (found,) = part.take()
+        assert len(found.value) == (size if opens else len(found.packed))
 
 
 def test_a_frame_that_claims_any_size_holds_up_nothing() -> None:

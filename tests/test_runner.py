@@ -131,6 +131,27 @@ def test_commits_records_state_and_place_together(stand: Stand) -> None:
     assert stand.shown == [[5.0], [35.0]]
 
 
+def test_what_opens_to_too_much_is_folded_in_parts(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part is committed with its place, and only with the last one everything is read."""
+    at_end: list[frozenset[str]] = []
+
+    class Watching(Summing):
+        def fold(self, state: int, batch: Batch) -> Folded[int]:
+            at_end.append(batch.at_end)
+            return super().fold(state, batch)
+
+    sent = [reading(offset, offset) for offset in range(1, 8)]
+    monkeypatch.setattr("idlewatt.processors.gathering.OPENED_BYTES", 2 * len(sent[0].value))
+    monkeypatch.setattr(stand.runner, "_stage", Watching())
+    stand.log.polls = [Poll(assigned={0: None}), Poll(sent, behind={(topics.GPU, 0): 0})]
+    stand.log.polls += [Poll(behind={(topics.GPU, 0): 0})] * 3
+    stand.run(5)
+    assert [commit.resume[topics.GPU, 0] for commit in stand.log.commits] == [3, 5, 7, 8]
+    assert stand.log.commits[-1].snapshots == {0: b"28"}
+    assert at_end == [frozenset()] * 3 + [frozenset({topics.GPU})]
+    assert stand.figure("idlewatt_messages_total") == {(topics.GPU, "0"): 7}
+
+
 def test_place_stays_at_what_still_waits(stand: Stand) -> None:
     """A message whose rows wait is read again after a restart."""
     stand.log.polls = [Poll(assigned={0: None}), Poll([reading(7, 0), reading(8, 20)])]
