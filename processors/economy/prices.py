@@ -73,8 +73,8 @@ def price_frame(book: Book, wanted: pl.DataFrame) -> pl.DataFrame:
 def listed(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
     """`rows` (PRICE_KEY and tokens by kind) with the price columns and `worth`, micro-units x 10^6, as Int128.
 
-    Null where the book has no price, or the amount is beyond all bounds. A tier that is not sold and has no price of its own is listed at the default
-    tier's.
+    Null where the book has no price, or the amount is beyond all bounds. A tier that is not sold and has no price of
+    its own is listed at the default tier's.
     """
     own = price_frame(book, rows)
     unsold = [tier for tier in book.tiers if not book.is_sold(tier)]
