@@ -81,6 +81,15 @@ class Family:
         return lines.encode() + b"\n"
 
 
+def in_units(amount: pl.Expr, per: int) -> pl.Expr:
+    """An amount of which `per` make a unit.
+
+    polars divides a column of one row, and multiplies longer ones by the reciprocal. That may be a bit less: a counter
+    would step back when a second series joins it, and to Prometheus count its whole amount again.
+    """
+    return amount * (1 / per)
+
+
 def family(
     metric: metric_names.Metric, rows: pl.DataFrame | Iterable[tuple[tuple[str, ...], float]]
 ) -> Family:

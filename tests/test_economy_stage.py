@@ -18,6 +18,7 @@ from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.stage import EconomyStage
 from idlewatt.processors.economy.state import EconomyState
+from idlewatt.processors.families import in_units
 from idlewatt.stream import metric_names as names
 from idlewatt.stream import topics
 from idlewatt.stream.decoding import decode
@@ -360,6 +361,67 @@ def test_recoverable_gpus_are_those_that_not_even_the_busiest_window_needed() ->
         if window < 350:
             assert window % 50 or shown(driver, names.RECOVERABLE_GPUS) is None
     assert shown(driver, names.RECOVERABLE_GPUS, model_name="m") == 6
+
+
+def test_nothing_is_recoverable_of_a_model_that_nothing_held_for_a_while() -> None:
+    """The fewest GPUs that held it in the hour are none, however few served; also where windows are read together."""
+    for at_once in (1, 50):
+        driver = driver_of()
+        for first in range(0, 361, at_once):
+            rows = []
+            for window in range(first, min(first + at_once, 361)):
+                idle = power(window, "idle_free", gpus=8)
+                rows += (
+                    [dataclasses.replace(idle, model_name="")]
+                    if 100 <= window < 103
+                    else [power(window, gpus=2), power(window, "idle_loaded", gpus=6)]
+                )
+            driver.append([Message(topics.LEDGER, POWER, rows)])
+            driver.fold(START_MS)
+        assert shown(driver, names.RECOVERABLE_GPUS, model_name="m") == 0
+
+
+def test_a_pool_that_is_gone_shows_nothing_of_its_last_hour() -> None:
+    """Its counters stay; what is a figure of the trailing hour is one of the site's."""
+    driver = driver_of()
+    driver.append(ledger(sold(0, 1000), power(0), power(0, "idle_loaded", lost=100)))
+    driver.fold(START_MS)
+    figures = (names.MARGIN_PER_HOUR, names.LOST_REVENUE_PER_HOUR, names.COST_PER_MILLION_TOKENS)
+    assert all(shown(driver, figure, pool="p") is not None for figure in figures)
+    driver.append(ledger(dataclasses.replace(power(361), pool="q")))
+    driver.fold(START_MS)
+    assert all(shown(driver, figure, pool="p") is None for figure in figures)
+    assert shown(driver, names.REVENUE, pool="p") is not None
+
+
+def test_a_pool_without_gpus_grows_no_state() -> None:
+    """Engines whose pool has no watts, such as one that is written wrongly: the hour before its newest window is kept."""
+    driver = driver_of()
+    for window in range(0, 1500, 30):
+        driver.append(ledger(*(sold(w, 1000) for w in range(window, window + 30))))
+        driver.fold(START_MS)
+    assert driver.state.mix.height < 400
+    assert driver.state.rolling.height < 500
+    assert shown(driver, names.REVENUE) is not None
+
+
+def test_a_model_without_output_is_not_free() -> None:
+    """What embeds or ranks has input alone: without a price, no figure that needs its revenue is shown."""
+    driver = driver_of()
+    embedding = dataclasses.replace(sold(0, 0, model="x"), input_tokens=1000)
+    driver.append(ledger(sold(0, 1000), power(0), embedding))
+    driver.fold(START_MS)
+    for figure in (names.MARGIN_PER_HOUR, names.REVENUE_PER_GIGAWATT_YEAR, names.PAYBACK_YEARS):
+        assert shown(driver, figure) is None
+
+
+def test_a_counter_stays_when_others_join_it() -> None:
+    """To Prometheus a counter that is one bit less counts all over again."""
+    amounts = [43_262_000_011, *(10**9 + 977 * n for n in range(200))]
+    for amount in amounts:
+        alone = pl.DataFrame({"amount": [amount]}).select(in_units(pl.col("amount"), 1_000_000)).item()
+        many = pl.DataFrame({"amount": [amount, 1]}).select(in_units(pl.col("amount"), 1_000_000))
+        assert alone == many.item(0, 0)
 
 
 def test_amendments_stay_out_of_rolling_figures_and_in_the_counters() -> None:

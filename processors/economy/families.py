@@ -11,7 +11,7 @@ from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.envelope_families import envelope_families
 from idlewatt.processors.economy.rolling_families import rolling_families
 from idlewatt.processors.economy.state import UNATTRIBUTED_KEY, EconomyState
-from idlewatt.processors.families import Family, absent, family, long
+from idlewatt.processors.families import Family, absent, family, in_units, long
 from idlewatt.stream import metric_names as names
 from idlewatt.stream.metric_names import Metric
 from idlewatt.stream.records import TOKEN_COUNTS
@@ -63,7 +63,7 @@ def _booked(totals: pl.DataFrame) -> Iterator[Family]:
         totals.lazy()
         .with_columns(own)
         .group_by("kind", *labels, maintain_order=True)
-        .agg(value=pl.col("amount_micro").sum() / MICRO)
+        .agg(value=in_units(pl.col("amount_micro").sum(), MICRO))
     )
     by_kind = sums.partition_by("kind", as_dict=True)
     for kind, metric in _BOOKED.items():
@@ -85,4 +85,4 @@ def _consumers(totals: pl.DataFrame) -> Iterator[Family]:
 
 def _counter(metric: Metric, rows: pl.DataFrame, amount: str, per: int = 1) -> Family:
     """Of rows that the metric's labels tell apart."""
-    return family(metric, rows.with_columns(value=pl.col(amount) / per))
+    return family(metric, rows.with_columns(value=in_units(pl.col(amount), per)))

@@ -118,7 +118,8 @@ _LOSS_SUMS: Final = (
 )
 _TOKEN_SUMS: Final = (
     pl.col(TOKEN_COUNTS).sum(),
-    pl.col("output_tokens").filter(pl.col("earned").is_null()).sum().alias("unpriced_tokens"),
+    # of all kinds: what embeds or ranks makes no output
+    pl.sum_horizontal(TOKEN_COUNTS).filter(pl.col("earned").is_null()).sum().alias("unpriced_tokens"),
     rounded(pl.col("earned"), MICRO).sum().alias("revenue_micro"),
 )
 _LOSS_IS_KNOWN: Final = pl.col("withheld").fill_null(False).not_()
@@ -141,10 +142,14 @@ _OF_TOKENS: Final = _columns(
 )
 
 
-def packing(power: pl.LazyFrame) -> pl.LazyFrame:
-    """PACKING_COLUMNS of rows of power: how many GPUs a model was held by, and how many of them served."""
+def packing(power: pl.LazyFrame, before: pl.DataFrame) -> pl.LazyFrame:
+    """PACKING_COLUMNS of rows of power: how many GPUs a model was held by, and how many of them served.
+
+    None in a window of its pool that has no row of it, if one before had, or `before` has, what packed() gave.
+    """
     share = 1000 * pl.col("gpu_ms")
-    windows = (
+    model = (*POOL, "model_name")
+    found = (
         power.filter((pl.col("model_name") != "") & pl.col("state").is_in(["serving", "idle_loaded"]))
         .group_by(*POOL_WINDOW, "model_name")
         .agg(
@@ -152,9 +157,20 @@ def packing(power: pl.LazyFrame) -> pl.LazyFrame:
             served=-(-share.filter(pl.col("state") == "serving").sum() // pl.col("window_ms").first()),
             held=share.sum() // pl.col("window_ms").first(),
         )
-        .with_columns(minute_start_ms=pl.col("window_start_ms") // _MINUTE_MS * _MINUTE_MS)
     )
-    return windows.select(*PACKING_COLUMNS)
+    held = before.lazy().filter(pl.col("held") > 0).select(*model, since_ms=pl.lit(0, pl.Int64))
+    seen = pl.concat([held, found.select(*model, since_ms="window_start_ms")])
+    expected = (
+        power.select(POOL_WINDOW)
+        .unique()
+        .join(seen.group_by(model).agg(pl.col("since_ms").min()), on=list(POOL))
+        .filter(pl.col("window_start_ms") >= pl.col("since_ms"))
+    )
+    rows = expected.join(found, on=[*POOL_WINDOW, "model_name"], how="left").with_columns(
+        pl.col("served", "held").fill_null(0),
+        minute_start_ms=pl.col("window_start_ms") // _MINUTE_MS * _MINUTE_MS,
+    )
+    return rows.select(*PACKING_COLUMNS)
 
 
 def packed(rows: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
@@ -188,4 +204,9 @@ def aged(rows: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
 
 
 def _recent(start: pl.Expr) -> pl.Expr:
-    return (start >= pl.col("end_ms") - HOUR_MS).fill_null(True)
+    return start >= newest_ms(start) - HOUR_MS
+
+
+def newest_ms(start: pl.Expr) -> pl.Expr:
+    """Where a pool's windows end; of a pool that has engines and no GPUs nobody tells, so where its newest begins."""
+    return pl.coalesce("end_ms", start.max().over(POOL))

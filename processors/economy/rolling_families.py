@@ -54,20 +54,26 @@ class _Figure:
 
 def rolling_families(state: EconomyState, book: Book, config: EconomyConfig) -> Iterator[Family]:
     """Families of rolling figures of one partition."""
-    pools = _among(_sums(state), config)
+    ends = _current(state.windows)
+    pools = _among(_sums(state.rolling, ends), config)
     parts: dict[Metric, list[pl.DataFrame]] = {}
     for figure in _figures(state.currency, book):
         parts.setdefault(figure.metric, []).append(pools[figure.among].select_seq(figure.columns))
     for metric, frames in parts.items():
         yield family(metric, pl.concat(frames))
-    yield family(names.RECOVERABLE_GPUS, recoverable(state.packing, state.windows))
+    yield family(names.RECOVERABLE_GPUS, recoverable(state.packing, ends))
 
 
-def _sums(state: EconomyState) -> pl.DataFrame:
+def _current(ends: pl.DataFrame) -> pl.DataFrame:
+    """Of pools that have windows: without those that were taken out longer than an hour before the site's newest."""
+    return ends.filter(pl.col("end_ms") > pl.col("end_ms").max().over("site") - HOUR_MS)
+
+
+def _sums(rolling: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
     """Sums of the trailing hour by pool, and those that losses are told by over each window (`lost_micro_5m`)."""
     return at_once(
-        state.rolling.lazy()
-        .join(state.windows.lazy(), on=list(POOL))
+        rolling.lazy()
+        .join(ends.lazy(), on=list(POOL))
         .filter(_AGE_MS.le(HOUR_MS))
         .with_columns(_LOSSES)
         .drop("window_start_ms", "end_ms")

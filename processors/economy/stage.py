@@ -133,14 +133,14 @@ class EconomyStage:
         )
         ends = _ends(state.windows, power)
         live = rolling.on_time(rolling.window_sums(costed, losses, priced), state.windows)
-        held = rolling.packing(rolling.on_time(power.lazy(), state.windows))
+        held = rolling.packing(rolling.on_time(power.lazy(), state.windows), state.packing)
         counted = _counted(priced)
         unpriced = counted.filter("unpriced")
         _say_unpriced(unpriced, state.unpriced)
         mix = pl.concat([state.mix, sold[state.mix.columns]])
         roll = pl.concat([state.rolling, at_once(live)])
         packs = pl.concat([state.packing, at_once(held)])
-        if _minute(ends) != _minute(state.windows):
+        if _minute(ends, roll) != _minute(state.windows, state.rolling):
             # who reads them goes by time anyway: what is too old can wait for the minute's end
             mix, roll, packs = _recent(mix, ends), rolling.aged(roll, ends), rolling.packed(packs, ends)
         folded = replace(
@@ -197,13 +197,13 @@ def _ends(windows: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
     return at_once(both.group_by(*_POOL, maintain_order=True).agg(pl.col("end_ms").max()))
 
 
-def _minute(windows: pl.DataFrame) -> int:
-    newest = windows.get_column("end_ms").max()
-    return newest // 60_000 if isinstance(newest, int) else 0
+def _minute(ends: pl.DataFrame, windows: pl.DataFrame) -> int:
+    newest = (ends.get_column("end_ms").max(), windows.get_column("window_start_ms").max())
+    return max(ms // 60_000 if isinstance(ms, int) else 0 for ms in newest)
 
 
 def _recent(rows: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
     """Rows of the hour before the pool's newest window."""
-    recent = (pl.col("window_start_ms") >= pl.col("end_ms") - HOUR_MS).fill_null(True)
+    start = pl.col("window_start_ms")
     with_ends = rows.lazy().join(windows.lazy(), on=_POOL, how="left")
-    return at_once(with_ends.filter(recent).drop("end_ms"))
+    return at_once(with_ends.filter(start >= rolling.newest_ms(start) - HOUR_MS).drop("end_ms"))

@@ -6,7 +6,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.at_once import at_once
-from idlewatt.processors.families import Family, family, long
+from idlewatt.processors.families import Family, family, in_units, long
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.cutting import product_bits, share
 from idlewatt.processors.meter.rolling import LONGEST, rolling
@@ -39,17 +39,17 @@ def families(states: Sequence[MeterState], config: MeterConfig) -> list[Family]:
     return [
         family(names.TOKENS, long(tokens, names.TOKENS.labels[:-1], "kind", _KINDS)),
         family(names.ENERGY, _energy(by_state, config.pue)),
-        family(names.HEADROOM, by_state.with_columns(value=pl.col("shown_headroom_mj") / 1000)),
+        family(names.HEADROOM, by_state.with_columns(value=in_units(pl.col("shown_headroom_mj"), 1000))),
         family(
             names.AVAILABLE,
             _sums(by_state, _POOL, "draw_mj", "headroom_mj").with_columns(
-                value=(pl.col("draw_mj") + pl.col("headroom_mj")) / 1000
+                value=in_units(pl.col("draw_mj") + pl.col("headroom_mj"), 1000)
             ),
         ),
         family(
             names.GPU_SECONDS,
             _sums(power, (*_POOL, "state", "product"), "shown_gpu_ms").with_columns(
-                value=pl.col("shown_gpu_ms") / 1000
+                value=in_units(pl.col("shown_gpu_ms"), 1000)
             ),
         ),
         family(
@@ -86,7 +86,7 @@ def _sums(frame: pl.DataFrame, by: Sequence[str], *columns: str) -> pl.DataFrame
 
 
 def _energy(by_state: pl.DataFrame, pue: float | None) -> pl.DataFrame:
-    it = by_state.with_columns(scope=pl.lit("it"), value=pl.col("draw_mj") / 1000)
+    it = by_state.with_columns(scope=pl.lit("it"), value=in_units(pl.col("draw_mj"), 1000))
     if pue is None:
         return it
     return pl.concat([it, it.with_columns(scope=pl.lit("facility"), value=pl.col("value") * pue)])
