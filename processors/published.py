@@ -9,9 +9,10 @@ models measured on the product, each at its best batch, the least (Qwen3-235B-A2
 loss by it is understated for nearly every model.
 """
 
-import fnmatch
 from dataclasses import dataclass
 from typing import Final
+
+from idlewatt.processors.globs import matches
 
 CURRENCY: Final = "USD"
 
@@ -41,4 +42,4 @@ TABLE: Final = (
 
 
 def published(product: str) -> Published | None:
-    return next((found for found in TABLE if fnmatch.fnmatchcase(product, found.product)), None)
+    return next((found for found in TABLE if matches(product, found.product)), None)

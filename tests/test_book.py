@@ -190,6 +190,7 @@ def test_a_book_that_changed_is_read_again_and_a_bad_one_refused(
         (changed(("0.6\n", "0.7\n")), 700_000, ["accepted"]),
         (changed(("0.6\n", "-0.7\n")), 700_000, ["accepted", "refused"]),
         (changed(("0.6\n", "0.8\n")), 800_000, ["accepted", "refused", "accepted"]),
+        (GOOD + "\nx = " + 2000 * "[" + 2000 * "]", 800_000, ["accepted", "refused", "accepted", "refused"]),
     ):
         (tmp_path / "new").write_text(text)
         os.replace(tmp_path / "new", path)
@@ -197,7 +198,7 @@ def test_a_book_that_changed_is_read_again_and_a_bad_one_refused(
         assert told == heard
     path.unlink()
     assert file.current().price[0].output == 800_000
-    assert told[3:] == ["refused"]
+    assert told[4:] == ["refused"]
 
 
 def test_a_bad_book_is_refused_at_the_start(tmp_path: Path) -> None:

@@ -301,6 +301,44 @@ def test_amounts_beyond_all_bounds_cost_others_nothing() -> None:
     assert owed == {"t": 10_000_100, "u": None}
 
 
+@pytest.mark.parametrize("steps", ["", "steps = [{ above_mtok = 1000, output = 200 }]"])
+def test_usage_beyond_all_bounds_takes_nothing_from_what_others_bring(steps: str) -> None:
+    """What engines' tokens bring goes by what usage of their tier owes: a row that owes what nobody knows is none of it."""
+    book = BOOK.replace("output = 0.35", "output = 250_000").replace(
+        "steps = [{ above_mtok = 0.5, output = 0.2 }]", steps
+    )
+    brought = []
+    for more in ([], [dataclasses.replace(used(2, 2**52, team="u"), input_tokens=0)]):
+        driver = driver_of('currency = "VND"\n' + book)
+        driver.append(ledger(sold(0, 100_000)))
+        driver.fold(START_MS)
+        driver.append(usage(used(1, 10_000), *more))
+        driver.fold(START_MS)
+        driver.append(ledger(sold(1, 100_000)))
+        driver.fold(START_MS)
+        assert [row["spend_micro"] is None for row in written(driver, CONSUMER)] == [
+            False,
+            *(True for _ in more),
+        ]
+        brought.append(shown(driver, names.REVENUE))
+    assert brought[0] == brought[1]
+
+
+def test_what_tokens_bring_needs_no_more_than_128_bits() -> None:
+    """The largest amounts that fit, at what usage of them owes."""
+    book = BOOK.replace("output = 0.35", "output = 900").replace("steps =", "# steps =")
+    driver = driver_of(book)
+    rows = [dataclasses.replace(sold(w, 2**52), input_tokens=0, cached_input_tokens=0) for w in (0, 1)]
+    driver.append(ledger(rows[0]))
+    driver.fold(START_MS)
+    driver.append(usage(dataclasses.replace(used(1, 2**53 - 1), input_tokens=0)))
+    driver.fold(START_MS)
+    driver.append(ledger(rows[1]))
+    driver.fold(START_MS)
+    amounts = [row["amount_micro"] for row in written(driver, MONEY) if row["kind"] == "revenue"]
+    assert amounts == [900 * 2**52] * 2
+
+
 def test_a_product_without_a_price_withholds_all_in_cost() -> None:
     """Half of the GPUs' cost is no cost: energy stays, all that needs capital is absent, the time is counted."""
     driver = driver_of()

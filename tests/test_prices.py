@@ -70,6 +70,15 @@ def owed(
     return spent, listed, dict(volumes.select("month", "tokens").iter_rows())
 
 
+def test_brackets_of_a_name_are_brackets() -> None:
+    """`*` and `?` match; a bracket stands for itself, as names of models may have them."""
+    book = book_of('[[price]]\nmodel = "m[12]*"\ninput = 0\noutput = 1\n')
+    wanted = pl.DataFrame({"model_name": ["m[12]", "m1", "m[12]-fp8"]}).with_columns(
+        tier=pl.lit("standard"), window_start_ms=pl.lit(0, pl.Int64)
+    )
+    assert set(price_frame(book, wanted)["model_name"]) == {"m[12]", "m[12]-fp8"}
+
+
 def test_the_first_glob_in_force_and_of_it_the_newest_price_count() -> None:
     """A glob further down serves only where none above it has a price in force yet."""
     book = book_of("""

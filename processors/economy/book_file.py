@@ -40,14 +40,16 @@ def parse_book(content: bytes, source: str) -> Book:
         raise ConfigError(f"{source}: larger than {_MOST_BYTES} bytes")
     try:
         # utf-8-sig: some editors put a byte order mark before the first key
-        tree = tomllib.loads(content.decode("utf-8-sig"), parse_float=Decimal)
+        tree = _tuples(tomllib.loads(content.decode("utf-8-sig"), parse_float=Decimal))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     # TOMLDecodeError, or a number of thousands of digits
     except (ValueError, ArithmeticError) as error:
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deep") from None
     try:
-        book = Book.model_validate(_tuples(tree))
+        book = Book.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{source}: {fault}" for fault in describe(error))) from None
     if found := [f"{source}: {fault}" for fault in faults(book)]:

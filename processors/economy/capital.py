@@ -1,6 +1,5 @@
 """What an hour of each GPU product costs: from the book, else from published figures."""
 
-import fnmatch
 from collections.abc import Iterable
 from decimal import Decimal
 from typing import Final
@@ -8,6 +7,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.economy.book import MICRO, Book, Capital
+from idlewatt.processors.globs import matches
 from idlewatt.processors.published import CURRENCY, published
 
 CAPITAL_COLUMNS: Final = {
@@ -31,7 +31,7 @@ def capital_frame(book: Book, products: Iterable[str]) -> pl.DataFrame:
     """
     rows: list[tuple[str, int | None, str | None, int | None, int | None]] = []
     for product in sorted(set(products)):
-        own = next((c for c in book.capital if fnmatch.fnmatchcase(product, c.product)), None)
+        own = next((c for c in book.capital if matches(product, c.product)), None)
         known = published(product) if book.cost.use_published else None
         utility_w = known.utility_w if known else None
         if own is not None:

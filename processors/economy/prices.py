@@ -1,7 +1,6 @@
 """Which price holds for a model's tokens on a tier at a moment, and what consumers owe, volume steps at the edge."""
 
 import datetime as dt
-import fnmatch
 import functools
 from dataclasses import dataclass
 from typing import Final
@@ -11,6 +10,7 @@ import polars as pl
 
 from idlewatt.processors.economy.amounts import MOST, rounded
 from idlewatt.processors.economy.book import MICRO, Book, Price
+from idlewatt.processors.globs import matches
 from idlewatt.stream import records
 from idlewatt.stream.decoding import frame_schema
 
@@ -123,15 +123,11 @@ def price_minutes(
     )
     rows = _stepped(book, rows)
     sold = pl.col("tier").is_in([tier for tier in book.tiers if not book.is_sold(tier)]).not_()
-    owed = (
-        pl.when(sold)
-        .then(rounded(pl.col("owed"), MICRO))
-        .otherwise(pl.when(pl.col("worth").is_not_null()).then(0))
-    )
+    owed = pl.when(sold).then(rounded(pl.col("owed"), MICRO)).otherwise(0)
     priced = rows.select(
         *minutes.columns,
         pl.lit(book.currency).alias("currency"),
-        owed.alias("spend_micro"),
+        pl.when(pl.col("worth").is_not_null()).then(owed).alias("spend_micro"),
         rounded(pl.col("worth"), MICRO).alias("list_micro"),
     )
     counted = rows.filter((pl.col("billed") != "") & pl.col("glob").is_not_null())
@@ -190,7 +186,7 @@ def _lines(book: Book) -> tuple[tuple[_Entry, ...], ...]:
 
 def _in_force(lines: tuple[tuple[_Entry, ...], ...], model: str, tier: str, at_ms: int) -> _Entry | None:
     for line in lines:
-        if line[0].tier == tier and fnmatch.fnmatchcase(model, line[0].price.model):
+        if line[0].tier == tier and matches(model, line[0].price.model):
             for entry in line:
                 if entry.from_ms is None or entry.from_ms <= at_ms:
                     return entry

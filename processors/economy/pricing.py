@@ -43,13 +43,15 @@ def priced_tokens(tokens: pl.DataFrame, shares: pl.DataFrame, book: Book) -> pl.
     """
     rows = prices.listed(book, tiers.split(tokens, shares, book.default_tier))
     unsold = pl.col("tier").is_in([tier for tier in book.tiers if not book.is_sold(tier)])
-    discounted = pl.col("worth") * pl.col("spend_micro") // pl.col("list_micro")
+    # worth x spend // list, of which the product alone may need more than 128 bits
+    spend, listed = pl.col("spend_micro"), pl.col("list_micro")
+    discounted = pl.col("worth") // listed * spend + pl.col("worth") % listed * spend // listed
     earned = (
         pl.when(pl.col("worth").is_null())
         .then(None)
         .when(unsold)
         .then(pl.lit(0, pl.Int128))
-        .when(pl.col("list_micro") > 0)
+        .when(listed > 0)
         .then(discounted)
         .otherwise("worth")
     )

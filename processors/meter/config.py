@@ -1,9 +1,9 @@
 """What the meter needs of the settings, in its own units."""
 
-import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from idlewatt.processors.globs import matches
 from idlewatt.stream.settings import Settings, Yardstick
 
 
@@ -36,7 +36,7 @@ class MeterConfig:
     def configured_yield(self, product: str, model_name: str) -> float | None:
         """Output tokens per joule of the first entry that matches."""
         for entry in self.yardsticks:
-            if fnmatch.fnmatchcase(product, entry.product) and fnmatch.fnmatchcase(model_name, entry.model):
+            if matches(product, entry.product) and matches(model_name, entry.model):
                 return entry.tokens_per_joule
         return None
 
