@@ -110,6 +110,26 @@ def test_money_is_the_same_however_the_ledger_is_read(sizes: list[int]) -> None:
     assert booked(messages, sizes) == booked(messages, [1] * 6)
 
 
+@pytest.mark.parametrize(("late", "priced_at"), [(40, 20), (300, 0)])
+def test_late_losses_have_a_whole_hours_price(late: int, priced_at: int) -> None:
+    """Told minutes late, by the hour up to their window; hours late, by the hour up to one before the newest.
+
+    However the ledger is read. `late`, and when the price's hour begins: minutes after the first window.
+    """
+    # the price of output falls minute by minute; the newest window ends at the second hour's end
+    minutes = [sold(6 * minute, 1000, inputs=10_000 - minute) for minute in range(120)]
+    messages = [
+        row for told in minutes for row in (told, replace(idle(0, 0), window_start_ms=told.window_start_ms))
+    ]
+    newest = messages[-1].window_start_ms + 10_000
+    lost = replace(idle(0, 10**6), window_start_ms=newest - late * 60_000)
+    within = range(priced_at, priced_at + 60)
+    found = [booked([*messages, lost], sizes) for sizes in ([241], [120, 1, 120], [60, 61, 60, 60])]
+    mean = sum(10_000 - minute for minute in within) / 60
+    assert found[0] == found[1] == found[2]
+    assert found[0]["lost_revenue", lost.window_start_ms] == 350_000 + 100_000 * mean
+
+
 def test_a_loss_is_priced_by_what_the_ledger_had_told() -> None:
     """The realised price of a window counts its own tokens and none that were booked after its loss."""
     # 0.35 + 3 x 0.1 micro-units per output token

@@ -22,6 +22,9 @@ POOL_WINDOW: Final = ("site", "pool", "window_start_ms", "window_ms")
 # 150 bn USD a year from 1 GW: 150e15 micro-USD / (1e9 W x 31,536,000 s x 1000 mJ/J) = 25 / 5256 micro-USD per mJ
 BENCHMARK_NUMERATOR: Final = 25
 BENCHMARK_DENOMINATOR: Final = 5256
+# how far back a pool's mix goes: two hours, so that a row that is an hour late has the hour up to its window
+MIX_MS: Final = 2 * HOUR_MS
+_PRICED_BY: Final = ["site", "pool", "model_name", "window_start_ms", "priced_ms", "src"]
 _IDLE_PARTS: Final = ("idle_loaded.draw", "idle_loaded.headroom", "idle_free.draw", "idle_free.headroom")
 
 MIX_COLUMNS: Final = {
@@ -93,18 +96,26 @@ def revenue_rows(priced: pl.DataFrame, book: Book) -> pl.DataFrame:
     return at_once(pl.concat(parts))
 
 
-def idle_losses(power: pl.DataFrame, mix: pl.DataFrame, book: Book, counts: Sequence[str]) -> pl.DataFrame:
+def idle_losses(
+    power: pl.DataFrame,
+    mix: pl.DataFrame,
+    book: Book,
+    counts: Sequence[str],
+    ends: pl.DataFrame | None = None,
+) -> pl.DataFrame:
     """Idle power rows by part that `counts` as lost (state.part), with lost_micro (null where withheld) and benchmark_micro.
 
     `mix`: mix_rows() of all token rows so far, those read together with `power` included; `src` tells their order.
+    `ends`: site, pool and end_ms of windows that were read before `power`, where the mix goes MIX_MS back and no further.
     """
     idle = _idle_parts(power, counts)
+    idle = idle.with_columns(priced_ms="window_start_ms") if ends is None else _priced_ms(idle, power, ends)
     amount = pl.col("lost_tokens").cast(pl.Int128) * pl.col("price").cast(pl.Int128)
     return at_once(
         idle.lazy()
         .join(
             _blended(idle, mix, book).lazy(),
-            on=["site", "pool", "model_name", "window_start_ms", "src"],
+            on=_PRICED_BY,
             how="left",
         )
         .with_columns(
@@ -152,38 +163,53 @@ def _idle_parts(power: pl.DataFrame, counts: Sequence[str]) -> pl.DataFrame:
     return rows if counts else rows.clear()
 
 
+def _priced_ms(idle: pl.DataFrame, power: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
+    """Add the moment that the hour of a row's price ends at: that of its window, or the earliest whose hour is known.
+
+    What is known goes by the rows up to its message, whichever messages are read together.
+    """
+    end_ms = pl.col("window_start_ms") + pl.col("window_ms")
+    pool = ("site", "pool")
+    told = power.group_by(*pool, "src").agg(end_ms.max().alias("end_ms")).sort("src")
+    told = told.join(ends, on=pool, how="left", suffix="_before").select(
+        *pool, "src", newest_ms=pl.max_horizontal("end_ms_before", pl.col("end_ms").cum_max().over(pool))
+    )
+    earliest_ms = pl.col("newest_ms") - (MIX_MS - HOUR_MS)
+    return (
+        idle.join(told, on=[*pool, "src"], how="left")
+        .with_columns(priced_ms=pl.max_horizontal("window_start_ms", earliest_ms))
+        .drop("newest_ms")
+    )
+
+
 def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book) -> pl.DataFrame:
-    """The realised price per output token, input and cached revenue included, over the hour up to each window.
+    """The realised price per output token, input and cached revenue included, over the hour up to each `priced_ms`.
 
     Of the model, else (GPUs without a model) of the pool; where neither sold anything, the list price of output
     alone on the default tier. No row where the price book has nothing either: then the loss in money is withheld.
     Only what the ledger told before a row counts for it: an amendment that comes later changes no price, whether
-    it is read together with the row or not. Columns site, pool, model_name, window_start_ms, src, price (micro-units
-    per million output tokens).
+    it is read together with the row or not. Columns _PRICED_BY and price (micro-units per million output tokens).
     """
-    key = ("site", "pool", "model_name")
-    moment = ("window_start_ms", "src")
-    wanted = lost[[*key, *moment]].unique()
+    wanted = lost[_PRICED_BY].unique()
     if mix.is_empty() and not book.price:
         return wanted.clear().with_columns(price=pl.lit(None, pl.Int64))
     known = mix.lazy().rename({"window_start_ms": "sold_ms", "src": "sold_src"})
     if (wanted["model_name"] == "").any():
         known = pl.concat([known, known.with_columns(pl.lit("").alias("model_name"))])
     within = (
-        (pl.col("sold_ms") <= pl.col("window_start_ms"))
-        & (pl.col("sold_ms") > pl.col("window_start_ms") - HOUR_MS)
+        (pl.col("sold_ms") <= pl.col("priced_ms"))
+        & (pl.col("sold_ms") > pl.col("priced_ms") - HOUR_MS)
         & (pl.col("sold_src") < pl.col("src"))
     )
     realised = (
         wanted.lazy()
-        .join(known, on=list(key))
+        .join(known, on=["site", "pool", "model_name"])
         .filter(within)
-        .group_by(*key, *moment)
+        .group_by(_PRICED_BY)
         .agg(pl.col("output_tokens").sum(), pl.col("earned").sum())
         .filter(pl.col("output_tokens") > 0)
         .select(
-            *key,
-            *moment,
+            *_PRICED_BY,
             ((2 * pl.col("earned") + pl.col("output_tokens")) // (2 * pl.col("output_tokens")))
             .cast(pl.Int64, strict=False)
             .alias("price"),
@@ -192,13 +218,13 @@ def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book) -> pl.DataFrame:
     listed = prices.price_frame(book, wanted.with_columns(tier=pl.lit(book.default_tier)))
     return at_once(
         wanted.lazy()
-        .join(realised, on=[*key, *moment], how="left")
+        .join(realised, on=_PRICED_BY, how="left")
         .join(
             listed.lazy().select("model_name", "window_start_ms", "price_output"),
             on=["model_name", "window_start_ms"],
             how="left",
         )
-        .select(*key, *moment, pl.coalesce("price", "price_output").alias("price"))
+        .select(*_PRICED_BY, pl.coalesce("price", "price_output").alias("price"))
         .filter(pl.col("price").is_not_null())
     )
 

@@ -13,7 +13,7 @@ from idlewatt.processors.economy import consumers, costs, envelopes, pricing, ro
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.families import families
-from idlewatt.processors.economy.pricing import HOUR_MS
+from idlewatt.processors.economy.pricing import MIX_MS
 from idlewatt.processors.economy.state import (
     TOTAL_KEY,
     UNATTRIBUTED_KEY,
@@ -122,7 +122,8 @@ class EconomyStage:
         # what was read before came before
         before = state.mix.with_columns(src=pl.lit(-1, pl.Int64))
         sold = pricing.mix_rows(priced)
-        losses = pricing.idle_losses(power, pl.concat([before, sold]), book, self._config.lost_revenue_counts)
+        counts = self._config.lost_revenue_counts
+        losses = pricing.idle_losses(power, pl.concat([before, sold]), book, counts, state.windows)
         costed = costs.costed(power, book)
         money = pl.concat(
             [
@@ -203,7 +204,7 @@ def _minute(ends: pl.DataFrame, windows: pl.DataFrame) -> int:
 
 
 def _recent(rows: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
-    """Rows of the hour before the pool's newest window."""
+    """Rows of the mix that lost revenue is priced by, up to the pool's newest window."""
     start = pl.col("window_start_ms")
     with_ends = rows.lazy().join(windows.lazy(), on=_POOL, how="left")
-    return at_once(with_ends.filter(start >= rolling.newest_ms(start) - HOUR_MS).drop("end_ms"))
+    return at_once(with_ends.filter(start >= rolling.newest_ms(start) - MIX_MS).drop("end_ms"))

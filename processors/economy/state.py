@@ -32,7 +32,7 @@ class EconomyState:
     usage: UsageState
     envelopes: EnvelopeState
     currency: str  # of mix and rolling; empty before the first row
-    mix: pl.DataFrame  # what was sold in the last hour, for the realised price
+    mix: pl.DataFrame  # what was sold lately, for the realised price
     totals: pl.DataFrame  # money ever booked: TOTAL_KEY, amount_micro
     unpriced: pl.DataFrame  # output tokens without a price: UNPRICED_KEY
     uncosted: pl.DataFrame  # GPU time without a price: UNCOSTED_KEY, gpu_ms
