@@ -1,10 +1,12 @@
 """GET /v1/envelopes/{consumer} says what may still be used, from memory, and never what is not known."""
 
+import gc
 import json
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import weakref
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -81,7 +83,9 @@ class Desk:
         self.ours = True
         self.driver = Driver(EconomyStage(lambda: self.book, EconomyConfig()))
         self.answers = EnvelopeAnswers(lambda: self.book, lambda: self.now_ms, lambda: self.ours)
-        self.read(*events)
+        # the site is watched from the first one on
+        self.read(*events[:1])
+        self.read(*events[1:])
 
     def read(self, *events: UsageRow) -> None:
         self.driver.append([Message(topics.USAGE, USAGE, events)])
@@ -211,6 +215,63 @@ def test_a_million_names_cost_others_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert desk.envelopes("research")["research"]["used"] == 3 + 5 + 4 + 10 + 7
     assert desk.ask("e10", kind="engineer").status == HTTPStatus.SERVICE_UNAVAILABLE
     assert desk.driver.sample("idlewatt_envelope_used", envelope="engineers", consumer="(other)") == 17
+
+
+def test_who_may_have_used_more_is_not_told_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound a name that is known is answered, even if it has used nothing today, unless it was folded."""
+    monkeypatch.setattr("idlewatt.processors.economy.envelopes.MAX_CONSUMERS", 3)
+    desk = Desk(
+        *(event(i, START_MS - 26 * HOUR_MS, 1, engineer=e) for i, e in enumerate(("bo", "ann", "kim")))
+    )
+    desk.read(event(11, START_MS, 30, engineer="kim", team="search"), event(12, START_MS, 2, engineer="bo"))
+    status = {name: desk.ask(name, kind="engineer").status for name in ("bo", "ann", "kim", "stranger")}
+    unknown = HTTPStatus.SERVICE_UNAVAILABLE
+    assert status == {"bo": HTTPStatus.OK, "ann": HTTPStatus.OK, "kim": unknown, "stranger": unknown}
+    assert [desk.envelopes(name)["engineers"]["used"] for name in ("bo", "ann")] == [2.0, 0.0]
+    assert desk.ask("stranger").status == unknown
+    assert desk.driver.sample("idlewatt_envelope_used", envelope="engineers", consumer="kim") is None
+    assert desk.driver.sample("idlewatt_envelope_used", envelope="engineers", consumer="bo") == 2
+
+
+def test_nobody_can_call_himself_other() -> None:
+    """A row that says (other) is refused: it would make what everybody else has used unknown."""
+    desk = Desk(
+        event(1, START_MS, 3),
+        event(2, START_MS, 1, engineer="(other)"),
+        event(3, START_MS, 1, team="(other)"),
+    )
+    assert desk.driver.rejected == {("usage", "reserved_name"): 2}
+    assert desk.envelopes("newcomer", kind="engineer")["engineers"]["used"] == 0.0
+    assert desk.envelopes("kim")["engineers"]["used"] == 3.0
+
+
+def test_a_name_is_matched_whole_and_at_once() -> None:
+    """A name with a newline after it is another name, and one of hyphens only holds nobody up."""
+    desk = Desk(event(1, START_MS, 3))
+    desk.book = parse_book(
+        BOOK.replace('match = "*"', 'match = "kim"').replace("new-*", "*-*-*-*-x").encode(), "book"
+    )
+    desk.answers.hold([desk.driver.state.envelopes])
+    assert desk.ask("kim", kind="engineer").status == HTTPStatus.OK
+    assert desk.ask("kim\n", kind="engineer").status == HTTPStatus.NOT_FOUND
+    begin_s = time.monotonic()
+    assert desk.ask("-" * 400, kind="engineer").status == HTTPStatus.NOT_FOUND
+    assert time.monotonic() - begin_s < 2
+
+
+def test_no_more_is_held_than_is_answered_from() -> None:
+    """A commit lets go of the states that it replaces, and looks at those that stay no second time."""
+    desk = Desk(event(1, START_MS, 3))
+    held = [weakref.ref(desk.driver.state.envelopes)]
+    for number in range(2, 6):
+        desk.read(event(number, START_MS, 1))
+        held.append(weakref.ref(desk.driver.state.envelopes))
+    gc.collect()
+    assert [one() is None for one in held] == [True] * 4 + [False]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(envelope_answers, "envelope_figures", lambda *_: pytest.fail("it is looked at again"))
+        desk.answers.hold([desk.driver.state.envelopes])
+    assert desk.envelopes("kim")["engineers"]["used"] == 7.0
 
 
 def test_metrics_say_the_same() -> None:

@@ -1,8 +1,11 @@
 """Envelopes hold what their consumers used in each local day, week and month, once, and nothing that is not known."""
 
 import datetime as dt
+import gc
 import itertools
 import random
+import time
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,7 +21,7 @@ from idlewatt.cli.book_sample import SAMPLE_BOOK
 from idlewatt.processors.economy import envelopes
 from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO, Book
 from idlewatt.processors.economy.book_file import parse_book
-from idlewatt.processors.economy.envelope_figures import envelope_figures, midnight_ms, period_bounds
+from idlewatt.processors.economy.envelope_figures import envelope_figures, matches, midnight_ms, period_bounds
 from idlewatt.processors.economy.envelopes import BURN_WINDOWS, EnvelopeState
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream import records
@@ -97,8 +100,10 @@ def state_of(*batches: Sequence[ConsumerRow], end_ms: int | None, zone: str = "U
 def figures(
     terms: Book, rows: Sequence[ConsumerRow], end_ms: int | None
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """Figures by envelope and consumer, of one site."""
-    found = envelope_figures(state_of(rows, end_ms=end_ms, zone=terms.time_zone), terms)
+    """Figures by envelope and consumer, of one site that is watched from its earliest row on."""
+    rows = sorted(rows, key=lambda one: one.window_start_ms)
+    batches = [batch for batch in (rows[:1], rows[1:]) if batch]
+    found = envelope_figures(state_of(*batches, end_ms=end_ms, zone=terms.time_zone), terms)
     return {(one["envelope"], one["consumer"]): one for one in found.to_dicts()}
 
 
@@ -149,6 +154,54 @@ def test_only_star_and_question_mark_are_special() -> None:
         terms = book({"match": glob, "each": True})
         found = figures(terms, [row(START_MS, engineer=name) for name in names], START_MS)
         assert {consumer for _, consumer in found} == {"", *matched}
+
+
+def test_a_name_matches_in_an_answer_as_it_does_in_figures() -> None:
+    """A glob means the same to a request and to what is counted, whatever stands in the name."""
+    names = [
+        "kim",
+        "kim\n",
+        "\nkim",
+        "kai",
+        "a-b-x",
+        "a--x",
+        "-x",
+        "x-x-x",
+        "a.b",
+        "[x]",
+        "ö",
+        "(?>x)",
+        "a b",
+    ]
+    globs = [
+        "kim",
+        "k*",
+        "*m",
+        "*-*-x",
+        "**x",
+        "?",
+        "k?m*",
+        "*k?m*",
+        "*x*-*x",
+        "[x]",
+        "(?>x)",
+        "a?*b",
+        "*i*i*",
+    ]
+    for glob in globs:
+        terms = book({"match": glob, "each": True})
+        found = figures(terms, [row(START_MS, engineer=name) for name in names], START_MS)
+        counted = {consumer for _, consumer in found} - {""}
+        assert counted == {name for name in names if matches(glob, name)}, glob
+        assert counted == {name for name in names if fnmatchcase(name, glob.replace("[", "[[]"))}, glob
+
+
+def test_a_long_name_costs_a_request_no_more() -> None:
+    """However many stars a glob has, the time to match a name grows no faster than the name."""
+    begin_s = time.monotonic()
+    assert not matches("*-*-*-*-*-*-x", "-" * 20_000)
+    assert matches("*-*-*-*-*-*-x", "-" * 20_000 + "x")
+    assert time.monotonic() - begin_s < 5
 
 
 def test_an_outer_envelope_counts_each_row_once() -> None:
@@ -243,7 +296,7 @@ def test_late_rows_count_where_they_belong() -> None:
     end_ms = START_MS + DAY_MS + 2 * HOUR_MS
     before = figures(terms, [begun, today], end_ms)["e", "kim"]
     assert (before["used"], before["limit"]) == (5 * MICRO, 200 * MICRO)
-    state = state_of([begun, today], [late], end_ms=end_ms)
+    state = state_of([begun], [today], [late], end_ms=end_ms)
     after = envelope_figures(state, terms).filter(pl.col("consumer") == "kim").row(0, named=True)
     assert (after["used"], after["limit"]) == (5 * MICRO, 170 * MICRO)
 
@@ -273,6 +326,17 @@ def test_nothing_rolls_over_from_a_period_that_was_not_seen_whole() -> None:
     assert figures(terms, rows, START_MS + DAY_MS + HOUR_MS)["e", "kim"]["limit"] == 100 * MICRO
     rows.append(row(START_MS + 2 * DAY_MS, 0))
     assert figures(terms, rows, START_MS + 2 * DAY_MS + HOUR_MS)["e", "kim"]["limit"] == 200 * MICRO
+
+
+def test_usage_dated_back_makes_no_period_seen_whole() -> None:
+    """A row of two days ago says nothing of what else was used then: no roll-over and no burn rate for it."""
+    terms = book({"each": True, "roll_over": True})
+    now_ms = START_MS + DAY_MS + HOUR_MS
+    today, dated_back = row(now_ms, 1), row(START_MS - HOUR_MS, 0.000001, engineer="ann")
+    for batches in ([[today], [dated_back]], [[today, dated_back]], [[dated_back, today]]):
+        found = envelope_figures(state_of(*batches, end_ms=now_ms + HOUR_MS), terms)
+        kim = found.filter(pl.col("consumer") == "kim").row(0, named=True)
+        assert (kim["since_ms"], kim["limit"], kim["burn_6h"]) == (now_ms, 100 * MICRO, None)
 
 
 def test_nothing_is_known_until_the_log_was_read_to_its_end() -> None:
@@ -358,6 +422,7 @@ def test_a_burn_window_is_divided_by_its_real_length() -> None:
         ({600: 0.01}, "it lasts until midnight"),
         ({600: 24}, "it is exhausted already"),
         ({100: 20}, "nothing was used in the last hour"),
+        ({hour * 60: 1 for hour in range(11)}, "it lasts just until midnight"),
     ],
 )
 def test_exhaustion_is_absent_unless_it_comes(spends: dict[int, float], why: str) -> None:
@@ -400,6 +465,119 @@ def test_the_sample_book_has_an_engineer_s_default_envelope() -> None:
         ("new engineers", "new-bo"): (100, 4),
         ("new engineers", ""): (100, 0),
     }
+
+
+def test_a_state_that_is_gone_takes_its_figures_with_it() -> None:
+    """Every commit makes a state, and nothing that was computed of it outlives it."""
+    terms = book({"each": True})
+    states = [state_of([row(START_MS + day * DAY_MS)], end_ms=START_MS + day * DAY_MS) for day in range(5)]
+    for state in states:
+        assert envelope_figures(state, terms) is envelope_figures(state, terms)
+    kept = [weakref.ref(envelope_figures(state, terms)) for state in states]
+    gone = [weakref.ref(state) for state in states]
+    del states[:-1]
+    state = states[0]
+    gc.collect()
+    assert [one() is None for one in gone] == [one() is None for one in kept] == [True] * 4 + [False]
+    # of a book that was in force before, nothing is kept either
+    envelope_figures(state, book({"each": True, "limit": 7}))
+    gc.collect()
+    assert kept[-1]() is None
+
+
+def test_use_that_may_stand_under_another_name_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound a name whose new rows are counted as (other) has no use, burn or forecast, rather than too little."""
+    monkeypatch.setattr(envelopes, "MAX_CONSUMERS", 4)
+    terms = book(
+        {"name": "own", "each": True},
+        {"name": "team", "kind": "team", "match": "search", "roll_over": True},
+        {"name": "some", "match": "k*"},
+        {"name": "all", "match": "*"},
+    )
+    first = [
+        row(START_MS, 1, team="search", agent_family="chat"),
+        *(row(START_MS, 2, engineer=name) for name in ("kai", "ann", "bo")),
+    ]
+    second = [
+        row(START_MS + HOUR_MS, 70, team="search", agent_family="coder"),
+        row(START_MS + HOUR_MS, 5, engineer="kai"),
+    ]
+
+    def told(state: EnvelopeState) -> dict[tuple[str, str], tuple[int | None, bool]]:
+        found = envelope_figures(state, terms).to_dicts()
+        assert all((one["burn_1h"] is None) >= one["is_folded"] for one in found)
+        return {
+            (one["envelope"], one["consumer"]): (
+                one["used"] and one["used"] // MICRO,
+                one["exhaustion_ms"] is None,
+            )
+            for one in found
+            if one["consumer"] != "(other)"
+        }
+
+    state = state_of(first, second, end_ms=START_MS + 2 * HOUR_MS)
+    assert told(state) == {
+        ("own", "kim"): (None, True),
+        ("own", "kai"): (7, False),
+        ("own", "ann"): (2, True),
+        ("own", "bo"): (2, True),
+        # a stranger may be in it
+        ("own", ""): (None, True),
+        ("team", "search"): (None, True),
+        ("some", "k*"): (None, True),
+        ("all", "*"): (82, False),
+    }
+    # the next day all is known again, but for what was left of this one and for windows that reach back into it
+    newest = pl.DataFrame({"site": ["hall"], "newest_ms": [START_MS + HOUR_MS]})
+    for hour, burn_6h in ((1, None), (7, 0)):
+        state = envelopes.passed(restarted(state), newest, START_MS + DAY_MS + hour * HOUR_MS)
+        found = {(one["envelope"], one["consumer"]): one for one in envelope_figures(state, terms).to_dicts()}
+        kim, search = found["own", "kim"], found["team", "search"]
+        assert (kim["used"], search["used"], search["limit"]) == (0, 0, 100 * MICRO)
+        assert (kim["burn_1h"], kim["burn_6h"], kim["burn_3d"]) == (0, burn_6h, None)
+
+
+def test_what_is_over_makes_room_for_new_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first row of a month comes after what is two months old is forgotten: its name is kept apart from then on."""
+    monkeypatch.setattr(envelopes, "MAX_CONSUMERS", 4)
+    july_ms = START_MS + 30 * DAY_MS
+    terms = book({"each": True, "period": "month"})
+    april = [row(START_MS - 40 * DAY_MS, 0, 1, engineer=f"e{i}") for i in range(4)]
+    july = [row(july_ms + MINUTE_MS, 60)]
+    state = state_of(april, july, [row(july_ms + 2 * HOUR_MS, 5)], end_ms=july_ms + 3 * HOUR_MS)
+    found = {one["consumer"]: one["used"] for one in envelope_figures(state, terms).to_dicts()}
+    assert found == {"": 0, "kim": 65 * MICRO}
+
+
+def test_who_is_kept_apart_late_may_have_been_folded_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that finds room while others of the period are counted as (other) is known from the next period on."""
+    monkeypatch.setattr(envelopes, "MAX_CONSUMERS", 3)
+    terms = book({"each": True})
+    first = [row(START_MS - 40 * DAY_MS, 0, 1, engineer=f"e{i}", site="moon") for i in range(3)]
+    folded, room = [row(START_MS, 60)], [row(START_MS + HOUR_MS, 0, 1, engineer="e0", site="moon")]
+    later = [row(START_MS + 2 * HOUR_MS, 5)]
+    state = state_of(first, folded, room, later, end_ms=START_MS + 3 * HOUR_MS)
+    kim = envelope_figures(state, terms).filter(pl.col("consumer") == "kim")
+    assert kim.get_column("used").to_list() == [None]
+    state = state_of(
+        first, folded, room, later, [row(START_MS + DAY_MS, 7)], end_ms=START_MS + DAY_MS + HOUR_MS
+    )
+    kim = envelope_figures(state, terms).filter(pl.col("consumer") == "kim")
+    assert kim.get_column("used").to_list() == [7 * MICRO]
+
+
+def test_a_snapshot_that_names_nobody_as_folded_is_read_with_care(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier versions did not remember whom they had folded: while (other) stands it may be anybody."""
+    monkeypatch.setattr(envelopes, "MAX_CONSUMERS", 1)
+    terms = book({"each": True})
+    for batches, used in (
+        ([[row(START_MS, 3)]], 3 * MICRO),
+        ([[row(START_MS, 3)], [row(START_MS, 4, engineer="x")]], None),
+    ):
+        frames = state_of(*batches, end_ms=START_MS).frames()
+        del frames["envelope_folded"]
+        found = envelope_figures(EnvelopeState.of(frames), terms)
+        assert found.filter(pl.col("consumer") == "kim").get_column("used").to_list() == [used]
 
 
 def test_state_is_bounded() -> None:
@@ -471,6 +649,7 @@ def test_money_and_tokens_are_conserved(
     """Each envelope is the sum of its rows of the period, however they are ordered, batched and restarted between."""
     # around the change to winter time
     start_ms = 1_791_000_000_000 // MINUTE_MS * MINUTE_MS
+    begun = row(start_ms, 0, 0, engineer="")
     rows = [
         row(
             start_ms + minute * MINUTE_MS,
@@ -485,7 +664,7 @@ def test_money_and_tokens_are_conserved(
     terms = book(*NESTED, time_zone=zone)
     newest_ms = max(one.window_start_ms for one in rows)
     end_ms = newest_ms + chance.randrange(0, 3 * HOUR_MS)
-    whole = envelope_figures(state_of(rows, end_ms=end_ms, zone=zone), terms)
+    whole = envelope_figures(state_of([begun], rows, end_ms=end_ms, zone=zone), terms)
     kept = {(one["envelope"], one["consumer"]): one["used"] for one in whole.to_dicts()}
     # who has used nothing for two months may be forgotten: it is 0 of his envelope
     truth = expected(terms, rows, end_ms)
@@ -493,5 +672,47 @@ def test_money_and_tokens_are_conserved(
     shuffled = chance.sample(rows, len(rows))
     cuts = sorted(chance.sample(range(len(rows) + 1), min(3, len(rows))))
     batches = [shuffled[a:b] for a, b in itertools.pairwise([0, *cuts, len(rows)])]
-    again = envelope_figures(state_of(*batches, end_ms=end_ms, zone=zone), terms)
+    again = envelope_figures(state_of([begun], *batches, end_ms=end_ms, zone=zone), terms)
     assert again.equals(whole)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(SPENT, min_size=1, max_size=25), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_beyond_the_bound_a_figure_is_true_or_absent(
+    spent: list[tuple[int, int | None, int, str, str, str]], most: int, chance: random.Random
+) -> None:
+    """With room for few names each use and burn rate that is shown is what it would be with room for all."""
+    start_ms = 1_791_000_000_000 // MINUTE_MS * MINUTE_MS
+    # close together, for (other) to stand in the periods of some and not of others
+    rows = [
+        row(start_ms + minute // 8 * MINUTE_MS, (micro or 0) / MICRO, tokens, function=f, team=t, engineer=e)
+        for minute, micro, tokens, f, t, e in spent
+    ]
+    terms = book(*NESTED, {"name": "crm", "kind": "team", "match": "crm"})
+    chance.shuffle(rows)
+    cuts = sorted(chance.sample(range(1, len(rows) + 1), min(6, len(rows))))
+    batches = [rows[a:b] for a, b in itertools.pairwise([0, *cuts, len(rows)]) if a < b]
+    end_ms = max(one.window_start_ms for one in rows) + chance.randrange(0, 30 * HOUR_MS)
+    true = {
+        (one["envelope"], one["consumer"]): one
+        for one in envelope_figures(state_of(*batches, end_ms=end_ms), terms).to_dicts()
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(envelopes, "MAX_CONSUMERS", most)
+        found = envelope_figures(state_of(*batches, end_ms=end_ms), terms).to_dicts()
+    for one in found:
+        if one["consumer"] in ("", "(other)"):
+            continue
+        all_of_it = true.get((one["envelope"], one["consumer"]))
+        if all_of_it is None:
+            # of who was active lately alone, where all are kept apart
+            assert one["used"] in (None, 0)
+            continue
+        for name in ("used", *(f"burn_{window}" for window in BURN_WINDOWS)):
+            assert one[name] in (None, all_of_it[name]), name
+        assert one["limit"] <= all_of_it["limit"]
+    # whoever is told what nobody has used has used nothing
+    told = {(one["envelope"], one["consumer"]): one["used"] for one in found}
+    for (envelope, consumer), one in true.items():
+        if (envelope, consumer) not in told:
+            assert told[envelope, ""] is None or one["used"] == 0

@@ -4,9 +4,7 @@ Answered from what was put together at the last commit, and only while that is s
 """
 
 import datetime as dt
-import functools
 import http
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,7 +18,7 @@ from idlewatt.processors.economy.envelope_figures import (
     ENVELOPE_KEY,
     FIGURE_COLUMNS,
     envelope_figures,
-    glob_regex,
+    matches,
 )
 from idlewatt.processors.economy.envelopes import BURN_WINDOWS, EnvelopeState
 from idlewatt.stream.clock import Clock
@@ -53,13 +51,16 @@ class EnvelopeAnswers:
         self._book = book
         self._clock = clock
         self._is_ours = is_ours
-        self._held: tuple[Book, list[_Held]] = (book(), [])
+        self._held: tuple[Book, dict[EnvelopeState, _Held]] = (book(), {})
         self.route = Route("GET", PATH, self.answer)
 
     def hold(self, states: Iterable[EnvelopeState]) -> None:
         """From now on answer from these states, one for each partition."""
         book = self._book()
-        self._held = (book, [_held(state, book) for state in states])
+        by_book, before = self._held
+        known = before if by_book is book else {}
+        # a commit of one partition leaves the others as they are
+        self._held = (book, {state: known.get(state) or _held(state, book) for state in states})
 
     def answer(self, request: Request) -> Answer:
         name, kind, site = request.rest, request.query.get("kind"), request.query.get("site")
@@ -68,27 +69,31 @@ class EnvelopeAnswers:
         if kind is not None and kind not in CONSUMER_KINDS:
             return error(http.HTTPStatus.BAD_REQUEST, f"kind must be one of {', '.join(CONSUMER_KINDS)}")
         book, held = self._held
-        here = {one_site: one for one in held for one_site in one.as_of_ms if site in (None, one_site)}
+        here = {
+            one_site: one for one in held.values() for one_site in one.as_of_ms if site in (None, one_site)
+        }
         if (why := self._why_unknown(here, site)) is not None:
             return error(http.HTTPStatus.SERVICE_UNAVAILABLE, why, Retry_After="5")
         if kind is None:
             seen = {k for one_site, one in here.items() for k in one.kinds[one_site].get(name, ())}
+            if not seen and any(OTHER in one.kinds[one_site] for one_site, one in here.items()):
+                return _not_apart(name)
             if len(seen) != 1:
                 what = f"is {' and '.join(sorted(seen))}" if seen else "has used nothing yet"
                 status = http.HTTPStatus.BAD_REQUEST if seen else http.HTTPStatus.NOT_FOUND
                 return error(status, f"{name} {what}: ask with ?kind= {', '.join(CONSUMER_KINDS)}")
             (kind,) = seen
-        if any(OTHER in one.kinds[s] and kind not in one.kinds[s].get(name, ()) for s, one in here.items()):
-            why = f"more names use tokens than are kept apart: what the {kind} {name} has used is not known"
-            return error(http.HTTPStatus.SERVICE_UNAVAILABLE, why, Retry_After="3600")
         found = [
-            _entry(one.figures, one_site, envelope, name, book.time_zone)
+            (one_site, envelope, _figure(one.figures, one_site, envelope, name))
             for one_site, one in sorted(here.items())
             for envelope in _binding(book, kind, name)
         ]
+        if any(figure["is_folded"] for _, _, figure in found):
+            return _not_apart(f"the {kind} {name}")
         if not found:
             return error(http.HTTPStatus.NOT_FOUND, f"the book has no envelope for the {kind} {name}")
-        return Answer(http.HTTPStatus.OK, {"consumer": name, "kind": kind, "envelopes": found})
+        entries = [_entry(*one, book.time_zone) for one in found]
+        return Answer(http.HTTPStatus.OK, {"consumer": name, "kind": kind, "envelopes": entries})
 
     def _why_unknown(self, here: Mapping[str, _Held], site: str | None) -> str | None:
         if not self._is_ours():
@@ -107,7 +112,7 @@ def _binding(book: Book, kind: str, name: str) -> Iterator[Envelope]:
     by_name = {envelope.name: envelope for envelope in book.envelope}
     found: dict[str, Envelope] = {}
     for envelope in book.envelope:
-        if envelope.kind == kind and re.match(glob_regex(envelope.match), name):
+        if envelope.kind == kind and matches(envelope.match, name):
             found[envelope.name] = envelope
             outer = envelope.within
             while outer is not None:
@@ -117,8 +122,6 @@ def _binding(book: Book, kind: str, name: str) -> Iterator[Envelope]:
     return (envelope for envelope in book.envelope if envelope.name in found)
 
 
-# as many as envelope_figures() keeps
-@functools.lru_cache(maxsize=64)
 def _held(state: EnvelopeState, book: Book) -> _Held:
     figures = envelope_figures(state, book)
     places = [figures.columns.index(name) for name in ENVELOPE_KEY]
@@ -132,10 +135,19 @@ def _held(state: EnvelopeState, book: Book) -> _Held:
     return _Held(rows, kinds, dict(known.select("site", "as_of_ms").iter_rows()))
 
 
-def _entry(figures: Figures, site: str, envelope: Envelope, name: str, time_zone: str) -> dict[str, Any]:
+def _not_apart(consumer: str) -> Answer:
+    why = f"more names use tokens than are kept apart: what {consumer} has used is not known"
+    return error(http.HTTPStatus.SERVICE_UNAVAILABLE, why, Retry_After="3600")
+
+
+def _figure(figures: Figures, site: str, envelope: Envelope, name: str) -> dict[str, Any]:
+    """FIGURE_COLUMNS of the consumer's own, if it has any, else of whoever has used nothing yet."""
     consumer = name if envelope.each else envelope.match
     row = figures.get((site, envelope.name, consumer)) or figures[site, envelope.name, ""]
-    figure = dict(zip(FIGURE_COLUMNS, row, strict=True))
+    return dict(zip(FIGURE_COLUMNS, row, strict=True)) | {"consumer": consumer}
+
+
+def _entry(site: str, envelope: Envelope, figure: dict[str, Any], time_zone: str) -> dict[str, Any]:
     limit, used = figure["limit"], figure["used"]
 
     def amount(value: int | None) -> float | None:
@@ -150,7 +162,7 @@ def _entry(figures: Figures, site: str, envelope: Envelope, name: str, time_zone
         "site": site,
         "envelope": envelope.name,
         "kind": envelope.kind,
-        "consumer": consumer,
+        "consumer": figure["consumer"],
         "period": envelope.period,
         "begins": moment(figure["start_ms"]),
         "ends": moment(figure["end_ms"]),

@@ -4,24 +4,30 @@ All of it is of the moment to which usage is known (as_of_ms), so that it is the
 """
 
 import datetime as dt
-import functools
 import re
 from collections.abc import Iterator
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 from zoneinfo import ZoneInfo
 
 import polars as pl
 
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.book import TOKENS, Book, Envelope
-from idlewatt.processors.economy.envelopes import BURN_WINDOWS, NAMED, EnvelopeState
+from idlewatt.processors.economy.envelopes import (
+    BURN_WINDOWS,
+    NAMED,
+    EnvelopeState,
+    folded_into,
+    kept_apart,
+)
 
 ENVELOPE_KEY: Final = ("site", "envelope", "consumer")
 FIGURE_COLUMNS: Final[dict[str, Any]] = {
     # consumer: a name where the envelope is each consumer's own, else the glob; empty for whoever has used nothing yet
     **dict.fromkeys((*ENVELOPE_KEY, "consumer_kind", "unit", "period"), pl.String),
     **dict.fromkeys(("start_ms", "end_ms", "as_of_ms", "since_ms"), pl.Int64),
-    # tokens, or micro-units; used is null where some of it has no price in the unit
+    # tokens, or micro-units; used is null where some of it has no price in the unit, or may be OTHER's
     "limit": pl.Int64,
     "used": pl.Int64,
     "unpriced_tokens": pl.Int64,
@@ -29,19 +35,36 @@ FIGURE_COLUMNS: Final[dict[str, Any]] = {
     **dict.fromkeys((f"burn_{window}" for window in BURN_WINDOWS), pl.Float64),
     # null unless it comes before the period's end
     "exhaustion_ms": pl.Int64,
+    # some of what was used in the period that is running is or may be OTHER's
+    "is_folded": pl.Boolean,
 }
 # what is projected is the rate of this window: a twentieth of the period or so
 _PROJECTED_BY: Final = {"day": "1h", "week": "6h", "month": "3d"}
+# burn windows -> the periods by which it is known whether somebody's use in them is or may be OTHER's
+_FOLDED_BY: Final = {"5m": "day", "1h": "day", "6h": "day", "3d": "week"}
 _MEMBER: Final = (*NAMED, "envelope", "consumer")
+_FOLD: Final[dict[str, Any]] = {
+    **dict.fromkeys((*ENVELOPE_KEY, "period"), pl.String),
+    "period_start": pl.Date,
+}
 _NOTHING: Final = {
     name: pl.lit(0, pl.Int64) for name in ("used", "unpriced_tokens", "used_before", "unpriced_before")
 }
 
 
-def glob_regex(glob: str) -> str:
-    """A regular expression for all of a name, in the syntax that Python and polars share: * and ? match."""
-    parts = ({"*": ".*", "?": "."}.get(character, re.escape(character)) for character in glob)
-    return f"(?s)^(?:{''.join(parts)})$"
+def matches(glob: str, name: str) -> bool:
+    """Whether a glob is for a name, all of it: * and ? match. A request's name may be long, and costs no more for it."""
+    first, *pieces = map(_piece_regex, glob.split("*"))
+    if not pieces:
+        return re.fullmatch(first, name, re.DOTALL) is not None
+    # whichever place of a piece comes first leaves the most for the rest: nothing is gained by another one
+    between = "".join(f"(?>.*?{piece})" for piece in pieces[:-1])
+    return re.fullmatch(f"{first}{between}.*{pieces[-1]}", name, re.DOTALL) is not None
+
+
+def _piece_regex(piece: str) -> str:
+    """Of a glob between two stars; in the syntax that Python and polars share."""
+    return "".join("." if character == "?" else re.escape(character) for character in piece)
 
 
 def period_bounds(period: str, at_ms: int, time_zone: str) -> tuple[dt.date, dt.date, dt.date]:
@@ -61,17 +84,29 @@ def midnight_ms(day: dt.date, time_zone: str) -> int:
     return round(dt.datetime.combine(day, dt.time(), ZoneInfo(time_zone)).timestamp()) * 1000
 
 
-# one for each partition of a process, and for those it had before
-@functools.lru_cache(maxsize=64)
+# /metrics and answers ask for the same; a state that nobody holds any more takes its figures with it
+_computed: Final[WeakKeyDictionary[EnvelopeState, tuple[Book, pl.DataFrame]]] = WeakKeyDictionary()
+
+
 def envelope_figures(state: EnvelopeState, book: Book) -> pl.DataFrame:
     """FIGURE_COLUMNS of every envelope at every site whose usage is known."""
+    by_book, figures = _computed.get(state, (None, None))
+    if figures is None or by_book is not book:
+        figures = _figures(state, book)
+        _computed[state] = (book, figures)
+    return figures
+
+
+def _figures(state: EnvelopeState, book: Book) -> pl.DataFrame:
     calendar = _calendar(state.sites, book)
     if calendar.is_empty():
         return pl.DataFrame(schema=FIGURE_COLUMNS)
     members = _members(state, book)
-    figures = _amounts(calendar, members, state)
+    folds = _folds(state, book)
+    figures = _amounts(calendar, members, folds, state)
     for window in BURN_WINDOWS:
-        figures = _with_burn(figures, calendar, members, state, window)
+        unknown = _folded_in(window, calendar, folds, book.time_zone)
+        figures = _with_burn(figures, calendar, members, unknown, state, window)
     figures = figures.with_columns(exhaustion_ms=_exhaustion()).select(*FIGURE_COLUMNS)
     return at_once(figures.sort(ENVELOPE_KEY))
 
@@ -126,11 +161,79 @@ def _with_inner(envelope: Envelope, book: Book) -> Iterator[Envelope]:
 
 
 def _matches(envelope: Envelope) -> pl.Expr:
-    name = pl.col(envelope.kind)
-    return (name != "") & name.str.contains(glob_regex(envelope.match))
+    name, pieces = pl.col(envelope.kind), map(_piece_regex, envelope.match.split("*"))
+    # polars goes through a name once, whatever the expression, and its $ is the end of it
+    return (name != "") & name.str.contains(f"(?s)^{'.*'.join(pieces)}$")
 
 
-def _amounts(calendar: pl.DataFrame, members: pl.DataFrame, state: EnvelopeState) -> pl.LazyFrame:
+def _folds(state: EnvelopeState, book: Book) -> pl.DataFrame:
+    """_FOLD: in which periods some of what an envelope counts is or may be OTHER's, which does not match it."""
+    places = folded_into(state.periods)
+    parts = [pl.DataFrame(schema=_FOLD)]
+    if not places.is_empty():
+        apart = kept_apart(state.periods)
+        for envelope in book.envelope:
+            folds = _folds_of_each if envelope.each else _folds_of_shared
+            found = folds(envelope, book, places, apart, state.folded)
+            parts.append(found.select(pl.lit(envelope.name).alias("envelope"), pl.all()).select(*_FOLD))
+    return pl.concat(parts).unique()
+
+
+def _folds_of_each(
+    envelope: Envelope, book: Book, places: pl.DataFrame, apart: pl.DataFrame, folded: pl.DataFrame
+) -> pl.DataFrame:
+    """Of consumers that are kept apart, and, under the empty name, of all others."""
+    of_kind = pl.col("kind") == envelope.kind
+    others = places.filter(of_kind).with_columns(consumer=pl.lit(""))
+    return pl.concat([others, folded.filter(of_kind)], how="diagonal")
+
+
+def _folds_of_shared(
+    envelope: Envelope, book: Book, places: pl.DataFrame, apart: pl.DataFrame, folded: pl.DataFrame
+) -> pl.DataFrame:
+    """Of a glob that is one name where that is not kept apart, of * never, of any other always."""
+    counted = list(_with_inner(envelope, book))
+    whole = {one.kind for one in counted if set(one.match) == {"*"}}
+    parts = [places.clear()]
+    for one in counted:
+        if one.kind in whole:
+            continue
+        here = places.filter(pl.col("kind") == one.kind)
+        if not set(one.match) & set("*?"):
+            is_it = (pl.col("kind") == one.kind) & (pl.col("consumer") == one.match)
+            parts.append(folded.filter(is_it).select(places.columns))
+            here = here.join(apart.filter(is_it), on="site", how="anti")
+        parts.append(here)
+    return pl.concat(parts).with_columns(consumer=pl.lit(envelope.match))
+
+
+def _folded_in(window: str, calendar: pl.DataFrame, folds: pl.DataFrame, time_zone: str) -> pl.LazyFrame:
+    """ENVELOPE_KEY of those whose use in a burn window is not known for what is or may be OTHER's."""
+    period = _FOLDED_BY[window]
+    day = pl.from_epoch(_first_ms(window), time_unit="ms").dt.replace_time_zone("UTC")
+    day = day.dt.convert_time_zone(time_zone).dt.date()
+    first = calendar.lazy().select(
+        "site", "envelope", first=day.dt.truncate("1w") if period == "week" else day
+    )
+    return (
+        folds.lazy()
+        .filter(pl.col("period") == period)
+        .join(first, on=["site", "envelope"])
+        .filter(pl.col("period_start") >= pl.col("first"))
+        .select(ENVELOPE_KEY)
+        .unique()
+    )
+
+
+def _first_ms(window: str) -> pl.Expr:
+    """When a burn window begins: with a bucket."""
+    length_ms, width_ms = BURN_WINDOWS[window]
+    return (pl.col("as_of_ms") - length_ms) // width_ms * width_ms
+
+
+def _amounts(
+    calendar: pl.DataFrame, members: pl.DataFrame, folds: pl.DataFrame, state: EnvelopeState
+) -> pl.LazyFrame:
     """FIGURE_COLUMNS up to `used`: the period that is running, and the limit with what was left of the one before."""
     now, before = pl.col("period_start") == pl.col("start"), pl.col("period_start") == pl.col("before")
     sums = (
@@ -145,28 +248,45 @@ def _amounts(calendar: pl.DataFrame, members: pl.DataFrame, state: EnvelopeState
             unpriced_before=_unpriced().filter(before).sum(),
         )
     )
-    # who has used nothing has a row as well: 0 is known
+    dated = folds.lazy().join(
+        calendar.lazy().select("site", "envelope", "period", "start", "before"),
+        on=["site", "envelope", "period"],
+    )
+    folded = dated.group_by(ENVELOPE_KEY).agg(is_folded=now.any(), was_folded=before.any())
+    # who has used nothing has a row as well: 0 is known, of each who is kept apart where others are not
     unused = calendar.lazy().select("site", "envelope", consumer="shared_by", **_NOTHING)
-    whole = pl.concat([sums, unused]).group_by(ENVELOPE_KEY).agg(pl.col(*_NOTHING).sum())
+    others = folded.filter((pl.col("consumer") == "") & pl.col("is_folded")).select("site", "envelope")
+    apart = members.lazy().join(others, on=["site", "envelope"]).select(*ENVELOPE_KEY, **_NOTHING)
+    whole = pl.concat([sums, unused, apart]).group_by(ENVELOPE_KEY).agg(pl.col(*_NOTHING).sum())
     left = pl.max_horizontal(pl.col("granted") - pl.col("used_before"), 0)
-    carried = pl.when(pl.col("carries") & (pl.col("unpriced_before") == 0)).then(left).otherwise(0)
-    return whole.join(calendar.lazy(), on=["site", "envelope"]).with_columns(
-        limit=pl.col("granted") + carried,
-        used=pl.when(pl.col("unpriced_tokens") == 0).then("used"),
+    is_known_before = (pl.col("unpriced_before") == 0) & ~pl.col("was_folded")
+    carried = pl.when(pl.col("carries") & is_known_before).then(left).otherwise(0)
+    return (
+        whole.join(calendar.lazy(), on=["site", "envelope"])
+        .join(folded, on=list(ENVELOPE_KEY), how="left")
+        .with_columns(pl.col("is_folded", "was_folded").fill_null(False))
+        .with_columns(
+            limit=pl.col("granted") + carried,
+            used=pl.when((pl.col("unpriced_tokens") == 0) & ~pl.col("is_folded")).then("used"),
+        )
     )
 
 
 def _with_burn(
-    figures: pl.LazyFrame, calendar: pl.DataFrame, members: pl.DataFrame, state: EnvelopeState, window: str
+    figures: pl.LazyFrame,
+    calendar: pl.DataFrame,
+    members: pl.DataFrame,
+    unknown: pl.LazyFrame,
+    state: EnvelopeState,
+    window: str,
 ) -> pl.LazyFrame:
     """The figures with `burn_*` of the window, and what was used in it (`sum_*`, over `span_*` milliseconds).
 
     A window begins with a bucket, so it is up to a bucket longer than its name says; rates are over what it really is.
     """
-    length_ms, width_ms = BURN_WINDOWS[window]
-    first_ms = (pl.col("as_of_ms") - length_ms) // width_ms * width_ms
+    first_ms = _first_ms(window)
     terms = calendar.lazy().select("site", "envelope", "unit", first_ms.alias("first_ms"))
-    buckets = state.buckets.lazy().filter(pl.col("width_ms") == width_ms)
+    buckets = state.buckets.lazy().filter(pl.col("width_ms") == BURN_WINDOWS[window][1])
     sums = (
         members.lazy()
         .join(terms, on=["site", "envelope"])
@@ -177,8 +297,10 @@ def _with_burn(
     )
     amount, span_ms = pl.col(f"sum_{window}"), pl.col(f"span_{window}")
     is_known = (pl.col("since_ms") <= first_ms) & (pl.col("unpriced_in_window").fill_null(0) == 0)
+    is_known &= pl.col("is_unknown").is_null()
     return (
         figures.join(sums, on=list(ENVELOPE_KEY), how="left")
+        .join(unknown.with_columns(is_unknown=True), on=list(ENVELOPE_KEY), how="left")
         .with_columns(
             pl.when(is_known).then(amount.fill_null(0)).alias(amount.meta.output_name()),
             (pl.col("as_of_ms") - first_ms).alias(span_ms.meta.output_name()),
@@ -188,7 +310,7 @@ def _with_burn(
                 f"burn_{window}"
             )
         )
-        .drop("unpriced_in_window")
+        .drop("unpriced_in_window", "is_unknown")
     )
 
 
@@ -199,7 +321,7 @@ def _exhaustion() -> pl.Expr:
         left = (pl.col("limit") - pl.col("used")).cast(pl.Int128)
         wait_ms = left * pl.col(f"span_{window}") // pl.col(f"sum_{window}")
         comes = (pl.col("period") == period) & (pl.col(f"sum_{window}") > 0) & (left > 0)
-        comes &= wait_ms <= pl.col("end_ms") - pl.col("as_of_ms")
+        comes &= wait_ms < pl.col("end_ms") - pl.col("as_of_ms")
         moments.append(pl.when(comes).then(pl.col("as_of_ms") + wait_ms).cast(pl.Int64))
     return pl.coalesce(moments)
 
