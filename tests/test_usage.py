@@ -184,15 +184,56 @@ def test_long_gaps_are_cut_coarser(gap_ms: int, window_ms: int, parts: int) -> N
 
 
 def test_silent_counter_is_forgotten() -> None:
-    """A counter not read for more than a week starts anew, and takes no room meanwhile."""
-    _, _, state = folded(
-        [row(START_MS, 5)],
-        [row(START_MS + 8 * DAY_MS, 1, counter="another")],
-        [row(START_MS + 8 * DAY_MS, 9)],
-    )
-    assert state.counters.get_column("ts_ms").to_list() == [START_MS + 8 * DAY_MS] * 2
+    """A counter not read for a week starts anew, and takes no room once nothing can go on from it."""
     minutes, _, _ = folded([row(START_MS, 5), row(START_MS + 8 * DAY_MS, 900)])
     assert minutes.is_empty()
+    _, _, state = folded([row(START_MS, 5)], [row(START_MS + 14 * DAY_MS, 1, counter="another")])
+    assert state.counters.get_column("counter").to_list() == ["another"]
+
+
+BATCHES = [[[0, 1, 2]], [[0], [1], [2]], [[0], [1, 2]], [[0, 1], [2]]]
+
+
+@pytest.mark.parametrize("batches", BATCHES)
+@pytest.mark.parametrize(("silent_ms", "gained"), [(7 * DAY_MS - 1, 895), (7 * DAY_MS, 0)])
+def test_a_counter_is_forgotten_after_a_week_to_the_millisecond(
+    silent_ms: int, gained: int, batches: list[list[int]]
+) -> None:
+    """Whatever else of the site is read meanwhile, and however rows are read together."""
+    rows = [
+        row(START_MS, 5),
+        row(START_MS + 7 * DAY_MS, 0, counter="another"),
+        row(START_MS + silent_ms, 900),
+    ]
+    minutes, _, _ = folded(*([rows[place] for place in places] for places in batches))
+    assert minutes.get_column("output_tokens").sum() == gained
+
+
+@pytest.mark.parametrize(
+    "lie", [{}, {"epoch_ms": START_MS - HOUR_MS}], ids=["counter_decrease", "stale_epoch"]
+)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_readings_dropped_for_so_long_that_the_last_is_forgotten_begin_anew(
+    lie: dict[str, Any], at_once: bool
+) -> None:
+    """It is forgotten a week after the last reading that was taken, however many are read at once."""
+    rows = [row(START_MS, 500, epoch_ms=START_MS)]
+    rows += [row(START_MS + n * DAY_MS, 10 * n, **{"epoch_ms": START_MS} | lie) for n in range(1, 10)]
+    minutes, rejected, _ = folded(rows) if at_once else folded(*([one] for one in rows))
+    assert rejected == dict.fromkeys(rejected, 6) != {}
+    assert minutes.get_column("output_tokens").sum() == 20
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_reading_a_week_late_is_refused(at_once: bool) -> None:
+    """Sent again when its counter may be forgotten it counts nothing, and one that is less late counts as ever."""
+    rows = [row(START_MS, 5), row(START_MS + MINUTE_MS, 9)]
+    newest = row(START_MS + 14 * DAY_MS + MINUTE_MS, 1, counter="another")
+    late = [row(newest.ts_ms - 7 * DAY_MS + after_ms, 20 + after_ms) for after_ms in (0, 1, 2)]
+    told = [*rows, newest, *rows, *late]
+    minutes, rejected, _ = folded(told) if at_once else folded(*([one] for one in told))
+    assert minutes.get_column("output_tokens").sum() == 4 + 1
+    assert rejected == {"too_old": 3}
 
 
 def event(ts_ms: int, output: int, event_id: str, **changes: Any) -> UsageRow:
@@ -384,13 +425,49 @@ def test_events_are_conserved(told: list[tuple[int, int, str]], rng: random.Rand
     assert set(rejected) <= {"repeat"}
 
 
+def _cut(rows: pl.DataFrame, rng: random.Random) -> pl.DataFrame:
+    """The minutes of rows that are read in batches of any size."""
+    state, minutes = UsageState.empty(), []
+    while rows.height:
+        count = rng.randint(1, rows.height)
+        done = fold_usage(state, rows.head(count), FAR_MS)
+        state, rows = done.state, rows.slice(count)
+        minutes.append(done.minutes)
+    return pl.concat(minutes)
+
+
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.data())
 def test_rows_are_the_same_however_they_are_read(data: st.DataObject) -> None:
-    """The minute rows themselves, not only their sums, do not depend on batches: money is rounded row by row."""
+    """The minute rows themselves do not depend on batches: money is rounded row by row."""
     told = data.draw(counters("c"))
     rng = data.draw(st.randoms(use_true_random=False))
     whole, _, _ = folded(told.rows)
     cut, _, _ = folded(*_batches(told.rows, rng))
     order = ["window_start_ms", *NAMES, *TOKEN_COUNTS]
     assert cut.sort(order).equals(whole.sort(order))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.data())
+def test_rows_come_in_the_order_in_which_they_were_read(data: st.DataObject) -> None:
+    """Counters and events among each other, cut anywhere: volume steps are reached by the same rows."""
+    waiting = [list(data.draw(counters(f"c{i}")).rows) for i in range(data.draw(st.integers(0, 3)))]
+    after_ms = data.draw(st.lists(st.integers(0, DAY_MS), min_size=1, max_size=8))
+    waiting.append([event(START_MS + ms, 1 + ms, f"e{i}", team="a") for i, ms in enumerate(after_ms)])
+    rng = data.draw(st.randoms(use_true_random=False))
+    rows = []
+    while any(waiting):
+        rows.append(rng.choice([queue for queue in waiting if queue]).pop(0))
+    read = frame(rows)
+    whole = fold_usage(UsageState.empty(), read, FAR_MS).minutes
+    assert _cut(read, rng).equals(whole)
+
+
+def test_rows_stand_in_the_order_of_their_messages() -> None:
+    """Messages of several layouts are opened layout by layout; what they tell is in the order of the log."""
+    rows = frame([event(START_MS, n, f"e{n}") for n in (1, 2, 3, 4)]).with_columns(
+        src=pl.Series([7, 9, 8, 10], dtype=pl.Int64)
+    )
+    minutes = fold_usage(UsageState.empty(), rows, FAR_MS).minutes
+    assert minutes.get_column("output_tokens").to_list() == [1, 3, 2, 4]

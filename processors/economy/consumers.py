@@ -6,12 +6,14 @@ from typing import Any, Final
 import polars as pl
 
 from idlewatt.processors.economy.book import CONSUMER_KINDS, Book
-from idlewatt.processors.economy.prices import VOLUME_COLUMNS, price_minutes
+from idlewatt.processors.economy.prices import VOLUME_COLUMNS, VOLUME_KEY, listed, price_minutes
 from idlewatt.processors.economy.tiers import TIER_COLUMNS
 from idlewatt.stream.records import TOKEN_COUNTS
 
-# Beyond it new names are booked together: a sender of a million names costs others nothing.
+# Beyond it new names are booked together, and new volumes not at all: a sender of a million names costs others nothing.
 MAX_SERIES: Final = 200_000
+# What a row needs while it is priced is many times the row, and one gap of a counter makes 60 of them.
+_PRICED_AT_ONCE: Final = 250_000
 OTHER: Final = "(other)"
 # what the book has no such tier for
 UNKNOWN_TIER: Final = "(unknown)"
@@ -38,12 +40,26 @@ class Spent:
 
 
 def spend(book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame) -> Spent:
-    """Price minutes of usage (usage_minutes.MINUTE_COLUMNS); a tier that nobody told is the default one."""
-    tier = pl.when(pl.col("tier") == "").then(pl.lit(book.default_tier)).otherwise("tier")
-    rows, after = price_minutes(book, minutes.with_columns(tier.alias("tier")), volumes)
+    """Price minutes of usage (usage_minutes.MINUTE_COLUMNS) in their order; a tier that nobody told is the default one."""
+    priced = []
+    for some in list(minutes.iter_slices(_PRICED_AT_ONCE)) or [minutes]:
+        rows, volumes = _priced(book, some, volumes)
+        priced.append(rows)
+    rows = pl.concat(priced)
     known = pl.when(pl.col("tier").is_in(book.tiers)).then("tier").otherwise(pl.lit(UNKNOWN_TIER))
     by_tier = rows.with_columns(known.alias("tier")).select(*TIER_COLUMNS)
-    return Spent(rows, _bounded(after), by_tier)
+    return Spent(rows, _recent(volumes), by_tier)
+
+
+def _priced(book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows as in Spent, and the volumes after them."""
+    tier = pl.when(pl.col("tier") == "").then(pl.lit(book.default_tier)).otherwise("tier")
+    minutes = minutes.with_columns(tier.alias("tier"))
+    billed = minutes.get_column(book.billed)
+    stepless = _without_room(book, minutes, volumes)
+    named = minutes.with_columns(pl.when(stepless).then(pl.lit("")).otherwise(billed).alias(book.billed))
+    rows, after = price_minutes(book, named, volumes)
+    return rows.with_columns(billed), after
 
 
 def totals(before: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
@@ -54,11 +70,14 @@ def totals(before: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
         unpriced_tokens=pl.when(pl.col("spend_micro").is_null()).then("output_tokens").otherwise(0),
         spend_micro=pl.col("spend_micro").fill_null(0),
     )
+    # summed kind by kind: all kinds together are four times the rows
     parts = [
-        counted.filter(pl.col(kind) != "")
-        .rename({kind: "consumer"})
-        .with_columns(pl.lit(kind).alias("consumer_kind"))
-        .select(*CONSUMER_TOTAL_COLUMNS)
+        _summed(
+            counted.filter(pl.col(kind) != "")
+            .rename({kind: "consumer"})
+            .with_columns(pl.lit(kind).alias("consumer_kind"))
+            .select(*CONSUMER_TOTAL_COLUMNS)
+        )
         for kind in CONSUMER_KINDS
     ]
     more = _summed(pl.concat(parts))
@@ -78,8 +97,32 @@ def _summed(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.group_by(CONSUMER_KEY).agg(pl.col(*amounts).sum()).sort(CONSUMER_KEY)
 
 
-def _bounded(volumes: pl.DataFrame) -> pl.DataFrame:
-    """This month and the one before, as usage comes at most a few days late; beyond MAX_SERIES the largest."""
-    months = volumes.get_column("month").unique().sort(descending=True).head(2)
-    recent = volumes.filter(pl.col("month").is_in(months.implode())).select(*VOLUME_COLUMNS)
-    return recent if recent.height <= MAX_SERIES else recent.top_k(MAX_SERIES, by="tokens")
+def _without_room(book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame) -> pl.Series:
+    """Whether the volume that a row would add to is a new one beyond MAX_SERIES: such rows know no steps.
+
+    Half of the room is kept for those who are known: they go on in the next month although others flood it.
+    """
+    if volumes.height + minutes.height <= MAX_SERIES // 2:
+        return pl.repeat(False, minutes.height, eager=True)
+    month = pl.from_epoch("window_start_ms", time_unit="ms").dt.convert_time_zone(book.time_zone)
+    keys = listed(book, minutes).select(
+        "site", "glob", "tier", billed=pl.col(book.billed), month=month.dt.strftime("%Y-%m")
+    )
+    counted = keys.filter((pl.col("billed") != "") & pl.col("glob").is_not_null())
+    new = counted.unique(maintain_order=True).join(volumes, on=VOLUME_KEY, how="anti", maintain_order="left")
+    names = ["site", "billed"]
+    unknown = new.join(volumes, on=names, how="anti", maintain_order="left")
+    with_room = unknown.select(names).unique(maintain_order=True)
+    with_room = with_room.head(max(0, MAX_SERIES // 2 - volumes.height))
+    kept = new.join(
+        pl.concat([volumes.select(names), with_room]), on=names, how="semi", maintain_order="left"
+    )
+    left = new.join(kept.head(max(0, MAX_SERIES - volumes.height)), on=VOLUME_KEY, how="anti")
+    beyond = keys.join(left.with_columns(beyond=True), on=VOLUME_KEY, how="left", maintain_order="left")
+    return beyond.get_column("beyond").fill_null(False)
+
+
+def _recent(volumes: pl.DataFrame) -> pl.DataFrame:
+    """Each site's newest month and the one before: its usage comes at most two weeks late, or is refused."""
+    by_site = pl.col("month").rank("dense", descending=True).over("site")
+    return volumes.filter(by_site <= 2).select(*VOLUME_COLUMNS)

@@ -14,8 +14,10 @@ from typing import Any, Final, Self
 
 import polars as pl
 
-from idlewatt.processors.economy.usage_gains import ENTITY, FORGET_MS, gains, without
-from idlewatt.processors.economy.usage_minutes import MINUTE_COLUMNS, MINUTE_MS, NAMES, split
+from idlewatt.processors.economy.book import CONSUMER_KINDS
+from idlewatt.processors.economy.consumers import OTHER
+from idlewatt.processors.economy.usage_gains import ENTITY, FORGET_MS, LATE_MS, gains, without
+from idlewatt.processors.economy.usage_minutes import GAIN_COLUMNS, MINUTE_COLUMNS, MINUTE_MS, NAMES, split
 from idlewatt.processors.meter.intake import LARGEST_COUNTER
 from idlewatt.processors.meter.timeline import RESTART_GAP_MS
 from idlewatt.stream.records import TOKEN_COUNTS
@@ -71,24 +73,26 @@ class Usage:
     state: UsageState
     # MINUTE_COLUMNS, at least one of TOKEN_COUNTS not 0; a name or tier that nobody told is empty. One row per counter,
     # pair of readings and minute, or per event: never merged, so that what is rounded per row is the same however
-    # the rows were read together. window_ms is 60,000 but for long gaps.
+    # the rows were read together; and in the order in which the (newer) readings and the events were read, so that
+    # volume steps are too. window_ms is 60,000 but for long gaps.
     minutes: pl.DataFrame
     # reason -> rows that were left out
     rejected: Mapping[str, int]
 
 
 def fold_usage(state: UsageState, rows: pl.DataFrame, now_ms: int, grace_ms: int = 15_000) -> Usage:
-    """Take usage rows (records.USAGE) in, in any order within the batch.
+    """Take usage rows (records.USAGE, and `src` where they came in several messages) in, in any order within the batch.
 
     Rows further than `grace_ms` ahead of `now_ms` are refused; nothing else depends on the clock.
     """
     if rows.is_empty():
         return Usage(state, pl.DataFrame(schema=MINUTE_COLUMNS), {})
     rejected: Counter[str] = Counter()
-    rows = _plausible(rows, now_ms + grace_ms, rejected)
+    rows = _plausible(_as_read(rows), now_ms + grace_ms, rejected)
     is_event = pl.col("event_id").is_not_null()
     new_events = _unseen(state, rows.filter(is_event), rejected)
-    counters, gained = gains(state.counters, rows.filter(~is_event), rejected)
+    in_time = without(rows, ~is_event & _far_behind(state.sites, rows), "too_old", rejected)
+    counters, gained = gains(state.counters, in_time.filter(~is_event), rejected)
     sites = _moved_on(state.sites, rows)
     counters = counters.join(sites.select("site", "newest_ms"), on="site", how="left", maintain_order="left")
     events = state.events
@@ -96,13 +100,27 @@ def fold_usage(state: UsageState, rows: pl.DataFrame, now_ms: int, grace_ms: int
         events, sites = _bounded(pl.concat([events, new_events.select(*_FRAMES["events"])]), sites)
     return Usage(
         UsageState(
-            counters.filter(pl.col("ts_ms") > pl.col("newest_ms") - FORGET_MS).drop("newest_ms"),
+            counters.filter(pl.col("ts_ms") > pl.col("newest_ms") - FORGET_MS - LATE_MS).drop("newest_ms"),
             events,
             sites,
         ),
-        pl.concat([split(gained), _event_minutes(new_events)]),
+        split(pl.concat([gained, _spent_at_once(new_events)])),
         {reason: count for reason, count in sorted(rejected.items()) if count},
     )
+
+
+def _as_read(rows: pl.DataFrame) -> pl.DataFrame:
+    """In the order in which they were read, and with their `place` in it."""
+    if "src" in rows.columns:
+        rows = rows.sort("src", maintain_order=True)
+    return rows.with_columns(place=pl.int_range(pl.len(), dtype=pl.Int64))
+
+
+def _far_behind(sites: pl.DataFrame, rows: pl.DataFrame) -> pl.Series:
+    """Whether a row comes LATE_MS or more after one of its site that was read before it, in this batch or any."""
+    known = rows.select("site", "ts_ms").join(sites, on="site", how="left", maintain_order="left")
+    newest_ms = pl.max_horizontal("newest_ms", pl.col("ts_ms").cum_max().over("site"))
+    return known.select(pl.col("ts_ms") <= newest_ms - LATE_MS).to_series()
 
 
 def _plausible(rows: pl.DataFrame, latest_ms: int, rejected: Counter[str]) -> pl.DataFrame:
@@ -118,6 +136,7 @@ def _plausible(rows: pl.DataFrame, latest_ms: int, rejected: Counter[str]) -> pl
         "name_too_long": pl.any_horizontal(
             (pl.col(*text).str.len_bytes() > _MAX_NAME_BYTES).fill_null(False)
         ),
+        "reserved_name": pl.any_horizontal((pl.col(*CONSUMER_KINDS) == OTHER).fill_null(False)),
     }
     for reason, fault in faults.items():
         rows = without(rows, fault, reason, rejected)
@@ -167,11 +186,7 @@ def _bounded(events: pl.DataFrame, sites: pl.DataFrame) -> tuple[pl.DataFrame, p
     return known.tail(MAX_EVENTS), sites.drop("floor_ms").join(floors, on="site").sort("site")
 
 
-def _event_minutes(events: pl.DataFrame) -> pl.DataFrame:
-    return (
-        events.with_columns(
-            window_start_ms=pl.col("ts_ms") // MINUTE_MS * MINUTE_MS, window_ms=pl.lit(MINUTE_MS, pl.Int64)
-        )
-        .filter(pl.any_horizontal(pl.col(*TOKEN_COUNTS) != 0))
-        .select(*MINUTE_COLUMNS)
-    )
+def _spent_at_once(events: pl.DataFrame) -> pl.DataFrame:
+    """Events as GAIN_COLUMNS that begin and end with their minute."""
+    minute_ms = pl.col("ts_ms") // MINUTE_MS * MINUTE_MS
+    return events.with_columns(start_ms=minute_ms, end_ms=minute_ms + MINUTE_MS).select(*GAIN_COLUMNS)

@@ -5,20 +5,25 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.economy.usage_minutes import NAMES
+from idlewatt.processors.economy.usage_minutes import GAIN_COLUMNS, NAMES
 from idlewatt.processors.meter.timeline import RESTART_GAP_MS, going_on
 from idlewatt.stream.records import TOKEN_COUNTS
 
 ENTITY: Final = ("site", "source", "counter")
-# A counter not heard of for longer starts anew: what it gained meanwhile is nobody's.
+# A counter not heard of for so long starts anew: what it gained meanwhile is nobody's.
 FORGET_MS: Final = 7 * 86_400_000
+# Readings so far behind their site's newest row are refused: a counter is remembered until no reading can go on from
+# its last one, whatever else is read.
+LATE_MS: Final = FORGET_MS
 # A fall of a counter without an epoch within this long is a restart, and its value what it gained since.
 _RESET_MS: Final = 300_000
 # Further ones are refused: a sender of a million names costs others nothing.
 MAX_COUNTERS: Final = 200_000
 
 
-def without(rows: pl.DataFrame, fault: pl.Expr, reason: str, rejected: Counter[str]) -> pl.DataFrame:
+def without(
+    rows: pl.DataFrame, fault: pl.Expr | pl.Series, reason: str, rejected: Counter[str]
+) -> pl.DataFrame:
     """The rows less those at fault, which are counted."""
     kept = rows.filter(~fault)
     rejected[reason] += rows.height - kept.height
@@ -28,27 +33,29 @@ def without(rows: pl.DataFrame, fault: pl.Expr, reason: str, rejected: Counter[s
 def gains(
     last: pl.DataFrame, rows: pl.DataFrame, rejected: Counter[str]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Each counter's newest reading, and what it gained over each pair of readings: start_ms, end_ms, names, TOKEN_COUNTS.
+    """Each counter's newest reading, and what it gained over each pair of readings: GAIN_COLUMNS.
 
     What was gained goes to the names of the newer reading: a change of the rules that name consumers counts from
-    then on, and nothing counts twice.
+    then on, and nothing counts twice. It has that reading's `place` too.
     """
     if rows.is_empty():
-        return last, rows.with_columns(start_ms="ts_ms", end_ms="ts_ms")
-    both = pl.concat([last, rows.select(*last.columns, *NAMES)], how="diagonal")
+        return last, pl.DataFrame(schema=GAIN_COLUMNS)
+    before = last.with_columns(place=pl.int_range(-last.height, 0, dtype=pl.Int64))
+    both = pl.concat([before, rows.select(*before.columns, *NAMES)], how="diagonal")
     ids = both.select(*ENTITY).unique(maintain_order=True).with_row_index("id")
     both = both.join(ids, on=list(ENTITY), how="left", maintain_order="left")
-    both = both.with_columns(is_last=pl.int_range(pl.len()) < last.height)
     if ids.height > MAX_COUNTERS:
         both = without(both, pl.col("id") >= MAX_COUNTERS, "too_many_counters", rejected)
-    both = both.sort("id", "ts_ms", pl.col("is_last").not_(), maintain_order=True)
+    # of equals the one that was read first
+    both = both.sort("id", "ts_ms", "place")
     # nothing of a counter comes before its last reading but repeats
-    fresh = both.filter(pl.col("is_last").cum_max().over("id") | ~pl.col("is_last").any().over("id"))
+    is_last = pl.col("place") < 0
+    fresh = both.filter(is_last.cum_max().over("id") | ~is_last.any().over("id"))
     fresh = fresh.filter(
         (pl.col("id") != pl.col("id").shift(1)).fill_null(True) | pl.col("ts_ms").diff().ne(0)
     )
     rejected["repeat"] += both.height - fresh.height
-    good, left_out = going_on(fresh.with_columns(life="id"), TOKEN_COUNTS)
+    good, left_out = going_on(fresh, TOKEN_COUNTS, FORGET_MS)
     rejected.update(left_out)
     newest = good.filter((pl.col("id") != pl.col("id").shift(-1)).fill_null(True))
     return newest.select(last.columns), _differences(good)
@@ -61,8 +68,8 @@ def _differences(readings: pl.DataFrame) -> pl.DataFrame:
     restarted = (pl.col("epoch_ms") != before["epoch_ms"]).fill_null(False)
     start_known = restarted & (pl.col("ts_ms") - pl.col("epoch_ms") <= RESTART_GAP_MS)
     fell = ~restarted & pl.any_horizontal(pl.col(c) < before[c] for c in TOKEN_COUNTS)
-    nobodys = (restarted & ~start_known) | (fell & (elapsed_ms > _RESET_MS)) | (elapsed_ms > FORGET_MS)
-    return readings.with_columns(
+    nobodys = (restarted & ~start_known) | (fell & (elapsed_ms > _RESET_MS)) | (elapsed_ms >= FORGET_MS)
+    differences = readings.with_columns(
         *(
             pl.when(start_known | fell).then(pl.col(c)).otherwise(pl.col(c) - before[c]).alias(c)
             for c in TOKEN_COUNTS
@@ -72,4 +79,5 @@ def _differences(readings: pl.DataFrame) -> pl.DataFrame:
         .otherwise(before["ts_ms"]),
         end_ms="ts_ms",
         counts=follows & ~nobodys,
-    ).filter("counts")
+    )
+    return differences.filter("counts").select(*GAIN_COLUMNS)

@@ -16,15 +16,25 @@ MINUTE_COLUMNS: Final[dict[str, Any]] = {
     **dict.fromkeys(NAMES, pl.String),
     **dict.fromkeys(TOKEN_COUNTS, pl.Int64),
 }
+# what somebody spent between two moments
+GAIN_COLUMNS: Final[dict[str, Any]] = {
+    # where what told it stands among what was read
+    "place": pl.Int64,
+    "start_ms": pl.Int64,
+    "end_ms": pl.Int64,
+    **{name: dtype for name, dtype in MINUTE_COLUMNS.items() if name not in ("window_start_ms", "window_ms")},
+}
 MINUTE_MS: Final = 60_000
 # A gap is cut into the smallest of these that makes at most _PARTS parts. A quarter of an hour divides the offset
 # of every time zone, so that days and months stay whole for gaps of up to 15 hours.
 _STEPS_MS: Final = (MINUTE_MS, 900_000, 21_600_000)
 _PARTS: Final = 60
+# What a part needs while it is cut is many times the part.
+_SPLIT_AT_ONCE: Final = 10_000
 
 
 def split(gained: pl.DataFrame) -> pl.DataFrame:
-    """Gains (start_ms, end_ms and MINUTE_COLUMNS but its windows) to MINUTE_COLUMNS; the last part takes the remainder.
+    """GAIN_COLUMNS to MINUTE_COLUMNS, in the order of their places; the last part takes the remainder.
 
     A window is a minute where the interval is up to an hour long, a quarter of an hour up to 15 hours, else 6 hours.
     """
@@ -32,12 +42,17 @@ def split(gained: pl.DataFrame) -> pl.DataFrame:
     step_ms = pl.lit(_STEPS_MS[-1], pl.Int64)
     for step in reversed(_STEPS_MS[:-1]):
         step_ms = pl.when(elapsed_ms <= step * _PARTS).then(step).otherwise(step_ms)
-    gained = gained.filter(pl.any_horizontal(pl.col(*TOKEN_COUNTS) != 0)).with_columns(window_ms=step_ms)
-    if gained.is_empty():
-        return pl.DataFrame(schema=MINUTE_COLUMNS)
+    spent = gained.filter(pl.any_horizontal(pl.col(*TOKEN_COUNTS) != 0))
+    spent = spent.sort("place").with_columns(window_ms=step_ms)
+    none = pl.DataFrame(schema=MINUTE_COLUMNS)
+    return pl.concat([none, *map(_parts, spent.iter_slices(_SPLIT_AT_ONCE))])
+
+
+def _parts(spent: pl.DataFrame) -> pl.DataFrame:
+    """Gains with the length of their windows to MINUTE_COLUMNS."""
     step_ms = pl.col("window_ms")
     first, last = pl.col("start_ms") // step_ms, (pl.col("end_ms") - 1) // step_ms
-    parts = gained.with_columns(window_start_ms=pl.int_ranges(first, last + 1)).explode("window_start_ms")
+    parts = spent.with_columns(window_start_ms=pl.int_ranges(first, last + 1)).explode("window_start_ms")
     parts = parts.with_columns(pl.col("window_start_ms") * step_ms)
     parts = parts.with_columns(
         from_ms=pl.max_horizontal("start_ms", "window_start_ms"),

@@ -10,6 +10,7 @@ left of that interval stays open for the next window. Windows are cut from whole
 same two readings, so sums do not depend on how many windows close at once.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -218,19 +219,42 @@ def _without_bad(
     ).row(0)
     if not any(suspects):
         return rows
-    forgotten = pl.col("ts_ms") - pl.col("ts_ms").shift(1) >= edges.forget_ms
-    begins = rows.select_seq((~same | forgotten).fill_null(True)).to_series()
-    again: pl.Series | None = None
-    while again is None or again.any():
-        begins = begins if again is None else begins | again
-        lives = rows.with_columns_seq(life=begins.cum_sum())
-        good, counts = going_on(lives, counters)
-        again = _begins_anew(lives, good["place"], edges.forget_ms)
+    good, counts = going_on(rows, counters, edges.forget_ms)
     dropped.update(counts)
-    return good.drop("life")
+    return good
 
 
-def going_on(lives: pl.DataFrame, counters: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
+def going_on(
+    rows: pl.DataFrame, counters: Sequence[str], forget_ms: int
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The readings that go on from the last good one of their `id`, or begin anew once that is forgotten.
+
+    And how many do not, by reason. Readings of an id stand together, in the order of time.
+    """
+    same = pl.col("id") == pl.col("id").shift(1)
+    forgotten = pl.col("ts_ms") - pl.col("ts_ms").shift(1) >= forget_ms
+    waiting = rows.with_columns_seq(life=(~same | forgotten).fill_null(True).cum_sum()).with_row_index("row")
+    judged: list[pl.DataFrame] = []
+    left_out: Counter[str] = Counter()
+    while True:
+        good, counts = _going_on(waiting, counters)
+        anew = _begins_anew(waiting, good["row"], forget_ms)
+        is_over = not anew.any()
+        if not is_over:
+            # from there on a life begins anew, and is judged by itself
+            later = waiting.select_seq(later=anew).with_columns(waiting["life"])
+            later_rows = later.select_seq(pl.col("later").cum_max().over("life")).to_series()
+            good, counts = _going_on(waiting.filter(~later_rows), counters)
+            waiting = waiting.filter(later_rows)
+        judged.append(good)
+        left_out.update(counts)
+        if is_over:
+            break
+    found = judged[0] if len(judged) == 1 else pl.concat(judged).sort("row")
+    return found.drop("life", "row"), left_out
+
+
+def _going_on(lives: pl.DataFrame, counters: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
     """The readings that go on from those before them in their `life`, and how many do not, by reason.
 
     Readings of a life stand together, in the order of time.
@@ -260,11 +284,11 @@ def going_on(lives: pl.DataFrame, counters: Sequence[str]) -> tuple[pl.DataFrame
 
 
 def _begins_anew(lives: pl.DataFrame, good: pl.Series, forget_ms: int) -> pl.Series:
-    """The first reading of each life whose last good one is forgotten by then. `good`: their places."""
+    """The first reading of each life whose last good one is forgotten by then. `good`: their rows."""
     if good.len() == lives.height:
         return pl.Series([False]).new_from_index(0, lives.height)
     # the first of each life is good
-    last_ms = pl.when(pl.col("place").is_in(good.implode())).then("ts_ms").forward_fill()
+    last_ms = pl.when(pl.col("row").is_in(good.implode())).then("ts_ms").forward_fill()
     forgotten = lives.select_seq("life", forgotten=pl.col("ts_ms") - last_ms >= forget_ms)
     first = pl.col("forgotten") & (pl.col("forgotten").cum_sum().over("life") == 1)
     return forgotten.select_seq(first).to_series()
