@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from stage_driver import Driver, Message, sums
-from truth import truth
+from ledger_truth import assert_true
+from stage_driver import Driver, Message
 
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.stage import MeterStage
@@ -82,7 +82,8 @@ def test_a_long_gap_is_booked_step_by_step(monkeypatch: pytest.MonkeyPatch, watc
     now_ms = BACK_MS + 30_000
     folds = settle(driver, now_ms + 2 * CONFIG.grace_ms)
     assert folds > GPUS * HOUR_MS // CONFIG.window_ms // ROOM
-    assert_true(driver, [*gpus, *gpus_back], [*engines, *engines_back], now_ms)
+    edge_ms = now_ms // CONFIG.window_ms * CONFIG.window_ms
+    assert_true(driver, [*gpus, *gpus_back], [*engines, *engines_back], CONFIG, edge_ms)
 
 
 def test_silence_of_what_was_unknown_is_booked_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,27 +110,8 @@ def test_silence_of_what_was_unknown_is_booked_step_by_step(monkeypatch: pytest.
             now_ms += 60_000
             folds += settle(driver, now_ms + 2 * CONFIG.grace_ms)
         assert folds > GPUS * HOUR_MS // CONFIG.window_ms // ROOM
-    assert_true(driver, [*live, *old[0], *newer[0]], [*old[1], *newer[1]], now_ms)
-
-
-def assert_true(
-    driver: Driver[object], gpus: list[records.GpuRow], engines: list[records.EngineRow], now_ms: int
-) -> None:
-    expected = truth(
-        gpus,
-        engines,
-        window_ms=CONFIG.window_ms,
-        grace_ms=CONFIG.grace_ms,
-        forget_ms=CONFIG.forget_ms,
-        edge_ms=now_ms // CONFIG.window_ms * CONFIG.window_ms,
-    )
-    power_key = ("site", "pool", "window_start_ms", "product", "model_name", "state")
-    power = sums(driver.rows(records.POWER), power_key, ("gpu_ms", "draw_mj", "headroom_mj", "estimated_mj"))
-    assert power == {key: tuple(row) for key, row in expected.power.items()}
-    token_key = ("site", "pool", "window_start_ms", "node", "engine", "model_name")
-    made = sums(driver.rows(records.TOKENS), token_key, ("output_tokens", "measured_ms", "silent_ms"))
-    assert made == {key: (row[0], *row[4:]) for key, row in expected.tokens.items()}
-    assert driver.sample("idlewatt_unaccounted_joules_total") == 0
+    edge_ms = now_ms // CONFIG.window_ms * CONFIG.window_ms
+    assert_true(driver, [*live, *old[0], *newer[0]], [*old[1], *newer[1]], CONFIG, edge_ms)
 
 
 def settle(driver: Driver[object], now_ms: int) -> int:

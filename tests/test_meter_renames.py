@@ -72,6 +72,17 @@ def test_what_was_dark_is_taken_back_from_where_it_was_booked(driver: Driver[obj
     assert not dark_windows & set(range(START_MS, START_MS + 300_000, CONFIG.window_ms))
 
 
+def test_names_that_flap_leave_less_than_nothing_nowhere(driver: Driver[object]) -> None:
+    """Two collectors call it differently while its spool is emptied."""
+    back = [reading(second, product="H100 " + "ab"[second // 9 % 2]) for second in range(31, 301)]
+    for first in range(0, len(back), 9):
+        second = 310 + first
+        fold(driver, [*back[first : first + 9], reading(second, "GPU-1")], second + 10)
+    driver.fold(START_MS + 700_000)
+    driver.fold(START_MS + 800_000)
+    by_product(driver)
+
+
 def test_what_was_drawn_over_an_outage_stays_with_its_dark_time(driver: Driver[object]) -> None:
     """A closed window has its dark time and the joules of it under one name."""
     fold(driver, [reading(301, node="n2", product="H100 SXM"), reading(302, "GPU-1")], 320)

@@ -163,7 +163,8 @@ def _gpu_step(before: GpuRow, row: GpuRow, hold: int) -> list[Interval[GpuRow]] 
         assert row.power_mw is not None
         gain = (before.power_mw + row.power_mw) * length // 2000 if length <= hold else 0
         return [Interval(before.ts_ms, row.ts_ms, (gain,), before, length <= hold, estimated=True)]
-    most = (before.power_limit_mw or 0) * length * 13 // 10_000
+    limit = before.power_limit_mw
+    most = -1 if limit is None else limit * length * 13 // 10_000
     return _step(before, row, (before.energy_mj,), (row.energy_mj,), hold, most)
 
 

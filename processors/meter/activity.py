@@ -12,6 +12,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.meter.rows import TIME_BITS, by_id, by_window, where
+from idlewatt.processors.meter.timeline import Advance
 from idlewatt.stream.records import TOKEN_COUNTS
 
 SEGMENT_COLUMNS: Final = {
@@ -55,15 +56,15 @@ def segments_of(intervals: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def remember(segments: pl.DataFrame, new: pl.DataFrame, edge_ms: int) -> pl.DataFrame:
-    """Join segments that touch and say the same, and forget the old ones."""
+def remember(segments: pl.DataFrame, new: pl.DataFrame, since_ms: int) -> pl.DataFrame:
+    """Join segments that touch and say the same, and forget those that ended RETAIN_MS before `since_ms`."""
     rows = pl.concat([segments, new])
     # one integer sorts several times faster than two columns; a model is of one server
     rows = rows.sort(pl.col("model") * (1 << TIME_BITS) + (pl.col("start_ms") - pl.col("start_ms").min()))
     begins = rows.select_seq(~_GOES_ON.fill_null(False)).to_series()
     ends_ms = rows["end_ms"].filter(begins.shift(-1, fill_value=True))
     runs = rows.filter(begins).with_columns_seq(ends_ms)
-    return where(runs, runs["end_ms"] > edge_ms - RETAIN_MS)
+    return where(runs, runs["end_ms"] > since_ms - RETAIN_MS)
 
 
 def in_windows(segments: pl.DataFrame, since_ms: int, until_ms: int, window_ms: int) -> pl.DataFrame:
@@ -76,11 +77,18 @@ def in_windows(segments: pl.DataFrame, since_ms: int, until_ms: int, window_ms: 
     return by_window(clipped, "start_ms", "end_ms", window_ms)
 
 
-def with_first(index: pl.DataFrame, intervals: pl.DataFrame, last: pl.DataFrame) -> pl.DataFrame:
-    """Note the first reading of engines that are new: they are known to be there from then on, not before."""
-    if not index["first_ms"].null_count():
+def with_first(index: pl.DataFrame, step: Advance) -> pl.DataFrame:
+    """Note the first reading of engines that are new: they are known to be there from then on, not before.
+
+    New is one that was forgotten, too, whose names are still known for what it did.
+    """
+    if step.new.is_empty():
         return index
-    began = pl.concat([intervals.select_seq("id", first="t0_ms"), last.select_seq("id", first="ts_ms")])
+    is_new = pl.col("id").is_in(step.new.implode())
+    index = index.with_columns_seq(first_ms=pl.when(~is_new).then("first_ms"))
+    began = pl.concat(
+        [step.intervals.select_seq("id", first="t0_ms"), step.last.select_seq("id", first="ts_ms")]
+    )
     return (
         index.join(
             began.group_by("id").agg(pl.col("first").min()), on="id", how="left", maintain_order="left"

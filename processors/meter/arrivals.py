@@ -8,7 +8,7 @@ from idlewatt.processors.meter import intake
 from idlewatt.processors.meter.activity import with_servers
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.ids import ids_of, with_ids
-from idlewatt.processors.meter.renames import GPU_ATTRIBUTES, remember
+from idlewatt.processors.meter.renames import GPU_ATTRIBUTES, renamed
 from idlewatt.processors.meter.state import (
     ENGINE_ATTRIBUTES,
     ENGINE_KEY,
@@ -32,6 +32,8 @@ def take_in(
     engines, bad_engines = intake.engine_rows(
         batch.frames[records.ENGINE.name], named_engines, batch.now_ms, config.grace_ms
     )
+    # what the clock said before these rows; after a restart it has been a grace past the edge at least
+    before_ms = max(state.newest_ms, (state.edge_ms or 0) + config.grace_ms)
     state = replace(
         state,
         newest_gpu_ms=max(state.newest_gpu_ms, _extreme(gpus.get_column("ts_ms").max(), 0)),
@@ -45,16 +47,15 @@ def take_in(
         state = replace(state, edge_ms=(first_ms - config.grace_ms) // config.window_ms * config.window_ms)
     late = {}
     if gpus.height:
-        # taken a grace after it has come, as one that comes in time is
-        gpus, late[records.GPU.name] = _waiting(gpus, state, config, state.newest_ms + config.hold_ms)
+        gpus, late[records.GPU.name] = _waiting(gpus, state, config, before_ms)
         known = ids_of(named_gpus, state.gpu_index, GPU_KEY, GPU_ATTRIBUTES, state.gpu_ids)
         gpus, index = with_ids(known, gpus, GPU_KEY, GPU_ATTRIBUTES, (state.gpus, state.pending_gpus))
-        renames = remember(state.gpu_renames, state.gpu_index, index, state.edge_ms)
+        renames, index = renamed(state.gpu_renames, state.gpu_index, index, state.edge_ms)
         waiting = pl.concat([state.pending_gpus, gpus.select(state.pending_gpus.columns)])
         state = replace(state, gpu_index=index, gpu_renames=renames, gpu_ids=known, pending_gpus=waiting)
     if engines.height:
         # what engines did must be known before the GPU rows of the same time are judged: these do not wait
-        engines, late[records.ENGINE.name] = _waiting(engines, state, config, 0)
+        engines, late[records.ENGINE.name] = _waiting(engines, state, config, None)
         known = ids_of(named_engines, state.engine_index, ENGINE_KEY, ENGINE_ATTRIBUTES, state.engine_ids)
         before = state.engines, state.pending_engines
         engines, index = with_ids(known, engines, ENGINE_KEY, ENGINE_ATTRIBUTES, before)
@@ -67,19 +68,24 @@ def take_in(
 
 
 def _waiting(
-    rows: pl.DataFrame, state: MeterState, config: MeterConfig, late_until_ms: int
+    rows: pl.DataFrame, state: MeterState, config: MeterConfig, before_ms: int | None
 ) -> tuple[pl.DataFrame, int]:
     """Add eff_ms: a row for a closed window waits like a live one, for what else comes late with it.
 
-    Closed is what would be so if rows came one by one, so that nothing depends on how many are read at once.
+    It is taken a grace after it has come, as one that comes in time is. When it came, and what was closed then, is
+    what would be so if rows came one by one, so that nothing depends on how many are read at once. `before_ms`: the
+    clock before these rows; None where they need not wait.
     """
-    closed_ms = (pl.col("ts_ms").cum_max() - config.grace_ms) // config.window_ms * config.window_ms
+    newest_ms = pl.col("ts_ms").cum_max()
+    closed_ms = (newest_ms - config.grace_ms) // config.window_ms * config.window_ms
     is_late = pl.col("ts_ms") < pl.max_horizontal(closed_ms, pl.lit(state.edge_ms, pl.Int64))
     late = rows.select(is_late).to_series()
     if not late.any():
         # one column under two names takes no memory for the second
         return rows.hstack([rows["ts_ms"].alias("eff_ms")]), 0
-    until = pl.max_horizontal("ts_ms", pl.lit(late_until_ms))
+    if before_ms is None:
+        return rows.with_columns(eff_ms="ts_ms"), int(late.sum())
+    until = pl.max_horizontal(newest_ms, pl.lit(before_ms)) + config.hold_ms
     return rows.with_columns(eff_ms=pl.when(late).then(until).otherwise("ts_ms")), int(late.sum())
 
 

@@ -46,10 +46,11 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     """Close the windows up to `edges.edge_ms`."""
     engines = advance(state.engines, state.pending_engines, edges, TOKEN_COUNTS, ENGINE_CARRY)
     engine_intervals = with_gaps(tokens.without_unknown(engines.intervals), TOKEN_COUNTS)
+    # a step may be longer than segments are kept: none of its own windows may lack them
     segments = activity.remember(
-        state.segments, activity.segments_of(engine_intervals, state.engine_index), edges.edge_ms
+        state.segments, activity.segments_of(engine_intervals, state.engine_index), edges.previous_ms
     )
-    engine_index = activity.with_first(state.engine_index, engines.intervals, engines.last)
+    engine_index = activity.with_first(state.engine_index, engines)
     servers = activity.heard(engine_index, engines.last, config.forget_ms)
     holding = activity.holding(servers, state.gpu_index, state.holding)
     ranked, models = activity.by_name(segments, engine_index)

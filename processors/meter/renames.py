@@ -19,27 +19,38 @@ RENAME_COLUMNS: Final[dict[str, Any]] = {
     "until_ms": pl.Int64,
     **dict.fromkeys(GPU_ATTRIBUTES, pl.String),
 }
-# of one GPU: two collectors that call it differently rename it with every message
+# of one GPU: two collectors that call it differently would rename it with every message
 _MOST_RENAMES: Final = 8
 
 
-def remember(
+def renamed(
     renames: pl.DataFrame, before: pl.DataFrame, after: pl.DataFrame, edge_ms: int | None
-) -> pl.DataFrame:
-    """Add what changed from one index to the next, while windows before `edge_ms` are closed."""
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The renames with what changed from one index to the next, while windows before `edge_ms` are closed; and the index.
+
+    A GPU that was renamed too often keeps the name it has, so that it is still known where its hours were booked.
+    """
     if edge_ms is None or after is before:
-        return renames
+        return renames, after
+    old, new = before.select_seq(GPU_ATTRIBUTES), after.head(before.height).select_seq(GPU_ATTRIBUTES)
     differs = pl.Series([False]).new_from_index(0, before.height)
     for name in GPU_ATTRIBUTES:
-        differs |= before[name].ne_missing(after[name].head(before.height))
+        differs |= old[name].ne_missing(new[name])
     if not differs.any():
-        return renames
-    changed = before.filter(differs).select_seq(
+        return renames, after
+    often = renames.group_by("id").len().filter(pl.col("len") >= _MOST_RENAMES)["id"]
+    kept = differs & before["id"].is_in(often.implode())
+    if kept.any():
+        first = after.head(before.height).with_columns(
+            pl.when(kept).then(old[name]).otherwise(name).alias(name) for name in GPU_ATTRIBUTES
+        )
+        after = pl.concat([first, after.tail(after.height - before.height)])
+    changed = before.filter(differs & ~kept).select_seq(
         "id", pl.lit(edge_ms, pl.Int64).alias("until_ms"), *GPU_ATTRIBUTES
     )
     # of several between two edges the first says what the windows were booked on
     both = pl.concat([renames, changed]).unique(["id", "until_ms"], keep="first", maintain_order=True)
-    return both.group_by("id", maintain_order=True).tail(_MOST_RENAMES)
+    return both, after
 
 
 def forget(renames: pl.DataFrame, index: pl.DataFrame, since_ms: int) -> pl.DataFrame:

@@ -1,0 +1,146 @@
+"""What is read long after it was sent is booked as if it had been read at once."""
+
+from typing import Any
+
+import pytest
+from ledger_truth import assert_true
+from stage_driver import Driver, Message
+
+from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.stage import MeterStage
+from idlewatt.stream import records, topics
+from idlewatt.stream.records import EngineRow, GpuRow
+
+START_MS = 1_700_000_040_000
+Row = GpuRow | EngineRow
+
+
+def gpu(second: int, gpu_uuid: str = "G", node: str = "n", **more: Any) -> GpuRow:
+    values: dict[str, Any] = {"has_process": True, "power_limit_mw": 700_000, "epoch_ms": 1} | more
+    return GpuRow(
+        ts_ms=START_MS + 1000 * second,
+        site="s",
+        pool="p",
+        node=node,
+        gpu_uuid=gpu_uuid,
+        product="H100",
+        energy_mj=100_000 * second,
+        **values,
+    )
+
+
+def engine(
+    second: float, output_tokens: int, name: str = "E", node: str = "n", gpu_uuid: str = "G", running: int = 1
+) -> EngineRow:
+    return EngineRow(
+        ts_ms=START_MS + round(1000 * second),
+        site="s",
+        pool="p",
+        node=node,
+        engine=name,
+        server="vllm",
+        model_name="m",
+        output_tokens=output_tokens,
+        advance="step",
+        requests_running=running,
+        epoch_ms=1,
+        gpus=[gpu_uuid],
+    )
+
+
+def send(driver: Driver[Any], rows: list[Row]) -> None:
+    """In one message of each kind."""
+    gpus = [row for row in rows if isinstance(row, GpuRow)]
+    engines = [row for row in rows if isinstance(row, EngineRow)]
+    if gpus:
+        driver.append([Message(topics.GPU, records.GPU, gpus)])
+    if engines:
+        driver.append([Message(topics.ENGINE, records.ENGINE, engines)])
+
+
+def assert_all_true(driver: Driver[Any], rows: list[Row], config: MeterConfig) -> None:
+    gpus = [row for row in rows if isinstance(row, GpuRow)]
+    engines = [row for row in rows if isinstance(row, EngineRow)]
+    assert_true(driver, gpus, engines, config, driver.state.edge_ms)
+
+
+@pytest.mark.parametrize("at_once", [10**6, 500])
+def test_hours_that_are_closed_in_one_step_have_all_that_engines_did(at_once: int) -> None:
+    """An engine that serves every other minute, for two and a half hours; segments are kept for one."""
+    rows: list[Row] = []
+    made = 0
+    for second in range(0, 9000, 10):
+        serves = second // 60 % 2 == 0
+        made += 100 * serves
+        rows += [gpu(second), engine(second, made, running=serves)]
+    config = MeterConfig()
+    driver = Driver(MeterStage(config))
+    for first in range(0, len(rows), at_once):
+        some = rows[first : first + at_once]
+        send(driver, some)
+        driver.fold(some[-1].ts_ms)
+    driver.fold(START_MS + 9_030_000)
+    assert_all_true(driver, rows, config)
+
+
+@pytest.mark.parametrize("gpus_at_once", [10, 1000])
+def test_a_spool_is_judged_by_what_came_with_it_whichever_topic_is_ahead(gpus_at_once: int) -> None:
+    """A node was cut off for five minutes; the processor was away too, and reads one topic faster than the other."""
+    log: list[tuple[int, Row]] = []
+    for second in range(0, 600, 5):
+        came = second if not 100 <= second < 400 else 400 + second // 1000
+        other = [gpu(second, "L", "n2"), engine(second, second, "EL", "n2", "L")]
+        log += [(second, row) for row in other]
+        log += [(came, row) for row in (gpu(second), engine(second, 10 * second))]
+    rows = [row for _, row in sorted(log, key=lambda told: told[0])]
+    config = MeterConfig()
+    driver = Driver(MeterStage(config))
+    for row in rows:
+        send(driver, [row])
+    while any(driver.behind(topic) for topic in driver.log):
+        driver.fold(START_MS + 600_000, {topics.GPU: gpus_at_once, topics.ENGINE: 10})
+    for second in (630, 690):
+        driver.fold(START_MS + 1000 * second)
+    assert_all_true(driver, rows, config)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_nobody_is_forgotten_while_his_late_readings_wait(at_once: bool) -> None:
+    """A GPU's spool comes 20 s before it is forgotten; all is read as it comes, or together after 10 minutes."""
+    config = MeterConfig(forget_ms=300_000)
+    live: list[Row] = [gpu(second, "L", "n2", has_process=False) for second in range(0, 700, 5)]
+    dead: list[Row] = [gpu(second, has_process=False) for second in range(0, 31, 5)]
+    back: list[Row] = [gpu(second, has_process=False) for second in range(250, 400, 5)]
+    rest = sorted([*live[63:], *back[12:]], key=lambda row: row.ts_ms)
+    came = [
+        sorted([*dead, *live[:7]], key=lambda row: row.ts_ms),
+        live[7:63],
+        back[:12],
+        *([row] for row in rest),
+    ]
+    driver = Driver(MeterStage(config))
+    for number, rows in enumerate(came):
+        send(driver, rows)
+        if not at_once or number == 0:
+            driver.fold(max(row.ts_ms for some in came[: number + 1] for row in some) + 100)
+    for second in (696, 720, 780, 840):
+        driver.fold(START_MS + 1000 * second)
+    assert_all_true(driver, [*live, *dead, *back], config)
+
+
+def test_an_engine_that_was_forgotten_is_there_from_its_return_on() -> None:
+    """While nobody knew it to be there, what its GPU's process did is other work, and not dark."""
+    config = MeterConfig(forget_ms=60_000)
+    driver = Driver(MeterStage(config))
+    rows: list[Row] = []
+    made = 0
+    for second in range(0, 600, 5):
+        some: list[Row] = [gpu(second)]
+        if second < 100 or second >= 305:
+            made += 100
+            some.append(engine(second + 0.777, made))
+        send(driver, some)
+        driver.fold(some[-1].ts_ms + 10)
+        rows += some
+    driver.fold(START_MS + 660_000)
+    assert_all_true(driver, rows, config)
