@@ -144,3 +144,29 @@ def test_an_engine_that_was_forgotten_is_there_from_its_return_on() -> None:
         rows += some
     driver.fold(START_MS + 660_000)
     assert_all_true(driver, rows, config)
+
+
+@pytest.mark.parametrize("restart_s", [None, *range(1105, 1140, 5)])
+def test_a_restart_counts_nothing_of_the_forgotten_again(restart_s: int | None) -> None:
+    """Readings older than an entity is remembered come late: they are booked, and it is forgotten at once."""
+    config = MeterConfig(forget_ms=300_000)
+    driver = Driver(MeterStage(config))
+    rows: list[Row] = []
+    for second in range(1000, 1200, 5):
+        some: list[Row] = [gpu(second, "L", "n2"), engine(second, second, "EL", "n2", "L")]
+        if second == 1100:
+            some += [
+                row
+                for s in range(400, 461, 5)
+                for row in (gpu(s, "OLD", "n3", has_process=False), engine(s, 100 * s, "EO"))
+            ]
+        send(driver, some)
+        driver.fold(START_MS + 1000 * second + 50)
+        if second > 1100:
+            driver.commit()
+        if second == restart_s:
+            driver.crash()
+        rows += some
+    for second in (1220, 1260, 1300, 4600):
+        driver.fold(START_MS + 1000 * second)
+    assert_all_true(driver, sorted(rows, key=lambda row: row.ts_ms), config)

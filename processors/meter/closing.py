@@ -44,7 +44,9 @@ class Closing:
 
 def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterState, Closing]:
     """Close the windows up to `edges.edge_ms`."""
-    engines = advance(state.engines, state.pending_engines, edges, TOKEN_COUNTS, ENGINE_CARRY)
+    engines = advance(
+        state.engines, state.pending_engines, edges, TOKEN_COUNTS, ENGINE_CARRY, state.gone_engines
+    )
     engine_intervals = with_gaps(tokens.without_unknown(engines.intervals), TOKEN_COUNTS)
     # a step may be longer than segments are kept: none of its own windows may lack them
     segments = activity.remember(
@@ -62,6 +64,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         edges,
         ENERGY,
         GPU_CARRY,
+        state.gone_gpus,
         ceiling=waterfall.CEILING,
         steady=Steady(steady_windows(whole, holding.held, state.gpu_index, edges), _JUDGED_BY),
     )
@@ -110,7 +113,9 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     forgotten = edges.edge_ms - config.forget_ms
     kept_gpus = where(gpus.last, gpus.last["ts_ms"] > forgotten)
     kept_engines = where(engines.last, engines.last["ts_ms"] > forgotten)
-    gpu_index = _known(state.gpu_index, kept_gpus, gpus, open_minutes, gpu_gaps)
+    gone_gpus = _read_again(state.gone_gpus, gpus)
+    gone_engines = _read_again(state.gone_engines, engines)
+    gpu_index = _known(state.gpu_index, kept_gpus, gpus, open_minutes, gpu_gaps, gone_gpus)
     after = replace(
         state,
         edge_ms=edges.edge_ms,
@@ -118,8 +123,10 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         # gaps that wait to be booked began up to forget_ms before the edge of then
         gpu_renames=forget(state.gpu_renames, gpu_index, forgotten - config.forget_ms),
         gpus=kept_gpus,
+        gone_gpus=gone_gpus,
         open_gpus=still_open(pl.concat([state.open_gpus, gpu_intervals]), edges),
         engines=kept_engines,
+        gone_engines=gone_engines,
         open_engines=still_open(pl.concat([state.open_engines, engine_intervals]), edges),
         gpu_gaps=gpu_gaps,
         engine_gaps=engine_gaps,
@@ -138,7 +145,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         pending_gpus=gpus.pending,
         # segments are kept for an hour: until then no other engine may have the id that stands in them
         engine_index=_known(
-            engine_index, kept_engines, engines, engine_gaps, segments.select_seq(id="model")
+            engine_index, kept_engines, engines, engine_gaps, gone_engines, segments.select_seq(id="model")
         ),
         pending_engines=engines.pending,
         latest_power=where(power, power["window_start_ms"] == edges.edge_ms - edges.window_ms),
@@ -250,6 +257,15 @@ def _offenders(
         .head(config.worst_offenders)
         .select_seq(*OFFENDER_COLUMNS)
     )
+
+
+def _read_again(gone: pl.DataFrame, step: Advance) -> pl.DataFrame:
+    """Of readings that are gone, those whose message is read again after a restart: it is not older than all that wait."""
+    rows = pl.concat([gone, step.gone]) if step.gone.height else gone
+    if rows.is_empty():
+        return rows
+    oldest = step.pending["src"].min()
+    return where(rows, rows["src"] >= oldest) if isinstance(oldest, int) else rows.clear()
 
 
 def _known(index: pl.DataFrame, kept: pl.DataFrame, step: Advance, *unfinished: pl.DataFrame) -> pl.DataFrame:

@@ -10,6 +10,7 @@ from idlewatt.processors.meter.gaps import GAP_COLUMNS
 from idlewatt.processors.meter.ids import Ids
 from idlewatt.processors.meter.renames import GPU_ATTRIBUTES, RENAME_COLUMNS
 from idlewatt.processors.meter.rolling import HISTORY_COLUMNS
+from idlewatt.processors.meter.timeline import GONE_COLUMNS
 from idlewatt.processors.meter.totals import MEASURED_COLUMNS, POWER_COLUMNS, TOKEN_COLUMNS
 from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, PAIR, YIELD_COLUMNS
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
@@ -95,11 +96,13 @@ class MeterState:
     gpu_index: pl.DataFrame  # names of each GPU: GPU_KEY, GPU_ATTRIBUTES, id
     gpu_renames: pl.DataFrame  # what GPUs were called while windows were closed; see renames.py
     gpus: pl.DataFrame  # last reading of each GPU
+    gone_gpus: pl.DataFrame  # GONE_COLUMNS of those that are forgotten and may be read again
     open_gpus: pl.DataFrame  # intervals that reach past the edge
     engine_index: (
         pl.DataFrame
     )  # names of each engine and model: ENGINE_KEY, ENGINE_ATTRIBUTES, id, server, first_ms
     engines: pl.DataFrame  # last reading of each engine and model
+    gone_engines: pl.DataFrame
     open_engines: pl.DataFrame
     gpu_gaps: pl.DataFrame  # long gaps before the edge, not booked yet
     engine_gaps: pl.DataFrame
@@ -138,7 +141,7 @@ class MeterState:
         scalars, frames = read_snapshot(LAYOUT, snapshot)
         # Rows that waited are read again: until they are, no topic has got as far as it had.
         clocks = {"newest_gpu_ms": 0, "newest_engine_ms": 0, "newest_ms": scalars["edge_ms"] or 0}
-        # builds before this one wrote no gpu_renames
+        # builds before this one wrote no renames, and nobody who is gone
         restored: dict[str, Any] = {**scalars, **clocks, **_empty_frames(), **frames, **_volatile()}
         return cls(**restored)
 
@@ -147,6 +150,7 @@ _FRAMES: Final[dict[str, Any]] = {
     "gpu_index": {**dict.fromkeys((*GPU_KEY, *GPU_ATTRIBUTES), pl.String), "id": pl.Int64},
     "gpu_renames": RENAME_COLUMNS,
     "gpus": GPU_READING,
+    "gone_gpus": GONE_COLUMNS,
     "open_gpus": GPU_INTERVAL,
     "engine_index": {
         **dict.fromkeys((*ENGINE_KEY, *ENGINE_ATTRIBUTES), pl.String),
@@ -155,6 +159,7 @@ _FRAMES: Final[dict[str, Any]] = {
         "first_ms": pl.Int64,
     },
     "engines": ENGINE_READING,
+    "gone_engines": GONE_COLUMNS,
     "open_engines": ENGINE_INTERVAL,
     "gpu_gaps": GPU_GAP,
     "engine_gaps": ENGINE_GAP,

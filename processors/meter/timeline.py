@@ -23,6 +23,9 @@ from idlewatt.processors.meter.rows import TIME_BITS, by_id, highest, where
 # answers only after its model is loaded, and counts from its start.
 RESTART_GAP_MS: Final = 3_600_000
 NEVER_MS: Final = -(1 << 62)
+# When an entity is forgotten, its last reading may stand in a message that is read again after a restart, because others
+# of that message wait: then it has to be known as a repeat. `src`: the message's offset.
+GONE_COLUMNS: Final = {"id": pl.Int64, "ts_ms": pl.Int64, "src": pl.Int64}
 # the last reading that the step before took waits no more
 _IS_LAST: Final = pl.col("eff_ms") == NEVER_MS
 
@@ -60,6 +63,8 @@ class Advance:
     pending: pl.DataFrame
     # ids of entities that no step before had a reading of: nothing was booked for them yet, not even silence
     new: pl.Series
+    # GONE_COLUMNS of readings that were taken, and whose entities are forgotten by the edge
+    gone: pl.DataFrame
     dropped: dict[str, int]
 
 
@@ -69,12 +74,13 @@ def advance(
     edges: Edges,
     counters: Sequence[str],
     carry: Sequence[str],
+    gone: pl.DataFrame,
     ceiling: pl.Expr | None = None,
     steady: Steady | None = None,
 ) -> Advance:
     """Take the readings that the edge needs and pair them up.
 
-    `last`: each entity's last taken reading. `pending`: readings with id, eff_ms (when they may be taken) and
+    `last`: each entity's last taken reading. `gone`: GONE_COLUMNS of those that are forgotten. `pending`: readings with id, eff_ms (when they may be taken) and
     the columns of `last`. `carry`: columns whose value at an interval's start goes with it as <name>_0.
     `ceiling`: the most a counter can have gained over an interval, for resets of counters without an epoch.
     """
@@ -85,7 +91,7 @@ def advance(
     judged_by = dict.fromkeys(("id", "ts_ms", "epoch_ms", *counters, *gauges))
     for first_only in (True, False):
         within = _within_reach(known, edges, first_only)
-        ordered = _in_order(known.select_seq(*judged_by), within, last, dropped)
+        ordered = _in_order(known.select_seq(*judged_by), within, last, gone, dropped)
         ordered = _without_bad(ordered, edges, counters, dropped)
         # the first reading after the edge may be a bad one: then the next is needed
         if not any(count for reason, count in dropped.items() if reason != "repeat"):
@@ -117,13 +123,17 @@ def advance(
         pl.col("ts_ms").shift(1).alias("t0_ms"),
         *(pl.col(name).shift(1).alias(f"{name}_0") for name in {*counters, *carry, "epoch_ms"}),
     ).filter(same & ~_IS_LAST)
-    newest = taken.select_seq(last.columns).filter(_last_of_each(taken["id"]))
+    is_newest = _last_of_each(taken["id"])
+    newest = taken.select_seq(last.columns).filter(is_newest)
+    is_old = taken["ts_ms"] <= edges.edge_ms - edges.forget_ms
+    old = known.select_seq(pl.col(*GONE_COLUMNS).gather(taken["place"].filter(is_newest & is_old)))
     return Advance(
         intervals=_gains(paired, edges, counters, ceiling),
         last=newest,
         # those within reach first: a repeat that came late must stay behind the reading it repeats
         pending=pl.concat([left, later]) if left.height else later,
         new=_without_last(newest, last),
+        gone=old.drop_nulls("src"),
         dropped={reason: count for reason, count in dropped.items() if count},
     )
 
@@ -151,15 +161,16 @@ def _within_reach(known: pl.DataFrame, edges: Edges, first_only: bool) -> pl.Ser
 
 
 def _in_order(
-    known: pl.DataFrame, within: pl.Series, last: pl.DataFrame, dropped: dict[str, int]
+    known: pl.DataFrame, within: pl.Series, last: pl.DataFrame, gone: pl.DataFrame, dropped: dict[str, int]
 ) -> pl.DataFrame:
-    """What is `within`, by entity and time, each moment once, nothing older than the last; adds its `place`.
+    """What is `within`, by entity and time, each moment once, nothing older than the last or gone; adds its `place`.
 
     `known` begins with `last`.
     """
     place, ids, ts_ms = within.arg_true(), known["id"].filter(within), known["ts_ms"].filter(within)
     count = place.len()
-    fresh = ts_ms > by_id(ids, last["id"], last["ts_ms"], default=NEVER_MS)
+    taken = pl.concat([rows.select_seq("id", "ts_ms") for rows in (gone, last)]) if gone.height else last
+    fresh = ts_ms > by_id(ids, taken["id"], taken["ts_ms"], default=NEVER_MS)
     fresh = fresh.scatter(pl.int_range(last.height, eager=True), True)
     if not fresh.all():
         place, ids, ts_ms = place.filter(fresh), ids.filter(fresh), ts_ms.filter(fresh)
