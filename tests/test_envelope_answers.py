@@ -102,6 +102,15 @@ class Desk:
         return {one["envelope"]: one for one in answer.content["envelopes"]}
 
 
+def test_who_used_nothing_lately_has_no_rate_of_it() -> None:
+    """That he used something three days ago is known, and not shown as nothing."""
+    desk = Desk(event(1, START_MS - 80 * HOUR_MS, 1), event(2, START_MS - 60 * HOUR_MS, 40))
+    desk.read(event(3, START_MS + 11 * HOUR_MS, 1, engineer="ada"))
+    kim, eve = (desk.envelopes(name, kind="engineer")["engineers"] for name in ("kim", "eve"))
+    assert (kim["used"], kim["burn_rate"]) == (0, dict.fromkeys(("5m", "1h", "6h", "3d")))
+    assert (eve["used"], eve["burn_rate"]["3d"]) == (0, 0)
+
+
 def test_it_tells_every_envelope_that_the_name_is_in() -> None:
     """A consumer's own envelopes, and those around them that it shares with others."""
     desk = Desk(

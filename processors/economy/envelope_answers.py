@@ -84,7 +84,7 @@ class EnvelopeAnswers:
                 return error(status, f"{name} {what}: ask with ?kind= {', '.join(CONSUMER_KINDS)}")
             (kind,) = seen
         found = [
-            (one_site, envelope, _figure(one.figures, one_site, envelope, name))
+            (one_site, envelope, _figure(one, one_site, envelope, name))
             for one_site, one in sorted(here.items())
             for envelope in _binding(book, kind, name)
         ]
@@ -140,11 +140,15 @@ def _not_apart(consumer: str) -> Answer:
     return error(http.HTTPStatus.SERVICE_UNAVAILABLE, why, Retry_After="3600")
 
 
-def _figure(figures: Figures, site: str, envelope: Envelope, name: str) -> dict[str, Any]:
+def _figure(held: _Held, site: str, envelope: Envelope, name: str) -> dict[str, Any]:
     """FIGURE_COLUMNS of the consumer's own, if it has any, else of whoever has used nothing yet."""
     consumer = name if envelope.each else envelope.match
-    row = figures.get((site, envelope.name, consumer)) or figures[site, envelope.name, ""]
-    return dict(zip(FIGURE_COLUMNS, row, strict=True)) | {"consumer": consumer}
+    own = held.figures.get((site, envelope.name, consumer))
+    figure = dict(zip(FIGURE_COLUMNS, own or held.figures[site, envelope.name, ""], strict=True))
+    if own is None and envelope.kind in held.kinds[site].get(name, ()):
+        # used nothing in this period and the one before, which says nothing of windows that go back further
+        figure |= dict.fromkeys(f"burn_{window}" for window in BURN_WINDOWS)
+    return figure | {"consumer": consumer}
 
 
 def _entry(site: str, envelope: Envelope, figure: dict[str, Any], time_zone: str) -> dict[str, Any]:
