@@ -6,7 +6,7 @@ Messages are kept as they came, a quarter as large as what is in them, and becom
 import functools
 import operator
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -71,6 +71,10 @@ def _none(schema: Schema, columns: tuple[str, ...], names_apart: bool) -> pl.Dat
     return rows.with_columns(src=pl.lit(None, pl.Int64))
 
 
+def _packed_bytes(messages: Iterable[Message]) -> int:
+    return sum(map(len, map(_PACKED, messages)))
+
+
 class Gathering:
     """Of one partition."""
 
@@ -88,7 +92,7 @@ class Gathering:
     def add(self, messages: Sequence[Message]) -> None:
         """Messages of one topic."""
         self._messages[messages[0].topic] += messages
-        self.size_bytes += sum(map(len, map(_PACKED, messages)))
+        self.size_bytes += _packed_bytes(messages)
 
     def waits(self, topic: str) -> bool:
         """Whether take() has left something of the topic behind."""
@@ -110,7 +114,7 @@ class Gathering:
                 next_offsets[topic] = messages[at - 1].offset + 1
             del messages[:at]
         names = {schema.name: rosters.names for schema, rosters in self._rosters.items()}
-        self.size_bytes = sum(len(message.packed) for left in self._messages.values() for message in left)
+        self.size_bytes = sum(map(_packed_bytes, self._messages.values()))
         for schema, rosters in self._rosters.items():
             if rosters.full:
                 self._rosters[schema] = Rosters(schema, self._stage.columns[schema])

@@ -4,15 +4,13 @@ from typing import Any
 
 import pytest
 from ledger_truth import assert_true
-from stage_driver import Driver, Message
+from meter_fleets import START_MS, Row, pack
+from stage_driver import Driver
 
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.stage import MeterStage
-from idlewatt.stream import records, topics
+from idlewatt.stream import topics
 from idlewatt.stream.records import EngineRow, GpuRow
-
-START_MS = 1_700_000_040_000
-Row = GpuRow | EngineRow
 
 
 def gpu(second: int, gpu_uuid: str = "G", node: str = "n", **more: Any) -> GpuRow:
@@ -48,16 +46,6 @@ def engine(
     )
 
 
-def send(driver: Driver[Any], rows: list[Row]) -> None:
-    """In one message of each kind."""
-    gpus = [row for row in rows if isinstance(row, GpuRow)]
-    engines = [row for row in rows if isinstance(row, EngineRow)]
-    if gpus:
-        driver.append([Message(topics.GPU, records.GPU, gpus)])
-    if engines:
-        driver.append([Message(topics.ENGINE, records.ENGINE, engines)])
-
-
 def assert_all_true(driver: Driver[Any], rows: list[Row], config: MeterConfig) -> None:
     gpus = [row for row in rows if isinstance(row, GpuRow)]
     engines = [row for row in rows if isinstance(row, EngineRow)]
@@ -77,7 +65,7 @@ def test_hours_that_are_closed_in_one_step_have_all_that_engines_did(at_once: in
     driver = Driver(MeterStage(config))
     for first in range(0, len(rows), at_once):
         some = rows[first : first + at_once]
-        send(driver, some)
+        driver.append(pack(some))
         driver.fold(some[-1].ts_ms)
     driver.fold(START_MS + 9_030_000)
     assert_all_true(driver, rows, config)
@@ -96,7 +84,7 @@ def test_a_spool_is_judged_by_what_came_with_it_whichever_topic_is_ahead(gpus_at
     config = MeterConfig()
     driver = Driver(MeterStage(config))
     for row in rows:
-        send(driver, [row])
+        driver.append(pack([row]))
     while any(driver.behind(topic) for topic in driver.log):
         driver.fold(START_MS + 600_000, {topics.GPU: gpus_at_once, topics.ENGINE: 10})
     for second in (630, 690):
@@ -120,7 +108,7 @@ def test_nobody_is_forgotten_while_his_late_readings_wait(at_once: bool) -> None
     ]
     driver = Driver(MeterStage(config))
     for number, rows in enumerate(came):
-        send(driver, rows)
+        driver.append(pack(rows))
         if not at_once or number == 0:
             driver.fold(max(row.ts_ms for some in came[: number + 1] for row in some) + 100)
     for second in (696, 720, 780, 840):
@@ -139,7 +127,7 @@ def test_an_engine_that_was_forgotten_is_there_from_its_return_on() -> None:
         if second < 100 or second >= 305:
             made += 100
             some.append(engine(second + 0.777, made))
-        send(driver, some)
+        driver.append(pack(some))
         driver.fold(some[-1].ts_ms + 10)
         rows += some
     driver.fold(START_MS + 660_000)
@@ -160,7 +148,7 @@ def test_a_restart_counts_nothing_of_the_forgotten_again(restart_s: int | None) 
                 for s in range(400, 461, 5)
                 for row in (gpu(s, "OLD", "n3", has_process=False), engine(s, 100 * s, "EO"))
             ]
-        send(driver, some)
+        driver.append(pack(some))
         driver.fold(START_MS + 1000 * second + 50)
         if second > 1100:
             driver.commit()

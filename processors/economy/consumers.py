@@ -6,7 +6,7 @@ from typing import Any, Final
 import polars as pl
 
 from idlewatt.processors.economy.book import CONSUMER_KINDS, Book
-from idlewatt.processors.economy.prices import VOLUME_COLUMNS, VOLUME_KEY, listed, price_minutes
+from idlewatt.processors.economy.prices import VOLUME_COLUMNS, VOLUME_KEY, listed, month_of, price_minutes
 from idlewatt.processors.economy.tiers import TIER_COLUMNS
 from idlewatt.stream.records import TOKEN_COUNTS
 
@@ -104,9 +104,8 @@ def _without_room(book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame) -> p
     """
     if volumes.height + minutes.height <= MAX_SERIES // 2:
         return pl.repeat(False, minutes.height, eager=True)
-    month = pl.from_epoch("window_start_ms", time_unit="ms").dt.convert_time_zone(book.time_zone)
     keys = listed(book, minutes).select(
-        "site", "glob", "tier", billed=pl.col(book.billed), month=month.dt.strftime("%Y-%m")
+        "site", "glob", "tier", billed=pl.col(book.billed), month=month_of(book)
     )
     counted = keys.filter((pl.col("billed") != "") & pl.col("glob").is_not_null())
     new = counted.unique(maintain_order=True).join(volumes, on=VOLUME_KEY, how="anti", maintain_order="left")

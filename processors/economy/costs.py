@@ -8,8 +8,8 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.amounts import rounded
 from idlewatt.processors.at_once import at_once
-from idlewatt.processors.economy.amounts import rounded
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.capital import capital_frame
 from idlewatt.processors.economy.tariff import per_kwh

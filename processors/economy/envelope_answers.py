@@ -18,9 +18,9 @@ from idlewatt.processors.economy.envelope_figures import (
     ENVELOPE_KEY,
     FIGURE_COLUMNS,
     envelope_figures,
-    matches,
 )
 from idlewatt.processors.economy.envelopes import BURN_WINDOWS, EnvelopeState
+from idlewatt.processors.globs import matches
 from idlewatt.stream.clock import Clock
 from idlewatt.stream.http_routes import Answer, Request, Route, error
 
@@ -112,7 +112,7 @@ def _binding(book: Book, kind: str, name: str) -> Iterator[Envelope]:
     by_name = {envelope.name: envelope for envelope in book.envelope}
     found: dict[str, Envelope] = {}
     for envelope in book.envelope:
-        if envelope.kind == kind and matches(envelope.match, name):
+        if envelope.kind == kind and matches(name, envelope.match):
             found[envelope.name] = envelope
             outer = envelope.within
             while outer is not None:

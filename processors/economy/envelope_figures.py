@@ -52,21 +52,6 @@ _NOTHING: Final = {
 }
 
 
-def matches(glob: str, name: str) -> bool:
-    """Whether a glob is for a name, all of it: * and ? match. A request's name may be long, and costs no more for it."""
-    first, *pieces = map(_piece_regex, glob.split("*"))
-    if not pieces:
-        return re.fullmatch(first, name, re.DOTALL) is not None
-    # whichever place of a piece comes first leaves the most for the rest: nothing is gained by another one
-    between = "".join(f"(?>.*?{piece})" for piece in pieces[:-1])
-    return re.fullmatch(f"{first}{between}.*{pieces[-1]}", name, re.DOTALL) is not None
-
-
-def _piece_regex(piece: str) -> str:
-    """Of a glob between two stars; in the syntax that Python and polars share."""
-    return "".join("." if character == "?" else re.escape(character) for character in piece)
-
-
 def period_bounds(period: str, at_ms: int, time_zone: str) -> tuple[dt.date, dt.date, dt.date]:
     """First days of the period that a moment lies in, of the one before it and of the one after it."""
     day = dt.datetime.fromtimestamp(at_ms / 1000, ZoneInfo(time_zone)).date()
@@ -161,9 +146,10 @@ def _with_inner(envelope: Envelope, book: Book) -> Iterator[Envelope]:
 
 
 def _matches(envelope: Envelope) -> pl.Expr:
-    name, pieces = pl.col(envelope.kind), map(_piece_regex, envelope.match.split("*"))
-    # polars goes through a name once, whatever the expression, and its $ is the end of it
-    return (name != "") & name.str.contains(f"(?s)^{'.*'.join(pieces)}$")
+    # as globs.matches() does; polars' $ is the end of the name
+    name = pl.col(envelope.kind)
+    parts = ({"*": ".*", "?": "."}.get(character, re.escape(character)) for character in envelope.match)
+    return (name != "") & name.str.contains(f"(?s)^{''.join(parts)}$")
 
 
 def _folds(state: EnvelopeState, book: Book) -> pl.DataFrame:

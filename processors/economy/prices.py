@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from idlewatt.processors.economy.amounts import MOST, rounded
+from idlewatt.processors.amounts import MOST, rounded
 from idlewatt.processors.economy.book import MICRO, Book, Price
 from idlewatt.processors.globs import matches
 from idlewatt.stream import records
@@ -99,6 +99,12 @@ def listed(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(worth=pl.when(known).then(worth))
 
 
+def month_of(book: Book) -> pl.Expr:
+    """The calendar month of the book's time zone that a row's window begins in."""
+    local = pl.from_epoch("window_start_ms", time_unit="ms").dt.convert_time_zone(book.time_zone)
+    return local.dt.strftime("%Y-%m")
+
+
 def price_minutes(
     book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -110,11 +116,10 @@ def price_minutes(
     that money does not depend on which rows are read together. spend_micro is null where the book has no price, 0 on
     a tier that is not sold.
     """
-    month = pl.from_epoch("window_start_ms", time_unit="ms").dt.convert_time_zone(book.time_zone)
     tokens = pl.sum_horizontal(f"{kind}_tokens" for kind in TOKEN_KINDS)
     rows = listed(book, minutes).with_columns(
         tokens.alias("tokens"),
-        month.dt.strftime("%Y-%m").alias("month"),
+        month_of(book).alias("month"),
         pl.col(book.billed).alias("billed"),
     )
     before = volumes.rename({"tokens": "before"})

@@ -9,9 +9,9 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.amounts import rounded
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy import prices, tiers
-from idlewatt.processors.economy.amounts import rounded
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.stream import records
 from idlewatt.stream.decoding import empty_frame, frame_schema
@@ -210,9 +210,7 @@ def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book) -> pl.DataFrame:
         .filter(pl.col("output_tokens") > 0)
         .select(
             *_PRICED_BY,
-            ((2 * pl.col("earned") + pl.col("output_tokens")) // (2 * pl.col("output_tokens")))
-            .cast(pl.Int64, strict=False)
-            .alias("price"),
+            rounded(pl.col("earned"), pl.col("output_tokens")).alias("price"),
         )
     )
     listed = prices.price_frame(book, wanted.with_columns(tier=pl.lit(book.default_tier)))

@@ -9,8 +9,8 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.amounts import rounded
 from idlewatt.processors.at_once import at_once
-from idlewatt.processors.economy.amounts import rounded
 from idlewatt.processors.economy.book import MICRO
 from idlewatt.processors.economy.pricing import HOUR_MS, POOL_WINDOW
 from idlewatt.stream.records import TOKEN_COUNTS
@@ -177,7 +177,7 @@ def packed(rows: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
     """The rows by the minute, of the hour before each pool's newest window."""
     kept = rows.lazy().join(ends.lazy(), on=list(POOL), how="left")
     return at_once(
-        kept.filter(_recent(pl.col("minute_start_ms")))
+        kept.filter(recent(pl.col("minute_start_ms")))
         .group_by(*POOL, "model_name", "minute_start_ms")
         .agg(pl.col("served").max(), pl.col("held").min())
     )
@@ -193,7 +193,7 @@ def aged(rows: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
     """ROLLING_COLUMNS of the hour before each pool's newest window; windows that are no longer new by the minute."""
     start = pl.col("window_start_ms")
     is_old = (start < pl.col("end_ms") - _FINE_MS).fill_null(False)
-    kept = rows.lazy().join(ends.lazy(), on=list(POOL), how="left").filter(_recent(start))
+    kept = rows.lazy().join(ends.lazy(), on=list(POOL), how="left").filter(recent(start))
     return at_once(
         kept.with_columns(
             window_start_ms=pl.when(is_old).then(start // _MINUTE_MS * _MINUTE_MS).otherwise(start)
@@ -203,10 +203,9 @@ def aged(rows: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _recent(start: pl.Expr) -> pl.Expr:
-    return start >= newest_ms(start) - HOUR_MS
+def recent(start: pl.Expr, length_ms: int = HOUR_MS) -> pl.Expr:
+    """Whether a row is so near to where its pool's windows end (end_ms).
 
-
-def newest_ms(start: pl.Expr) -> pl.Expr:
-    """Where a pool's windows end; of a pool that has engines and no GPUs nobody tells, so where its newest begins."""
-    return pl.coalesce("end_ms", start.max().over(POOL))
+    Of a pool that has engines and no GPUs nobody tells, so to where its newest begins.
+    """
+    return start >= pl.coalesce("end_ms", start.max().over(POOL)) - length_ms

@@ -205,6 +205,5 @@ def _minute(ends: pl.DataFrame, windows: pl.DataFrame) -> int:
 
 def _recent(rows: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
     """Rows of the mix that lost revenue is priced by, up to the pool's newest window."""
-    start = pl.col("window_start_ms")
     with_ends = rows.lazy().join(windows.lazy(), on=_POOL, how="left")
-    return at_once(with_ends.filter(start >= rolling.newest_ms(start) - MIX_MS).drop("end_ms"))
+    return at_once(with_ends.filter(rolling.recent(pl.col("window_start_ms"), MIX_MS)).drop("end_ms"))

@@ -80,11 +80,9 @@ def _waiting(
     closed_ms = (newest_ms - config.grace_ms) // config.window_ms * config.window_ms
     is_late = pl.col("ts_ms") < pl.max_horizontal(closed_ms, pl.lit(state.edge_ms, pl.Int64))
     late = rows.select(is_late).to_series()
-    if not late.any():
+    if before_ms is None or not late.any():
         # one column under two names takes no memory for the second
-        return rows.hstack([rows["ts_ms"].alias("eff_ms")]), 0
-    if before_ms is None:
-        return rows.with_columns(eff_ms="ts_ms"), int(late.sum())
+        return rows.hstack([rows["ts_ms"].alias("eff_ms")]), int(late.sum())
     until = pl.max_horizontal(newest_ms, pl.lit(before_ms)) + config.hold_ms
     return rows.with_columns(eff_ms=pl.when(late).then(until).otherwise("ts_ms")), int(late.sum())
 

@@ -80,8 +80,8 @@ def advance(
 ) -> Advance:
     """Take the readings that the edge needs and pair them up.
 
-    `last`: each entity's last taken reading. `gone`: GONE_COLUMNS of those that are forgotten. `pending`: readings with id, eff_ms (when they may be taken) and
-    the columns of `last`. `carry`: columns whose value at an interval's start goes with it as <name>_0.
+    `last`: each entity's last taken reading. `pending`: readings with id, eff_ms (when they may be taken) and
+    the columns of `last`. `gone`: GONE_COLUMNS of entities that are forgotten. `carry`: columns whose value at an interval's start goes with it as <name>_0.
     `ceiling`: the most a counter can have gained over an interval, for resets of counters without an epoch.
     """
     dropped: dict[str, int] = {}
@@ -249,18 +249,15 @@ def going_on(
     left_out: Counter[str] = Counter()
     while True:
         good, counts = _going_on(waiting, counters)
-        anew = _begins_anew(waiting, good["row"], forget_ms)
-        is_over = not anew.any()
-        if not is_over:
-            # from there on a life begins anew, and is judged by itself
-            later = waiting.select_seq(later=anew).with_columns(waiting["life"])
-            later_rows = later.select_seq(pl.col("later").cum_max().over("life")).to_series()
-            good, counts = _going_on(waiting.filter(~later_rows), counters)
-            waiting = waiting.filter(later_rows)
-        judged.append(good)
-        left_out.update(counts)
-        if is_over:
+        anew = _anew(waiting, good["row"], forget_ms)
+        if not anew.any():
             break
+        settled, settled_counts = _going_on(waiting.filter(~anew), counters)
+        judged.append(settled)
+        left_out.update(settled_counts)
+        waiting = waiting.filter(anew)
+    judged.append(good)
+    left_out.update(counts)
     found = judged[0] if len(judged) == 1 else pl.concat(judged).sort("row")
     return found.drop("life", "row"), left_out
 
@@ -294,15 +291,14 @@ def _going_on(lives: pl.DataFrame, counters: Sequence[str]) -> tuple[pl.DataFram
     }
 
 
-def _begins_anew(lives: pl.DataFrame, good: pl.Series, forget_ms: int) -> pl.Series:
-    """The first reading of each life whose last good one is forgotten by then. `good`: their rows."""
+def _anew(lives: pl.DataFrame, good: pl.Series, forget_ms: int) -> pl.Series:
+    """From the first reading on whose last good one is forgotten by then a life begins anew. `good`: their rows."""
     if good.len() == lives.height:
         return pl.Series([False]).new_from_index(0, lives.height)
     # the first of each life is good
     last_ms = pl.when(pl.col("row").is_in(good.implode())).then("ts_ms").forward_fill()
     forgotten = lives.select_seq("life", forgotten=pl.col("ts_ms") - last_ms >= forget_ms)
-    first = pl.col("forgotten") & (pl.col("forgotten").cum_sum().over("life") == 1)
-    return forgotten.select_seq(first).to_series()
+    return forgotten.select_seq(pl.col("forgotten").cum_max().over("life")).to_series()
 
 
 def _without_between(

@@ -4,6 +4,7 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.amounts import rounded
 from idlewatt.processors.meter.renames import with_booked_names
 from idlewatt.processors.meter.rows import as_one, sums_by
 
@@ -198,4 +199,4 @@ def power_rows(
 def _tokens(energy_mj: str) -> pl.Expr:
     """Tokens the energy would have made: mJ x micro-tokens per joule / 10^9, to the nearest; null if beyond 64 bits."""
     product = pl.col(energy_mj).cast(pl.Int128) * pl.col("yield_utpj").cast(pl.Int128)
-    return ((product + 500_000_000) // 1_000_000_000).cast(pl.Int64, strict=False)
+    return rounded(product, 1_000_000_000)

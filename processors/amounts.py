@@ -12,6 +12,6 @@ import polars as pl
 MOST: Final = (1 << 63) - 1
 
 
-def rounded(numerator: pl.Expr, denominator: int) -> pl.Expr:
+def rounded(numerator: pl.Expr, denominator: int | pl.Expr) -> pl.Expr:
     """The quotient to the nearest whole number; null where that is more than MOST."""
     return ((numerator + denominator // 2) // denominator).cast(pl.Int64, strict=False)
