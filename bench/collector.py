@@ -31,7 +31,7 @@ from idlewatt.stream.settings import Log
 
 _SIZES: Final = (8, 72)
 _WARM_UP_S: Final = 6.0
-_MEASURED_S: Final = 20.0
+_MEASURED_S: Final = 15.0
 _CYCLE: Final = re.compile(
     rb'^idlewatt_scrape_duration_seconds\{[^}]*source="nvml"[^}]*\} (\S+)$', re.MULTILINE
 )

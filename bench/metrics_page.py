@@ -8,7 +8,7 @@ from bench.recorded import fresh_outputs, recorded
 from bench.report import Part, Table
 
 _POOLS: Final = 1_000
-_SECONDS: Final = 60
+_SECONDS: Final = 30
 
 
 def run() -> Part:

@@ -17,9 +17,9 @@ from bench.processor import PARTITIONS, measured
 from bench.recorded import KeptBroker, fresh_outputs, recorded
 from bench.report import Part, Table
 
-# of event time. What is fast reads 300 s of rows: the JVM takes a while until it is warm. What is slow reads 60 s of
+# of event time. What is fast reads 240 s of rows: the JVM takes a while until it is warm. What is slow reads 60 s of
 # half the GPUs.
-_FAST_S: Final = 300
+_FAST_S: Final = 240
 _SLOW_S: Final = 60
 _PROGRAMS: Final = Path(__file__).parent
 

@@ -18,8 +18,8 @@ from bench import CACHE, ROOT
 from bench.fleet import GPUS_PER_POOL, pool_name
 from bench.measuring import Usage, memory_mib, usage_of
 
-_WARM_UP_S: Final = 25.0
-_MEASURED_S: Final = 40.0
+_WARM_UP_S: Final = 20.0
+_MEASURED_S: Final = 30.0
 _RULES: Final = """groups:
 - name: joules
   interval: 10s
