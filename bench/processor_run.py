@@ -24,6 +24,8 @@ from idlewatt.stream.settings import Settings
 
 _SAMPLE_S: Final = 1.0
 _QUIET_S: Final = 2.0
+# of a core, with nothing to read; rows are counted before they are folded, and windows close after both
+_IDLE_SHARE: Final = 0.1
 _STALLED_S: Final = 120.0
 
 
@@ -95,9 +97,8 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wait(processing: Processing, inputs: int, gpu_rows: int, engine_rows: int) -> _Sample:
-    """The moment after which nothing moved any more, and a little later: rows are counted before they are folded."""
-    reached: _Sample | None = None
-    still: _Sample | None = None
+    """The end of the last second in which it worked: all is read then, folded and committed."""
+    worked = last = _look(processing)
     while True:
         time.sleep(_SAMPLE_S)
         if processing.failure is not None:
@@ -105,17 +106,17 @@ def _wait(processing: Processing, inputs: int, gpu_rows: int, engine_rows: int) 
         now = _look(processing)
         if now.rewinds:
             raise RuntimeError("a commit failed and rows were read twice: run it again on a quieter machine")
-        if reached is None or now.rows != reached.rows:
-            reached, still = now, None
-            continue
-        still = still or now
+        passed = now.usage - last.usage
+        if now.rows != last.rows or passed.cpu_s > _IDLE_SHARE * passed.wall_s:
+            worked = now
+        last = now
         missing = gpu_rows - now.gpu_rows(), engine_rows - now.rows.get(topics.ENGINE, 0)
-        waited_s = now.usage.wall_s - reached.usage.wall_s
+        waited_s = (now.usage - worked.usage).wall_s
         if any(missing) or len(now.behind) < inputs or any(now.behind.values()) or now.gathered:
             if waited_s > _STALLED_S:
                 raise TimeoutError(f"nothing moves, and rows are missing: {missing}, {now}")
         elif waited_s > _QUIET_S:
-            return still
+            return worked
 
 
 def _checkpoint(settings: Settings) -> tuple[float, int]:
