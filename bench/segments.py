@@ -19,11 +19,10 @@ from unittest import mock
 
 from crc32c import crc32c
 from kafka import codec
-from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.util import encode_varint
 
 from bench import ROOT
-from bench.fleet import Fleet, Message
+from bench.fleet import Fleet
 from idlewatt.stream import kafka_clients
 from idlewatt.stream.settings import Log
 
@@ -43,7 +42,6 @@ _MAGIC: Final = 2
 # the time in a batch that came to one of our topics is that of its arrival
 _ARRIVED: Final = 8
 _NO_PRODUCER: Final = (-1, -1, -1)
-_MAX_BATCH_BYTES: Final = 1 << 20
 
 
 def fill(data: Path, fleet: Fleet) -> None:
@@ -74,44 +72,57 @@ def _run(data: Path, fleet: Fleet, what: str) -> None:
 
 def _messages(fleet: Fleet, partition: int, compression: str) -> Iterator[tuple[str, int, bytearray]]:
     """Topic, number of records, and batch."""
-    for message in fleet.messages(partition):
-        yield message.topic, 1, _alone(message, compression)
-
-
-def _alone(message: Message, compression: str) -> bytearray:
-    """The batch of one message as the broker has it, in half the time that kafka-python takes to make it."""
-    record = _before_value(message.key, len(message.value)) + message.value + b"\0"
-    packed: bytes = getattr(codec, f"{compression}_encode")(record)
     attributes = _CODECS[compression] | _ARRIVED
-    checked = _CHECKED.pack(attributes, 0, message.sent_ms, message.sent_ms, *_NO_PRODUCER, 1) + packed
-    length = _UNCHECKED.size - _LENGTH_COUNTS_FROM + len(checked)
-    return bytearray(_UNCHECKED.pack(0, length, 0, _MAGIC, crc32c(checked)) + checked)
-
-
-# a collector's messages have one length
-@functools.cache
-def _before_value(key: bytes, value_bytes: int) -> bytes:
-    # attributes, and time and offset less those of the batch
-    begun = bytearray(3)
-    encode_varint(len(key), begun.append)
-    begun += key
-    encode_varint(value_bytes, begun.append)
-    size = bytearray()
-    # no headers follow
-    encode_varint(len(begun) + value_bytes + 1, size.append)
-    return bytes(size + begun)
+    for message in fleet.messages(partition):
+        packed = _packed(_record(0, 0, message.key, message.value), compression)
+        yield message.topic, 1, _batch(attributes, 1, (message.sent_ms, message.sent_ms), packed)
 
 
 def _rows(fleet: Fleet, partition: int, compression: str) -> Iterator[tuple[str, int, bytearray]]:
     rows = fleet.energy(partition).sort("ts_ms", maintain_order=True)
     for part in rows.iter_slices(_ROWS_PER_BATCH):
-        batch = DefaultRecordBatchBuilder(
-            _MAGIC, _CODECS[compression], False, *_NO_PRODUCER, _MAX_BATCH_BYTES
+        first_ms, last_ms = part["ts_ms"][0], part["ts_ms"][-1]
+        records = b"".join(
+            _record(
+                ts_ms - first_ms,
+                n,
+                gpu.encode(),
+                f'{{"ts_ms":{ts_ms},"gpu_uuid":"{gpu}","energy_mj":{energy_mj}}}'.encode(),
+            )
+            for n, (ts_ms, gpu, energy_mj) in enumerate(part.iter_rows())
         )
-        for n, (ts_ms, gpu, energy_mj) in enumerate(part.iter_rows()):
-            value = f'{{"ts_ms":{ts_ms},"gpu_uuid":"{gpu}","energy_mj":{energy_mj}}}'
-            batch.append(n, ts_ms, gpu.encode(), value.encode(), [])
-        yield ROWS, part.height, batch.build()
+        packed = _packed(records, compression)
+        yield ROWS, part.height, _batch(_CODECS[compression], part.height, (first_ms, last_ms), packed)
+
+
+# Batches as kafka-python's DefaultRecordBatchBuilder makes them, byte for byte, in a third of the time.
+
+
+def _record(after_ms: int, place: int, key: bytes, value: bytes) -> bytes:
+    """`after_ms`, `place`: time and offset less those of the batch."""
+    lengths = _varint(len(key)), _varint(len(value))
+    # without attributes before and without headers behind
+    body = b"".join([b"\0", _varint(after_ms), _varint(place), lengths[0], key, lengths[1], value, b"\0"])
+    return _varint(len(body)) + body
+
+
+# numbers are few: places in a batch, lengths of messages
+@functools.cache
+def _varint(number: int) -> bytes:
+    written = bytearray()
+    encode_varint(number, written.append)
+    return bytes(written)
+
+
+def _packed(records: bytes, compression: str) -> bytes:
+    found: bytes = getattr(codec, f"{compression}_encode")(records)
+    return found
+
+
+def _batch(attributes: int, records: int, from_to_ms: tuple[int, int], packed: bytes) -> bytearray:
+    checked = _CHECKED.pack(attributes, records - 1, *from_to_ms, *_NO_PRODUCER, records) + packed
+    length = _UNCHECKED.size - _LENGTH_COUNTS_FROM + len(checked)
+    return bytearray(_UNCHECKED.pack(0, length, 0, _MAGIC, crc32c(checked)) + checked)
 
 
 def _write(data: Path, partition: int, batches: Iterator[tuple[str, int, bytearray]]) -> None:
