@@ -134,9 +134,13 @@ class Runner(Generic[S]):
             patience_s *= PATIENCE_BEHIND
         if is_behind and is_old:
             patience_s = max(patience_s, FAR_BEHIND_PATIENCE_S)
-        if waited_s >= patience_s or sum(sizes.values()) >= GATHER_BYTES:
+        if waited_s >= patience_s:
             self._folded_at = time.monotonic()
             return list(self._states)
+        if sum(sizes.values()) >= GATHER_BYTES:
+            # a part of them: in turn each gathers half as much again as if all were folded whenever there is no room
+            fullest = sorted(sizes, key=lambda partition: -sizes[partition])
+            return fullest[: -(-len(fullest) // 4)]
         return [partition for partition, size in sizes.items() if size >= GATHER_BYTES_PER_PARTITION]
 
     def _hand_over(self, poll: Poll) -> None:

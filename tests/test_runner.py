@@ -218,6 +218,30 @@ def test_what_nobody_waits_for_is_gathered_longer(
     assert [commit.snapshots for commit in stand.log.commits] == [{0: b"7"}, {0: b"10"}]
 
 
+def test_the_fullest_make_room(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without room a quarter of the partitions is folded, those with most; the others gather on until it is their turn."""
+    now_s = 1000.0
+    monkeypatch.setattr("idlewatt.processors.runner.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("idlewatt.processors.runner.GATHER_BYTES", 7 * len(reading(10, 7).packed))
+    monkeypatch.setattr(Summing, "gather_s", 3600.0)
+    more = [reading(11, 3, 4), reading(11, 5, 2)]
+    stand.log.polls = [
+        Poll(assigned=dict.fromkeys(range(5))),
+        Poll([reading(10, 7, partition) for partition in range(5)]),
+        Poll(more),
+        Poll([reading(12, 1, 4), reading(13, 1, 4), reading(12, 1, 3), reading(13, 1, 3)]),
+    ]
+    stand.run(2)
+    assert not stand.log.commits
+    stand.run(1)
+    assert [commit.snapshots for commit in stand.log.commits] == [{2: b"12", 4: b"10"}]
+    stand.run(1)
+    assert [commit.snapshots for commit in stand.log.commits][1:] == [{3: b"9", 4: b"12"}]
+    now_s += 3600.0
+    stand.run(1)
+    assert [commit.snapshots for commit in stand.log.commits][2:] == [{0: b"7", 1: b"7"}]
+
+
 def test_it_polls_between_long_folds(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     """What there is no time for is folded after the next poll, with what that brought; nothing is left out."""
     now_s = 1000.0
