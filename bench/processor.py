@@ -2,9 +2,9 @@
 
 The log is full when the processor starts, so that it works as fast as it can; in live operation it does the same
 work and waits in between. Both stages run, over 12 partitions. Counted is all CPU time of the process from its start
-of reading until it has read everything, closed all windows and committed: 1,200 s of rows at 10,000 GPUs (600 s where a message holds
-1 s), 240 s at 100,000, and 90 s at 600,000. There is an engine to every 8 GPUs, of which a fifth is idle at any
-time; its rows are read too and not counted as samples.
+of reading until it has read everything, closed all windows and committed: 1,200 s of rows at 10,000 GPUs (600 s where
+a message holds 1 s), 240 s at 100,000, and 90 s at 600,000. There is an engine to every 8 GPUs, of which a fifth is
+idle at any time; its rows are read too and not counted as samples.
 """
 
 import functools
