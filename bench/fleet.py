@@ -183,8 +183,6 @@ class _Kind:
         columns = _arrays(_conform(schema, rows, fleet).drop(schema.names).with_columns(moved))
         names = _arrays(_conform(schema, frame, fleet).select(schema.names))
         of_each = len(frame) // (1 + int(frame["collector"][-1]))
-        # by the bytes of the record batch: where the columns that change lie in it
-        starts: dict[int, list[int]] = {}
         places = pa.array([*range(of_each)] * fleet.batch_s, pa.int32())
         for collector in range(len(frame) // of_each):
             message = encode_named(
@@ -194,7 +192,7 @@ class _Kind:
                 {name: pa.concat_arrays([texts]) for name, texts in _part(names, collector, of_each).items()},
                 places,
             )
-            self._messages.append(_message(message, moved.columns, len(places), starts))
+            self._messages.append(_message(message, moved.columns))
 
     def encoded(self, step: int) -> Iterator[bytes]:
         """The message of each collector in one step."""
@@ -230,17 +228,14 @@ class _Message:
     moving: list[memoryview]
 
 
-def _message(encoded: bytes, moving: list[str], rows: int, known: dict[int, list[int]]) -> _Message:
+def _message(encoded: bytes, moving: list[str]) -> _Message:
     stream = bytearray(encoded[:-SEAL_BYTES])
     batch_at = int.from_bytes(encoded[-SEAL_BYTES:][:4], "little")
-    batch_bytes = len(stream) - batch_at
-    if batch_bytes not in known:
-        buffer = pa.py_buffer(stream)
-        batch = ipc.open_stream(buffer).read_next_batch()
-        addresses = [batch.column(name).buffers()[1].address for name in moving]
-        known[batch_bytes] = [address - buffer.address - batch_at for address in addresses]
-    view, size = memoryview(stream)[batch_at:], rows * 8
-    return _Message(stream, batch_at, [view[start : start + size] for start in known[batch_bytes]])
+    buffer = pa.py_buffer(stream)
+    batch = ipc.open_stream(buffer).read_next_batch()
+    starts = [batch.column(name).buffers()[1].address - buffer.address for name in moving]
+    size = batch.num_rows * 8
+    return _Message(stream, batch_at, [memoryview(stream)[start : start + size] for start in starts])
 
 
 def _conform(schema: Schema, rows: pl.DataFrame, fleet: Fleet) -> pl.DataFrame:

@@ -123,8 +123,8 @@ def measured(
     """What bench/processor_run.py found; `page`: of the page of /metrics too."""
     task = {
         "settings": settings.model_dump_json(),
-        # two graces later: who has read all there is follows the clock a grace behind it, and closes all windows
-        "now_ms": fleet.end_ms + 30_000,
+        # who has read all there is follows the clock a grace behind it, and closes windows a grace after their end
+        "now_ms": fleet.end_ms + round(2 * settings.process.grace_s * 1000),
         "gpu_rows": fleet.gpu_rows,
         "engine_rows": fleet.engine_rows,
         "page": page,

@@ -6,7 +6,6 @@ takes this machine many minutes; a broker that finds them in its files at start-
 For peers whose idiom is one row per message there are the same rows as JSON, 500 in a batch.
 """
 
-import functools
 import json
 import struct
 import subprocess
@@ -18,8 +17,7 @@ from typing import BinaryIO, Final
 from unittest import mock
 
 from crc32c import crc32c
-from kafka import codec
-from kafka.record.util import encode_varint
+from kafka.record.default_records import DefaultRecordBatchBuilder
 
 from bench import ROOT
 from bench.fleet import Fleet
@@ -31,17 +29,14 @@ ROWS: Final = "bench.rows"
 _WORKERS: Final = 2
 _ROWS_PER_BATCH: Final = 500
 _FIRST_SEGMENT: Final = f"{0:020d}.log"
-_CODECS: Final = {"gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
+_CODECS: Final = {None: 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 # set by the broker: outside of the batch's checksum
 _BASE_OFFSET: Final = struct.Struct(">q")
-# https://kafka.apache.org/documentation/#recordbatch, up to the checksum, and what that is over
-_UNCHECKED: Final = struct.Struct(">qiibI")
-_CHECKED: Final = struct.Struct(">hiqqqhii")
-_LENGTH_COUNTS_FROM: Final = 12
-_MAGIC: Final = 2
-# the time in a batch that came to one of our topics is that of its arrival
+# those of a batch that came to one of our topics: the time of its arrival. Its checksum is over all from there on.
+_CHECKSUM_AT: Final = 17
+_ATTRIBUTES_AT: Final = 21
 _ARRIVED: Final = 8
-_NO_PRODUCER: Final = (-1, -1, -1)
+_MAX_BATCH_BYTES: Final = 1 << 20
 
 
 def fill(data: Path, fleet: Fleet) -> None:
@@ -70,59 +65,29 @@ def _run(data: Path, fleet: Fleet, what: str) -> None:
     (data / ".kafka_cleanshutdown").unlink(missing_ok=True)
 
 
-def _messages(fleet: Fleet, partition: int, compression: str) -> Iterator[tuple[str, int, bytearray]]:
+def _messages(fleet: Fleet, partition: int, codec: int) -> Iterator[tuple[str, int, bytearray]]:
     """Topic, number of records, and batch."""
-    attributes = _CODECS[compression] | _ARRIVED
     for message in fleet.messages(partition):
-        packed = _packed(_record(0, 0, message.key, message.value), compression)
-        yield message.topic, 1, _batch(attributes, 1, (message.sent_ms, message.sent_ms), packed)
+        batch = DefaultRecordBatchBuilder(2, codec, False, -1, -1, -1, _MAX_BATCH_BYTES)
+        batch.append(0, message.sent_ms, message.key, message.value, [])
+        yield message.topic, 1, _arrived(batch.build())
 
 
-def _rows(fleet: Fleet, partition: int, compression: str) -> Iterator[tuple[str, int, bytearray]]:
+def _arrived(batch: bytearray) -> bytearray:
+    batch[_ATTRIBUTES_AT + 1] |= _ARRIVED
+    checksum = crc32c(bytes(batch[_ATTRIBUTES_AT:]))
+    batch[_CHECKSUM_AT:_ATTRIBUTES_AT] = checksum.to_bytes(4, "big")
+    return batch
+
+
+def _rows(fleet: Fleet, partition: int, codec: int) -> Iterator[tuple[str, int, bytearray]]:
     rows = fleet.energy(partition).sort("ts_ms", maintain_order=True)
     for part in rows.iter_slices(_ROWS_PER_BATCH):
-        first_ms, last_ms = part["ts_ms"][0], part["ts_ms"][-1]
-        records = b"".join(
-            _record(
-                ts_ms - first_ms,
-                n,
-                gpu.encode(),
-                f'{{"ts_ms":{ts_ms},"gpu_uuid":"{gpu}","energy_mj":{energy_mj}}}'.encode(),
-            )
-            for n, (ts_ms, gpu, energy_mj) in enumerate(part.iter_rows())
-        )
-        packed = _packed(records, compression)
-        yield ROWS, part.height, _batch(_CODECS[compression], part.height, (first_ms, last_ms), packed)
-
-
-# Batches as kafka-python's DefaultRecordBatchBuilder makes them, byte for byte, in a third of the time.
-
-
-def _record(after_ms: int, place: int, key: bytes, value: bytes) -> bytes:
-    """`after_ms`, `place`: time and offset less those of the batch."""
-    lengths = _varint(len(key)), _varint(len(value))
-    # without attributes before and without headers behind
-    body = b"".join([b"\0", _varint(after_ms), _varint(place), lengths[0], key, lengths[1], value, b"\0"])
-    return _varint(len(body)) + body
-
-
-# numbers are few: places in a batch, lengths of messages
-@functools.cache
-def _varint(number: int) -> bytes:
-    written = bytearray()
-    encode_varint(number, written.append)
-    return bytes(written)
-
-
-def _packed(records: bytes, compression: str) -> bytes:
-    found: bytes = getattr(codec, f"{compression}_encode")(records)
-    return found
-
-
-def _batch(attributes: int, records: int, from_to_ms: tuple[int, int], packed: bytes) -> bytearray:
-    checked = _CHECKED.pack(attributes, records - 1, *from_to_ms, *_NO_PRODUCER, records) + packed
-    length = _UNCHECKED.size - _LENGTH_COUNTS_FROM + len(checked)
-    return bytearray(_UNCHECKED.pack(0, length, 0, _MAGIC, crc32c(checked)) + checked)
+        batch = DefaultRecordBatchBuilder(2, codec, False, -1, -1, -1, _MAX_BATCH_BYTES)
+        for n, (ts_ms, gpu, energy_mj) in enumerate(part.iter_rows()):
+            value = f'{{"ts_ms":{ts_ms},"gpu_uuid":"{gpu}","energy_mj":{energy_mj}}}'
+            batch.append(n, ts_ms, gpu.encode(), value.encode(), [])
+        yield ROWS, part.height, batch.build()
 
 
 def _write(data: Path, partition: int, batches: Iterator[tuple[str, int, bytearray]]) -> None:
@@ -141,19 +106,18 @@ def _write(data: Path, partition: int, batches: Iterator[tuple[str, int, bytearr
         file.close()
 
 
-def _compression() -> str:
+def _codec() -> int:
     """How the product's producers compress their batches."""
     with mock.patch.object(kafka_clients, "KafkaProducer") as producer:
         kafka_clients.open_producer(Log(kind="kafka"), "bench", 60_000)
-    found: str = producer.call_args.kwargs["compression_type"]
-    return found
+    return _CODECS[producer.call_args.kwargs["compression_type"]]
 
 
 def _work(what: str, data: Path, fleet: Fleet, worker: int) -> None:
-    compression = _compression()
+    codec = _codec()
     make = _rows if what == "rows" else _messages
     for partition in range(worker, fleet.partitions, _WORKERS):
-        _write(data, partition, make(fleet, partition, compression))
+        _write(data, partition, make(fleet, partition, codec))
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ def run(gpus: int) -> Part:
 _NOTES: Final = [
     "All read the rows of the same GPUs at 1 Hz from the same Kafka (Bytewax and Quix Streams, which take minutes by row, "
     "those of half of them) and compute joules per GPU and 10 s window from the cumulative counter; every window of every "
-    "stream processor is compared with the truth. Idlewatt does all of its "
-    "work meanwhile: engines, states, waterfall, yardsticks, ledger, money and /metrics, from rows of 15 columns.",
+    "stream processor is compared with the truth. Idlewatt does all of its work meanwhile: engines, states, waterfall, "
+    "yardsticks, ledger, money and /metrics, from rows of 15 columns.",
     "`messages`: the program reads the collectors' Arrow messages of 80 rows, each a record batch of its own. `rows`: "
     "it reads one JSON row of three fields a message, as such programs are commonly fed, in record batches of 500.",
     "The Polars script is what Idlewatt is made of, kafka-python, pyarrow and polars, each used plainly: it sorts, takes "

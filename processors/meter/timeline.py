@@ -81,8 +81,9 @@ def advance(
     """Take the readings that the edge needs and pair them up.
 
     `last`: each entity's last taken reading. `pending`: readings with id, eff_ms (when they may be taken) and
-    the columns of `last`. `gone`: GONE_COLUMNS of entities that are forgotten. `carry`: columns whose value at an interval's start goes with it as <name>_0.
-    `ceiling`: the most a counter can have gained over an interval, for resets of counters without an epoch.
+    the columns of `last`. `gone`: GONE_COLUMNS of entities that are forgotten. `carry`: columns whose value at an
+    interval's start goes with it as <name>_0. `ceiling`: the most a counter can have gained over an interval, for
+    resets of counters without an epoch.
     """
     dropped: dict[str, int] = {}
     anchors = last.with_columns_seq(eff_ms=pl.lit(NEVER_MS), src=pl.lit(None, pl.Int64))
