@@ -1,7 +1,8 @@
 """Bodies of many record batches as one frame, without setting up a frame for each. See layouts.py."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import polars as pl
@@ -119,14 +120,14 @@ def _joined(kind: pa.DataType, columns: Sequence[Column], parts: Iterator[Sequen
     if kind != TEXT and not pa.types.is_large_list(kind):
         return _numbers(kind, total, pa.py_buffer(b"".join(next(parts))))
     firsts = b"".join(next(parts))
-    within = pl.Series(_numbers(pa.int64(), total, pa.py_buffer(b"".join(next(parts)))))
+    within = _numbers(pa.int64(), total, pa.py_buffer(b"".join(next(parts))))
     before = [0, *itertools.accumulate(column.size for column in columns)]
-    offsets = pl.concat([pl.Series([0]), within + repeated(before[:-1], rows)], rechunk=True)
+    offsets = pa.concat_arrays([_own_numbers([0]), pc.add(within, _in_runs(before[:-1], rows))])
     # a writer may hand over a part of a column with the values of other rows before and after it
-    last = pl.Series([*itertools.accumulate(rows)], dtype=pl.Int64)
-    if firsts.strip(b"\0") or offsets.gather(last).to_list() != before[1:]:
+    last = offsets.take(_own_numbers(itertools.accumulate(rows)))
+    if firsts.strip(b"\0") or not last.equals(_own_numbers(before[1:])):
         raise pa.ArrowInvalid("texts or lists with values of no row")
-    ends = offsets.to_arrow().buffers()[1]
+    ends = offsets.buffers()[1]
     if kind == TEXT:
         return pa.Array.from_buffers(kind, total, [None, ends, pa.py_buffer(b"".join(next(parts)))])
     inner = [column.values for column in columns if column.values is not None]
@@ -142,10 +143,18 @@ _RUNS: Final = pa.run_end_encoded(pa.int64(), pa.int64())
 
 def repeated(values: Sequence[int], counts: Sequence[int]) -> pl.Series:
     """Each value as often as its count says."""
-    # pyarrow would look for pandas and dateutil in all folders if it made arrays of its own
-    runs = pl.DataFrame({"value": values, "count": counts}, schema={"value": pl.Int64, "count": pl.Int64})
+    return pl.Series("value", _in_runs(values, counts))
+
+
+def _in_runs(values: Sequence[int], counts: Sequence[int]) -> pa.Array:
     if 0 in counts:
-        runs = runs.filter(pl.col("count") > 0)
-    ends, found = runs["count"].cum_sum().to_arrow(), runs["value"].to_arrow()
-    encoded = pa.Array.from_buffers(_RUNS, sum(counts), [None], children=[ends, found])
-    return pl.Series("value", pc.run_end_decode(encoded))
+        values, counts = [*itertools.compress(values, counts)], [count for count in counts if count]
+    ends = _own_numbers(itertools.accumulate(counts))
+    encoded = pa.Array.from_buffers(_RUNS, sum(counts), [None], children=[ends, _own_numbers(values)])
+    return pc.run_end_decode(encoded)
+
+
+def _own_numbers(values: Iterable[int]) -> pa.Array:
+    # pyarrow would look for pandas and dateutil in all folders if it made arrays itself
+    found = array("q", values)
+    return _numbers(pa.int64(), len(found), pa.py_buffer(found))

@@ -6,6 +6,7 @@ rates: a lost, late or repeated row then costs resolution, not truth.
 """
 
 import dataclasses
+import functools
 import types
 import typing
 from dataclasses import dataclass
@@ -202,7 +203,7 @@ class RejectedRow:
 
 
 # by identity: comparing Arrow schemas is slow, and there is one object of each
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Schema:
     """A kind of row as it stands on the wire. A higher minor version only adds optional columns."""
 
@@ -212,11 +213,11 @@ class Schema:
     major: int = 1
     minor: int = 0
 
-    @property
+    @functools.cached_property
     def required(self) -> tuple[str, ...]:
         return tuple(field.name for field in self.arrow if not field.nullable)
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """What tells whom a row is about: its texts and lists of texts."""
         return tuple(field.name for field in self.arrow if field.type in _NAMES)

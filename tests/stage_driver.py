@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 import polars as pl
 
 from idlewatt.processors.stage import Batch, Folded, Stage
-from idlewatt.stream.decoding import decode, frame_schema
+from idlewatt.stream.decoding import decode_all, frame_schema
 from idlewatt.stream.log import Record
 from idlewatt.stream.records import Schema
 from idlewatt.stream.rosters import Rosters
@@ -94,8 +94,9 @@ class Driver(Generic[S]):
 
     def rows(self, schema: Schema) -> list[dict[str, Any]]:
         """All rows of one kind that were written."""
-        decoded = [decode(record.value) for record in self.records]
-        return [row for kind, found in decoded if kind is schema for row in found.to_dicts()]
+        found, faults = decode_all([record.value for record in self.records])
+        assert not faults
+        return found[schema].frame.to_dicts() if schema in found else []
 
     def sample(self, name: str, **labels: str) -> float | None:
         """The one sample of the state's families with these labels among its own; None if it is absent."""
