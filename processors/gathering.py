@@ -49,17 +49,29 @@ class Gathered:
         }
         return Batch(frames, now_ms, at_end, self.entities)
 
-    def one_by_one(self) -> Iterator["Gathered"]:
-        """The messages that brought rows, each alone, in the order of their topic."""
-        order = {topic: place for place, topic in enumerate(self.next_offsets)}
-        alone = [
-            (order[topic], offset, topic, schema, rows)
-            for topic, schema, rows in self.parts
-            for offset in rows["src"].unique()
+    @property
+    def messages(self) -> list[tuple[str, int]]:
+        """Topic and offset of those that brought rows, in the order of their topic."""
+        return [
+            (topic, offset)
+            for topic in self.next_offsets
+            for offset in sorted({o for of, _, rows in self.parts if of == topic for o in rows["src"].unique()})
         ]
-        for _, offset, topic, schema, rows in sorted(alone, key=operator.itemgetter(0, 1)):
-            part = rows.filter(pl.col("src") == offset)
-            yield Gathered([(topic, schema, part)], self.entities, {topic: offset + 1})
+
+    def halves(self) -> Iterator["Gathered"]:
+        """The first of two and more messages, and the rest."""
+        messages = self.messages
+        for half in (messages[: len(messages) // 2], messages[len(messages) // 2 :]):
+            offsets: dict[str, list[int]] = {}
+            for topic, offset in half:
+                offsets.setdefault(topic, []).append(offset)
+            parts = [
+                (topic, schema, rows.filter(pl.col("src").is_between(offsets[topic][0], offsets[topic][-1])))
+                for topic, schema, rows in self.parts
+                if topic in offsets
+            ]
+            next_offsets = {topic: found[-1] + 1 for topic, found in offsets.items()}
+            yield Gathered(parts, self.entities, next_offsets)
 
 
 # most folds lack some kind of rows

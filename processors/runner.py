@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, Generic, TypeVar
 
 import structlog
+from polars.exceptions import PanicException
 
 from idlewatt.processors.catch_up import CatchUp
 from idlewatt.processors.gathering import Gathered, Gathering
@@ -233,21 +234,23 @@ class Runner(Generic[S]):
     ) -> None:
         try:
             folded = self._stage.fold(self._states[partition], gathered.batch(self._stage, now_ms, at_end))
-        except Exception:
-            alone = [*gathered.one_by_one()]
-            if not alone:
+        # what polars panics over is nobody's Exception
+        except (Exception, PanicException):
+            messages = gathered.messages
+            if not messages:
                 raise
-            if len(alone) > 1:
-                for one in alone:
-                    self._fold_partition(partition, one, frozenset(), now_ms)
+            if len(messages) > 1:
+                # one at fault among ten thousand is found in a few folds, while the group waits for a poll
+                for half in gathered.halves():
+                    self._fold_partition(partition, half, frozenset(), now_ms)
                 # of the last messages some may have had no rows
                 self._keep_place(partition, gathered, self._waiting(partition))
                 return
             # The state is as it was: this message alone is set aside, and nothing else is lost.
-            ((topic, next_offset),) = alone[0].next_offsets.items()
-            _log.exception("fold_failed", stage=self._stage.name, topic=topic, offset=next_offset - 1)
+            ((topic, offset),) = messages
+            _log.exception("fold_failed", stage=self._stage.name, topic=topic, offset=offset)
             fault = UnreadableMessageError("fold_failed", "the stage could not fold it")
-            message = Message(topic, partition, next_offset - 1, b"")
+            message = Message(topic, partition, offset, b"")
             self._outbox.setdefault(partition, []).append(self._reject(message, fault, now_ms))
             self._keep_place(partition, gathered, self._waiting(partition))
             return

@@ -8,7 +8,7 @@ import heapq
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Final
@@ -163,7 +163,9 @@ class EmbeddedStageLog:
         self._positions = positions
         return Poll(assigned={0: snapshot}, behind=behind)
 
-    def _read(self, positions: dict[str, int]) -> Poll:
+    def _read(self, positions: Mapping[str, int]) -> Poll:
+        # a read that fails midway brings nothing, and is done again
+        positions = dict(positions)
         messages: list[Message] = []
         size = 0
         with transaction(self._connection, "DEFERRED"):
@@ -186,6 +188,7 @@ class EmbeddedStageLog:
                 cursor.close()
             # counting is only needed where reading stopped early
             behind = self._behind(positions) if full else {(topic, 0): 0 for topic in positions}
+        self._positions = positions
         return Poll(messages=messages, behind=behind)
 
     def _behind(self, positions: dict[str, int]) -> dict[tuple[str, int], int]:
@@ -264,4 +267,8 @@ def _insert(connection: sqlite3.Connection, records: Sequence[Record], now_ms: i
 
 def _message(row: tuple[str, int, int, bytes]) -> Message:
     topic, partition, offset, value = row
-    return Message(topic, partition, offset, zstandard.decompress(value))
+    try:
+        return Message(topic, partition, offset, zstandard.decompress(value))
+    except zstandard.ZstdError:
+        # no reader takes it for a message of ours
+        return Message(topic, partition, offset, value)

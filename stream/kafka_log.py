@@ -313,12 +313,13 @@ class KafkaStageLog:
         """Read on from where the snapshot stands. Without one: from the group's offsets, or from the beginning."""
         inputs = [TopicPartition(topic, partition) for topic in self._inputs]
         beginnings = consumer.beginning_offsets(inputs, timeout_ms=self._OFFSETS_TIMEOUT_MS)
+        ends = consumer.end_offsets(inputs, timeout_ms=self._OFFSETS_TIMEOUT_MS)
         for tp in inputs:
             if snapshot is not None:
                 offset = snapshot.resume.get(tp.topic)
             else:
                 offset = consumer.committed(tp, timeout_ms=self._OFFSETS_TIMEOUT_MS)
-            beginning = beginnings[tp]
+            beginning, end = beginnings[tp], ends[tp]
             if offset is not None and offset < beginning:
                 _log.warning(
                     "messages_expired_unread",
@@ -327,7 +328,17 @@ class KafkaStageLog:
                     messages=beginning - offset,
                     mend="give the topic a longer retention.ms or the stage more processors",
                 )
-            self._resume[(tp.topic, partition)] = max(offset or 0, beginning)
+            if offset is not None and offset > end:
+                # kafka-python would begin anew with the oldest message, and all that is in the state count twice
+                _log.error(
+                    "messages_lost_by_kafka",
+                    topic=tp.topic,
+                    partition=partition,
+                    messages=offset - end,
+                    mend="have log.replication_factor = 3 brokers that do not lose power together; "
+                    "after making the topic anew, give process.group a new name",
+                )
+            self._resume[(tp.topic, partition)] = min(max(offset or 0, beginning), end)
             consumer.seek(tp, self._resume[(tp.topic, partition)])
         self._progress.begin(partition)
 

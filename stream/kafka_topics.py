@@ -88,8 +88,8 @@ def _check_partitions(count: dict[str, int]) -> None:
         if count[one] != count[other]:
             raise ConfigError(
                 f"topic {one} has {count[one]} partitions and {other} {count[other]}: they must be equal, so that "
-                "rows that belong together meet; delete one of them and let Idlewatt create it anew with "
-                "log.partitions set to the number of the other"
+                "rows that belong together meet; create the one that holds nothing yet anew, with as many as the other, "
+                "or both, and give process.group a new name: the state in the log is that of the old ones"
             )
     most = max(count[topic] for pair in _READ_TOGETHER for topic in pair)
     if count[topics.STATE] < most:

@@ -142,6 +142,42 @@ def test_a_commit_the_file_refuses_rewinds(tmp_path: Path) -> None:
     appender.close()
 
 
+def test_a_read_that_fails_midway_is_done_again(tmp_path: Path) -> None:
+    """What it had already taken when SQLite failed is not passed over."""
+    path = tmp_path / "log.db"
+    appender = EmbeddedAppender(path)
+    expected = [b"%d" % n for n in range(20)]
+    appender.append([gpu(value) for value in expected])
+    appender.close()
+    log = EmbeddedStageLog(path, "meter", (topics.GPU, topics.ENGINE))
+    log.poll(0)
+    failures = 0
+    for instructions in range(1, 10_000, 5):
+        log._connection.set_progress_handler(lambda: 1, instructions)
+        try:
+            found = log.poll(0)
+            break
+        except LogUnavailableError:
+            failures += 1
+    assert failures > 20
+    assert [message.value for message in found.messages] == expected
+    log.close()
+
+
+def test_a_value_that_cannot_be_opened_ends_nothing(tmp_path: Path) -> None:
+    """It comes as it is, for the stage to set aside."""
+    path = tmp_path / "log.db"
+    appender = EmbeddedAppender(path)
+    appender.append([gpu(b"a"), gpu(b"b")])
+    appender._connection.execute(
+        "UPDATE messages SET value = x'00' WHERE \"offset\" = (SELECT min(\"offset\") FROM messages)"
+    )
+    appender.close()
+    reader = stage(path)
+    reader.until_values({b"\0", b"b"})
+    reader.log.close()
+
+
 def test_two_processes_on_one_stage_count_nothing_twice(tmp_path: Path) -> None:
     """The one that commits second is sent back to the other's commit."""
     path = tmp_path / "log.db"

@@ -320,6 +320,32 @@ def test_the_snapshot_says_where_to_read_on(
     heir.until_values(sent("b "))
 
 
+def test_what_kafka_lost_is_lost_once(
+    kafka_broker: KafkaBroker,
+    open_member: OpenMember,
+    append: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A broker that lost power without the last messages that are in the state: it is not built up again from the first."""
+    member = open_member()
+    append("a ")
+    member.until_values(sent("a "))
+    ends = {tp: offset for tp, offset in member.resume.items() if tp[0] == topics.GPU}
+    topic, partition = max(ends, key=lambda place: ends[place])
+    commit_what_was_read(member)
+    member.log.close()
+    kafka_broker.kill()
+    segment = kafka_broker.folder / "data" / f"{topic}-{partition}" / f"{0:020d}.log"
+    os.truncate(segment, segment.stat().st_size - 1)
+    kafka_broker.start()
+    heir = open_member()
+    heir.until_assigned(4)
+    append("b ")
+    heir.until_values(sent("b "))
+    said = capsys.readouterr()
+    assert "messages_lost_by_kafka" in said.out + said.err
+
+
 def test_a_member_follows_a_broker_that_restarts(
     kafka_broker: KafkaBroker,
     open_member: OpenMember,

@@ -309,6 +309,45 @@ def test_a_bad_message_costs_nothing_else(stand: Stand, bad: bytes, reason: str)
     assert stand.figure("idlewatt_rejected_messages_total") == {(topics.GPU, reason): 1}
 
 
+def test_a_panic_of_polars_is_a_fault_like_others(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no Exception, and would end the process with every start over the same message."""
+    fold = Summing.fold
+
+    def panicking(stage: Summing, state: int, batch: Batch) -> Folded[int]:
+        try:
+            return fold(stage, state, batch)
+        except ZeroDivisionError:
+            raise pl.exceptions.PanicException("index out of bounds") from None
+
+    monkeypatch.setattr(Summing, "fold", panicking)
+    stand.log.polls = [Poll(assigned={0: None}), Poll([reading(7, 10), reading(8, 13), reading(9, 20)])]
+    stand.run(2)
+    assert stand.log.commits[0].snapshots == {0: b"30"}
+    assert stand.figure("idlewatt_rejected_messages_total") == {(topics.GPU, "fold_failed"): 1}
+
+
+def test_one_at_fault_among_many_is_found_in_a_few_folds(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member that folds ten thousand messages one by one is given up by its group, and begins again with the first."""
+    folds, fold = 0, Summing.fold
+
+    def counted(stage: Summing, state: int, batch: Batch) -> Folded[int]:
+        nonlocal folds
+        folds += 1
+        return fold(stage, state, batch)
+
+    monkeypatch.setattr(Summing, "fold", counted)
+    stand.log.polls = [
+        Poll(assigned={0: None}),
+        Poll([reading(offset, 13 if offset == 77 else 1) for offset in range(256)]),
+    ]
+    stand.run(2)
+    assert stand.log.commits[0].snapshots == {0: b"255"}
+    assert stand.log.commits[0].resume == {(topics.GPU, 0): 256}
+    assert folds <= 2 * 8 + 1
+
+
 def test_what_waits_is_read_again_though_a_later_message_cannot_be_folded(stand: Stand) -> None:
     """The snapshot does not hold the rows that wait."""
     stand.log.polls = [
