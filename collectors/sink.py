@@ -109,7 +109,8 @@ class Sink:
         # to ask a log that is known to be away would hold the caller up for seconds
         answer = _Answer.AWAY if self._away and self._spool is not None else self._append(batch)
         if answer is _Answer.AWAY and self._spool is not None:
-            return self._spool.append(batch) == len(batch)
+            # what others were promised to be kept is not dropped for it
+            return self._spool.append(batch, drop_oldest=False) == len(batch)
         if answer is _Answer.TAKEN:
             self._count(batch, answer)
         return answer is _Answer.TAKEN
@@ -192,7 +193,8 @@ class Sink:
             if spool.waiting_bytes and time.monotonic() >= until:
                 self._has_backlog = True
                 return False
-        return True
+        # what cannot be read now is not overtaken
+        return not spool.waiting_bytes
 
     def _send_queued(self) -> bool:
         limit = _MESSAGES_PER_APPEND

@@ -55,7 +55,9 @@ class Gathered:
         return [
             (topic, offset)
             for topic in self.next_offsets
-            for offset in sorted({o for of, _, rows in self.parts if of == topic for o in rows["src"].unique()})
+            for offset in sorted(
+                {o for of, _, rows in self.parts if of == topic for o in rows["src"].unique()}
+            )
         ]
 
     def halves(self) -> Iterator["Gathered"]:

@@ -55,13 +55,14 @@ class KafkaAppender:
 
         RefusedMessageError: one of them, alone if it was alone, is nothing Kafka will ever take. Appending them again is harmless: rows carry cumulative counters, and a row that came before adds nothing.
         """
-        deadline = time.monotonic() + self._APPEND_TIMEOUT_S
         with self._lock:
             try:
                 if self._producer is None:
                     # a broker that was away at the start would make them up at the first message, unlike ours
                     create_topics(self._log)
                     self._producer = open_producer(self._log, self._client_id, self._DELIVERY_TIMEOUT_MS)
+                # whoever waited for others, or for a connection over a slow line, has as long as everybody
+                deadline = time.monotonic() + self._APPEND_TIMEOUT_S
                 deliveries = [self._producer.send(r.topic, r.value, r.key) for r in records]
                 for delivery in deliveries:
                     delivery.get(timeout=max(deadline - time.monotonic(), 0.0))

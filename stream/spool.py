@@ -28,6 +28,8 @@ SEGMENT_NAME: Final = re.compile(r"\d{12}\.spool")
 LOCK_NAME: Final = "spool.lock"
 # the last one is a limit on the size of a file
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# what will be no better the next time
+_LOST: Final = frozenset({errno.ENOENT, errno.EIO})
 
 
 class Spool:
@@ -71,11 +73,11 @@ class Spool:
         """Rows by topic that were dropped for want of room, or could not be read any more."""
         return dict(self._dropped_rows)
 
-    def append(self, messages: Sequence[WaitingMessage]) -> int:
+    def append(self, messages: Sequence[WaitingMessage], *, drop_oldest: bool = True) -> int:
         """Put messages behind all others and return how many of them were taken; the rest stays the caller's.
 
-        Where they exceed `max_bytes` or the disk is full, the oldest go. Not all are taken if the disk refuses all
-        the same; then `fault` says why.
+        Where they exceed `max_bytes` or the disk is full, the oldest go, or with `drop_oldest` false the rest is not
+        taken. Nor is it if the disk refuses all the same; then `fault` says why.
         """
         taken = 0
         with self._mutex:
@@ -83,7 +85,7 @@ class Spool:
                 return 0
             try:
                 for message in messages:
-                    self._append(message)
+                    self._append(message, drop_oldest)
                     taken += 1
             except OSError as error:
                 self._failed(error)
@@ -92,15 +94,18 @@ class Spool:
         return taken
 
     def oldest(self, limit: int) -> list[WaitingMessage]:
-        """Some of the oldest messages, `limit` at most, in their order; none only if none waits.
+        """Some of the oldest messages, `limit` at most, in their order; none if none waits or they cannot be read now.
 
         They wait on, and are given again, until acknowledge().
         """
         with self._mutex:
             if self._lock_fd is None:
                 return []
-            while not self._ahead and self._segments:
-                self._read_on()
+            try:
+                while not self._ahead and self._segments:
+                    self._read_on()
+            except OSError as error:
+                self._failed(error)
             self._lent = min(limit, len(self._ahead))
             return list(islice(self._ahead, self._lent))
 
@@ -141,20 +146,22 @@ class Spool:
         while self.waiting_bytes > self._max_bytes:
             self._remove_first()
 
-    def _append(self, message: WaitingMessage) -> None:
+    def _append(self, message: WaitingMessage, drop_oldest: bool) -> None:
         frame = to_frame(message)
         topic, rows = message.record.topic, message.rows
+        if not drop_oldest and self.waiting_bytes + len(frame) > self._max_bytes:
+            raise OSError(errno.ENOSPC, "the spool is full", str(self._folder))
         if len(frame) > self._max_bytes:
             self._dropped_rows[topic] += rows
             return
         while self.waiting_bytes + len(frame) > self._max_bytes:
             self._remove_first()
-        self._write(frame)
+        self._write(frame, drop_oldest)
         self._segments[-1].rows[topic] += rows
         self.waiting_bytes += len(frame)
         self.waiting_rows += rows
 
-    def _write(self, frame: bytes) -> None:
+    def _write(self, frame: bytes, drop_oldest: bool) -> None:
         """Write it behind the last message. Raises OSError, after which nothing of it is there."""
         freed = 0
         while True:
@@ -169,7 +176,7 @@ class Spool:
                     continue
                 # For one message the spool gives up neither all it has, nor more than its size if others take the
                 # room as fast as it is made.
-                if freed > len(frame) or self._holds_one_segment():
+                if not drop_oldest or freed > len(frame) or self._holds_one_segment():
                     raise
                 self._failed(error)
                 freed += self._segments[0].bytes
@@ -204,7 +211,7 @@ class Spool:
             self._failed(error)
 
     def _read_on(self) -> None:
-        """Have more messages of the first segment in `_ahead`, or remove it if there are none."""
+        """Have more messages of the first segment in `_ahead`, or remove it if there are none. Raises OSError."""
         segment = self._segments[0]
         if self._read_bytes == segment.bytes:
             self._remove_first()
@@ -220,6 +227,9 @@ class Spool:
         try:
             return segment.read(start)
         except OSError as error:
+            # a process without a file descriptor left would drop all it has, one file after the other
+            if error.errno not in _LOST:
+                raise
             # its rows count as dropped when the segment goes
             self._failed(error)
             return [], 0

@@ -170,7 +170,7 @@ def test_a_value_that_cannot_be_opened_ends_nothing(tmp_path: Path) -> None:
     appender = EmbeddedAppender(path)
     appender.append([gpu(b"a"), gpu(b"b")])
     appender._connection.execute(
-        "UPDATE messages SET value = x'00' WHERE \"offset\" = (SELECT min(\"offset\") FROM messages)"
+        'UPDATE messages SET value = x\'00\' WHERE "offset" = (SELECT min("offset") FROM messages)'
     )
     appender.close()
     reader = stage(path)

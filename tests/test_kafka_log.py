@@ -346,6 +346,23 @@ def test_what_kafka_lost_is_lost_once(
     assert "messages_lost_by_kafka" in said.out + said.err
 
 
+def test_a_slow_connection_leaves_time_to_append(
+    fresh_topics: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a line where connecting takes as long as an append may, each try would close the connection it has made."""
+    monkeypatch.setattr(KafkaAppender, "_APPEND_TIMEOUT_S", 1.5)
+
+    def slowly(log: Log) -> None:
+        time.sleep(1.6)
+        create_topics(log)
+
+    monkeypatch.setattr("idlewatt.stream.kafka_log.create_topics", slowly)
+    appender = KafkaAppender(fresh_topics.log, "test")
+    appender.append([Record(topics.LEDGER, b"site", b"row")])
+    appender.close()
+    assert in_ledger(fresh_topics) == [b"row"]
+
+
 def test_a_member_follows_a_broker_that_restarts(
     kafka_broker: KafkaBroker,
     open_member: OpenMember,

@@ -352,6 +352,28 @@ def test_new_rows_queue_up_behind_old_ones(shelf: Shelf, tmp_path: Path) -> None
     sink.stop(1)
 
 
+def test_new_rows_do_not_overtake_those_that_cannot_be_read_now(shelf: Shelf, tmp_path: Path) -> None:
+    """The log is back, and the disk is not yet."""
+    sink = Sink(shelf, 1.0, spool=Spool(tmp_path, GIB))
+    shelf.refuse = away
+    sink.put([gpu(1)])
+    sink.send()
+    shelf.refuse = lambda records: None
+    (file,) = tmp_path.glob("*.spool")
+    aside = file.rename(tmp_path / "aside")
+    file.mkdir()
+    sink.put([gpu(2)])
+    assert not sink.send()
+    assert shelf.times() == []
+    file.rmdir()
+    aside.rename(file)
+    sink.put([gpu(3)])
+    assert sink.send()
+    assert shelf.times() == [1, 2, 3]
+    assert books_balance(sink, 3)
+    sink.stop(1)
+
+
 def test_what_a_predecessor_left_is_sent_first(
     shelf: Shelf, tmp_path: Path, logged: list[structlog.typing.EventDict]
 ) -> None:

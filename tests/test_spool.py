@@ -350,6 +350,36 @@ def test_a_file_that_vanishes_is_counted_and_said(tmp_path: Path) -> None:
     assert "No such file" in spool.fault
 
 
+def test_a_file_that_cannot_be_opened_now_waits(tmp_path: Path) -> None:
+    """A process that is out of file descriptors for a moment drops nothing of what it has spooled."""
+    spool = Spool(tmp_path, 16 * KIB)
+    spool.append([message(n, 900) for n in range(10)])
+    first, aside = files(tmp_path)[0], tmp_path / "aside"
+    first.rename(aside)
+    first.mkdir()
+    assert spool.oldest(ALL) == []
+    assert (dropped(spool), spool.waiting_rows, spool.failures) == (0, 10, 1)
+    assert "Is a directory" in spool.fault
+    first.rmdir()
+    aside.rename(first)
+    assert drain(spool) == list(range(10))
+
+
+def test_who_may_not_drop_anything_is_refused_when_it_is_full(tmp_path: Path) -> None:
+    """What was taken before stays, and there is room again when some of it was sent."""
+    spool = Spool(tmp_path, 16 * KIB)
+    taken = 0
+    while spool.append([message(taken, 900)], drop_oldest=False):
+        taken += 1
+    assert 10 < taken < 20
+    assert (dropped(spool), spool.waiting_rows) == (0, taken)
+    assert spool.append([message(99, 17 * KIB)], drop_oldest=False) == 0
+    assert dropped(spool) == 0
+    spool.oldest(ALL)
+    spool.acknowledge()
+    assert spool.append([message(taken, 900)], drop_oldest=False) == 1
+
+
 _WRITER = """if True:
     import random, sys
     from idlewatt.stream.log import Record

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import random
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -69,6 +70,7 @@ class Site:
     """A sink behind a server that takes usage."""
 
     def __init__(self, sink: Sink, token: str | None = TOKEN) -> None:
+        self.sink = sink
         self.usage_post = UsagePost("hall", sink.store, lambda: NOW_MS)
         self.server = MetricsServer("127.0.0.1", 0, lambda: b"", token)
         self.server.start()
@@ -260,6 +262,23 @@ def test_before_all_is_up() -> None:
         connection.close()
     finally:
         server.stop()
+
+
+def test_a_full_spool_takes_no_more_usage(shelf: Shelf, tmp_path: Path) -> None:
+    """What was told to be kept is not dropped for what comes after it: that sender keeps its own."""
+    shelf.away = True
+    site = Site(Sink(shelf, 1.0, spool=Spool(tmp_path, 64 * 1024)))
+    try:
+        taken = 0
+        while site.post(lines(LINE | {"event_id": random.Random(taken).randbytes(60).hex()}))[0] == 202:
+            taken += 1
+            assert taken < 2000
+        assert site.usage_post.refused == {"not_stored": 1}
+    finally:
+        site.server.stop()
+    spool = site.sink._spool
+    assert spool is not None
+    assert (spool.waiting_rows, spool.dropped_rows) == (taken, {})
 
 
 def test_without_a_place_for_them_rows_are_not_taken(site: Site, shelf: Shelf) -> None:
