@@ -11,6 +11,7 @@ from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.rows import where
 from idlewatt.processors.meter.state import MeterState
 from idlewatt.processors.meter.timeline import Edges
+from idlewatt.processors.meter.yardstick import HOUR_MS
 
 MINUTE_MS: Final = 60_000
 
@@ -35,11 +36,13 @@ def power_rows(
 ) -> tuple[pl.DataFrame, Learned]:
     """The ledger rows of what pool_windows() gave, and what is known then.
 
-    `samples`: yields of the step's windows. They are learned when their minute is over, so that the yardstick of a
-    window does not depend on how many close at once. Windows that were closed before go by what is known first.
+    `samples`: yields of the step's windows. They are learned when their minute is over, and the oldest hour is forgotten
+    when one begins, so that the yardstick of a window depends neither on how many close at once nor on other pools.
+    Windows that were closed before go by what is known first.
     """
     known = Learned(state.histogram, pl.concat([state.samples, samples]), state.pairs, state.yields)
-    learns_at = _ends_of_minutes(known.samples, edges)
+    hours = range(-(-edges.previous_ms // HOUR_MS) * HOUR_MS, edges.edge_ms, HOUR_MS)
+    learns_at = sorted({*hours, *_ends_of_minutes(known.samples, edges)})
     cuts = [edges.previous_ms, *(at for at in learns_at if at > edges.previous_ms), edges.edge_ms]
     rows = []
     for since_ms, until_ms in itertools.pairwise(cuts):
@@ -48,7 +51,7 @@ def power_rows(
         if since_ms > edges.previous_ms:
             part &= started_ms >= since_ms
         some = where(windows, part)
-        known = _with_yields(known, some, since_ms, until_ms, config, learns=since_ms in learns_at)
+        known = _with_yields(known, some, since_ms, config, learns=since_ms in learns_at)
         rows.append(waterfall.power_rows(some, demand, known.yields, edges.window_ms))
     return pl.concat(rows), known
 
@@ -61,13 +64,13 @@ def _ends_of_minutes(samples: pl.DataFrame, edges: Edges) -> list[int]:
 
 
 def _with_yields(
-    known: Learned, windows: pl.DataFrame, since_ms: int, until_ms: int, config: MeterConfig, *, learns: bool
+    known: Learned, windows: pl.DataFrame, since_ms: int, config: MeterConfig, *, learns: bool
 ) -> Learned:
     """With the yields of the windows' pools, as they are known at `since_ms`."""
     histogram, samples = known.histogram, known.samples
     if learns:
         over = samples["window_start_ms"] < since_ms
-        histogram = yardstick.learn(histogram, where(samples, over), config.min_tokens, until_ms)
+        histogram = yardstick.learn(histogram, where(samples, over), config.min_tokens, since_ms)
         samples = where(samples, ~over)
     pairs = windows.select_seq(*yardstick.PAIR).unique().sort(*yardstick.PAIR)
     yields = known.yields

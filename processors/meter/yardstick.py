@@ -41,8 +41,8 @@ YIELD_COLUMNS: Final = {
 }
 
 
-def learn(histogram: pl.DataFrame, samples: pl.DataFrame, min_tokens: int, edge_ms: int) -> pl.DataFrame:
-    """Count the yields of closed windows.
+def learn(histogram: pl.DataFrame, samples: pl.DataFrame, min_tokens: int, now_ms: int) -> pl.DataFrame:
+    """Count the yields of closed windows, and forget those of hours too long before `now_ms`.
 
     `samples`: site, pool, product, model_name, window_start_ms, output_tokens, serving_mj of windows that
     were wholly measured, by servers whose counter moves while they work.
@@ -62,7 +62,7 @@ def learn(histogram: pl.DataFrame, samples: pl.DataFrame, min_tokens: int, edge_
         (per_joule.log(2) * _BUCKETS_PER_DOUBLING).floor().cast(pl.Int64).alias("bucket"),
         pl.lit(1, pl.Int64).alias("windows"),
     )
-    recent = pl.col("hour") > edge_ms // HOUR_MS - TRAILING_HOURS
+    recent = pl.col("hour") > now_ms // HOUR_MS - TRAILING_HOURS
     return (
         pl.concat([histogram, counted])
         .filter(recent)

@@ -1,0 +1,101 @@
+"""What an idle joule would have made, by what the pool made in the last 24 hours."""
+
+from dataclasses import replace
+from typing import Any
+
+import polars as pl
+import pytest
+from meter_fleets import Row, pack
+from stage_driver import Driver
+
+from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.stage import MeterStage
+from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, HOUR_MS
+from idlewatt.stream import records
+from idlewatt.stream.records import EngineRow, GpuRow
+
+# a full hour
+START_MS = 472_222 * HOUR_MS
+
+
+def readings(ms: int, energy_mj: int, tokens: int, *, running: bool, pool: str = "p") -> list[Row]:
+    """A GPU of a pool and the engine on it."""
+    place: dict[str, Any] = {"ts_ms": START_MS + ms, "site": "s", "pool": pool, "node": pool, "epoch_ms": 1}
+    return [
+        GpuRow(
+            **place,
+            gpu_uuid=pool,
+            product="no such",
+            energy_mj=energy_mj,
+            power_limit_mw=700_000,
+            has_process=True,
+        ),
+        EngineRow(
+            **place,
+            engine="e",
+            server="vllm",
+            model_name="m",
+            output_tokens=tokens,
+            advance="step",
+            requests_running=int(running),
+            gpus=[pool],
+        ),
+    ]
+
+
+def folded(rows: list[Row], at_once: int, config: MeterConfig, histogram: pl.DataFrame) -> Driver[Any]:
+    driver = Driver(MeterStage(config))
+    driver.state = replace(driver.state, histogram=histogram)
+    for first in range(0, len(rows), at_once):
+        some = rows[first : first + at_once]
+        driver.append(pack(some))
+        driver.fold(some[-1].ts_ms)
+    return driver
+
+
+@pytest.mark.parametrize("neighbour", [False, True])
+def test_a_day_without_work_leaves_nothing_to_go_by(neighbour: bool) -> None:
+    """The pool served for an hour; whether another of its partition works on changes nothing."""
+    rows: list[Row] = []
+    for minute in range(0, 25 * 60, 3):
+        serves = minute < 60
+        energy_mj = minute * 6_000_000
+        rows += readings(60_000 * minute, energy_mj, 600 * min(minute, 60), running=serves)
+        if neighbour:
+            rows += readings(60_000 * minute, energy_mj, 600 * minute, running=True, pool="q")
+    config = MeterConfig(window_ms=360_000, grace_ms=300_000)
+    driver = folded(rows, 400, config, pl.DataFrame(schema=HISTOGRAM_COLUMNS))
+    idle = [
+        row for row in driver.rows(records.POWER) if row["pool"] == "p" and row["state"] == "idle_loaded"
+    ]
+    known = {(row["window_start_ms"] - START_MS) // HOUR_MS: row["lost_tokens_draw"] for row in idle}
+    assert known[2] > 0
+    assert known[23] == known[2]
+    assert known[24] is None
+
+
+def test_a_full_hour_begins_at_the_same_window_however_rows_are_read() -> None:
+    """The oldest hour, of which most is known, is forgotten when a new one begins, not a step before."""
+    rows: list[Row] = []
+    for n in range(60):
+        ms = 5_000 * n - 120_000
+        rows += readings(ms, 500_000 * n, 100 * n, running=True)
+        rows += readings(ms, 250_000 * n, 0, running=False, pool="q")
+    long_ago = [
+        ("s", "q", "no such", model, START_MS // HOUR_MS - 24, 200, 50) for model in ("", "m")
+    ]
+    histogram = pl.DataFrame(long_ago, schema=HISTOGRAM_COLUMNS, orient="row")
+    lost = []
+    for at_once in (8, 120):
+        driver = folded(rows, at_once, MeterConfig(), histogram)
+        lost.append(
+            {
+                row["window_start_ms"] - START_MS: row["lost_tokens_draw"]
+                for row in driver.rows(records.POWER)
+                if row["pool"] == "q" and row["state"] == "idle_loaded"
+            }
+        )
+    shared = lost[0].keys() & lost[1].keys()
+    assert {ms: lost[0][ms] for ms in shared} == {ms: lost[1][ms] for ms in shared}
+    assert lost[0][-20_000] > 0
+    assert lost[0][20_000] is None
