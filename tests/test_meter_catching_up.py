@@ -9,6 +9,8 @@ from stage_driver import Driver
 
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.stage import MeterStage
+from idlewatt.processors.meter.state import LAYOUT
+from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream import topics
 from idlewatt.stream.records import EngineRow, GpuRow
 
@@ -69,6 +71,69 @@ def test_hours_that_are_closed_in_one_step_have_all_that_engines_did(at_once: in
         driver.fold(some[-1].ts_ms)
     driver.fold(START_MS + 9_030_000)
     assert_all_true(driver, rows, config)
+
+
+@pytest.mark.parametrize("at_once", [100, 10**6])
+def test_an_outage_of_hours_is_booked_as_what_was_done_in_it(at_once: int) -> None:
+    """The processor followed the clock meanwhile; then the spools come, the engine's before the GPU's."""
+    rows: list[Row] = []
+    made = 0
+    for second in range(0, 9000, 10):
+        serves = second // 60 % 2 == 0
+        made += 100 * serves
+        rows += [gpu(second), engine(second, made, running=serves)]
+    before, away = rows[:20], rows[20:]
+    config = MeterConfig()
+    driver = Driver(MeterStage(config))
+    driver.append(pack(before))
+    driver.fold(START_MS + 100_000)
+    while driver.fold(START_MS + 9_000_000).moved:
+        pass
+    for first in range(0, len(away), at_once):
+        driver.append(pack(away[first : first + at_once]))
+        driver.fold(START_MS + 9_000_000 + first)
+    for second in (9_030, 9_060):
+        driver.fold(START_MS + 1000 * second)
+    assert_all_true(driver, rows, config)
+
+
+def test_a_state_of_the_build_before_goes_on() -> None:
+    """It did not say when an engine's doings were told, nor what had been available."""
+    rows: list[Row] = []
+    for second in range(0, 300, 5):
+        rows += [gpu(second), engine(second, 10 * second)]
+    config = MeterConfig()
+    driver = Driver(MeterStage(config))
+    driver.append(pack(rows[:60]))
+    driver.fold(rows[59].ts_ms)
+    driver.commit()
+    assert driver.committed is not None
+    scalars, frames = read_snapshot(LAYOUT, driver.committed[0])
+    old = {name: frame for name, frame in frames.items() if name != "available_totals"}
+    old["segments"] = old["segments"].drop("told_ms")
+    driver.committed = (write_snapshot(LAYOUT, scalars, old), *driver.committed[1:])
+    driver.crash()
+    driver.append(pack(rows[60:]))
+    driver.fold(START_MS + 400_000)
+    assert_all_true(driver, rows, config)
+    assert driver.sample("idlewatt_available_joules_total") == 700 * 370
+
+
+@pytest.mark.parametrize("limit_mw", [500_000, None])
+def test_what_was_available_never_falls(limit_mw: int | None) -> None:
+    """Late readings tell a lower power limit than dark time was booked with; Prometheus would take it for a reset."""
+    driver = Driver(MeterStage(MeterConfig()))
+    seen: list[float] = []
+    for second in range(0, 300, 10):
+        rows: list[Row] = [gpu(second)] if second < 60 else []
+        if second == 200:
+            rows = [gpu(late, power_limit_mw=limit_mw) for late in range(60, 200, 5)]
+        driver.append(pack(rows))
+        driver.fold(START_MS + 1000 * second)
+        available = driver.sample("idlewatt_available_joules_total")
+        seen += [] if available is None else [available]
+    assert len(seen) > 20
+    assert seen == sorted(seen)
 
 
 @pytest.mark.parametrize("gpus_at_once", [10, 1000])

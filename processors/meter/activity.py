@@ -22,8 +22,11 @@ SEGMENT_COLUMNS: Final = {
     "end_ms": pl.Int64,
     "active": pl.Boolean,
     "waiting": pl.Boolean,
+    # the edge of the step that read of it
+    "told_ms": pl.Int64,
 }
-# Late GPU rows are judged by what engines did then, this far back.
+# Late GPU rows are judged by what engines did then, if that was so long ago at most, or was told so long ago: a spool of
+# hours brings both, but not at once.
 RETAIN_MS: Final = 3_600_000
 # a segment that says the same as the one before it, and touches it
 _GOES_ON: Final = pl.all_horizontal(
@@ -42,8 +45,8 @@ def with_servers(index: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def segments_of(intervals: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
-    """Engine intervals to segments, each of one model."""
+def segments_of(intervals: pl.DataFrame, index: pl.DataFrame, edge_ms: int) -> pl.DataFrame:
+    """Engine intervals to segments, each of one model, that the step to this edge has told."""
     tokens = pl.sum_horizontal(f"inc_{count}" for count in TOKEN_COUNTS)
     measured = where(intervals, intervals["measured"])
     return measured.select_seq(
@@ -53,18 +56,20 @@ def segments_of(intervals: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
         "end_ms",
         ((tokens > 0) | (pl.col("requests_running_0") > 0).fill_null(False)).alias("active"),
         (pl.col("requests_waiting_0") > 0).fill_null(False).alias("waiting"),
+        pl.lit(edge_ms, pl.Int64).alias("told_ms"),
     )
 
 
 def remember(segments: pl.DataFrame, new: pl.DataFrame, since_ms: int) -> pl.DataFrame:
-    """Join segments that touch and say the same, and forget those that ended RETAIN_MS before `since_ms`."""
+    """Join segments that touch and say the same, and forget what ended and was told RETAIN_MS before `since_ms`."""
     rows = pl.concat([segments, new])
     # one integer sorts several times faster than two columns; a model is of one server
     rows = rows.sort(pl.col("model") * (1 << TIME_BITS) + (pl.col("start_ms") - pl.col("start_ms").min()))
     begins = rows.select_seq(~_GOES_ON.fill_null(False)).to_series()
-    ends_ms = rows["end_ms"].filter(begins.shift(-1, fill_value=True))
-    runs = rows.filter(begins).with_columns_seq(ends_ms)
-    return where(runs, runs["end_ms"] > since_ms - RETAIN_MS)
+    lasts = where(rows, begins.shift(-1, fill_value=True))
+    runs = where(rows, begins).with_columns_seq(lasts["end_ms"], lasts["told_ms"])
+    newest_ms = runs.select_seq(pl.max_horizontal("end_ms", "told_ms")).to_series()
+    return where(runs, newest_ms > since_ms - RETAIN_MS)
 
 
 def in_windows(segments: pl.DataFrame, since_ms: int, until_ms: int, window_ms: int) -> pl.DataFrame:

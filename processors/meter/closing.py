@@ -50,7 +50,9 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     engine_intervals = with_gaps(tokens.without_unknown(engines.intervals), TOKEN_COUNTS)
     # a step may be longer than segments are kept: none of its own windows may lack them
     segments = activity.remember(
-        state.segments, activity.segments_of(engine_intervals, state.engine_index), edges.previous_ms
+        state.segments,
+        activity.segments_of(engine_intervals, state.engine_index, edges.edge_ms),
+        edges.previous_ms,
     )
     engine_index = activity.with_first(state.engine_index, engines)
     servers = activity.heard(engine_index, engines.last, config.forget_ms)
@@ -110,6 +112,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
 
     samples = tokens.samples(_on_time(engine_windows, edges)).select_seq(*SAMPLE_COLUMNS)
     power, learned = learning.power_rows(state, pool_windows, demand, samples, edges, config)
+    power_totals = totals.add_power(state.power_totals, power)
     forgotten = edges.edge_ms - config.forget_ms
     kept_gpus = where(gpus.last, gpus.last["ts_ms"] > forgotten)
     kept_engines = where(engines.last, engines.last["ts_ms"] > forgotten)
@@ -139,7 +142,8 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         history=rolling.extend(
             state.history, _on_time(power, edges), _on_time(token_rows, edges), edges.edge_ms
         ),
-        power_totals=totals.add_power(state.power_totals, power),
+        power_totals=power_totals,
+        available_totals=totals.shown_available(state.available_totals, power_totals),
         token_totals=totals.add_tokens(state.token_totals, token_rows),
         measured_totals=totals.add_measured(state.measured_totals, gpu_intervals, state.gpu_index),
         pending_gpus=gpus.pending,

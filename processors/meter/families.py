@@ -27,7 +27,8 @@ def families(states: Sequence[MeterState], config: MeterConfig) -> list[Family]:
         return []
     power = pl.concat([state.power_totals for state in states])
     tokens = pl.concat([state.token_totals for state in states])
-    by_state = _sums(power, (*_POOL, "state"), "draw_mj", "headroom_mj", "shown_headroom_mj")
+    available = pl.concat([state.available_totals for state in states])
+    by_state = _sums(power, (*_POOL, "state"), "draw_mj", "shown_headroom_mj")
     latest = pl.concat([state.latest_power for state in states])
     # mJ / ms = W, and GPU ms / ms = GPUs
     means = latest.with_columns_seq(pl.col("draw_mj", "headroom_mj", "gpu_ms") / pl.col("window_ms"))
@@ -42,9 +43,7 @@ def families(states: Sequence[MeterState], config: MeterConfig) -> list[Family]:
         family(names.HEADROOM, by_state.with_columns(value=in_units(pl.col("shown_headroom_mj"), 1000))),
         family(
             names.AVAILABLE,
-            _sums(by_state, _POOL, "draw_mj", "headroom_mj").with_columns(
-                value=in_units(pl.col("draw_mj") + pl.col("headroom_mj"), 1000)
-            ),
+            available.with_columns(value=in_units(pl.col("shown_available_mj"), 1000)),
         ),
         family(
             names.GPU_SECONDS,

@@ -11,7 +11,7 @@ from idlewatt.processors.meter.ids import Ids
 from idlewatt.processors.meter.renames import GPU_ATTRIBUTES, RENAME_COLUMNS
 from idlewatt.processors.meter.rolling import HISTORY_COLUMNS
 from idlewatt.processors.meter.timeline import GONE_COLUMNS
-from idlewatt.processors.meter.totals import MEASURED_COLUMNS, POWER_COLUMNS, TOKEN_COLUMNS
+from idlewatt.processors.meter.totals import AVAILABLE_COLUMNS, MEASURED_COLUMNS, POWER_COLUMNS, TOKEN_COLUMNS
 from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, PAIR, YIELD_COLUMNS
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream import records
@@ -112,6 +112,7 @@ class MeterState:
     histogram: pl.DataFrame
     history: pl.DataFrame  # closed windows of the last hour
     power_totals: pl.DataFrame
+    available_totals: pl.DataFrame
     token_totals: pl.DataFrame
     measured_totals: pl.DataFrame
 
@@ -141,7 +142,9 @@ class MeterState:
         scalars, frames = read_snapshot(LAYOUT, snapshot)
         # Rows that waited are read again: until they are, no topic has got as far as it had.
         clocks = {"newest_gpu_ms": 0, "newest_engine_ms": 0, "newest_ms": scalars["edge_ms"] or 0}
-        # builds before this one wrote no renames, and nobody who is gone
+        # builds before this one wrote no renames, nobody who is gone, and nothing of what was available; nor this column
+        if "told_ms" not in frames["segments"].columns:
+            frames["segments"] = frames["segments"].with_columns(told_ms="end_ms")
         restored: dict[str, Any] = {**scalars, **clocks, **_empty_frames(), **frames, **_volatile()}
         return cls(**restored)
 
@@ -176,6 +179,7 @@ _FRAMES: Final[dict[str, Any]] = {
     "histogram": HISTOGRAM_COLUMNS,
     "history": HISTORY_COLUMNS,
     "power_totals": POWER_COLUMNS,
+    "available_totals": AVAILABLE_COLUMNS,
     "token_totals": TOKEN_COLUMNS,
     "measured_totals": MEASURED_COLUMNS,
 }

@@ -19,6 +19,7 @@ POWER_COLUMNS: Final = {
     **dict.fromkeys(_SHOWN.values(), pl.Int64),
 }
 TOKEN_COLUMNS: Final = {**dict.fromkeys(_TOKEN_KEY, pl.String), **dict.fromkeys(TOKEN_COUNTS, pl.Int64)}
+AVAILABLE_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "shown_available_mj": pl.Int64}
 MEASURED_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "measured_mj": pl.Int64}
 
 
@@ -35,6 +36,14 @@ def add_power(totals: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
         .with_columns_seq(pl.max_horizontal(raw, name).alias(name) for raw, name in _SHOWN.items())
         .sort(*_POWER_KEY)
     )
+
+
+def shown_available(shown: pl.DataFrame, power_totals: pl.DataFrame) -> pl.DataFrame:
+    """AVAILABLE_COLUMNS: the most that a pool has ever had available; late readings may tell a lower power limit."""
+    now = power_totals.select_seq("site", "pool", shown_available_mj=pl.col("draw_mj") + pl.col("headroom_mj"))
+    sums = now.group_by("site", "pool").agg(pl.col("shown_available_mj").sum())
+    rows = pl.concat([shown, sums]).group_by("site", "pool").agg(pl.col("shown_available_mj").max())
+    return rows.sort("site", "pool")
 
 
 def add_tokens(totals: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:
