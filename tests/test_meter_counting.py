@@ -188,16 +188,26 @@ def test_counters_that_jump_end_nothing() -> None:
 def test_gpus_that_wait_behind_an_old_row_are_no_reason_to_close_more_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The first row ever is months old: what a fold closes is bounded by all GPUs, not by the one that was read."""
+    """The first row ever is most of a day old: what a fold closes is bounded by all GPUs, not by the one that was read."""
     monkeypatch.setattr(stage, "_WINDOWS_PER_FOLD", 1000)
     driver = Driver(MeterStage(MeterConfig()))
     rows = [
-        gpu(-5_000_000, 0, gpu_uuid="GPU-old", epoch_ms=None),
+        gpu(-80_000, 0, gpu_uuid="GPU-old", epoch_ms=None),
         *(gpu(0, 0, gpu_uuid=f"GPU-{n}") for n in range(99)),
     ]
     driver.append([Message(topics.GPU, records.GPU, rows)])
     driver.fold(START_MS)
     assert driver.state.edge_ms <= rows[0].ts_ms + 11 * 10_000
+
+
+def test_a_row_of_years_ago_is_no_beginning() -> None:
+    """A node whose clock was not set yet is in a partition's first rows: windows begin with those of now."""
+    old = gpu(-10 * 365 * 86_400, 5, gpu_uuid="GPU-1", epoch_ms=None)
+    driver = metered(old, *(gpu(s, 100_000 * s) for s in range(61)))
+    assert driver.state.edge_ms == START_MS + 60_000
+    assert sum(row["draw_mj"] for row in driver.rows(records.POWER)) == 6_000_000
+    assert driver.folded is not None
+    assert driver.folded.needed == {}
 
 
 def test_what_a_forgotten_engine_did_is_nobody_elses() -> None:

@@ -18,29 +18,41 @@ from idlewatt.stream.records import EngineRow, GpuRow
 START_MS = 472_222 * HOUR_MS
 
 
+def gpu(ms: int, energy_mj: int, gpu_uuid: str = "p", pool: str = "p") -> GpuRow:
+    return GpuRow(
+        ts_ms=START_MS + ms,
+        site="s",
+        pool=pool,
+        node=gpu_uuid,
+        gpu_uuid=gpu_uuid,
+        product="no such",
+        energy_mj=energy_mj,
+        power_limit_mw=700_000,
+        epoch_ms=1,
+        has_process=True,
+    )
+
+
+def engine(ms: int, tokens: int, *gpus: str, running: bool = True, pool: str = "p") -> EngineRow:
+    return EngineRow(
+        ts_ms=START_MS + ms,
+        site="s",
+        pool=pool,
+        node=gpus[0],
+        engine=gpus[0],
+        server="vllm",
+        model_name="m",
+        output_tokens=tokens,
+        advance="step",
+        requests_running=int(running),
+        epoch_ms=1,
+        gpus=list(gpus),
+    )
+
+
 def readings(ms: int, energy_mj: int, tokens: int, *, running: bool, pool: str = "p") -> list[Row]:
     """A GPU of a pool and the engine on it."""
-    place: dict[str, Any] = {"ts_ms": START_MS + ms, "site": "s", "pool": pool, "node": pool, "epoch_ms": 1}
-    return [
-        GpuRow(
-            **place,
-            gpu_uuid=pool,
-            product="no such",
-            energy_mj=energy_mj,
-            power_limit_mw=700_000,
-            has_process=True,
-        ),
-        EngineRow(
-            **place,
-            engine="e",
-            server="vllm",
-            model_name="m",
-            output_tokens=tokens,
-            advance="step",
-            requests_running=int(running),
-            gpus=[pool],
-        ),
-    ]
+    return [gpu(ms, energy_mj, pool, pool), engine(ms, tokens, pool, running=running, pool=pool)]
 
 
 def folded(rows: list[Row], at_once: int, config: MeterConfig, histogram: pl.DataFrame) -> Driver[Any]:
@@ -65,9 +77,7 @@ def test_a_day_without_work_leaves_nothing_to_go_by(neighbour: bool) -> None:
             rows += readings(60_000 * minute, energy_mj, 600 * minute, running=True, pool="q")
     config = MeterConfig(window_ms=360_000, grace_ms=300_000)
     driver = folded(rows, 400, config, pl.DataFrame(schema=HISTOGRAM_COLUMNS))
-    idle = [
-        row for row in driver.rows(records.POWER) if row["pool"] == "p" and row["state"] == "idle_loaded"
-    ]
+    idle = [row for row in driver.rows(records.POWER) if row["pool"] == "p" and row["state"] == "idle_loaded"]
     known = {(row["window_start_ms"] - START_MS) // HOUR_MS: row["lost_tokens_draw"] for row in idle}
     assert known[2] > 0
     assert known[23] == known[2]
@@ -81,9 +91,7 @@ def test_a_full_hour_begins_at_the_same_window_however_rows_are_read() -> None:
         ms = 5_000 * n - 120_000
         rows += readings(ms, 500_000 * n, 100 * n, running=True)
         rows += readings(ms, 250_000 * n, 0, running=False, pool="q")
-    long_ago = [
-        ("s", "q", "no such", model, START_MS // HOUR_MS - 24, 200, 50) for model in ("", "m")
-    ]
+    long_ago = [("s", "q", "no such", model, START_MS // HOUR_MS - 24, 200, 50) for model in ("", "m")]
     histogram = pl.DataFrame(long_ago, schema=HISTOGRAM_COLUMNS, orient="row")
     lost = []
     for at_once in (8, 120):
@@ -99,3 +107,22 @@ def test_a_full_hour_begins_at_the_same_window_however_rows_are_read() -> None:
     assert {ms: lost[0][ms] for ms in shared} == {ms: lost[1][ms] for ms in shared}
     assert lost[0][-20_000] > 0
     assert lost[0][20_000] is None
+
+
+@pytest.mark.parametrize("read_s", [600, 300, 0])
+def test_tokens_beside_the_joules_of_some_of_their_gpus_teach_nothing(read_s: int) -> None:
+    """An engine on two nodes, of which one is read for so long; by half of its joules it would be twice as good."""
+    rows: list[Row] = []
+    for second in range(0, 600, 5):
+        rows += [gpu(1000 * second, 500_000 * second, "a"), engine(1000 * second, 1000 * second, "a", "b")]
+        if second < read_s:
+            rows.append(gpu(1000 * second, 500_000 * second, "b"))
+        idle = [gpu(1000 * second, 100_000 * second, "c"), engine(1000 * second, 0, "c", running=False)]
+        rows += idle
+    driver = folded(rows, 50, MeterConfig(), pl.DataFrame(schema=HISTOGRAM_COLUMNS))
+    lost = {
+        row["window_start_ms"] - START_MS: row["lost_tokens_draw"]
+        for row in driver.rows(records.POWER)
+        if row["state"] == "idle_loaded"
+    }
+    assert lost[550_000] == (pytest.approx(1000, rel=0.03) if read_s else None)

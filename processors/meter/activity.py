@@ -118,6 +118,8 @@ class Holding:
     held: pl.DataFrame
     # server, id; of GPUs that one engine alone names
     alone: pl.DataFrame
+    # servers that name a GPU which nobody has read
+    unread: pl.Series
 
 
 def heard(engine_index: pl.DataFrame, engines: pl.DataFrame, forget_ms: int) -> pl.DataFrame:
@@ -146,22 +148,27 @@ def holding(servers: pl.DataFrame, gpu_index: pl.DataFrame, before: Holding | No
     if before is not None and before.gpu_index is gpu_index and before.servers.equals(servers):
         return before
     names_some = servers["gpus"] != ""
-    explicit = (
+    named = (
         where(servers, names_some)
         .with_columns_seq(pl.col("gpus").str.split("\n"))
         .explode("gpus")
-        .join(gpu_index.select_seq("site", "pool", "id", gpus="gpu_uuid"), on=["site", "pool", "gpus"])
-        .select_seq("server", "id", pl.lit(False).alias("inferred"))
-        # an engine may name a GPU twice
-        .unique()
+        .join(
+            gpu_index.select_seq("site", "pool", "id", gpus="gpu_uuid"),
+            on=["site", "pool", "gpus"],
+            how="left",
+        )
     )
+    # an engine may name a GPU twice
+    explicit = named.filter(pl.col("id").is_not_null()).select_seq("server", "id").unique()
+    explicit = explicit.with_columns_seq(inferred=pl.lit(False))
     possible = (
         where(servers, ~names_some)
         .join(gpu_index.select_seq("site", "pool", "node", "id"), on=["site", "pool", "node"])
         .select_seq("server", "id", pl.lit(True).alias("inferred"))
     )
     alone = where(explicit, explicit["id"].is_unique()).select_seq("server", "id")
-    return Holding(servers, gpu_index, pl.concat([explicit, possible]), alone)
+    unread = named.filter(pl.col("id").is_null())["server"].unique()
+    return Holding(servers, gpu_index, pl.concat([explicit, possible]), alone, unread)
 
 
 def demand(activity: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:

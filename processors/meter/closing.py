@@ -110,7 +110,8 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     token_rows = tokens.token_rows(engine_windows, edges.window_ms)
     minutes, open_minutes = gpu_minutes(state, gpu_windows, edges.edge_ms)
 
-    samples = tokens.samples(_on_time(engine_windows, edges)).select_seq(*SAMPLE_COLUMNS)
+    on_time = _on_time(engine_windows, edges)
+    samples = tokens.samples(on_time, gpu_windows, holding, engine_index).select_seq(*SAMPLE_COLUMNS)
     power, learned = learning.power_rows(state, pool_windows, demand, samples, edges, config)
     power_totals = totals.add_power(state.power_totals, power)
     forgotten = edges.edge_ms - config.forget_ms

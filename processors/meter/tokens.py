@@ -4,7 +4,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.activity import in_windows
+from idlewatt.processors.meter.activity import Holding, in_windows
 from idlewatt.processors.meter.rows import by_id, where, with_names
 from idlewatt.stream.records import TOKEN_COUNTS
 
@@ -163,14 +163,26 @@ def token_rows(windows: pl.DataFrame, window_ms: int) -> pl.DataFrame:
     ).sort("site", "pool", "window_start_ms", "engine", "model_name")
 
 
-def samples(windows: pl.DataFrame) -> pl.DataFrame:
-    """Yields of windows that were wholly measured, by pool, product and model. `windows`: see with_joules()."""
+def samples(
+    windows: pl.DataFrame, gpu_windows: pl.DataFrame, holding: Holding, engine_index: pl.DataFrame
+) -> pl.DataFrame:
+    """Yields of windows in which an engine and all its GPUs were wholly measured, by pool, product and model.
+
+    `windows`: see with_joules(). Tokens beside the joules of some of the GPUs would teach a yield that no engine has.
+    """
+    servers = by_id(windows["id"], engine_index["id"], engine_index["server"])
     # a counter that moves at a request's end gives zero, then a spike: its windows say nothing of the yield
     usable = (
-        (windows["silent_ms"] == 0) & windows["product"].is_not_null() & (windows["advance"] != "request_end")
+        (windows["silent_ms"] == 0)
+        & windows["product"].is_not_null()
+        & (windows["advance"] != "request_end")
+        & ~servers.is_in(holding.unread.implode())
     )
-    return (
-        where(windows, usable.fill_null(False))
-        .group_by("site", "pool", "product", "model_name", "window_start_ms")
-        .agg(pl.col("output_tokens", "serving_mj").sum())
+    rows = where(windows.with_columns_seq(servers.alias("server")), usable.fill_null(False))
+    dark = gpu_windows.filter((pl.col("state") == "dark") & (pl.col("gpu_ms") > 0))
+    if dark.height:
+        blind = dark.select_seq("id", "window_start_ms").join(holding.held, on="id")
+        rows = rows.join(blind, on=["server", "window_start_ms"], how="anti")
+    return rows.group_by("site", "pool", "product", "model_name", "window_start_ms").agg(
+        pl.col("output_tokens", "serving_mj").sum()
     )

@@ -40,7 +40,9 @@ def add_power(totals: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
 
 def shown_available(shown: pl.DataFrame, power_totals: pl.DataFrame) -> pl.DataFrame:
     """AVAILABLE_COLUMNS: the most that a pool has ever had available; late readings may tell a lower power limit."""
-    now = power_totals.select_seq("site", "pool", shown_available_mj=pl.col("draw_mj") + pl.col("headroom_mj"))
+    now = power_totals.select_seq(
+        "site", "pool", shown_available_mj=pl.col("draw_mj") + pl.col("headroom_mj")
+    )
     sums = now.group_by("site", "pool").agg(pl.col("shown_available_mj").sum())
     rows = pl.concat([shown, sums]).group_by("site", "pool").agg(pl.col("shown_available_mj").max())
     return rows.sort("site", "pool")
