@@ -43,7 +43,7 @@ def families(states: Sequence[EconomyState], book: Book, config: EconomyConfig) 
 def _counters(state: EconomyState) -> Iterator[Family]:
     yield from _booked(state.totals)
     yield _counter(names.UNPRICED_TOKENS, state.unpriced, "output_tokens")
-    yield _counter(names.UNCOSTED_GPU_SECONDS, state.uncosted, "gpu_ms", per=1000)
+    yield _counter(names.UNCOSTED_GPU_SECONDS, state.uncosted, "shown_gpu_ms", per=1000)
     yield _counter(names.CARBON, state.carbon, "carbon_ug", per=MICRO)
     yield family(names.UNATTRIBUTED_TOKENS, long(state.unattributed, UNATTRIBUTED_KEY, "kind", _KINDS))
     yield from _consumers(state.consumers)
@@ -63,7 +63,7 @@ def _booked(totals: pl.DataFrame) -> Iterator[Family]:
         totals.lazy()
         .with_columns(own)
         .group_by("kind", *labels, maintain_order=True)
-        .agg(value=in_units(pl.col("amount_micro").sum(), MICRO))
+        .agg(value=in_units(pl.col("shown_micro").sum(), MICRO))
     )
     by_kind = sums.partition_by("kind", as_dict=True)
     for kind, metric in _BOOKED.items():

@@ -15,6 +15,7 @@ from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.families import families
 from idlewatt.processors.economy.pricing import MIX_MS
 from idlewatt.processors.economy.state import (
+    SHOWN,
     TOTAL_KEY,
     UNATTRIBUTED_KEY,
     UNCOSTED_KEY,
@@ -147,11 +148,19 @@ class EconomyStage:
         folded = replace(
             state,
             mix=mix,
-            totals=_add(
-                state.totals, money.with_columns_seq(pl.col("tier", "origin").fill_null("")), TOTAL_KEY
+            totals=_add_shown(
+                state.totals,
+                money.with_columns_seq(pl.col("tier", "origin").fill_null("")),
+                TOTAL_KEY,
+                *SHOWN["totals"],
             ),
             unpriced=_add(state.unpriced, unpriced, UNPRICED_KEY),
-            uncosted=_add(state.uncosted, costed.filter(pl.col("capital_micro").is_null()), UNCOSTED_KEY),
+            uncosted=_add_shown(
+                state.uncosted,
+                costed.filter(pl.col("capital_micro").is_null()),
+                UNCOSTED_KEY,
+                *SHOWN["uncosted"],
+            ),
             carbon=_add(
                 state.carbon, costed.filter(pl.col("carbon_ug").is_not_null()), ("site", "pool", "state")
             ),
@@ -190,6 +199,17 @@ def _add(totals: pl.DataFrame, rows: pl.DataFrame, key: Sequence[str]) -> pl.Dat
         return totals
     both = pl.concat([totals, rows[totals.columns]]).lazy()
     return at_once(both.group_by(key, maintain_order=True).agg(pl.all().sum()))
+
+
+def _add_shown(
+    totals: pl.DataFrame, rows: pl.DataFrame, key: Sequence[str], amount: str, shown: str
+) -> pl.DataFrame:
+    """The same of one amount, and the most that each ever came to."""
+    if rows.is_empty():
+        return totals
+    both = pl.concat([totals.lazy(), rows.lazy().select(*key, amount, pl.lit(0, pl.Int64).alias(shown))])
+    sums = both.group_by(key, maintain_order=True).agg(pl.col(amount).sum(), pl.col(shown).max())
+    return at_once(sums.with_columns(pl.max_horizontal(amount, shown).alias(shown)))
 
 
 def _ends(windows: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:

@@ -22,6 +22,9 @@ TOTAL_KEY: Final = (
 UNPRICED_KEY: Final = ("site", "pool", "model_name", "tier")
 UNCOSTED_KEY: Final = ("site", "pool", "product")
 UNATTRIBUTED_KEY: Final = ("site", "model_name")
+# What dark time cost is taken back where it turns out to have been another state's. A counter may not fall, so the most
+# that it ever came to is kept beside the amount.
+SHOWN: Final = {"totals": ("amount_micro", "shown_micro"), "uncosted": ("gpu_ms", "shown_gpu_ms")}
 _STRING: Final = pl.String
 
 
@@ -33,9 +36,9 @@ class EconomyState:
     envelopes: EnvelopeState
     currency: str  # of mix and rolling; empty before the first row
     mix: pl.DataFrame  # what was sold lately, for the realised price
-    totals: pl.DataFrame  # money ever booked: TOTAL_KEY, amount_micro
+    totals: pl.DataFrame  # money ever booked: TOTAL_KEY, amount_micro, shown_micro
     unpriced: pl.DataFrame  # output tokens without a price: UNPRICED_KEY
-    uncosted: pl.DataFrame  # GPU time without a price: UNCOSTED_KEY, gpu_ms
+    uncosted: pl.DataFrame  # GPU time without a price: UNCOSTED_KEY, gpu_ms, shown_gpu_ms
     carbon: pl.DataFrame  # site, pool, state, carbon_ug
     windows: pl.DataFrame  # site, pool, end_ms: how far each pool's windows go
     rolling: pl.DataFrame  # each pool's windows of the last hour
@@ -62,14 +65,18 @@ class EconomyState:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
         own = {name: frames[name] for name in _FRAMES}
+        for name, (amount, shown) in SHOWN.items():
+            # builds before this one did not keep it
+            if shown not in own[name].columns:
+                own[name] = own[name].with_columns(pl.col(amount).alias(shown))
         return cls(UsageState.of(frames), EnvelopeState.of(frames), scalars["currency"], **own)
 
 
 _FRAMES: Final[dict[str, Any]] = {
     "mix": MIX_COLUMNS,
-    "totals": {**dict.fromkeys(TOTAL_KEY, _STRING), "amount_micro": pl.Int64},
+    "totals": {**dict.fromkeys(TOTAL_KEY, _STRING), "amount_micro": pl.Int64, "shown_micro": pl.Int64},
     "unpriced": {**dict.fromkeys(UNPRICED_KEY, _STRING), "output_tokens": pl.Int64},
-    "uncosted": {**dict.fromkeys(UNCOSTED_KEY, _STRING), "gpu_ms": pl.Int64},
+    "uncosted": {**dict.fromkeys(UNCOSTED_KEY, _STRING), "gpu_ms": pl.Int64, "shown_gpu_ms": pl.Int64},
     "carbon": {**dict.fromkeys(("site", "pool", "state"), _STRING), "carbon_ug": pl.Int64},
     "windows": {"site": _STRING, "pool": _STRING, "end_ms": pl.Int64},
     "rolling": ROLLING_COLUMNS,
