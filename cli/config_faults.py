@@ -96,7 +96,7 @@ def _not_a_section(section: Section, name: str) -> str:
 
 
 def _but(key: Key, value: Any, *, member: bool) -> str:
-    if "password" in key.name:
+    if key.name.endswith(("password", "token")):
         return ""
     shown = json.dumps(value, ensure_ascii=False)
     if len(shown) > _LONGEST_VALUE:

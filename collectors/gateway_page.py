@@ -1,6 +1,6 @@
 """The samples of a gateway's page to counters, one for each set of labels, as the mapping of its kind says."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -38,8 +38,8 @@ class GatewayPage:
         self._mapping = mapping
         self._differences = Differences()
 
-    def read(self, samples: Iterable[Sample]) -> tuple[list[GatewayCounter], Counter[str]]:
-        """Every set of labels that has an output counter, and by reason what was left out.
+    def read(self, samples: Iterable[Sample]) -> tuple[list[GatewayCounter], dict[str, str]]:
+        """Every set of labels that has an output counter; and by name of what was left out the reason.
 
         A set of labels with a counter that cannot be true is left out whole. Raises SourceError (labels_differ).
         """
@@ -54,7 +54,7 @@ class GatewayPage:
         epochs = [self._by_key([series], by_name) for series in mapping.epoch]
         _refuse_other_labels(output, input_, cached)
         counters = []
-        left_out: Counter[str] = Counter()
+        left_out: dict[str, str] = {}
         for key, counted in output.items():
             try:
                 started_ms = _epoch_ms(key, epochs)
@@ -63,7 +63,7 @@ class GatewayPage:
                     of_input = self._differences.rest(key, started_ms, of_input, of_cache)
                 tokens = (_sum(counted), of_input, of_cache)
             except LeftOutError as error:
-                left_out[str(error)] += 1
+                left_out[_name(key)] = str(error)
             else:
                 counters.append(GatewayCounter(_name(key), _common(counted), *tokens, started_ms))
         self._differences.keep(output)

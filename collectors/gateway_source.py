@@ -49,7 +49,7 @@ class GatewaySource:
         )
         self._page = GatewayPage(mapping)
         self._names = ConsumerNames(rules, mapping.names, mapping.unset)
-        self._name = gateway.name or self._http.name_seen_from(node)
+        self._name = self._http.name_seen_from(node, gateway.name)
         self._token_file = gateway.token_file
         self._site = site
         self._interval_s = interval_s
@@ -57,10 +57,12 @@ class GatewaySource:
         # the page before this one, and the epoch of every counter seen so far
         self._before_ms: int | None = None
         self._epochs: dict[str, int | None] = {}
+        # counters of that page that could not be true: they did not begin after it
+        self._unread: set[str] = set()
 
     @property
     def name(self) -> str:
-        """The gateway's name in the settings, else host:port of its URL, with the node's name for a loopback host."""
+        """The gateway's name in the settings, else host:port of its URL; with the node's name for a loopback host."""
         return self._name
 
     @property
@@ -81,12 +83,13 @@ class GatewaySource:
             raise
         ts_ms = self._clock()
         left_out: Counter[str] = Counter()
-        counters, faults = self._page.read(self._picker.pick(body, left_out))
+        counters, unread = self._page.read(self._picker.pick(body, left_out))
         rows = [row for counter in counters for row in self._rows(counter, ts_ms, left_out)]
         self._before_ms = ts_ms
+        self._unread = set(unread)
         if len(self._epochs) > _MAX_REMEMBERED:
             self._epochs = {counter.name: counter.epoch_ms for counter in counters}
-        return Reading(rows, left_out + faults)
+        return Reading(rows, left_out + Counter(unread.values()))
 
     def close(self) -> None:
         """Close the connection."""
@@ -96,9 +99,15 @@ class GatewaySource:
         if self._token_file is None:
             return None
         try:
-            return Path(self._token_file).read_text(encoding="utf-8").strip()
+            token = Path(self._token_file).read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
             raise SourceError("token_file", f"{self._name}: the token cannot be read: {error}") from error
+        if not (token.isascii() and token.isprintable()):
+            # what refuses it as a header would quote it
+            raise SourceError(
+                "token_file", f"{self._name}: {self._token_file} must hold one line of plain ASCII, the token"
+            )
+        return token
 
     def _rows(self, counter: GatewayCounter, ts_ms: int, left_out: Counter[str]) -> Iterator[UsageRow]:
         """The counter now; before that the zero from which it began, if that was since the page before this one.
@@ -112,6 +121,7 @@ class GatewaySource:
             return
         epoch_ms = counter.epoch_ms
         unseen = counter.name not in self._epochs or self._epochs[counter.name] != epoch_ms
+        unseen &= counter.name not in self._unread
         self._epochs[counter.name] = epoch_ms
         if unseen and self._before_ms is not None and self._before_ms < ts_ms:
             # clocks of the two hosts may differ

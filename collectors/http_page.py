@@ -69,7 +69,11 @@ class HttpPage:
         self._max_bytes = max_bytes
         self._headers = dict(_HEADERS)
         if parsed.auth:
-            self._headers |= urllib3.make_headers(basic_auth=urllib.parse.unquote(parsed.auth))
+            try:
+                self._headers |= urllib3.make_headers(basic_auth=urllib.parse.unquote(parsed.auth))
+            except UnicodeEncodeError:
+                # the error itself would show them
+                raise ConfigError(f"{self._shown}: user and password of the URL must be Latin-1") from None
         host, port = self.host.strip("[]"), self.port
         self._connection: HTTPConnection
         if parsed.scheme == "https":
@@ -79,11 +83,12 @@ class HttpPage:
         else:
             self._connection = HTTPConnection(host, port, timeout=timeout_s)
 
-    def name_seen_from(self, node: str) -> str:
-        """host:port, with the node's name for a loopback host."""
+    def name_seen_from(self, node: str, name: str | None = None) -> str:
+        """`name`, or host:port; with the node's name for a loopback host."""
         # Two nodes of a pool would both have a 127.0.0.1:8000, and their counters would be taken for one's.
-        loopback = self.host == "localhost" or self.host.startswith("127.") or self.host == "[::1]"
-        return f"{node if loopback else self.host}:{self.port}"
+        if self.host == "localhost" or self.host.startswith("127.") or self.host == "[::1]":
+            return f"{node}:{name or self.port}"
+        return name or f"{self.host}:{self.port}"
 
     def fetch(self, token: str | None = None) -> bytearray:
         """The page's body, at most `max_bytes` of it ever in memory. `token` is sent as a bearer token.

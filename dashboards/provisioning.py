@@ -22,7 +22,8 @@ _ON_INSTANCES: Final = """\
 # Figures of pools (watts, tokens, money) carry no `instance`. A pool is served by one processor at a time,
 # and when another takes it over, the counters go on from the committed state: without the label it is the
 # same series, and increase() over a handover is right. With it, each handover would begin a new series and
-# lose what was counted in between. Two processors never serve one pool, so no two targets write one series.
+# lose what was counted in between. Two processors of a group never serve one pool, so no two targets write one series.
+# Each box with `idlewatt run` is a group of its own: give it a site of its own (IDLEWATT_SITE).
 # Figures of a process itself (pipeline, collector, up) keep theirs.
 """
 

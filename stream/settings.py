@@ -114,7 +114,7 @@ class Gateway(_Section):
     kind: str = Field("litellm", description="Gateway kind: a file in collectors/gateways.")
     name: Name | None = Field(
         None,
-        description="Name in the figures. Left out: host:port of the URL, with the node's name for a loopback host.",
+        description="Name in the figures. Left out: host:port of the URL. With the node's name for a loopback host.",
         examples=["gateway-1"],
     )
     token_file: str | None = Field(

@@ -152,6 +152,10 @@ BAD_VARIABLES = {
         'environment: IDLEWATT_PORT: [serve] port must be a whole number, 0 to 65535; it is "many": '
         "write a plain number, without quotes or unit",
     ),
+    "secret_too_short": (
+        {"IDLEWATT_SERVE__TOKEN": "hunter2"},
+        "environment: IDLEWATT_SERVE__TOKEN: [serve] token must be text of at least 16 characters",
+    ),
     "fault_within_a_list": (
         {"IDLEWATT_COLLECT__ENGINE": '[{url = "http://a", nmae = "b"}]'},
         "environment: IDLEWATT_COLLECT__ENGINE: [[collect.engine]] number 1 has no key nmae; did you mean name?",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def read(mapping: GatewayMapping, body: bytes) -> dict[str, Any]:
         figures = dataclasses.asdict(counter)
         del figures["name"], figures["labels"]
         told.append(figures | {"names": names.of(counter.labels)})
-    return {"counters": told, "left_out": dict(left_out)}
+    return {"counters": told, "left_out": dict(Counter(left_out.values()))}
 
 
 def test_every_gateway_kind_has_cases() -> None:
@@ -88,12 +89,12 @@ class Scraped:
         self.gateway = Gateway(url=server.url, name="gate", **gateway)
         self.restart()
 
-    def restart(self) -> None:
+    def restart(self, node: str = "n1") -> None:
         self.source = GatewaySource(
             self.gateway,
             self.rules,
             site="hall",
-            node="n1",
+            node=node,
             interval_s=15.0,
             timeout_s=5.0,
             max_body_bytes=1_000_000,
@@ -127,6 +128,39 @@ def spent(*readings: list[UsageRow]) -> dict[tuple[str, ...], int]:
     return {(team, engineer): tokens for team, engineer, tokens in sums.iter_rows()}
 
 
+def test_two_nodes_with_one_file_have_two_gateways(server: LoopbackServer) -> None:
+    """Each has a gateway of the same name on its loopback address: their counters are not one's that jumps."""
+    one, other = Scraped(server), Scraped(server)
+    other.restart(node="n2")
+    told = []
+    for tokens in range(5):
+        told.append(one.read(litellm(100_000 + tokens, team_alias="t", created=None), after_ms=15_000)[0])
+        other.now_ms = one.now_ms - 7_000
+        told.append(other.read(litellm(60_000 + tokens, team_alias="t", created=None))[0])
+    assert spent(*told) == {("t", ""): 8}
+
+
+def test_a_counter_that_could_not_be_read_did_not_begin_since(server: LoopbackServer) -> None:
+    """A page was rendered while it changed; what it had counted before is nobody's new tokens."""
+    gate = Scraped(server)
+    torn, left_out = gate.read(litellm(9_000_000, 100, 120, team_alias="t"))
+    assert (torn, list(left_out.values())) == ([], [1])
+    first, _ = gate.read(litellm(9_000_100, 150, 120, team_alias="t"), after_ms=15_000)
+    second, _ = gate.read(litellm(9_000_107, 170, 120, team_alias="t"), after_ms=15_000)
+    assert spent(torn, first, second) == {("t", ""): 7}
+
+
+def test_a_token_that_is_no_header_is_not_shown(server: LoopbackServer, tmp_path: Path) -> None:
+    """A file with a second line, or with marks of an editor."""
+    for content in ("sk-secret\nsk-more", "\ufeffsk-secret"):
+        file = tmp_path / "token"
+        file.write_text(content, encoding="utf-8")
+        with pytest.raises(SourceError) as error:
+            Scraped(server, token_file=str(file)).read(litellm(1))
+        assert error.value.reason == "token_file"
+        assert "secret" not in str(error.value)
+
+
 def test_a_page_becomes_whole_rows(server: LoopbackServer) -> None:
     """Everything the settings and the page know stands in the row; cached tokens are no longer in the input's."""
     gate = Scraped(
@@ -146,7 +180,7 @@ def test_a_page_becomes_whole_rows(server: LoopbackServer) -> None:
     assert row == UsageRow(
         ts_ms=START_MS,
         site="hall",
-        source="gate",
+        source="n1:gate",
         counter=row.counter,
         function="support",
         team="growth",
@@ -160,7 +194,7 @@ def test_a_page_becomes_whole_rows(server: LoopbackServer) -> None:
         epoch_ms=1_790_000_000_000,
     )
     assert not left_out
-    assert (gate.source.name, gate.source.interval_s) == ("gate", 15.0)
+    assert (gate.source.name, gate.source.interval_s) == ("n1:gate", 15.0)
 
 
 def test_the_first_rule_that_fits_gives_a_name(server: LoopbackServer) -> None:

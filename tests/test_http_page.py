@@ -265,3 +265,11 @@ def test_a_url_that_is_none_is_a_config_error(url: str) -> None:
     """It is named when the source is made, not at the first reading."""
     with pytest.raises(ConfigError, match=re.escape(url)):
         HttpPage(url, 5, LIMIT)
+
+
+def test_credentials_that_no_header_holds_are_not_shown() -> None:
+    """The error over them would quote them."""
+    with pytest.raises(ConfigError, match="Latin-1") as error:
+        HttpPage("http://ada:\u043f\u0430\u0440\u043e\u043b\u044c@127.0.0.1:8000/metrics", 1.0, 1000)
+    assert "ada" not in str(error.value)
+    assert "http://127.0.0.1:8000/metrics" in str(error.value)
