@@ -28,13 +28,14 @@ MIN_TOKENS_PER_SECOND: Final[float] = round(Process.model_fields["min_tokens"].d
 
 
 def series(metric: Metric, where: Where = EVERYWHERE) -> str:
-    """Selector of a metric; a value that begins with ~ is a regular expression.
+    """Selector of a metric; a value that begins with ~ is a regular expression, with ! what it must not be.
 
     Raises ValueError for a label that the metric does not carry.
     """
     _refuse_unknown_labels(metric, where)
+    operators = {"~": "=~", "!": "!="}
     matchers = (
-        f'{label}=~"{value[1:]}"' if value.startswith("~") else f'{label}="{value}"'
+        f'{label}{operators[value[0]]}"{value[1:]}"' if value[:1] in operators else f'{label}="{value}"'
         for label, value in where.items()
     )
     return f"{metric.name}{{{','.join(matchers)}}}" if where else metric.name
@@ -221,14 +222,15 @@ def scrape_success_share() -> str:
     return ratio(level(names.SCRAPE_SUCCESS, by=by), f"count by (instance) ({names.SCRAPE_SUCCESS.name})")
 
 
-def new_events(metric: Metric, by: tuple[str, ...], window: str) -> str:
+def new_events(metric: Metric, by: tuple[str, ...], window: str, where: Where = EVERYWHERE) -> str:
     """Growth of a counter of things that should never happen, where there was any.
 
-    A counter that is born at its first event has no increase() yet: a series that was not there a window
-    ago counts with its whole value.
+    A counter that is born at its first event has no increase() yet: a series that was not there in the hour before
+    the window counts with its whole value. Less than an hour, and one that Prometheus could not scrape for a while
+    would be born anew.
     """
-    selector = series(metric)
-    born = f"({selector} > 0 unless {selector} offset {window})"
+    selector = series(metric, where)
+    born = f"({selector} > 0 unless max_over_time({selector}[1h] offset {window}))"
     return _aggregated("sum", metric, by, f"{born} or increase({selector}[{window}]) > 0")
 
 

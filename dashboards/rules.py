@@ -235,6 +235,18 @@ ALERTS: Final = (
         ),
     ),
     AlertRule(
+        name="IdlewattRowsRefused",
+        # what a restart or a retried append brings again is no fault
+        expr=q.new_events(names.REJECTED_ROWS, ("topic", "reason"), "5m", {"reason": "!repeat"}),
+        lasting="15m",
+        severity="warning",
+        summary="Rows of {{ $labels.topic }} are refused all the time: {{ $labels.reason }}",
+        description=(
+            "About {{ $value | humanize }} rows of {{ $labels.topic }} were refused in the last 5 minutes "
+            "({{ $labels.reason }}), and some for a quarter of an hour. What they say cannot be true, and is in no figure."
+        ),
+    ),
+    AlertRule(
         name="IdlewattRowsDropped",
         expr=q.new_events(names.DROPPED_ROWS, ("topic", "instance"), "15m"),
         lasting="0m",

@@ -61,6 +61,7 @@ def falling_yield(tokens: str, tokens_per_joule: str) -> dict[str, str]:
 
 
 REJECTED: Final = 'idlewatt_rejected_messages_total{topic="idlewatt.gpu",reason="not_arrow",instance="p:1"}'
+REFUSED: Final = 'idlewatt_rejected_rows_total{topic="gpu",reason="clock_ahead",instance="p:1"}'
 DROPPED: Final = 'idlewatt_spool_dropped_rows_total{topic="idlewatt.gpu",instance="c:1"}'
 BEHIND: Final = 'idlewatt_behind_messages{topic="idlewatt.gpu",partition="3",instance="p:1"}'
 READ: Final = 'idlewatt_messages_total{topic="idlewatt.gpu",partition="3",instance="p:1"}'
@@ -380,6 +381,37 @@ CASES: Final = (
     ),
     Case("IdlewattMessagesRejected", "quiet", "old rejections", {REJECTED: "7x60"}, "40m"),
     Case("IdlewattMessagesRejected", "missing", "nothing was ever rejected", {}, "40m"),
+    Case(
+        "IdlewattRowsRefused",
+        "fires",
+        "a node's clock is ahead, for two processors",
+        {REFUSED: "0+10x60", REFUSED.replace("p:1", "p:2"): "5+10x60"},
+        "40m",
+        (
+            Fires(
+                {"topic": "gpu", "reason": "clock_ahead"},
+                "Rows of gpu are refused all the time: clock_ahead",
+                "About 100 rows of gpu were refused in the last 5 minutes (clock_ahead), and some for a quarter of an "
+                "hour. What they say cannot be true, and is in no figure.",
+            ),
+        ),
+    ),
+    Case("IdlewattRowsRefused", "quiet", "a few, once", {REFUSED: "0x10 7x50"}, "30m"),
+    Case(
+        "IdlewattRowsRefused",
+        "quiet",
+        "repeats",
+        {REFUSED.replace("clock_ahead", "repeat"): "0+10x60"},
+        "40m",
+    ),
+    Case("IdlewattRowsRefused", "missing", "nothing was ever refused", {}, "40m"),
+    Case(
+        "IdlewattMessagesRejected",
+        "quiet",
+        "a counter that could not be scraped for a while",
+        {REJECTED: "7x20 _x12 7x30"},
+        "34m",
+    ),
     Case(
         "IdlewattRowsDropped",
         "fires",
