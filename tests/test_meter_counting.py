@@ -200,6 +200,18 @@ def test_gpus_that_wait_behind_an_old_row_are_no_reason_to_close_more_at_once(
     assert driver.state.edge_ms <= rows[0].ts_ms + 11 * 10_000
 
 
+def test_an_engine_of_a_version_that_counts_less_goes_on() -> None:
+    """It was rolled back: its new process never had the counter of cached tokens."""
+    before = [engine(s, 100 * s) for s in range(31)]
+    since_ms = START_MS + 30_500
+    after = [engine(s, 100 * (s - 30), cached_input_tokens=None, epoch_ms=since_ms) for s in range(31, 61)]
+    driver = metered(*(gpu(s, 100_000 * s) for s in range(61)), *before, *after)
+    assert driver.rejected == {}
+    assert sum(row["output_tokens"] for row in driver.rows(records.TOKENS)) == 6_000
+    lost = metered(*before, *(engine(s, 100 * s, cached_input_tokens=None) for s in range(31, 61)))
+    assert lost.rejected == {("engine", "counter_missing"): 30}
+
+
 def test_a_row_of_years_ago_is_no_beginning() -> None:
     """A node whose clock was not set yet is in a partition's first rows: windows begin with those of now."""
     old = gpu(-10 * 365 * 86_400, 5, gpu_uuid="GPU-1", epoch_ms=None)

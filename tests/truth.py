@@ -179,12 +179,13 @@ def _step(
     """The table of cases. `most` is what can have been gained at all, None if nobody knows."""
     t0, t1 = before.ts_ms, row.ts_ms
     nothing = (0,) * len(new)
-    if any(n is None and o is not None for o, n in zip(old, new, strict=True)):
+    known = before.epoch_ms is not None and row.epoch_ms is not None
+    newer = known and (row.epoch_ms or 0) > (before.epoch_ms or 0)
+    if any(n is None and o is not None for o, n in zip(old, new, strict=True)) and not newer:
         return "counter_missing"
     fell = any(o is not None and n is not None and n < o for o, n in zip(old, new, strict=True))
     difference = tuple(0 if o is None or n is None else n - o for o, n in zip(old, new, strict=True))
     whole = tuple(n or 0 for n in new)
-    known = before.epoch_ms is not None and row.epoch_ms is not None
     if known and before.epoch_ms != row.epoch_ms:
         assert before.epoch_ms is not None
         assert row.epoch_ms is not None

@@ -268,9 +268,12 @@ def _going_on(lives: pl.DataFrame, counters: Sequence[str]) -> tuple[pl.DataFram
 
     Readings of a life stand together, in the order of time.
     """
+    # a process that was started anew may be of a version that counts less
+    lives = lives.with_columns_seq(began=pl.col("epoch_ms").forward_fill().over("life"))
     whole = lives.filter(
         pl.all_horizontal(
-            pl.col(c).is_not_null() | ~pl.col(c).is_not_null().cum_max().over("life") for c in counters
+            pl.col(c).is_not_null() | ~pl.col(c).is_not_null().cum_max().over("life", "began")
+            for c in counters
         )
     )
     # nothing is known of what stands on the other side of a reading without an epoch
@@ -285,7 +288,7 @@ def _going_on(lives: pl.DataFrame, counters: Sequence[str]) -> tuple[pl.DataFram
             for c in counters
         )
     )
-    return rising.drop("stretch"), {
+    return rising.drop("began", "stretch"), {
         "counter_missing": lives.height - whole.height,
         "stale_epoch": whole.height - kept.height,
         "counter_decrease": kept.height - rising.height,
