@@ -224,6 +224,33 @@ def test_money_is_conserved_under_any_batches_and_restarts(
     assert dark * 1_000_000 >= micro("capital_cost", True) - 1e-3
 
 
+@pytest.mark.parametrize("at_once", [5, 60])
+def test_after_an_outage_tokens_are_sold_on_the_tiers_they_were_asked_for(at_once: int) -> None:
+    """A fifth is premium all the time. An hour's usage is read at once, and then the ledger as the meter catches up."""
+
+    def told(minute: int) -> list[Message]:
+        row = used(minute, 200_000, tier="premium")
+        return usage(dataclasses.replace(row, ts_ms=START_MS + 60_000 * minute, input_tokens=0))
+
+    def made(minute: int) -> list[Message]:
+        return ledger(dataclasses.replace(sold(6 * minute, 1_000_000), input_tokens=0, cached_input_tokens=0))
+
+    live, late = driver_of(), driver_of()
+    for minute in range(66):
+        for driver in (live, late) if minute < 6 else (live,):
+            driver.append([*told(minute), *made(minute)])
+            driver.fold(START_MS + 60_000 * minute)
+    late.append([row for minute in range(6, 66) for row in told(minute)])
+    late.fold(START_MS + 3_960_000)
+    for minute in range(6, 66, at_once):
+        late.append([row for after in range(minute, minute + at_once) for row in made(after)])
+        late.fold(START_MS + 3_960_000)
+    for tier in ("premium", "standard"):
+        revenue = shown(live, names.REVENUE, tier=tier)
+        assert revenue is not None
+        assert shown(late, names.REVENUE, tier=tier) == pytest.approx(revenue, rel=0.001)
+
+
 def test_what_dark_time_cost_never_falls() -> None:
     """A spool comes, and the time is another state's: Prometheus would add up the whole counter again."""
     driver = driver_of()

@@ -92,13 +92,13 @@ class EconomyStage:
         spent = consumers.spend(book, used.minutes, state.volumes)
         # of models that no engine makes nothing is sold
         made = spent.tiers.join(state.engines, on=list(UNATTRIBUTED_KEY), how="semi")
-        by_tier = tiers.recent(state.tiers, made)
+        by_tier = tiers.recent(state.tiers, made, state.engines)
         folded = replace(
             state,
             usage=used.state,
             volumes=spent.volumes,
             tiers=by_tier,
-            shares=tiers.shares(by_tier, state.engines),
+            shares=tiers.shares(by_tier, state.engines, state.shares),
             consumers=consumers.totals(state.consumers, spent.rows),
             envelopes=envelopes.used(state.envelopes, spent.rows, used.state.sites, book.time_zone, end_ms),
         )

@@ -39,25 +39,47 @@ SHARE_COLUMNS: Final = {
 }
 
 
-def recent(minutes: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
-    """Both together, a row for each key and minute, of the hour up to each site's newest."""
+def recent(minutes: pl.DataFrame, more: pl.DataFrame, behind: pl.DataFrame | None = None) -> pl.DataFrame:
+    """Both together, a row for each key and minute, of the hour up to each site's newest.
+
+    Where the newest of `behind` is older, of the time since the hour before that.
+    """
     names = [name for name in minutes.columns if minutes.schema[name] == pl.String]
-    both = pl.concat([minutes, more[minutes.columns]])
-    return at_once(
-        both.lazy()
-        .group_by(*names, "window_start_ms", maintain_order=True)
-        .agg(pl.col(name).sum() for name in minutes.columns if name not in (*names, "window_start_ms"))
-        .filter(pl.col("window_start_ms") > pl.col("window_start_ms").max().over("site") - HOUR_MS)
-    )
-
-
-def shares(usage: pl.DataFrame, engines: pl.DataFrame) -> pl.DataFrame:
-    """SHARE_COLUMNS of the trailing hour; usage has TIER_COLUMNS, engines ENGINE_COLUMNS."""
+    both = pl.concat([minutes, more[minutes.columns]]).lazy()
     minute = pl.col("window_start_ms")
-    told = usage.group_by("site").agg(
-        oldest_ms=minute.min(), newest_ms=minute.max(), until_ms=minute.max() + HOUR_MS
+    newest = both.group_by("site").agg(newest_ms=minute.max())
+    if behind is not None:
+        others = behind.lazy().group_by("site").agg(others_ms=minute.max())
+        newest = newest.join(others, on="site", how="left").select(
+            "site", newest_ms=pl.min_horizontal("newest_ms", "others_ms")
+        )
+    return at_once(
+        both.group_by(*names, "window_start_ms", maintain_order=True)
+        .agg(pl.col(name).sum() for name in minutes.columns if name not in (*names, "window_start_ms"))
+        .join(newest, on="site", maintain_order="left")
+        .filter(minute > pl.col("newest_ms") - HOUR_MS)
+        .drop("newest_ms")
     )
-    sold = usage.group_by(*_MODEL, "tier").agg(pl.col(*TOKEN_COUNTS, "spend_micro", "list_micro").sum())
+
+
+def shares(usage: pl.DataFrame, engines: pl.DataFrame, before: pl.DataFrame | None = None) -> pl.DataFrame:
+    """SHARE_COLUMNS of the trailing hour; usage has TIER_COLUMNS, engines ENGINE_COLUMNS.
+
+    Only minutes that both have told of are compared: after an outage usage is read at once, and the ledger as the meter
+    catches up. Where there are none, the shares of `before` go on.
+    """
+    minute = pl.col("window_start_ms")
+    told = (
+        usage.group_by("site")
+        .agg(oldest_ms=minute.min(), newest_ms=minute.max(), until_ms=minute.max() + HOUR_MS)
+        .join(engines.group_by("site").agg(made_ms=minute.max()), on="site")
+        .with_columns(newest_ms=pl.min_horizontal("newest_ms", "made_ms"))
+    )
+    on_time = usage.join(told, on="site").filter(
+        minute.is_between(pl.col("newest_ms") - HOUR_MS, pl.col("newest_ms"), closed="right")
+    )
+    waiting = told.join(on_time, on="site", how="anti")
+    sold = on_time.group_by(*_MODEL, "tier").agg(pl.col(*TOKEN_COUNTS, "spend_micro", "list_micro").sum())
     made = (
         engines.join(told, on="site")
         .filter(minute.is_between("oldest_ms", "newest_ms"))
@@ -65,7 +87,7 @@ def shares(usage: pl.DataFrame, engines: pl.DataFrame) -> pl.DataFrame:
         .agg(pl.col(*TOKEN_COUNTS).sum().name.prefix("engine_"))
     )
     rows = sold.join(told, on="site").join(made, on=list(_MODEL), how="left").sort(*_MODEL, "tier")
-    return rows.with_columns(
+    found = rows.with_columns(
         expression
         for kind in TOKEN_KINDS
         for expression in (
@@ -78,6 +100,10 @@ def shares(usage: pl.DataFrame, engines: pl.DataFrame) -> pl.DataFrame:
             ).alias(f"whole_{kind}"),
         )
     ).select(*SHARE_COLUMNS)
+    if before is None or waiting.is_empty():
+        return found
+    kept = before.drop("until_ms").join(waiting.select("site", "until_ms"), on="site")
+    return pl.concat([found, kept.select(*SHARE_COLUMNS)])
 
 
 def split(tokens: pl.DataFrame, shares: pl.DataFrame, default_tier: str) -> pl.DataFrame:
