@@ -54,15 +54,21 @@ def assert_all_true(driver: Driver[Any], rows: list[Row], config: MeterConfig) -
     assert_true(driver, gpus, engines, config, driver.state.edge_ms)
 
 
-@pytest.mark.parametrize("at_once", [10**6, 500])
-def test_hours_that_are_closed_in_one_step_have_all_that_engines_did(at_once: int) -> None:
-    """An engine that serves every other minute, for two and a half hours; segments are kept for one."""
+def every_other_minute() -> list[Row]:
+    """An engine that serves so, on one GPU, for two and a half hours."""
     rows: list[Row] = []
     made = 0
     for second in range(0, 9000, 10):
         serves = second // 60 % 2 == 0
         made += 100 * serves
         rows += [gpu(second), engine(second, made, running=serves)]
+    return rows
+
+
+@pytest.mark.parametrize("at_once", [10**6, 500])
+def test_hours_that_are_closed_in_one_step_have_all_that_engines_did(at_once: int) -> None:
+    """An engine that serves every other minute, for two and a half hours; segments are kept for one."""
+    rows = every_other_minute()
     config = MeterConfig()
     driver = Driver(MeterStage(config))
     for first in range(0, len(rows), at_once):
@@ -76,12 +82,7 @@ def test_hours_that_are_closed_in_one_step_have_all_that_engines_did(at_once: in
 @pytest.mark.parametrize("at_once", [100, 10**6])
 def test_an_outage_of_hours_is_booked_as_what_was_done_in_it(at_once: int) -> None:
     """The processor followed the clock meanwhile; then the spools come, the engine's before the GPU's."""
-    rows: list[Row] = []
-    made = 0
-    for second in range(0, 9000, 10):
-        serves = second // 60 % 2 == 0
-        made += 100 * serves
-        rows += [gpu(second), engine(second, made, running=serves)]
+    rows = every_other_minute()
     before, away = rows[:20], rows[20:]
     config = MeterConfig()
     driver = Driver(MeterStage(config))

@@ -117,8 +117,7 @@ def test_tokens_beside_the_joules_of_some_of_their_gpus_teach_nothing(read_s: in
         rows += [gpu(1000 * second, 500_000 * second, "a"), engine(1000 * second, 1000 * second, "a", "b")]
         if second < read_s:
             rows.append(gpu(1000 * second, 500_000 * second, "b"))
-        idle = [gpu(1000 * second, 100_000 * second, "c"), engine(1000 * second, 0, "c", running=False)]
-        rows += idle
+        rows += [gpu(1000 * second, 100_000 * second, "c"), engine(1000 * second, 0, "c", running=False)]
     driver = folded(rows, 50, MeterConfig(), pl.DataFrame(schema=HISTOGRAM_COLUMNS))
     lost = {
         row["window_start_ms"] - START_MS: row["lost_tokens_draw"]

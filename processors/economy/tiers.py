@@ -63,7 +63,7 @@ def recent(minutes: pl.DataFrame, more: pl.DataFrame, behind: pl.DataFrame | Non
 
 
 def shares(usage: pl.DataFrame, engines: pl.DataFrame, before: pl.DataFrame | None = None) -> pl.DataFrame:
-    """SHARE_COLUMNS of the trailing hour; usage has TIER_COLUMNS, engines ENGINE_COLUMNS.
+    """SHARE_COLUMNS of the trailing hour; usage has TIER_COLUMNS, engines ENGINE_COLUMNS, both as recent() keeps them.
 
     Only minutes that both have told of are compared: after an outage usage is read at once, and the ledger as the meter
     catches up. Where there are none, the shares of `before` go on.
@@ -75,9 +75,7 @@ def shares(usage: pl.DataFrame, engines: pl.DataFrame, before: pl.DataFrame | No
         .join(engines.group_by("site").agg(made_ms=minute.max()), on="site")
         .with_columns(newest_ms=pl.min_horizontal("newest_ms", "made_ms"))
     )
-    on_time = usage.join(told, on="site").filter(
-        minute.is_between(pl.col("newest_ms") - HOUR_MS, pl.col("newest_ms"), closed="right")
-    )
+    on_time = usage.join(told, on="site").filter(minute <= pl.col("newest_ms"))
     waiting = told.join(on_time, on="site", how="anti")
     sold = on_time.group_by(*_MODEL, "tier").agg(pl.col(*TOKEN_COUNTS, "spend_micro", "list_micro").sum())
     made = (

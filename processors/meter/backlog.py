@@ -42,13 +42,13 @@ def _book_gpus(state: MeterState, room: int, config: MeterConfig) -> tuple[Meter
     pools = waterfall.pool_windows(windows, state.gpu_index, state.gpu_renames, config.window_ms)
     power = waterfall.power_rows(pools, _NO_DEMAND, state.yields, config.window_ms)
     minutes, open_minutes = gpu_minutes(state, windows, state.edge_ms)
-    power_totals = totals.add_power(state.power_totals, power)
+    power_totals, available_totals = totals.add_power(state.power_totals, state.available_totals, power)
     after = replace(
         state,
         gpu_gaps=left,
         minutes=open_minutes,
         power_totals=power_totals,
-        available_totals=totals.shown_available(state.available_totals, power_totals),
+        available_totals=available_totals,
     )
     return after, Closing(power, empty_frame(records.TOKENS), minutes, {}), pieces.height
 

@@ -113,7 +113,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     on_time = _on_time(engine_windows, edges)
     samples = tokens.samples(on_time, gpu_windows, holding, engine_index).select_seq(*SAMPLE_COLUMNS)
     power, learned = learning.power_rows(state, pool_windows, demand, samples, edges, config)
-    power_totals = totals.add_power(state.power_totals, power)
+    power_totals, available_totals = totals.add_power(state.power_totals, state.available_totals, power)
     forgotten = edges.edge_ms - config.forget_ms
     kept_gpus = where(gpus.last, gpus.last["ts_ms"] > forgotten)
     kept_engines = where(engines.last, engines.last["ts_ms"] > forgotten)
@@ -144,7 +144,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
             state.history, _on_time(power, edges), _on_time(token_rows, edges), edges.edge_ms
         ),
         power_totals=power_totals,
-        available_totals=totals.shown_available(state.available_totals, power_totals),
+        available_totals=available_totals,
         token_totals=totals.add_tokens(state.token_totals, token_rows),
         measured_totals=totals.add_measured(state.measured_totals, gpu_intervals, state.gpu_index),
         pending_gpus=gpus.pending,

@@ -23,11 +23,16 @@ AVAILABLE_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "shown_availab
 MEASURED_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "measured_mj": pl.Int64}
 
 
-def add_power(totals: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
-    """Add ledger rows of watts. A sum of which every part is withheld stays withheld (null)."""
+def add_power(
+    totals: pl.DataFrame, available: pl.DataFrame, power: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """POWER_COLUMNS and AVAILABLE_COLUMNS with ledger rows of watts added.
+
+    A sum of which every part is withheld stays withheld (null).
+    """
     shown = [pl.lit(0, pl.Int64).alias(name) for name in _SHOWN.values()]
     rows = pl.concat([totals, power.select_seq(*_POWER_KEY, *_POWER_SUMS, *shown)])
-    return (
+    sums = (
         rows.group_by(*_POWER_KEY)
         .agg(
             *(pl.when(pl.col(c).count() > 0).then(pl.col(c).sum()).alias(c) for c in _POWER_SUMS),
@@ -36,9 +41,10 @@ def add_power(totals: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
         .with_columns_seq(pl.max_horizontal(raw, name).alias(name) for raw, name in _SHOWN.items())
         .sort(*_POWER_KEY)
     )
+    return sums, _shown_available(available, sums)
 
 
-def shown_available(shown: pl.DataFrame, power_totals: pl.DataFrame) -> pl.DataFrame:
+def _shown_available(shown: pl.DataFrame, power_totals: pl.DataFrame) -> pl.DataFrame:
     """AVAILABLE_COLUMNS: the most that a pool has ever had available; late readings may tell a lower power limit."""
     now = power_totals.select_seq(
         "site", "pool", shown_available_mj=pl.col("draw_mj") + pl.col("headroom_mj")
