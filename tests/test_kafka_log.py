@@ -15,6 +15,7 @@ import pytest
 from kafka.errors import CommitFailedError
 from kafka_broker import KafkaBroker
 from stage_reader import StageReader
+from structlog.testing import capture_logs
 
 from idlewatt.stream import kafka_clients, kafka_transactions, topics
 from idlewatt.stream.errors import ConfigError, LogUnavailableError, RewindError
@@ -324,7 +325,6 @@ def test_what_kafka_lost_is_lost_once(
     kafka_broker: KafkaBroker,
     open_member: OpenMember,
     append: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A broker that lost power without the last messages that are in the state: it is not built up again from the first."""
     member = open_member()
@@ -338,12 +338,13 @@ def test_what_kafka_lost_is_lost_once(
     segment = kafka_broker.folder / "data" / f"{topic}-{partition}" / f"{0:020d}.log"
     os.truncate(segment, segment.stat().st_size - 1)
     kafka_broker.start()
-    heir = open_member()
-    heir.until_assigned(4)
-    append("b ")
-    heir.until_values(sent("b "))
-    said = capsys.readouterr()
-    assert "messages_lost_by_kafka" in said.out + said.err
+    with capture_logs() as said:
+        heir = open_member()
+        heir.until_assigned(4)
+        append("b ")
+        heir.until_values(sent("b "))
+    lost = [line for line in said if line["event"] == "messages_lost_by_kafka"]
+    assert [(line["topic"], line["partition"]) for line in lost] == [(topic, partition)]
 
 
 def test_a_slow_connection_leaves_time_to_append(
