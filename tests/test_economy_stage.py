@@ -296,6 +296,32 @@ def test_usage_decides_tiers_and_is_billed() -> None:
     ]
 
 
+def test_a_model_that_is_seldom_used_is_sold_on_the_tier_it_was_asked_for() -> None:
+    """Tier free, less than once an hour; another model is used all the time."""
+    driver = driver_of(BOOK.replace('model = "m"', 'model = "*"'))
+    for minute in range(0, 150, 5):
+        models = ["m", "seldom"] if minute in (50, 140) else ["m"]
+        at_ms = START_MS + minute * 60_000
+        rows = [used(minute, 1000, model=model, tier="free") for model in models]
+        driver.append(
+            usage(
+                *(
+                    dataclasses.replace(row, ts_ms=at_ms, event_id=f"{row.model_name} {minute}")
+                    for row in rows
+                )
+            )
+        )
+        driver.fold(at_ms)
+        made = [sold(minute * 6, 1000, model) for model in models]
+        driver.append(
+            ledger(*(dataclasses.replace(row, input_tokens=1000, cached_input_tokens=0) for row in made))
+        )
+        driver.fold(at_ms + 25_000)
+    lines = [line for line in written(driver, MONEY) if line["model_name"] == "seldom"]
+    assert [line["tier"] for line in lines] == ["free", "free"]
+    assert shown(driver, names.UNATTRIBUTED_TOKENS, model_name="seldom") is None
+
+
 def test_a_million_names_cost_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bound new names are booked together, known ones go on, and unknown tiers are one."""
     monkeypatch.setattr("idlewatt.processors.economy.consumers.MAX_SERIES", 4)
@@ -311,6 +337,10 @@ def test_a_million_names_cost_others_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert shown(driver, names.CONSUMER_TOKENS, consumer="(other)", **spent) == 50
     assert set(driver.state.shares.get_column("tier")) == {"standard", "(unknown)"}
     assert driver.state.volumes.height <= 4
+    monkeypatch.setattr("idlewatt.processors.economy.tiers.MAX_ROWS", 4)
+    driver.append(usage(*(used(n, 1, model=f"model-{n}") for n in range(100, 150))))
+    driver.fold(START_MS)
+    assert set(driver.state.tiers.get_column("model_name")) == {"m"}
 
 
 def test_what_has_no_price_is_counted_and_withholds_what_needs_it() -> None:

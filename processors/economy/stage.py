@@ -90,9 +90,7 @@ class EconomyStage:
             return Folded(replace(state, envelopes=waited) if moved else state, moved=moved)
         used = fold_usage(state.usage, rows, batch.now_ms)
         spent = consumers.spend(book, used.minutes, state.volumes)
-        # of models that no engine makes nothing is sold
-        made = spent.tiers.join(state.engines, on=list(UNATTRIBUTED_KEY), how="semi")
-        by_tier = tiers.recent(state.tiers, made, state.engines)
+        by_tier = tiers.told(state.tiers, spent.tiers, state.engines)
         folded = replace(
             state,
             usage=used.state,

@@ -13,6 +13,10 @@ from idlewatt.processors.economy.prices import TOKEN_KINDS
 from idlewatt.stream.records import TOKEN_COUNTS
 
 HOUR_MS: Final = 3_600_000
+# usage is told at once, tokens when their window is closed
+_LEAD_MS: Final = 300_000
+# Fifty models on three tiers in each minute of the hour are a twentieth of it.
+MAX_ROWS: Final = 200_000
 _MODEL: Final = ("site", "model_name")
 # tokens of the trailing hour: on each tier of usage, and of the engines
 TIER_COLUMNS: Final = {
@@ -62,29 +66,47 @@ def recent(minutes: pl.DataFrame, more: pl.DataFrame, behind: pl.DataFrame | Non
     )
 
 
+def told(usage: pl.DataFrame, more: pl.DataFrame, engines: pl.DataFrame) -> pl.DataFrame:
+    """TIER_COLUMNS of both, as recent() keeps them, whether or not engines have told of these models.
+
+    Of a flood of models that nobody serves nothing is sold: beyond MAX_ROWS only those are kept that engines told of.
+    """
+    found = recent(usage, more, engines)
+    return found if found.height <= MAX_ROWS else found.join(engines, on=list(_MODEL), how="semi")
+
+
 def shares(usage: pl.DataFrame, engines: pl.DataFrame, before: pl.DataFrame | None = None) -> pl.DataFrame:
     """SHARE_COLUMNS of the trailing hour; usage has TIER_COLUMNS, engines ENGINE_COLUMNS, both as recent() keeps them.
 
     Only minutes that both have told of are compared: after an outage usage is read at once, and the ledger as the meter
-    catches up. Where there are none, the shares of `before` go on.
+    catches up. Where there are none, the shares of `before` go on. Of a model that nobody has used for an hour, usage
+    tells first: there that counts which leads the engines by a little.
     """
     minute = pl.col("window_start_ms")
-    told = (
+    reach = (
         usage.group_by("site")
         .agg(oldest_ms=minute.min(), newest_ms=minute.max(), until_ms=minute.max() + HOUR_MS)
         .join(engines.group_by("site").agg(made_ms=minute.max()), on="site")
         .with_columns(newest_ms=pl.min_horizontal("newest_ms", "made_ms"))
     )
-    on_time = usage.join(told, on="site").filter(minute <= pl.col("newest_ms"))
-    waiting = told.join(on_time, on="site", how="anti")
-    sold = on_time.group_by(*_MODEL, "tier").agg(pl.col(*TOKEN_COUNTS, "spend_micro", "list_micro").sum())
+    told_of = usage.join(reach, on="site")
+    on_time = told_of.filter(minute <= pl.col("newest_ms"))
+    kept = _going_on(before, reach.join(on_time, on="site", how="anti"))
+    ahead = told_of.filter(minute <= pl.col("made_ms") + _LEAD_MS)
+    for known in (on_time, kept):
+        ahead = ahead.join(known, on=list(_MODEL), how="anti")
+    sold = (
+        pl.concat([on_time, ahead])
+        .group_by(*_MODEL, "tier")
+        .agg(pl.col(*TOKEN_COUNTS, "spend_micro", "list_micro").sum())
+    )
     made = (
-        engines.join(told, on="site")
+        engines.join(reach, on="site")
         .filter(minute.is_between("oldest_ms", "newest_ms"))
         .group_by(*_MODEL)
         .agg(pl.col(*TOKEN_COUNTS).sum().name.prefix("engine_"))
     )
-    rows = sold.join(told, on="site").join(made, on=list(_MODEL), how="left").sort(*_MODEL, "tier")
+    rows = sold.join(reach, on="site").join(made, on=list(_MODEL), how="left").sort(*_MODEL, "tier")
     found = rows.with_columns(
         expression
         for kind in TOKEN_KINDS
@@ -98,10 +120,14 @@ def shares(usage: pl.DataFrame, engines: pl.DataFrame, before: pl.DataFrame | No
             ).alias(f"whole_{kind}"),
         )
     ).select(*SHARE_COLUMNS)
-    if before is None or waiting.is_empty():
-        return found
-    kept = before.drop("until_ms").join(waiting.select("site", "until_ms"), on="site")
-    return pl.concat([found, kept.select(*SHARE_COLUMNS)])
+    return pl.concat([found, kept])
+
+
+def _going_on(before: pl.DataFrame | None, sites: pl.DataFrame) -> pl.DataFrame:
+    """The shares of these sites, until when those say."""
+    if before is None:
+        return pl.DataFrame(schema=SHARE_COLUMNS)
+    return before.drop("until_ms").join(sites.select("site", "until_ms"), on="site").select(*SHARE_COLUMNS)
 
 
 def split(tokens: pl.DataFrame, shares: pl.DataFrame, default_tier: str) -> pl.DataFrame:
