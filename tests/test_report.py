@@ -266,6 +266,13 @@ def test_watts_go_to_consumers_by_their_share_of_output_tokens() -> None:
     assert [rows[team]["unattributed_tokens"] for team in ("a", "b", "")] == [0, 0, 100]
 
 
+def test_input_that_has_no_price_is_not_free() -> None:
+    """A model that makes no output, as of embeddings: nobody knows what it brings."""
+    embedded = tokens(model_name="other", output_tokens=0, input_tokens=9, cached_input_tokens=0)
+    total = report(of(Booked([power()], [embedded], []).ledger), ()).total
+    assert (total["unpriced_tokens"], total["revenue"], total["margin"]) == (9, None, None)
+
+
 def test_what_has_no_price_is_not_free() -> None:
     """Figures that would need a price or tariff that is not there are withheld, and the row says what it lacks."""
     ledger = Booked(
@@ -286,7 +293,8 @@ def test_what_has_no_price_is_not_free() -> None:
         "cost_per_mtok_allocation",
     ):
         assert total[name] is None, name
-    assert total["unpriced_tokens"] == 20_000
+    # of all kinds
+    assert total["unpriced_tokens"] == 70_000
     for reason in (
         "no tariff",
         "tokens without a price",

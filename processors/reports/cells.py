@@ -20,8 +20,8 @@ from idlewatt.stream.records import TOKEN_COUNTS
 
 STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
 KEY: Final = ("site", "pool", "model_name", "tier")
-# of tokens: what they are, bring, or would have brought; unpriced are output tokens without a price, unattributed
-# those that no usage claims
+# of tokens: what they are, bring, or would have brought; unpriced are those of all kinds without a price, unattributed
+# those of output that no usage claims
 TOKEN_MEASURES: Final = (
     *TOKEN_COUNTS,
     "unpriced_tokens",
@@ -29,6 +29,7 @@ TOKEN_MEASURES: Final = (
     "revenue_micro",
     "acquisition_micro",
 )
+_ALL_KINDS: Final = pl.sum_horizontal(TOKEN_COUNTS)
 _COSTS: Final = tuple(f"{kind}_{state}_micro" for kind in ("energy", "capital") for state in STATES)
 # of watts: they have no tier and no consumer
 WATT_MEASURES: Final = (
@@ -117,7 +118,7 @@ def _token_cells(priced: pl.DataFrame, book: Book) -> Iterator[pl.DataFrame]:
         priced,
         {
             **{name: pl.col(name).sum() for name in TOKEN_COUNTS},
-            "unpriced_tokens": output.filter(pl.col("worth").is_null()).sum(),
+            "unpriced_tokens": _ALL_KINDS.filter(pl.col("worth").is_null()).sum(),
             "unattributed_tokens": output.filter(~pl.col("attributed")).sum(),
         },
     )
@@ -188,7 +189,7 @@ def _summed(frames: Sequence[pl.DataFrame], key: Sequence[str]) -> pl.DataFrame:
 def _consumed(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
     unsold = pl.col("tier").is_in([tier for tier in book.tiers if not book.is_sold(tier)])
     priced = usage.with_columns(
-        unpriced_tokens=pl.when(pl.col("spend_micro").is_null()).then("output_tokens").otherwise(0),
+        unpriced_tokens=pl.when(pl.col("spend_micro").is_null()).then(_ALL_KINDS).otherwise(0),
         unattributed_tokens=pl.lit(0, pl.Int64),
         revenue_micro=pl.col("spend_micro").fill_null(0),
         acquisition_micro=pl.when(unsold).then(pl.col("list_micro").fill_null(0)).otherwise(0),
