@@ -35,6 +35,10 @@ def engine_finding(settings: Settings, engine: Engine) -> Finding:
             )
         if not models:
             return Finding("warn", "engine", f"{name} names no model yet", "send it a request, ask again")
+        own = settings.collect.pool or settings.collect.node
+        if settings.collect.gpu != "none" and engine.pool not in (None, own):
+            seen = f"{name} serves {models} in pool {engine.pool}, this node's GPUs are in {own}"
+            return Finding("warn", "engine", seen, "leave out its pool, unless other nodes have GPUs there")
         return Finding("ok", "engine", f"{name} serves {models}")
 
     return _read("engine", engine.url, lambda: engine_source(settings, engine), seen)

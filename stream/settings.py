@@ -5,6 +5,7 @@ read stands in cli/config.py.
 """
 
 import socket
+from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -14,6 +15,12 @@ Name = Annotated[
     str,
     StringConstraints(min_length=1, max_length=120, pattern=r"^[^\s/\x00-\x1f][^/\x00-\x1f]*$"),
     Field(json_schema_extra={"accepts": "text of 1 to 120 characters with no / and no blank before it"}),
+]
+# the ids of MIG instances begin otherwise: their watts are those of the GPU, which is what is metered
+GpuUuid = Annotated[
+    str,
+    StringConstraints(pattern=r"^GPU-[^\s/]+$"),
+    Field(json_schema_extra={"accepts": 'UUIDs of GPUs as nvidia-smi -L shows them, "GPU-..."'}),
 ]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -96,7 +103,7 @@ class Engine(_Section):
     pool: Name | None = Field(
         None, description="Pool it serves in; collect.pool if left out.", examples=["chat"]
     )
-    gpus: tuple[str, ...] = Field(
+    gpus: tuple[GpuUuid, ...] = Field(
         (),
         description="UUIDs of the GPUs it holds. Empty: the GPUs of this node that have a process and no other engine.",
     )
@@ -279,6 +286,15 @@ class Economy(_Section):
         ("idle_loaded.draw", "idle_loaded.headroom", "idle_free.draw", "idle_free.headroom"),
         description="Which idle watts count as lost revenue.",
     )
+
+    @model_validator(mode="after")
+    def _each_part_once(self) -> "Economy":
+        twice = [part for part, count in Counter(self.lost_revenue_counts).items() if count > 1]
+        if twice:
+            raise ValueError(
+                f"lost_revenue_counts must name each part once; {', '.join(twice)} is there twice"
+            )
+        return self
 
 
 class Serve(_Section):

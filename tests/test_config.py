@@ -102,6 +102,15 @@ BAD_FILES = {
         "[[collect.engine]] number 1 url must be an address that begins with http:// or https://; "
         'it is "localhost:8000"',
     ),
+    "no_gpu": (
+        "[[collect.engine]]\nurl = 'http://a/metrics'\ngpus = ['GPU-1', 'MIG-2']",
+        "[[collect.engine]] number 1 gpus must be a list of UUIDs of GPUs as nvidia-smi -L shows them, "
+        '"GPU-..."; one is "MIG-2"',
+    ),
+    "part_twice": (
+        "[economy]\nlost_revenue_counts = ['idle_free.draw', 'idle_free.draw']",
+        "[economy] lost_revenue_counts must name each part once; idle_free.draw is there twice",
+    ),
     "single_brackets_for_a_list": (
         "[collect.engine]\nurl = 'http://a'",
         "collect.engine must be a list of sections: write [[collect.engine]] on a line of its own, its keys below",

@@ -59,6 +59,23 @@ def test_a_sound_box_is_all_ok(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_engine_in_a_pool_without_gpus_is_told(tmp_path: Path) -> None:
+    """Its tokens would stand on no joules, and the GPUs it holds would be another's."""
+    env = {"IDLEWATT_COLLECT__POOL": "chat"}
+    with loopback_http.serving(loopback_http.says(loopback_http.page(VLLM_PAGE))) as server:
+        for pool, gpu, level in (
+            ("caht", "simulated", "warn"),
+            ("chat", "simulated", "ok"),
+            ("caht", "none", "ok"),
+        ):
+            env["IDLEWATT_COLLECT__GPU"] = gpu
+            env["IDLEWATT_COLLECT__ENGINE"] = f'[{{url = "{server.url}", pool = "{pool}"}}]'
+            code, parts = examine(tmp_path, env)
+            assert code == 0
+            assert parts["engine"][0].startswith(level)
+            assert ("in pool caht, this node's GPUs are in chat" in parts["engine"][0]) is (level == "warn")
+
+
 def test_wrong_settings_are_all_told(tmp_path: Path) -> None:
     """Every fault of the configuration is a line; the rest cannot be looked at."""
     code, parts = examine(tmp_path, {"IDLEWATT_PORT": "x", "IDLEWATT_PROT": "1"})
