@@ -60,8 +60,9 @@ _POWER_TOLERANCE: Final = 1.3
 # A process list takes milliseconds and holds the driver's lock (flightlessmango/MangoHud#2104).
 OCCUPANCY_EVERY_MS: Final = 5_000
 LIMITS_EVERY_MS: Final = 30_000
-# After this many attempts in which a call failed for no clear reason, the calls that answered decide.
+# After this many attempts in which a call failed for no clear reason, the calls that answered decide until it answers.
 _PROBE_ATTEMPTS: Final = 5
+PROBE_EVERY_MS: Final = 60_000
 
 
 def is_due(last_ms: int | None, now_ms: int, every_ms: int) -> bool:
@@ -82,6 +83,12 @@ class Meters:
     power: Origin | None
     scope: str | None
 
+    def lack(self, other: "Meters") -> bool:
+        """Whether what the other has, or what it covers, would be lost with these."""
+        no_energy = self.energy is None and other.energy is not None
+        no_power = other.power is not None and (self.power is None or self.scope != other.scope)
+        return no_energy or no_power
+
 
 class NvmlDevice:
     """One GPU. `leave_out` is told the reason of every reading that is left out of a row."""
@@ -94,6 +101,8 @@ class NvmlDevice:
         self._leave_out = leave_out
         self._unsupported: set[Origin] = set()
         self._probe_attempts = 0
+        # while calls fail for no clear reason
+        self._probed_ms: int | None = None
         self._limits_ms: int | None = None
         self._limit_mw: int | None = None
         self._max_limit_mw: int | None = None
@@ -105,7 +114,11 @@ class NvmlDevice:
     def read(self, site: str, pool: str, node: str, clock: Clock) -> GpuRow:
         """Read one row. Raises GpuGoneError, and pynvml.NVMLError where the whole driver is at fault."""
         if self.meters is None:
-            self.meters = self._probe()
+            self.meters = self._probe(clock())
+        elif self._probed_ms is not None and is_due(self._probed_ms, now_ms := clock(), PROBE_EVERY_MS):
+            found = self._probe(now_ms)
+            if found is not None and not found.lack(self.meters):
+                self.meters = found
         meters = self.meters or Meters(None, None, None)
         values = self._values([origin for origin in (meters.energy, meters.power) if origin is not None])
         ts_ms = clock()
@@ -137,19 +150,19 @@ class NvmlDevice:
             power_scope=meters.scope,
         )
 
-    def _probe(self) -> Meters | None:
-        """Find what energy and power can be read from; None while a failed call leaves that open."""
+    def _probe(self, now_ms: int) -> Meters | None:
+        """Find what energy and power can be read from; None while a failed call leaves that open, but not for long."""
         origins = (*_ENERGIES, *POWER_NAMES)
         values = self._values(origins)
         # some drivers answer 0 or all ones where they have nothing
         working = {origin for origin in POWER_NAMES if 0 < values.get(origin, 0) < _UINT_SENTINEL}
         power = next((origin for origin in POWER_NAMES if origin in working), None)
+        failed = any(o not in values and o not in self._unsupported for o in origins)
+        is_empty = power is None and any(origin in values for origin in POWER_NAMES)
+        self._probed_ms = now_ms if failed or is_empty else None
         self._probe_attempts += 1
-        if self._probe_attempts < _PROBE_ATTEMPTS:
-            failed = any(o not in values and o not in self._unsupported for o in origins)
-            is_empty = power is None and any(origin in values for origin in POWER_NAMES)
-            if failed or is_empty:
-                return None
+        if self._probed_ms is not None and self._probe_attempts < _PROBE_ATTEMPTS:
+            return None
         has_module = not working.isdisjoint(_MODULE_POWERS)
         scope = "module" if power in _MODULE_POWERS else "gpu"
         energy = next((origin for origin in _ENERGIES if origin in values), None)

@@ -194,6 +194,23 @@ def test_a_call_that_always_fails_does_not_keep_the_others_waiting(nvml: Nvml) -
     assert rows[-1]["energy_mj"] is not None
 
 
+def test_what_fails_for_long_is_asked_for_again(nvml: Nvml) -> None:
+    """A counter that answers again after minutes is read again, and no failure of another costs it then."""
+    script, reader = nvml
+    energy = "0 return nvmlDeviceGetTotalEnergyConsumption 999\n0 field 83 0 999 1 0"
+    script.write(f"gpus 1\n{energy}")
+    rows = [only_row(reader.read(at_s=second)) for second in range(1, 120, 10)]
+    assert rows[-1]["power_mw"] == 300_000
+    assert [row["energy_mj"] for row in rows] == [None] * len(rows)
+    script.write("gpus 1\n0 field 186 0 999 1 0")
+    rows = [only_row(reader.read(at_s=second)) for second in (130, 200)]
+    assert rows[-1]["energy_mj"] is not None
+    script.write(f"gpus 1\n{energy}")
+    assert only_row(reader.read(at_s=270))["energy_mj"] is None
+    script.write("gpus 1")
+    assert only_row(reader.read(at_s=271))["energy_mj"] is not None
+
+
 def test_a_gpu_without_any_power_reading_is_counted(nvml: Nvml) -> None:
     """A GPU that has neither counter nor power still gives a row, with nulls, and is counted as unread."""
     script, reader = nvml
