@@ -365,6 +365,25 @@ def test_what_has_no_price_is_counted_and_withholds_what_needs_it() -> None:
     assert shown(driver, names.COST_PER_MILLION_TOKENS, basis="all_in", cost_basis="usage") is not None
 
 
+def test_a_tier_that_is_not_sold_needs_no_price() -> None:
+    """Whoever asks for it owes nothing and it brings nothing, of whatever model: both are known."""
+    driver = driver_of()
+    row = dataclasses.replace(sold(0, 1000, model="x"), input_tokens=1000, cached_input_tokens=0)
+    driver.append(ledger(sold(0, 1000), row))
+    driver.fold(START_MS)
+    driver.append(usage(used(1, 1000, tier="free", model="x")))
+    driver.fold(START_MS)
+    assert [line["spend_micro"] for line in written(driver, CONSUMER)] == [0]
+    assert shown(driver, names.CONSUMER_UNPRICED_TOKENS) is None
+    later_ms = START_MS + 2 * 3_600_000
+    driver.append(usage(dataclasses.replace(used(2, 1000, tier="free", model="x"), ts_ms=later_ms)))
+    rows = (dataclasses.replace(row, window_start_ms=later_ms), sold(720, 1000), power(720))
+    driver.fold(later_ms)
+    driver.append(ledger(*rows))
+    driver.fold(later_ms)
+    assert shown(driver, names.MARGIN_PER_HOUR) is not None
+
+
 def test_amounts_beyond_all_bounds_cost_others_nothing() -> None:
     """Counters that jump, at a price of 10,000 per million tokens: such a row has no amount, all others have theirs."""
     driver = driver_of(BOOK.replace("output = 0.35", "output = 10_000").replace("steps =", "# steps ="))

@@ -113,8 +113,8 @@ def price_minutes(
     `volumes`: VOLUME_COLUMNS, what was spent before in each month. Returns rows of records.CONSUMER with
     `list_micro` beside it, what they would owe without steps and on a tier that is sold, and the volumes after. A row
     that spans the edge of a step is split in proportion to its tokens of each kind; each row is rounded by itself, so
-    that money does not depend on which rows are read together. spend_micro is null where the book has no price, 0 on
-    a tier that is not sold.
+    that money does not depend on which rows are read together. spend_micro is 0 on a tier that is not sold, else null
+    where the book has no price.
     """
     tokens = pl.sum_horizontal(f"{kind}_tokens" for kind in TOKEN_KINDS)
     rows = listed(book, minutes).with_columns(
@@ -128,11 +128,11 @@ def price_minutes(
     )
     rows = _stepped(book, rows)
     sold = pl.col("tier").is_in([tier for tier in book.tiers if not book.is_sold(tier)]).not_()
-    owed = pl.when(sold).then(rounded(pl.col("owed"), MICRO)).otherwise(0)
+    owed = pl.when(pl.col("worth").is_not_null()).then(rounded(pl.col("owed"), MICRO))
     priced = rows.select(
         *minutes.columns,
         pl.lit(book.currency).alias("currency"),
-        pl.when(pl.col("worth").is_not_null()).then(owed).alias("spend_micro"),
+        pl.when(sold).then(owed).otherwise(0).alias("spend_micro"),
         rounded(pl.col("worth"), MICRO).alias("list_micro"),
     )
     counted = rows.filter((pl.col("billed") != "") & pl.col("glob").is_not_null())

@@ -41,8 +41,8 @@ MIX_COLUMNS: Final = {
 def priced_tokens(tokens: pl.DataFrame, shares: pl.DataFrame, book: Book) -> pl.DataFrame:
     """Token rows by tier, with `worth`, what they are listed at, and `earned`, what they bring (micro-units x 10^6).
 
-    Both are null where the book has no price. What a tier brings is less than its list price by the volume steps that
-    its usage of the trailing hour reached; a tier that is not sold brings 0.
+    A tier that is not sold brings 0; else both are null where the book has no price. What a tier brings is less than its
+    list price by the volume steps that its usage of the trailing hour reached.
     """
     rows = prices.listed(book, tiers.split(tokens, shares, book.default_tier))
     unsold = pl.col("tier").is_in([tier for tier in book.tiers if not book.is_sold(tier)])
@@ -50,10 +50,10 @@ def priced_tokens(tokens: pl.DataFrame, shares: pl.DataFrame, book: Book) -> pl.
     spend, listed = pl.col("spend_micro"), pl.col("list_micro")
     discounted = pl.col("worth") // listed * spend + pl.col("worth") % listed * spend // listed
     earned = (
-        pl.when(pl.col("worth").is_null())
-        .then(None)
-        .when(unsold)
+        pl.when(unsold)
         .then(pl.lit(0, pl.Int128))
+        .when(pl.col("worth").is_null())
+        .then(None)
         .when(listed > 0)
         .then(discounted)
         .otherwise("worth")

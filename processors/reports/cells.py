@@ -189,7 +189,7 @@ def _summed(frames: Sequence[pl.DataFrame], key: Sequence[str]) -> pl.DataFrame:
 def _consumed(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
     unsold = pl.col("tier").is_in([tier for tier in book.tiers if not book.is_sold(tier)])
     priced = usage.with_columns(
-        unpriced_tokens=pl.when(pl.col("spend_micro").is_null()).then(_ALL_KINDS).otherwise(0),
+        unpriced_tokens=pl.when(pl.col("list_micro").is_null()).then(_ALL_KINDS).otherwise(0),
         unattributed_tokens=pl.lit(0, pl.Int64),
         revenue_micro=pl.col("spend_micro").fill_null(0),
         acquisition_micro=pl.when(unsold).then(pl.col("list_micro").fill_null(0)).otherwise(0),
