@@ -250,6 +250,16 @@ def test_event_counts_once() -> None:
     assert rejected == {"repeat": 2}
 
 
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 2), (2, 1), (3,)])
+def test_an_event_is_too_old_however_rows_are_read(sizes: tuple[int, ...]) -> None:
+    """60 h ago is fine before anything newer was read, 50 h ago is not after it."""
+    rows = [event(START_MS - hours * 3_600_000, 1, f"{hours}") for hours in (60, 0, 50)]
+    cuts = [0, *itertools.accumulate(sizes)]
+    minutes, rejected, _ = folded(*(rows[begin:end] for begin, end in itertools.pairwise(cuts)))
+    assert rejected == {"too_old": 1}
+    assert sum(output(minutes).values()) == 2
+
+
 def test_old_event_is_refused() -> None:
     """An event older than ids are remembered is refused, so that a repeat of it can never count twice."""
     old, newest = event(START_MS, 3, "a"), event(START_MS + EVENT_HORIZON_MS, 1, "b")

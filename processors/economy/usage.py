@@ -90,8 +90,8 @@ def fold_usage(state: UsageState, rows: pl.DataFrame, now_ms: int, grace_ms: int
     rejected: Counter[str] = Counter()
     rows = _plausible(_as_read(rows), now_ms + grace_ms, rejected)
     is_event = pl.col("event_id").is_not_null()
-    new_events = _unseen(state, rows.filter(is_event), rejected)
-    in_time = without(rows, ~is_event & _far_behind(state.sites, rows), "too_old", rejected)
+    in_time = without(rows, _too_old(state.sites, rows), "too_old", rejected)
+    new_events = _unseen(state.events, in_time.filter(is_event), rejected)
     counters, gained = gains(state.counters, in_time.filter(~is_event), rejected)
     sites = _moved_on(state.sites, rows)
     counters = counters.join(sites.select("site", "newest_ms"), on="site", how="left", maintain_order="left")
@@ -116,11 +116,16 @@ def _as_read(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(place=pl.int_range(pl.len(), dtype=pl.Int64))
 
 
-def _far_behind(sites: pl.DataFrame, rows: pl.DataFrame) -> pl.Series:
-    """Whether a row comes LATE_MS or more after one of its site that was read before it, in this batch or any."""
-    known = rows.select("site", "ts_ms").join(sites, on="site", how="left", maintain_order="left")
+def _too_old(sites: pl.DataFrame, rows: pl.DataFrame) -> pl.Series:
+    """Whether a row comes LATE_MS or more after one of its site that was read before it, in this batch or any; an event:
+    EVENT_HORIZON_MS, or when its id may be forgotten.
+    """
+    known = rows.join(sites, on="site", how="left", maintain_order="left")
     newest_ms = pl.max_horizontal("newest_ms", pl.col("ts_ms").cum_max().over("site"))
-    return known.select(pl.col("ts_ms") <= newest_ms - LATE_MS).to_series()
+    floor_ms = pl.max_horizontal("floor_ms", newest_ms - EVENT_HORIZON_MS)
+    is_event = pl.col("event_id").is_not_null()
+    oldest_ms = pl.when(is_event).then(floor_ms).otherwise(newest_ms - LATE_MS)
+    return known.select(pl.col("ts_ms") <= oldest_ms).to_series()
 
 
 def _plausible(rows: pl.DataFrame, latest_ms: int, rejected: Counter[str]) -> pl.DataFrame:
@@ -151,23 +156,17 @@ def _moved_on(sites: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([sites, seen]).group_by("site").agg(pl.all().max()).sort("site")
 
 
-def _unseen(state: UsageState, events: pl.DataFrame, rejected: Counter[str]) -> pl.DataFrame:
+def _unseen(known: pl.DataFrame, events: pl.DataFrame, rejected: Counter[str]) -> pl.DataFrame:
     """Events that were not counted yet, each once, with their digest."""
-    floors = events.select("site").join(
-        state.sites.select("site", "floor_ms"), on="site", how="left", maintain_order="left"
-    )
-    too_old = (events.get_column("ts_ms") <= floors.get_column("floor_ms")).fill_null(False)
-    rejected["too_old"] += int(too_old.sum())
-    fresh = events.filter(~too_old)
     digests = [
         int.from_bytes(blake2b("\x1f".join(key).encode(), digest_size=8).digest())
-        for key in fresh.select("site", "source", "event_id").iter_rows()
+        for key in events.select("site", "source", "event_id").iter_rows()
     ]
-    fresh = fresh.with_columns(pl.Series("digest", digests, pl.UInt64))
-    unseen = fresh.unique("digest", keep="first", maintain_order=True).join(
-        state.events, on="digest", how="anti", maintain_order="left"
+    events = events.with_columns(pl.Series("digest", digests, pl.UInt64))
+    unseen = events.unique("digest", keep="first", maintain_order=True).join(
+        known, on="digest", how="anti", maintain_order="left"
     )
-    rejected["repeat"] += fresh.height - unseen.height
+    rejected["repeat"] += events.height - unseen.height
     return unseen
 
 
