@@ -332,13 +332,14 @@ def _pipeline() -> list[object]:
             [
                 Query(
                     q.zero_while(
-                        q.rate(names.UNPRICED_TOKENS, _HERE, ("model_name",)), q.output_tokens_rate(_HERE)
+                        q.rate(names.UNPRICED_TOKENS, _HERE, ("model_name", "kind")),
+                        q.output_tokens_rate(_HERE),
                     ),
-                    "{{model_name}}",
+                    "{{model_name}} {{kind}}",
                 )
             ],
             unit="si:tok/s",
-            description="Output tokens of models the price book does not name: they bring no revenue in these figures.",
+            description="Tokens of models the price book does not name: they bring no revenue in these figures.",
             place=Place(10, 47, 7, 7),
         ),
         timeseries(

@@ -172,7 +172,7 @@ CONSUMER_UNPRICED_TOKENS: Final = Metric(
     "idlewatt_consumer_unpriced_tokens_total",
     "counter",
     ("site", "consumer_kind", "consumer", "model_name", "tier"),
-    "Output tokens of consumers that the book has no price for: they owe nothing here and are not free.",
+    "Tokens of all kinds of consumers that the book has no price for: they owe nothing here and are not free.",
     "economy",
 )
 _ENVELOPE: Final = ("site", "envelope", "consumer_kind", "consumer", "unit")
@@ -218,8 +218,8 @@ BENCHMARK_LOST_REVENUE_PER_HOUR: Final = _economy(
 UNPRICED_TOKENS: Final = _economy(
     "idlewatt_unpriced_tokens_total",
     "counter",
-    "model_name tier",
-    "Output tokens of models and tiers that the book has no price for: they brought no revenue here and none is assumed.",
+    "model_name tier kind",
+    "Tokens of models and tiers that the book has no price for: they brought no revenue here and none is assumed.",
 )
 COST_PER_MILLION_TOKENS: Final = _economy(
     "idlewatt_cost_per_million_tokens",

@@ -17,8 +17,9 @@ from idlewatt.processors.economy.book import Book
 from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.stage import EconomyStage
-from idlewatt.processors.economy.state import EconomyState
+from idlewatt.processors.economy.state import LAYOUT, EconomyState
 from idlewatt.processors.families import in_units
+from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream import metric_names as names
 from idlewatt.stream import topics
 from idlewatt.stream.decoding import decode
@@ -357,8 +358,8 @@ def test_what_has_no_price_is_counted_and_withholds_what_needs_it() -> None:
         driver.append(ledger(sold(2, 0, model="x")))
         driver.fold(START_MS)
     assert [(line["event"], line["model"]) for line in logs] == [("tokens_without_price", "x")]
-    assert shown(driver, names.UNPRICED_TOKENS, model_name="x", tier="standard") == 500
-    assert shown(driver, names.CONSUMER_UNPRICED_TOKENS, consumer_kind="team", consumer="t") == 7
+    assert shown(driver, names.UNPRICED_TOKENS, model_name="x", tier="standard", kind="output") == 500
+    assert shown(driver, names.CONSUMER_UNPRICED_TOKENS, consumer_kind="team", consumer="t") == 7 + 7
     assert shown(driver, names.MARGIN_PER_HOUR) is None
     assert shown(driver, names.REVENUE_PER_GIGAWATT_YEAR) is None
     # what it cost is known all the same
@@ -384,6 +385,28 @@ def test_a_tier_that_is_not_sold_needs_no_price() -> None:
     assert shown(driver, names.MARGIN_PER_HOUR) is not None
 
 
+def test_the_state_of_the_build_before_is_read() -> None:
+    """It had fewer columns: what they would have said is as far as it is known."""
+    driver = driver_of()
+    driver.append(ledger(sold(0, 1000), sold(0, 7, model="x"), power(0), power(0, product="B200")))
+    driver.fold(START_MS)
+    scalars, frames = read_snapshot(LAYOUT, driver.stage.snapshot(driver.state))
+    before = {
+        "totals": frames["totals"].drop("shown_micro"),
+        "uncosted": frames["uncosted"].drop("shown_gpu_ms"),
+        "unpriced": frames["unpriced"].drop("input_tokens", "cached_input_tokens"),
+    }
+    kept = (names.REVENUE, names.CAPITAL_COST, names.UNCOSTED_GPU_SECONDS)
+    then = [shown(driver, metric) for metric in kept]
+    driver.state = driver.stage.restore(write_snapshot(LAYOUT, scalars, frames | before))
+    assert [shown(driver, metric) for metric in kept] == then
+    assert None not in then
+    assert shown(driver, names.UNPRICED_TOKENS) == shown(driver, names.UNPRICED_TOKENS, kind="output") == 7
+    driver.append(ledger(sold(1, 7, model="x")))
+    driver.fold(START_MS)
+    assert shown(driver, names.UNPRICED_TOKENS, kind="input") == 14
+
+
 def test_amounts_beyond_all_bounds_cost_others_nothing() -> None:
     """Counters that jump, at a price of 10,000 per million tokens: such a row has no amount, all others have theirs."""
     driver = driver_of(BOOK.replace("output = 0.35", "output = 10_000").replace("steps =", "# steps ="))
@@ -405,7 +428,7 @@ def test_amounts_beyond_all_bounds_cost_others_nothing() -> None:
     assert amounts["p", "lost_revenue"] == (2 * (10_000_000 + 200 + 50),)
     assert ("q", "revenue") not in amounts
     assert ("q", "lost_revenue") not in amounts
-    assert shown(driver, names.UNPRICED_TOKENS, pool="q") == 2**52
+    assert shown(driver, names.UNPRICED_TOKENS, pool="q", kind="output") == 2**52
     owed = {row["team"]: row["spend_micro"] for row in written(driver, CONSUMER)}
     assert owed == {"t": 10_000_100, "u": None}
 

@@ -22,7 +22,7 @@ CONSUMER_TOTAL_COLUMNS: Final[dict[str, Any]] = {
     **dict.fromkeys(CONSUMER_KEY, pl.String),
     **dict.fromkeys(TOKEN_COUNTS, pl.Int64),
     "spend_micro": pl.Int64,
-    # output tokens of these without a price
+    # of all kinds, without a price
     "unpriced_tokens": pl.Int64,
 }
 
@@ -67,7 +67,9 @@ def totals(before: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     if rows.is_empty():
         return before
     counted = rows.with_columns(
-        unpriced_tokens=pl.when(pl.col("spend_micro").is_null()).then("output_tokens").otherwise(0),
+        unpriced_tokens=pl.when(pl.col("spend_micro").is_null())
+        .then(pl.sum_horizontal(TOKEN_COUNTS))
+        .otherwise(0),
         spend_micro=pl.col("spend_micro").fill_null(0),
     )
     # summed kind by kind: all kinds together are four times the rows

@@ -10,7 +10,7 @@ from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.envelope_families import envelope_families
 from idlewatt.processors.economy.rolling_families import rolling_families
-from idlewatt.processors.economy.state import UNATTRIBUTED_KEY, EconomyState
+from idlewatt.processors.economy.state import UNATTRIBUTED_KEY, UNPRICED_KEY, EconomyState
 from idlewatt.processors.families import Family, absent, family, in_units, long
 from idlewatt.stream import metric_names as names
 from idlewatt.stream.metric_names import Metric
@@ -42,7 +42,7 @@ def families(states: Sequence[EconomyState], book: Book, config: EconomyConfig) 
 
 def _counters(state: EconomyState) -> Iterator[Family]:
     yield from _booked(state.totals)
-    yield _counter(names.UNPRICED_TOKENS, state.unpriced, "output_tokens")
+    yield family(names.UNPRICED_TOKENS, long(state.unpriced, UNPRICED_KEY, "kind", _KINDS))
     yield _counter(names.UNCOSTED_GPU_SECONDS, state.uncosted, "shown_gpu_ms", per=1000)
     yield _counter(names.CARBON, state.carbon, "carbon_ug", per=MICRO)
     yield family(names.UNATTRIBUTED_TOKENS, long(state.unattributed, UNATTRIBUTED_KEY, "kind", _KINDS))

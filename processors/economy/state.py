@@ -37,7 +37,7 @@ class EconomyState:
     currency: str  # of mix and rolling; empty before the first row
     mix: pl.DataFrame  # what was sold lately, for the realised price
     totals: pl.DataFrame  # money ever booked: TOTAL_KEY, amount_micro, shown_micro
-    unpriced: pl.DataFrame  # output tokens without a price: UNPRICED_KEY
+    unpriced: pl.DataFrame  # tokens without a price: UNPRICED_KEY
     uncosted: pl.DataFrame  # GPU time without a price: UNCOSTED_KEY, gpu_ms, shown_gpu_ms
     carbon: pl.DataFrame  # site, pool, state, carbon_ug
     windows: pl.DataFrame  # site, pool, end_ms: how far each pool's windows go
@@ -65,8 +65,11 @@ class EconomyState:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
         own = {name: frames[name] for name in _FRAMES}
+        # builds before this one did not keep these columns
+        own["unpriced"] = own["unpriced"].with_columns(
+            pl.lit(0, pl.Int64).alias(name) for name in TOKEN_COUNTS if name not in own["unpriced"].columns
+        )
         for name, (amount, shown) in SHOWN.items():
-            # builds before this one did not keep it
             if shown not in own[name].columns:
                 own[name] = own[name].with_columns(pl.col(amount).alias(shown))
         return cls(UsageState.of(frames), EnvelopeState.of(frames), scalars["currency"], **own)
@@ -75,7 +78,7 @@ class EconomyState:
 _FRAMES: Final[dict[str, Any]] = {
     "mix": MIX_COLUMNS,
     "totals": {**dict.fromkeys(TOTAL_KEY, _STRING), "amount_micro": pl.Int64, "shown_micro": pl.Int64},
-    "unpriced": {**dict.fromkeys(UNPRICED_KEY, _STRING), "output_tokens": pl.Int64},
+    "unpriced": {**dict.fromkeys(UNPRICED_KEY, _STRING), **dict.fromkeys(TOKEN_COUNTS, pl.Int64)},
     "uncosted": {**dict.fromkeys(UNCOSTED_KEY, _STRING), "gpu_ms": pl.Int64, "shown_gpu_ms": pl.Int64},
     "carbon": {**dict.fromkeys(("site", "pool", "state"), _STRING), "carbon_ug": pl.Int64},
     "windows": {"site": _STRING, "pool": _STRING, "end_ms": pl.Int64},
