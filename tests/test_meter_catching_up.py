@@ -112,12 +112,38 @@ def test_a_state_of_the_build_before_goes_on() -> None:
     scalars, frames = read_snapshot(LAYOUT, driver.committed[0])
     old = {name: frame for name, frame in frames.items() if name != "available_totals"}
     old["segments"] = old["segments"].drop("told_ms")
+    old["power_totals"] = old["power_totals"].drop("facility_mj")
     driver.committed = (write_snapshot(LAYOUT, scalars, old), *driver.committed[1:])
     driver.crash()
     driver.append(pack(rows[60:]))
     driver.fold(START_MS + 400_000)
     assert_all_true(driver, rows, config)
     assert driver.sample("idlewatt_available_joules_total") == 700 * 370
+
+
+@pytest.mark.parametrize("later", [1.05, 1.5, None])
+def test_joules_at_the_utility_are_those_of_the_pue_they_were_booked_with(later: float | None) -> None:
+    """Another PUE after a restart changes nothing of the past: Prometheus would take a fall for a reset."""
+    driver = Driver(MeterStage(MeterConfig(pue=1.2)))
+    for second in range(0, 300, 10):
+        driver.append(pack([gpu(second)]))
+    driver.fold(START_MS + 300_000)
+    driver.commit()
+
+    def joules(**labels: str) -> float:
+        return driver.sample("idlewatt_energy_joules_total", **labels)
+
+    before = joules(scope="it"), joules(scope="facility")
+    assert before[1] == pytest.approx(1.2 * before[0])
+    driver.stage = MeterStage(MeterConfig(pue=later))
+    driver.crash()
+    assert joules(scope="facility") == before[1]
+    for second in range(300, 400, 10):
+        driver.append(pack([gpu(second)]))
+    driver.fold(START_MS + 400_000)
+    added = joules(scope="it") - before[0]
+    assert added > 0
+    assert joules(scope="facility") - before[1] == pytest.approx(added * (later or 0))
 
 
 @pytest.mark.parametrize("limit_mw", [500_000, None])

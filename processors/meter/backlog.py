@@ -42,7 +42,9 @@ def _book_gpus(state: MeterState, room: int, config: MeterConfig) -> tuple[Meter
     pools = waterfall.pool_windows(windows, state.gpu_index, state.gpu_renames, config.window_ms)
     power = waterfall.power_rows(pools, _NO_DEMAND, state.yields, config.window_ms)
     minutes, open_minutes = gpu_minutes(state, windows, state.edge_ms)
-    power_totals, available_totals = totals.add_power(state.power_totals, state.available_totals, power)
+    power_totals, available_totals = totals.add_power(
+        state.power_totals, state.available_totals, power, config.pue
+    )
     after = replace(
         state,
         gpu_gaps=left,

@@ -113,7 +113,9 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     on_time = _on_time(engine_windows, edges)
     samples = tokens.samples(on_time, gpu_windows, holding, engine_index).select_seq(*SAMPLE_COLUMNS)
     power, learned = learning.power_rows(state, pool_windows, demand, samples, edges, config)
-    power_totals, available_totals = totals.add_power(state.power_totals, state.available_totals, power)
+    power_totals, available_totals = totals.add_power(
+        state.power_totals, state.available_totals, power, config.pue
+    )
     forgotten = edges.edge_ms - config.forget_ms
     kept_gpus = where(gpus.last, gpus.last["ts_ms"] > forgotten)
     kept_engines = where(engines.last, engines.last["ts_ms"] > forgotten)

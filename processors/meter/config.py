@@ -42,7 +42,7 @@ class MeterConfig:
 
     @classmethod
     def of(cls, settings: Settings, pue: float | None) -> "MeterConfig":
-        """`pue` is the book's; it holds until the next start, as a counter must not change its scale."""
+        """`pue` is the book's; it holds until the next start."""
         process = settings.process
         return cls(
             window_ms=process.window_s * 1000,

@@ -28,7 +28,7 @@ def families(states: Sequence[MeterState], config: MeterConfig) -> list[Family]:
     power = pl.concat([state.power_totals for state in states])
     tokens = pl.concat([state.token_totals for state in states])
     available = pl.concat([state.available_totals for state in states])
-    by_state = _sums(power, (*_POOL, "state"), "draw_mj", "shown_headroom_mj")
+    by_state = _sums(power, (*_POOL, "state"), "draw_mj", "facility_mj", "shown_headroom_mj")
     latest = pl.concat([state.latest_power for state in states])
     # mJ / ms = W, and GPU ms / ms = GPUs
     means = latest.with_columns_seq(pl.col("draw_mj", "headroom_mj", "gpu_ms") / pl.col("window_ms"))
@@ -39,7 +39,7 @@ def families(states: Sequence[MeterState], config: MeterConfig) -> list[Family]:
     ratios = pl.concat([found for found, _ in figures])
     return [
         family(names.TOKENS, long(tokens, names.TOKENS.labels[:-1], "kind", _KINDS)),
-        family(names.ENERGY, _energy(by_state, config.pue)),
+        family(names.ENERGY, _energy(by_state)),
         family(names.HEADROOM, by_state.with_columns(value=in_units(pl.col("shown_headroom_mj"), 1000))),
         family(
             names.AVAILABLE,
@@ -84,11 +84,14 @@ def _sums(frame: pl.DataFrame, by: Sequence[str], *columns: str) -> pl.DataFrame
     return at_once(frame.lazy().group_by(*by, maintain_order=True).agg(*known))
 
 
-def _energy(by_state: pl.DataFrame, pue: float | None) -> pl.DataFrame:
-    it = by_state.with_columns(scope=pl.lit("it"), value=in_units(pl.col("draw_mj"), 1000))
-    if pue is None:
-        return it
-    return pl.concat([it, it.with_columns(scope=pl.lit("facility"), value=pl.col("value") * pue)])
+def _energy(by_state: pl.DataFrame) -> pl.DataFrame:
+    scopes = {"it": "draw_mj", "facility": "facility_mj"}
+    return pl.concat(
+        by_state.filter(pl.col(column).is_not_null()).with_columns(
+            scope=pl.lit(scope), value=in_units(pl.col(column), 1000)
+        )
+        for scope, column in scopes.items()
+    )
 
 
 def _unaccounted(state: MeterState) -> pl.DataFrame:

@@ -11,12 +11,15 @@ _POWER_KEY: Final = ("site", "pool", "product", "state", "demand")
 _POWER_SUMS: Final = ("gpu_ms", "draw_mj", "headroom_mj", "lost_tokens_draw", "lost_tokens_headroom")
 # Dark time can be taken back. A counter may not fall, so it stands until dark time has caught up with it.
 _SHOWN: Final = {"gpu_ms": "shown_gpu_ms", "headroom_mj": "shown_headroom_mj"}
+# What a joule of the boards was at the utility when it was booked: null where no PUE was known.
+_FACILITY: Final = "facility_mj"
 _TOKEN_KEY: Final = ("site", "pool", "model_name")
 
 POWER_COLUMNS: Final = {
     **dict.fromkeys(_POWER_KEY, pl.String),
     **dict.fromkeys(_POWER_SUMS, pl.Int64),
     **dict.fromkeys(_SHOWN.values(), pl.Int64),
+    _FACILITY: pl.Int64,
 }
 TOKEN_COLUMNS: Final = {**dict.fromkeys(_TOKEN_KEY, pl.String), **dict.fromkeys(TOKEN_COUNTS, pl.Int64)}
 AVAILABLE_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "shown_available_mj": pl.Int64}
@@ -24,24 +27,30 @@ MEASURED_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "measured_mj": 
 
 
 def add_power(
-    totals: pl.DataFrame, available: pl.DataFrame, power: pl.DataFrame
+    totals: pl.DataFrame, available: pl.DataFrame, power: pl.DataFrame, pue: float | None
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """POWER_COLUMNS and AVAILABLE_COLUMNS with ledger rows of watts added.
 
     A sum of which every part is withheld stays withheld (null).
     """
     shown = [pl.lit(0, pl.Int64).alias(name) for name in _SHOWN.values()]
-    rows = pl.concat([totals, power.select_seq(*_POWER_KEY, *_POWER_SUMS, *shown)])
+    facility = (pl.col("draw_mj") * pl.lit(pue, pl.Float64)).round().cast(pl.Int64).alias(_FACILITY)
+    rows = pl.concat([totals, power.select_seq(*_POWER_KEY, *_POWER_SUMS, *shown, facility)])
     sums = (
         rows.group_by(*_POWER_KEY)
         .agg(
-            *(pl.when(pl.col(c).count() > 0).then(pl.col(c).sum()).alias(c) for c in _POWER_SUMS),
+            *map(_known_sum, _POWER_SUMS),
             *(pl.col(name).max() for name in _SHOWN.values()),
+            _known_sum(_FACILITY),
         )
         .with_columns_seq(pl.max_horizontal(raw, name).alias(name) for raw, name in _SHOWN.items())
         .sort(*_POWER_KEY)
     )
     return sums, _shown_available(available, sums)
+
+
+def _known_sum(column: str) -> pl.Expr:
+    return pl.when(pl.col(column).count() > 0).then(pl.col(column).sum()).alias(column)
 
 
 def _shown_available(shown: pl.DataFrame, power_totals: pl.DataFrame) -> pl.DataFrame:
