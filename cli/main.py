@@ -70,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> ExitCode:
             from idlewatt.dashboards.writing import write_all
 
             configure_logs()
-            write_all(arguments.out)
+            write_all(arguments.out, arguments.target)
             return ExitCode.OK
         case "demo":
             from idlewatt.cli.demo import demo
@@ -150,6 +150,12 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(commands)
     dashboards = commands.add_parser("dashboards", help="write Grafana dashboards and Prometheus rules")
     dashboards.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    dashboards.add_argument(
+        "--target",
+        action="append",
+        metavar="HOST:PORT",
+        help="a process that Prometheus reads, instead of the services of compose.yaml; give it once for each",
+    )
     config = commands.add_parser("config", help="print a settings file with every key, commented out")
     config.add_argument(
         "--book", action="store_true", help="print a sample book instead: prices, costs, budgets"

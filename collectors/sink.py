@@ -75,7 +75,7 @@ class Sink:
         self._spool = spool
         self._minute_log = MinuteLog(monotonic)
         self._queue = RowQueue(max_waiting_rows, self._minute_log)
-        self._sent_rows = Counter(dict.fromkeys((topics.GPU, topics.ENGINE), 0))
+        self._sent_rows = Counter(dict.fromkeys(topics.RAW, 0))
         self._refused_rows = Counter(self._sent_rows)
         self._counting = threading.Lock()
         self._spool_losses: Counter[str] = Counter()

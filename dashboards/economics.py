@@ -103,7 +103,8 @@ def _now() -> list[object]:
 
 def _yields() -> list[object]:
     all_in = {**_HERE, "basis": "all_in", "kind": "output"}
-    benchmark = q.trailing_hour(names.REVENUE_PER_GIGAWATT_YEAR, {**_HERE, "scope": "it"}, ("currency",))
+    in_dollars = {**_HERE, "scope": "it", "currency": "USD"}
+    benchmark = q.trailing_hour(names.REVENUE_PER_GIGAWATT_YEAR, in_dollars, ("currency",))
     return [
         timeseries(
             "All-in cost per million output tokens",
@@ -133,7 +134,7 @@ def _yields() -> list[object]:
                     q.trailing_hour(names.REVENUE_PER_GIGAWATT_YEAR, {**_HERE, "scope": "it"}, _POOL),
                     _BY_POOL,
                 ),
-                # a line wherever there is something to compare
+                # a line wherever there is something to compare, which is in dollars
                 Query(f"0 * {benchmark} + 150e9", "benchmark: 150 bn {{currency}}"),
             ],
             unit=CURRENCY,
@@ -218,7 +219,10 @@ def _consumers() -> list[object]:
             value="Spend",
             columns={"consumer": "Team", "currency": "Currency"},
             unit=CURRENCY,
-            description="The teams that owe the most for the chosen time, volume steps included, as Prometheus estimates it.",
+            description=(
+                "The teams that owe the most for the chosen time, volume steps included, as Prometheus estimates it: it "
+                "misses a team's first amount, which is all that one owes who posts once. `idlewatt report` has all."
+            ),
             place=Place(0, 30, 12, 9),
         ),
         timeseries(

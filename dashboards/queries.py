@@ -149,8 +149,9 @@ def money_per_hour(metric: Metric, where: Where, by: tuple[str, ...] = ("currenc
 
 
 def all_in_cost_per_hour(where: Where, by: tuple[str, ...] = ("currency",)) -> str:
-    """Energy and capital cost of all states, per hour; absent where one of them is not known."""
-    return f"3600 * ({rate(names.ENERGY_COST, where, by)} + {rate(names.CAPITAL_COST, where, by)})"
+    """Energy and capital cost of all states, per hour; absent where some of it is not known."""
+    cost = f"3600 * ({rate(names.ENERGY_COST, where, by)} + {rate(names.CAPITAL_COST, where, by)})"
+    return f"{cost} unless on () {rate(names.UNCOSTED_GPU_SECONDS, where)} > 0"
 
 
 def trailing_hour(metric: Metric, where: Where, by: tuple[str, ...]) -> str:
@@ -210,8 +211,11 @@ def behind_messages() -> str:
 
 
 def behind_seconds(window: str = ROLLING) -> str:
-    """How long the rest would take at the speed of late; +Inf for a partition that does not move."""
-    by = ("topic", "partition")
+    """How long the rest would take at the speed of late; +Inf for a partition that does not move.
+
+    By instance: the logs of several boxes have partitions of the same number.
+    """
+    by = ("instance", "topic", "partition")
     speed = zero_while(rate(names.MESSAGES, by=by, window=window), highest(names.BEHIND, by=by))
     return f"{highest(names.BEHIND, by=by)} / ({speed})"
 

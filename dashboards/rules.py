@@ -110,11 +110,12 @@ RECORDING: Final = (
     RecordingRule(TOKENS_PER_JOULE, q.ratio(OUTPUT_TOKENS_RATE, ENERGY_RATE)),
 )
 
-# A day of raw counters would be read over and over; the two recorded rates have the same mean.
+# A day of raw counters would be read over and over. Sums of the recorded rates, not their means: joules are counted before
+# a pool has its first engine.
 RECORDING_DAY: Final = (
     RecordingRule(
         TOKENS_PER_JOULE_DAY,
-        q.ratio(f"avg_over_time({OUTPUT_TOKENS_RATE}[1d])", f"avg_over_time({ENERGY_RATE}[1d])"),
+        q.ratio(f"sum_over_time({OUTPUT_TOKENS_RATE}[1d])", f"sum_over_time({ENERGY_RATE}[1d])"),
     ),
 )
 
@@ -251,10 +252,11 @@ ALERTS: Final = (
         expr=q.new_events(names.DROPPED_ROWS, ("topic", "instance"), "15m"),
         lasting="0m",
         severity="critical",
-        summary="{{ $labels.instance }} drops rows: its spool is full",
+        summary="{{ $labels.instance }} drops rows for {{ $labels.topic }}",
         description=(
             "{{ $labels.instance }} dropped about {{ $value | humanize }} rows for {{ $labels.topic }} in the "
-            "last 15 minutes, because the log was away for longer than the spool holds. They are lost."
+            "last 15 minutes: the log was away for longer than the spool holds, or refuses them (append_failed in "
+            "its log). They are lost."
         ),
     ),
     AlertRule(

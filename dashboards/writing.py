@@ -1,5 +1,6 @@
 """Writes everything the servers around Idlewatt need into one folder; deploy/ is its committed output."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from idlewatt.dashboards import provisioning, rules
@@ -9,27 +10,29 @@ from idlewatt.dashboards.overview import overview
 from idlewatt.stream.errors import IdlewattError
 
 
-def generated_files() -> dict[str, str]:
-    """Text of every generated file, by its path in the folder."""
+def generated_files(targets: Sequence[str] | None = None) -> dict[str, str]:
+    """Text of every generated file, by its path in the folder: for compose.yaml, or for processes at these addresses."""
     dashboards = {dashboard.uid: dashboard_text(dashboard) for dashboard in (overview(), economics())}
     return {
         **{f"grafana/dashboards/{uid}.json": text for uid, text in dashboards.items()},
         "grafana/provisioning/dashboards/idlewatt.yaml": provisioning.dashboard_provider_yaml(),
         "grafana/provisioning/datasources/idlewatt.yaml": provisioning.datasources_yaml(),
-        "prometheus/prometheus.yml": provisioning.prometheus_yaml(),
+        "prometheus/prometheus.yml": provisioning.prometheus_yaml(targets, None, ())
+        if targets
+        else provisioning.prometheus_yaml(),
         "prometheus/rules/idlewatt.recording.yaml": rules.recording_yaml(),
         "prometheus/rules/idlewatt.alerts.yaml": rules.alerts_yaml(),
         "alertmanager/alertmanager.yml": provisioning.alertmanager_yaml(),
     }
 
 
-def write_all(out: Path) -> list[Path]:
-    """Write the generated files into the folder `out` and return their paths.
+def write_all(out: Path, targets: Sequence[str] | None = None) -> list[Path]:
+    """Write the generated files into the folder `out` and return their paths. `targets`: see generated_files().
 
     Raises IdlewattError if the folder cannot be written to.
     """
     written = []
-    for name, text in generated_files().items():
+    for name, text in generated_files(targets).items():
         path = out / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -224,11 +224,14 @@ class Process(_Section):
         ("meter", "economy"), min_length=1, description="Stages this process runs."
     )
     window_s: Annotated[int, Field(ge=1, le=60)] = Field(
-        10, description="Length of a window; must divide 60."
+        10,
+        description="Length of a window; must divide 60. The dashboards' rates are over a minute: above 15, set the scrape "
+        "interval of Grafana's data source to as much.",
     )
     grace_s: Annotated[float, Field(ge=0.5, le=3600)] = Field(
         15.0,
-        description="A window closes this long after its end in event time. At least 1.5 times the slowest reading interval.",
+        description="A window closes this long after its end in event time. At least 1.5 times the slowest reading interval. "
+        "Above 60, raise the limit of the alert IdlewattWindowClockStalled.",
     )
     forget_after_s: Seconds = Field(
         86_400.0,

@@ -52,9 +52,15 @@ def test_deploy_is_what_the_code_writes(tmp_path: Path) -> None:
 
 def test_the_command_writes_them(tmp_path: Path) -> None:
     """`idlewatt dashboards --out DIR` writes every file into a folder it makes."""
-    assert main(["dashboards", "--out", str(tmp_path / "new" / "folder")]) == 0
+    folder = tmp_path / "new" / "folder"
+    assert main(["dashboards", "--out", str(folder), "--target", "127.0.0.1:9477", "--target", "b:1"]) == 0
     for name in generated_files():
-        assert (tmp_path / "new" / "folder" / name).is_file()
+        assert (folder / name).is_file()
+    scraped = yaml.safe_load((folder / "prometheus/prometheus.yml").read_text())
+    (job,) = scraped["scrape_configs"]
+    assert job["static_configs"] == [{"targets": ["127.0.0.1:9477", "b:1"]}]
+    assert "dns_sd_configs" not in job
+    assert "alerting" not in scraped
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -179,6 +179,17 @@ CASES: Final = (
     ),
     Case(
         "IdlewattTokensPerJouleFell",
+        "quiet",
+        "as ever since its first engine, which came after 18 hours of idle watts",
+        {
+            f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="it"}}': "0+6000x1080 6486000+60000x480",
+            f'idlewatt_tokens_total{{{POOL},model_name="m",kind="output"}}': "_x1080 0+60000x480",
+            f'idlewatt_tokens_per_joule{{{POOL},window="5m",kind="output"}}': "_x1080 1x480",
+        },
+        "1530m",
+    ),
+    Case(
+        "IdlewattTokensPerJouleFell",
         "missing",
         "the meter withholds the figure",
         falling_yield("1000000+120000x480 58630000+30000x60", "2x480"),
@@ -210,7 +221,7 @@ CASES: Final = (
         "15m",
         (
             Fires(
-                {"topic": "idlewatt.gpu", "partition": "3"},
+                {"topic": "idlewatt.gpu", "partition": "3", "instance": "p:1"},
                 "Processors are behind on partition 3 of idlewatt.gpu",
                 "What is still to be read of partition 3 of idlewatt.gpu takes 5m 0s at the speed of the last 5 "
                 "minutes (+Inf: it does not move). Figures and alerts of its pools are that late; nothing is lost.",
@@ -225,7 +236,7 @@ CASES: Final = (
         "15m",
         (
             Fires(
-                {"topic": "idlewatt.gpu", "partition": "3"},
+                {"topic": "idlewatt.gpu", "partition": "3", "instance": "p:1"},
                 "Processors are behind on partition 3 of idlewatt.gpu",
                 "What is still to be read of partition 3 of idlewatt.gpu takes +Inf at the speed of the last 5 "
                 "minutes (+Inf: it does not move). Figures and alerts of its pools are that late; nothing is lost.",
@@ -245,11 +256,27 @@ CASES: Final = (
         "quiet",
         "told twice while it changes hands",
         {
-            BEHIND: "1000x20",
-            BEHIND.replace("p:1", "p:2"): "1000x20",
-            READ: "0+1200x20",
+            BEHIND: "1000x4 stale",
+            BEHIND.replace("p:1", "p:2"): "_x3 1000x20",
+            READ: "0+1200x4 stale",
+            READ.replace("p:1", "p:2"): "_x3 0+1200x20",
         },
         "15m",
+    ),
+    Case(
+        "IdlewattPipelineBehind",
+        "fires",
+        "a box that reads nothing, beside another that is busy with a partition of the same number",
+        {BEHIND: "60+60x20", READ: "0x20", READ.replace("p:1", "p:2"): "0+6000x20"},
+        "15m",
+        (
+            Fires(
+                {"topic": "idlewatt.gpu", "partition": "3", "instance": "p:1"},
+                "Processors are behind on partition 3 of idlewatt.gpu",
+                "What is still to be read of partition 3 of idlewatt.gpu takes +Inf at the speed of the last 5 "
+                "minutes (+Inf: it does not move). Figures and alerts of its pools are that late; nothing is lost.",
+            ),
+        ),
     ),
     Case("IdlewattPipelineBehind", "missing", "no processor", {}, "15m"),
     Case(
@@ -421,9 +448,9 @@ CASES: Final = (
         (
             Fires(
                 {"topic": "idlewatt.gpu", "instance": "c:1"},
-                "c:1 drops rows: its spool is full",
-                "c:1 dropped about 400 rows for idlewatt.gpu in the last 15 minutes, because the log was away for "
-                "longer than the spool holds. They are lost.",
+                "c:1 drops rows for idlewatt.gpu",
+                "c:1 dropped about 400 rows for idlewatt.gpu in the last 15 minutes: the log was away for longer than "
+                "the spool holds, or refuses them (append_failed in its log). They are lost.",
             ),
         ),
     ),

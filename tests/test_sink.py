@@ -113,7 +113,7 @@ def test_rows_are_packed_by_topic_and_pool(shelf: Shelf) -> None:
     assert frame.to_dicts() == [dataclasses.asdict(gpu(1)), dataclasses.asdict(gpu(4))]
     assert decode(shelf.records[2].value)[1].to_dicts() == [dataclasses.asdict(engine(3))]
     state = sink.state()
-    assert (state.sent_rows, state.waiting_bytes) == ({topics.GPU: 3, topics.ENGINE: 1}, 0)
+    assert (state.sent_rows, state.waiting_bytes) == ({topics.GPU: 3, topics.ENGINE: 1, topics.USAGE: 0}, 0)
     assert sink.send()
     assert len(shelf.records) == 3
 
@@ -139,7 +139,7 @@ def test_rows_wait_while_the_log_is_away(shelf: Shelf, logged: list[structlog.ty
         sink.put([gpu(ts_ms)])
         assert not sink.send()
     assert sink.state().waiting_bytes > 0
-    assert sink.state().sent_rows == {topics.GPU: 0, topics.ENGINE: 0}
+    assert sink.state().sent_rows == {topics.GPU: 0, topics.ENGINE: 0, topics.USAGE: 0}
     shelf.refuse = lambda records: None
     assert sink.send()
     assert shelf.times() == list(range(300))
@@ -178,7 +178,7 @@ def test_the_oldest_rows_are_dropped_first_and_counted(
     for ts_ms in range(250):
         sink.put([gpu(ts_ms)] if ts_ms % 2 else [engine(ts_ms)])
         sink.send()
-    assert sink.state().dropped_rows == {topics.GPU: 75, topics.ENGINE: 75}
+    assert sink.state().dropped_rows == {topics.GPU: 75, topics.ENGINE: 75, topics.USAGE: 0}
     shelf.refuse = lambda records: None
     sink.send()
     assert shelf.times() == list(range(150, 250))
@@ -236,7 +236,7 @@ def test_a_message_the_log_will_never_take_holds_up_nobody(
     sink.put([gpu(1), gpu(2, "bad"), gpu(3, "q"), engine(4, "bad"), engine(5)])
     assert sink.send()
     assert sorted(shelf.times()) == [1, 3, 5]  # type: ignore[type-var]
-    assert sink.state().dropped_rows == {topics.GPU: 1, topics.ENGINE: 1}
+    assert sink.state().dropped_rows == {topics.GPU: 1, topics.ENGINE: 1, topics.USAGE: 0}
     assert sink.state().waiting_bytes == 0
     assert [event["event"] for event in logged] == ["append_failed"]
 
@@ -622,7 +622,7 @@ def test_a_message_the_log_will_never_take_is_no_plug(
     shelf.refuse = picky
     assert sink.send()
     assert shelf.times() == list(range(10))
-    assert sink.state().dropped_rows == {topics.GPU: 1, topics.ENGINE: 0}
+    assert sink.state().dropped_rows == {topics.GPU: 1, topics.ENGINE: 0, topics.USAGE: 0}
     assert books_balance(sink, 11)
     assert [event["count"] for event in logged if event["event"] == "append_failed"] == [1]
     sink.stop(1)
