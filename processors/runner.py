@@ -27,6 +27,15 @@ from idlewatt.stream.log import Commit, Message, Poll, Record, StageLog
 S = TypeVar("S")
 _log = structlog.get_logger()
 
+# by schema; of other rows none are refused or late
+_TOPIC_OF: Final = {
+    schema.name: topic
+    for schema, topic in (
+        (records.GPU, topics.GPU),
+        (records.ENGINE, topics.ENGINE),
+        (records.USAGE, topics.USAGE),
+    )
+}
 POLL_S: Final = 0.25
 _SOURCE: Final = operator.itemgetter(0, 1)
 # What polls bring is gathered, because a fold costs some 50 ms whatever it folds, and a Kafka transaction 0.1 s of
@@ -262,12 +271,12 @@ class Runner(Generic[S]):
         if folded.moved:
             self._outbox.setdefault(partition, []).extend(folded.records)
         for (schema, reason), count in folded.rejected.items():
-            self._figures.count(names.REJECTED_ROWS, schema, reason, by=count)
+            self._figures.count(names.REJECTED_ROWS, _TOPIC_OF[schema], reason, by=count)
             # repeats are what a restart or a retried append brings: nothing to report
             if reason != "repeat":
                 self._say("rows_rejected", schema=schema, reason=reason, count=count)
         for schema, count in folded.late.items():
-            self._figures.count(names.LATE_ROWS, schema, by=count)
+            self._figures.count(names.LATE_ROWS, _TOPIC_OF[schema], by=count)
         if folded.event_ms is not None:
             self._lag_s[partition] = lag_s = (now_ms - folded.event_ms) / 1000
             self._figures.show(names.EVENT_TIME_LAG, self._stage.name, str(partition), value=lag_s)

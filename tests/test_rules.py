@@ -61,7 +61,7 @@ def falling_yield(tokens: str, tokens_per_joule: str) -> dict[str, str]:
 
 
 REJECTED: Final = 'idlewatt_rejected_messages_total{topic="idlewatt.gpu",reason="not_arrow",instance="p:1"}'
-REFUSED: Final = 'idlewatt_rejected_rows_total{topic="gpu",reason="clock_ahead",instance="p:1"}'
+REFUSED: Final = 'idlewatt_rejected_rows_total{topic="idlewatt.gpu",reason="clock_ahead",instance="p:1"}'
 DROPPED: Final = 'idlewatt_spool_dropped_rows_total{topic="idlewatt.gpu",instance="c:1"}'
 BEHIND: Final = 'idlewatt_behind_messages{topic="idlewatt.gpu",partition="3",instance="p:1"}'
 READ: Final = 'idlewatt_messages_total{topic="idlewatt.gpu",partition="3",instance="p:1"}'
@@ -416,9 +416,9 @@ CASES: Final = (
         "40m",
         (
             Fires(
-                {"topic": "gpu", "reason": "clock_ahead"},
-                "Rows of gpu are refused all the time: clock_ahead",
-                "About 100 rows of gpu were refused in the last 5 minutes (clock_ahead), and some for a quarter of an "
+                {"topic": "idlewatt.gpu", "reason": "clock_ahead"},
+                "Rows of idlewatt.gpu are refused all the time: clock_ahead",
+                "About 100 rows of idlewatt.gpu were refused in the last 5 minutes (clock_ahead), and some for a quarter of an "
                 "hour. What they say cannot be true, and is in no figure.",
             ),
         ),

@@ -66,7 +66,8 @@ def mix_rows(priced: pl.DataFrame) -> pl.DataFrame:
     key = ("site", "pool", "model_name", "window_start_ms", "src")
     return at_once(
         priced.lazy()
-        .filter(pl.col("earned").is_not_null())
+        # what of a model without a price is given away says nothing of what the rest would bring
+        .filter(pl.col("earned").is_not_null() & pl.col("worth").is_not_null())
         .group_by(key)
         .agg(pl.col("output_tokens").sum(), pl.col("earned").sum())
         .select(*MIX_COLUMNS, "src")

@@ -103,7 +103,9 @@ def _figures(currency: str, book: Book) -> tuple[_Figure, ...]:
 
 def _losses(currency: str) -> Iterator[_Figure]:
     for window in _LOSSES_OVER:
-        rate = _ratio(f"lost_micro_{window}", f"lost_ms_{window}") * _PER_HOUR
+        # where idle watts cannot be priced, the other windows are those that lost less
+        is_known = pl.col(f"lost_ms_{window}") == pl.col(f"window_ms_{window}")
+        rate = _where(is_known, _ratio(f"lost_micro_{window}", f"window_ms_{window}")) * _PER_HOUR
         yield _figure(names.LOST_REVENUE_PER_HOUR, "all", rate, window=window, currency=currency)
     for window in _LOSSES_OVER:
         rate = _ratio(f"benchmark_micro_{window}", f"window_ms_{window}") * _PER_HOUR

@@ -177,7 +177,7 @@ class EconomyStage:
 def _counted(priced: pl.DataFrame) -> pl.DataFrame:
     """Tokens by where they were made, as what they are sold, whether for somebody and whether at no price."""
     key = ("site", "pool", "model_name", "tier", "attributed")
-    counts = priced.lazy().group_by(*key, unpriced=pl.col("worth").is_null(), maintain_order=True)
+    counts = priced.lazy().group_by(*key, unpriced=pl.col("earned").is_null(), maintain_order=True)
     return at_once(counts.agg(pl.col(records.TOKEN_COUNTS).sum()))
 
 

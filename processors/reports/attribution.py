@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from idlewatt.processors.reports.cells import KEY, MEASURES, TOKEN_MEASURES, WATT_MEASURES, Cells
+from idlewatt.processors.reports.cells import AMOUNT, KEY, MEASURES, TOKEN_MEASURES, WATT_MEASURES, Cells
 
 
 def with_tiers(cells: pl.DataFrame) -> pl.DataFrame:
@@ -18,8 +18,8 @@ def with_tiers(cells: pl.DataFrame) -> pl.DataFrame:
     parts = split(watts, weights.filter(pl.col("tier") != ""), key, "tier", WATT_MEASURES)
     return _summed(
         [
-            cells.with_columns(pl.lit(0, pl.Int64).alias(name) for name in WATT_MEASURES),
-            parts.with_columns(pl.lit(0, pl.Int64).alias(name) for name in TOKEN_MEASURES),
+            cells.with_columns(pl.lit(0, AMOUNT).alias(name) for name in WATT_MEASURES),
+            parts.with_columns(pl.lit(0, AMOUNT).alias(name) for name in TOKEN_MEASURES),
         ],
         KEY,
     )
@@ -32,7 +32,8 @@ def by_consumer(found: Cells, kind: str, key: Sequence[str]) -> pl.DataFrame:
     usage tells of more than they made.
     """
     cells = with_tiers(found.cells) if "tier" in key else found.cells
-    models = list(dict.fromkeys((*key, "model_name")))
+    # a site's watts are its own consumers', whether or not sites are told apart
+    models = list(dict.fromkeys((*key, "site", "model_name")))
     whole = cells.group_by(models).agg(pl.col(*MEASURES).sum())
     spent = (
         found.consumed.rename({kind: "consumer"})
@@ -60,8 +61,8 @@ def by_consumer(found: Cells, kind: str, key: Sequence[str]) -> pl.DataFrame:
     )
     return _summed(
         [
-            tokens.with_columns(pl.lit(0, pl.Int64).alias(name) for name in WATT_MEASURES),
-            parts.with_columns(pl.lit(0, pl.Int64).alias(name) for name in TOKEN_MEASURES),
+            tokens.with_columns(pl.lit(0, AMOUNT).alias(name) for name in WATT_MEASURES),
+            parts.with_columns(pl.lit(0, AMOUNT).alias(name) for name in TOKEN_MEASURES),
         ],
         [*key, "consumer"],
     )
@@ -75,8 +76,8 @@ def split(
         weights.filter(pl.col("weight") > 0)
         .sort(*key, who)
         .with_columns(
-            end=pl.col("weight").cum_sum().over(key).cast(pl.Int128),
-            whole=pl.col("weight").sum().over(key).cast(pl.Int128),
+            end=pl.col("weight").cum_sum().over(key),
+            whole=pl.col("weight").sum().over(key),
         )
         .with_columns(begin=pl.col("end") - pl.col("weight"))
         .drop("weight")
@@ -89,12 +90,12 @@ def split(
     return rows.select(
         *key,
         who,
-        *((_part(name, "end") - _part(name, "begin")).cast(pl.Int64).alias(name) for name in measures),
+        *((_part(name, "end") - _part(name, "begin")).alias(name) for name in measures),
     )
 
 
 def _part(measure: str, edge: str) -> pl.Expr:
-    return pl.col(measure).cast(pl.Int128) * pl.col(edge) // pl.col("whole")
+    return pl.col(measure) * pl.col(edge) // pl.col("whole")
 
 
 def _summed(frames: Sequence[pl.DataFrame], key: Sequence[str]) -> pl.DataFrame:

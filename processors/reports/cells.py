@@ -20,11 +20,12 @@ from idlewatt.stream.records import TOKEN_COUNTS
 
 STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
 KEY: Final = ("site", "pool", "model_name", "tier")
-# of tokens: what they are, bring, or would have brought; unpriced are those of all kinds without a price, unattributed
-# those of output that no usage claims
+# of tokens: what they are, bring, or would have brought; unpriced are those of all kinds without a price, unlisted
+# those of them that are given away, unattributed those of output that no usage claims
 TOKEN_MEASURES: Final = (
     *TOKEN_COUNTS,
     "unpriced_tokens",
+    "unlisted_tokens",
     "unattributed_tokens",
     "revenue_micro",
     "acquisition_micro",
@@ -47,10 +48,12 @@ WATT_MEASURES: Final = (
     "benchmark_micro",
 )
 MEASURES: Final = (*TOKEN_MEASURES, *WATT_MEASURES)
-CELL_COLUMNS: Final = {**dict.fromkeys(KEY, pl.String), **dict.fromkeys(MEASURES, pl.Int64)}
+# the watts of a gigawatt are more than 64 bits hold of mJ after four months, its revenue in IDR after some days
+AMOUNT: Final = pl.Int128
+CELL_COLUMNS: Final = {**dict.fromkeys(KEY, pl.String), **dict.fromkeys(MEASURES, AMOUNT)}
 CONSUMED_COLUMNS: Final = {
     **dict.fromkeys(("site", *CONSUMER_KINDS, "model_name", "tier"), pl.String),
-    **dict.fromkeys(TOKEN_MEASURES, pl.Int64),
+    **dict.fromkeys(TOKEN_MEASURES, AMOUNT),
 }
 
 
@@ -118,7 +121,10 @@ def _token_cells(priced: pl.DataFrame, book: Book) -> Iterator[pl.DataFrame]:
         priced,
         {
             **{name: pl.col(name).sum() for name in TOKEN_COUNTS},
-            "unpriced_tokens": _ALL_KINDS.filter(pl.col("worth").is_null()).sum(),
+            "unpriced_tokens": _ALL_KINDS.filter(pl.col("earned").is_null()).sum(),
+            "unlisted_tokens": _ALL_KINDS.filter(
+                pl.col("earned").is_not_null() & pl.col("worth").is_null()
+            ).sum(),
             "unattributed_tokens": output.filter(~pl.col("attributed")).sum(),
         },
     )
@@ -179,7 +185,7 @@ def _cells(rows: pl.DataFrame, measures: dict[str, pl.Expr]) -> pl.DataFrame:
         rows = rows.with_columns(tier=pl.lit(""))
     rows = rows.with_columns(pl.col("tier").fill_null(""))
     zero = pl.lit(0, pl.Int64)
-    return rows.group_by(KEY).agg(measures.get(name, zero).cast(pl.Int64).alias(name) for name in MEASURES)
+    return rows.group_by(KEY).agg(measures.get(name, zero).cast(AMOUNT).alias(name) for name in MEASURES)
 
 
 def _summed(frames: Sequence[pl.DataFrame], key: Sequence[str]) -> pl.DataFrame:
@@ -189,10 +195,18 @@ def _summed(frames: Sequence[pl.DataFrame], key: Sequence[str]) -> pl.DataFrame:
 def _consumed(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
     unsold = pl.col("tier").is_in([tier for tier in book.tiers if not book.is_sold(tier)])
     priced = usage.with_columns(
-        unpriced_tokens=pl.when(pl.col("list_micro").is_null()).then(_ALL_KINDS).otherwise(0),
+        unpriced_tokens=pl.when(pl.col("spend_micro").is_null()).then(_ALL_KINDS).otherwise(0),
+        unlisted_tokens=pl.when(pl.col("spend_micro").is_not_null() & pl.col("list_micro").is_null())
+        .then(_ALL_KINDS)
+        .otherwise(0),
         unattributed_tokens=pl.lit(0, pl.Int64),
         revenue_micro=pl.col("spend_micro").fill_null(0),
         acquisition_micro=pl.when(unsold).then(pl.col("list_micro").fill_null(0)).otherwise(0),
     )
     key = ("site", *CONSUMER_KINDS, "model_name", "tier")
-    return priced.group_by(key).agg(pl.col(*TOKEN_MEASURES).sum()).sort(key).select(*CONSUMED_COLUMNS)
+    return (
+        priced.group_by(key)
+        .agg(pl.col(*TOKEN_MEASURES).cast(AMOUNT).sum())
+        .sort(key)
+        .select(*CONSUMED_COLUMNS)
+    )

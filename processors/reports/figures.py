@@ -148,6 +148,7 @@ def _complete(line: dict[str, Value], row: Mapping[str, int], has_tariff: bool) 
         # nothing of it is known; where a part is, the sum of that part stands beside what lacks a price
         "revenue": sum(row[name] for name in TOKEN_COUNTS) == row["unpriced_tokens"] != 0
         and row["revenue_micro"] == 0,
+        "acquisition_cost": row["acquisition_micro"] == 0 != row["unlisted_tokens"],
         "lost_tokens": row["lost_tokens"] == 0 != row["unmeasured_mj"],
         "lost_revenue": row["lost_micro"] == 0
         and (row["unmeasured_mj"], row["unvalued_lost_tokens"]) != (0, 0),
