@@ -10,6 +10,8 @@ from idlewatt.stream.clock import unix_ms
 from idlewatt.stream.errors import ConfigError
 
 _MINUTE_MS: Final = 60_000
+# time zones know of no others
+_YEARS: Final = range(1970, 2200)
 
 
 def moment_ms(option: str, text: str, time_zone: str) -> int:
@@ -21,10 +23,12 @@ def moment_ms(option: str, text: str, time_zone: str) -> int:
         raise ConfigError(
             f"{option}: {text!r} is no time; write 2026-11-01, 2026-11-01T07:30 or 2026-11-01T07:30+01:00"
         ) from None
+    if moment.year not in _YEARS:
+        raise ConfigError(f"{option}: there is no ledger of {moment.year}")
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=zone)
         there = moment.astimezone(dt.UTC).astimezone(zone)
-        if "T" in text.upper() and there.replace(tzinfo=None) != moment.replace(tzinfo=None):
+        if not _is_date(text) and there.replace(tzinfo=None) != moment.replace(tzinfo=None):
             raise ConfigError(
                 f"{option}: {text} never was in {time_zone}, where the clock is put forward over it"
             )
@@ -32,6 +36,14 @@ def moment_ms(option: str, text: str, time_zone: str) -> int:
     if ms % _MINUTE_MS:
         raise ConfigError(f"{option}: {text} is not on a whole minute; windows of the ledger never span one")
     return int(ms)
+
+
+def _is_date(text: str) -> bool:
+    try:
+        dt.date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def interval_of(begin: str | None, end: str | None, time_zone: str) -> Interval:
@@ -50,6 +62,8 @@ def month_ms(text: str, time_zone: str) -> tuple[int, int]:
     if not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", text):
         raise ConfigError(f"--month: {text!r} is no month; write it as 2026-11")
     year, month = map(int, text.split("-"))
+    if year not in _YEARS:
+        raise ConfigError(f"--month: there is no ledger of {year}")
     zone = ZoneInfo(time_zone)
     begin = dt.datetime(year, month, 1, tzinfo=zone)
     end = dt.datetime(year + month // 12, month % 12 + 1, 1, tzinfo=zone)

@@ -17,6 +17,8 @@ from idlewatt.stream.opening import read_topic
 from idlewatt.stream.records import Schema
 
 _TIMES: Final = ("ts_ms", "window_start_ms", "minute_start_ms")
+# a wild clock's is shown as the number that it is: the years 1 to 9999
+_SHOWN_MS: Final = range(-62_135_596_800_000, 253_402_300_800_000)
 _OVERLAP: Final = 1000
 Row = dict[str, Any]
 
@@ -78,6 +80,6 @@ def _write_table(rows: Iterable[tuple[Schema, Row]]) -> None:
 def _shown(name: str, value: Any) -> str:
     if value is None:
         return "-"
-    if name in _TIMES:
+    if name in _TIMES and value in _SHOWN_MS:
         return dt.datetime.fromtimestamp(value / 1000, dt.UTC).isoformat(timespec="milliseconds")
     return ",".join(value) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)

@@ -57,7 +57,7 @@ def whatif(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
     both = []
     for ledger, prices in (
         (reading.ledger, book),
-        (changed_ledger(reading.ledger, changes), changed_book(book, changes)),
+        (changed_ledger(reading.ledger, changes, interval), changed_book(book, changes)),
     ):
         found = grouped(cells(ledger, prices, counts, interval), ())
         both.append(figures(found, prices, CENTS if arguments.format == "table" else EXACT))
@@ -70,6 +70,7 @@ def whatif(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
             "assumed": assumed,
             "as_it_was": {name: was[name] for name in _SHOWN},
             "what_if": {name: would_be[name] for name in _SHOWN},
+            "notes": list(notes(both[0])),
         }
         write_text(None, json.dumps(told, default=str, ensure_ascii=False, indent=2) + "\n")
         return ExitCode.OK

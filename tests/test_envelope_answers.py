@@ -254,6 +254,13 @@ def test_nobody_can_call_himself_other() -> None:
     assert desk.envelopes("kim")["engineers"]["used"] == 3.0
 
 
+@pytest.mark.parametrize("name", ["", "(other)"])
+def test_who_cannot_be_is_refused(name: str) -> None:
+    """Nobody is told what is left for a consumer that no usage can name."""
+    for query in ({}, {"kind": "engineer"}):
+        assert Desk(event(1, START_MS, 3)).ask(name, **query).status == HTTPStatus.BAD_REQUEST
+
+
 def test_a_name_is_matched_whole_and_at_once() -> None:
     """A name with a newline after it is another name, and one of hyphens only holds nobody up."""
     desk = Desk(event(1, START_MS, 3))

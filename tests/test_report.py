@@ -266,6 +266,71 @@ def test_watts_go_to_consumers_by_their_share_of_output_tokens() -> None:
     assert [rows[team]["unattributed_tokens"] for team in ("a", "b", "")] == [0, 0, 100]
 
 
+def test_a_sites_watts_are_its_own_consumers() -> None:
+    """Whether or not sites are told apart: who is alone at a small site pays nothing of a large one."""
+    watts = [power(site="hall", gpu_ms=100 * HOUR_MS), power(site="annex", gpu_ms=HOUR_MS)]
+    made = [tokens(site=site) for site in ("hall", "annex")]
+    used = [
+        {"site": site, "team": team, "output_tokens": 20_000}
+        for site, team in (("hall", "a"), ("annex", "b"))
+    ]
+    found = of(Booked(watts, made, used).ledger)
+    for by in (("team",), ("site", "team")):
+        hours = {row["team"]: row["gpu_hours"] for row in report(found, by).rows}
+        assert (hours["a"], hours["b"]) == (100, 1)
+
+
+def test_a_tier_that_the_book_lacks_is_one_with_the_engines_rows() -> None:
+    """Whoever asked for it has its tokens and its watts under one name."""
+    ledger = Booked([power()], [tokens()], [{"team": "a", "tier": "gold", "output_tokens": 20_000}]).ledger
+    rows = {
+        (row["tier"], row["team"]): row["output_tokens"] for row in report(of(ledger), ("tier", "team")).rows
+    }
+    assert rows["(unknown)", "a"] == 20_000
+    assert "gold" not in {tier for tier, _ in rows}
+
+
+def test_a_gateway_that_was_away_for_long_told_of_every_hour() -> None:
+    """Usage of a gap stands in parts of six hours; tiers are told by the hour."""
+    begin_ms = START_MS // (6 * HOUR_MS) * 6 * HOUR_MS
+    made = [tokens(window_start_ms=begin_ms + hour * HOUR_MS, input_tokens=0) for hour in range(6)]
+    rows = Booked([], [], [{"ts_ms": begin_ms, "tier": "premium", "output_tokens": 120_000}]).ledger.usage
+    gap = rows.with_columns(
+        pl.lit(6 * HOUR_MS, pl.Int64).alias("window_ms"), window_start_ms=pl.lit(begin_ms)
+    )
+    ledger = Ledger(frame(POWER, []), frame(TOKENS, made), gap.cast(rows.schema))  # type: ignore[arg-type]
+    total = report(of(ledger, interval=Interval(begin_ms, begin_ms + 6 * HOUR_MS)), ()).total
+    assert (total["output_tokens"], total["unattributed_tokens"]) == (120_000, 0)
+
+
+def test_months_have_their_own_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report of many months knows the steps of each, as the stage does that sees one after the other."""
+    monkeypatch.setattr("idlewatt.processors.economy.consumers.MAX_SERIES", 8)
+    events = [{"ts_ms": START_MS, "team": team, "output_tokens": 9000} for team in "abc"]
+    rows = Booked([], [], events).ledger.usage
+    months = [START_MS + n * 31 * 24 * HOUR_MS for n in range(6)]
+    told = pl.concat([rows.with_columns(window_start_ms=pl.lit(ms, pl.Int64)) for ms in months])
+    ledger = Ledger(frame(POWER, []), frame(TOKENS, []), told)
+
+    def owed(begin_ms: int, end_ms: int) -> Any:
+        found = report(of(ledger, interval=Interval(begin_ms, end_ms)), ("team",))
+        return next(row["revenue"] for row in found.rows if row["team"] == "a")
+
+    alone = [owed(ms, ms + HOUR_MS) for ms in months]
+    assert len(set(alone)) == 1
+    assert owed(months[0], months[-1] + HOUR_MS) == sum(alone)
+
+
+def test_more_than_64_bits_hold_add_up() -> None:
+    """A gigawatt's millijoules after four months: rows that fit add up to what does not."""
+    watts = [power(pool=f"p{n}", draw_mj=2**60, headroom_mj=2**60) for n in range(16)]
+    total = report(of(Booked(watts, [], []).ledger), ()).total
+    assert total["available_kwh"] == pytest.approx(Decimal(2**65) / 3_600_000_000)
+    assert total["available_kwh"] == sum(
+        Decimal(str(row["available_kwh"])) for row in report(of(Booked(watts, [], []).ledger), ("pool",)).rows
+    )
+
+
 def test_input_that_has_no_price_is_not_free() -> None:
     """A model that makes no output, as of embeddings: nobody knows what it brings."""
     embedded = tokens(model_name="other", output_tokens=0, input_tokens=9, cached_input_tokens=0)

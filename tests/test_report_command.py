@@ -150,6 +150,9 @@ def test_a_book_that_changes_back_in_time_changes_the_report(env: dict[str, str]
         (("--from", "2020-11-02", "--to", "2020-11-01"), "is not before --to"),
         (("--from", "2020-11-01T00:00:30"), "is not on a whole minute"),
         (("--from", "2020-03-29T02:30"), "never was in Europe/Berlin"),
+        (("--from", "2020-03-29 02:30"), "never was in Europe/Berlin"),
+        (("--from", "0001-01-01"), "--from: there is no ledger of 1"),
+        (("--statement", "a", "--month", "9999-12"), "--month: there is no ledger of 9999"),
         (("--from", "2020-11-01", "--by", "team,engineer"), "the same tokens told twice"),
         (("--from", "2020-11-01", "--out", "/no/such/folder/x"), "cannot write"),
     ],
@@ -195,6 +198,17 @@ def test_tail_shows_rows_of_a_topic(env: dict[str, str]) -> None:
     assert "2020-11-01T01:00:00.000+00:00" in shown
     assert idlewatt("tail", "state", env=env).returncode == 2
     assert "there is no topic 'ledgre'" in idlewatt("tail", "ledgre", env=env).stderr
+
+
+def test_tail_shows_what_a_wild_clock_says(env: dict[str, str]) -> None:
+    """A moment of no year is the number that it is, and hides no other row."""
+    appender = open_appender(Settings.model_validate({"log": {"path": env["IDLEWATT_LOG__PATH"]}}), "test")
+    wild = frame(POWER, [power(window_start_ms=10**18), power()])
+    appender.append(list(messages(topics.LEDGER, POWER, wild)))
+    appender.close()
+    shown = idlewatt("tail", "ledger", "--rows", "2", env=env).stdout
+    assert "1000000000000000000" in shown
+    assert "2020-11-01T01:00:00.000+00:00" in shown
 
 
 def test_tail_follows(env: dict[str, str]) -> None:

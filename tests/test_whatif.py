@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from idlewatt_command import idlewatt
@@ -28,6 +29,7 @@ from report_ledgers import (
 from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.reports.cells import cells
 from idlewatt.processors.reports.demand import peaks
+from idlewatt.processors.reports.ledger import Interval
 from idlewatt.processors.reports.whatif import Changes, changed_book, changed_ledger
 from idlewatt.stream.opening import prepare
 from idlewatt.stream.settings import Settings
@@ -126,6 +128,7 @@ def test_the_table_shows_both_and_the_difference(env: dict[str, str]) -> None:
         ((), "nothing is changed"),
         (("--price", "20"), "write it such as +10% or -20%"),
         (("--price", "-120%"), "is no change"),
+        (("--price", "80%"), "write it such as +10% or -20%"),
         (("--pue", "0.9"), "is no PUE"),
         (("--tariff", "nan"), "is no plain number"),
     ],
@@ -147,8 +150,21 @@ def test_a_change_and_its_reverse_change_nothing(powers: Any, token_rows: Any, e
     down = Changes(tokens_per_joule=Fraction(1, 2), price=Fraction(1, 2), tariff=Fraction(1, 2))
     book = changed_book(changed_book(BOOK, up), down)
     assert book == BOOK
-    again = changed_ledger(changed_ledger(ledger, up), down)
+    again = changed_ledger(changed_ledger(ledger, up, WHOLE), down, WHOLE)
     assert_frame_equal(cells(again, book, COUNTS, WHOLE).cells, cells(ledger, BOOK, COUNTS, WHOLE).cells)
+
+
+def test_a_percent_of_small_rows_is_a_percent() -> None:
+    """Of rows of 30 tokens one in three or four has one token more; and nothing before the interval changes."""
+    rows = [tokens(window_start_ms=START_MS + n * 10_000, output_tokens=30) for n in range(1000)]
+    ledger = Booked([], rows, []).ledger
+    changed = changed_ledger(ledger, Changes(tokens_per_joule=Fraction(101, 100)), WHOLE).tokens
+    assert changed["output_tokens"].sum() == 30_300
+    later = Interval(START_MS + 2 * HOUR_MS, START_MS + 3 * HOUR_MS)
+    changed = changed_ledger(ledger, Changes(tokens_per_joule=Fraction(2)), later).tokens
+    before = pl.col("window_start_ms") < START_MS + HOUR_MS
+    assert changed.filter(before).equals(ledger.tokens.filter(before))
+    assert changed.filter(~before)["output_tokens"].unique().to_list() == [60]
 
 
 def test_the_demand_charge_is_of_the_highest_quarter_of_an_hour() -> None:

@@ -46,9 +46,13 @@ def spend(book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame) -> Spent:
         rows, volumes = _priced(book, some, volumes)
         priced.append(rows)
     rows = pl.concat(priced)
+    return Spent(rows, _recent(volumes), with_known_tiers(book, rows).select(*TIER_COLUMNS))
+
+
+def with_known_tiers(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows with one name for all tiers that the book does not have."""
     known = pl.when(pl.col("tier").is_in(book.tiers)).then("tier").otherwise(pl.lit(UNKNOWN_TIER))
-    by_tier = rows.with_columns(known.alias("tier")).select(*TIER_COLUMNS)
-    return Spent(rows, _recent(volumes), by_tier)
+    return rows.with_columns(known.alias("tier"))
 
 
 def _priced(book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -68,6 +68,8 @@ class EnvelopeAnswers:
             return error(http.HTTPStatus.BAD_REQUEST, f"?{unknown[0]}= is not known: there are kind and site")
         if kind is not None and kind not in CONSUMER_KINDS:
             return error(http.HTTPStatus.BAD_REQUEST, f"kind must be one of {', '.join(CONSUMER_KINDS)}")
+        if name in ("", OTHER):
+            return error(http.HTTPStatus.BAD_REQUEST, f"nobody can be called {name!r}")
         book, held = self._held
         here = {
             one_site: one for one in held.values() for one_site in one.as_of_ms if site in (None, one_site)

@@ -195,7 +195,7 @@ def _add(totals: pl.DataFrame, rows: pl.DataFrame, key: Sequence[str]) -> pl.Dat
     """The totals with these rows added; every column that is not of the key is summed."""
     if rows.is_empty():
         return totals
-    both = pl.concat([totals, rows[totals.columns]]).lazy()
+    both = pl.concat([totals, rows[totals.columns].cast(totals.schema)]).lazy()
     return at_once(both.group_by(key, maintain_order=True).agg(pl.all().sum()))
 
 
@@ -205,7 +205,9 @@ def _add_shown(
     """The same of one amount, and the most that each ever came to."""
     if rows.is_empty():
         return totals
-    both = pl.concat([totals.lazy(), rows.lazy().select(*key, amount, pl.lit(0, pl.Int64).alias(shown))])
+    dtype = totals.schema[amount]
+    more = rows.lazy().select(*key, pl.col(amount).cast(dtype), pl.lit(0, dtype).alias(shown))
+    both = pl.concat([totals.lazy(), more])
     sums = both.group_by(key, maintain_order=True).agg(pl.col(amount).sum(), pl.col(shown).max())
     return at_once(sums.with_columns(pl.max_horizontal(amount, shown).alias(shown)))
 

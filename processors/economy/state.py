@@ -64,7 +64,7 @@ class EconomyState:
     def restore(cls, snapshot: bytes) -> Self:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
-        own = {name: frames[name] for name in _FRAMES}
+        own = {name: _as_now(name, frames[name]) for name in _FRAMES}
         # builds before this one did not keep these columns
         own["unpriced"] = own["unpriced"].with_columns(
             pl.lit(0, pl.Int64).alias(name) for name in TOKEN_COUNTS if name not in own["unpriced"].columns
@@ -77,10 +77,11 @@ class EconomyState:
 
 _FRAMES: Final[dict[str, Any]] = {
     "mix": MIX_COLUMNS,
-    "totals": {**dict.fromkeys(TOTAL_KEY, _STRING), "amount_micro": pl.Int64, "shown_micro": pl.Int64},
+    # a gigawatt brings more micro-dong in days than 64 bits hold
+    "totals": {**dict.fromkeys(TOTAL_KEY, _STRING), "amount_micro": pl.Int128, "shown_micro": pl.Int128},
     "unpriced": {**dict.fromkeys(UNPRICED_KEY, _STRING), **dict.fromkeys(TOKEN_COUNTS, pl.Int64)},
     "uncosted": {**dict.fromkeys(UNCOSTED_KEY, _STRING), "gpu_ms": pl.Int64, "shown_gpu_ms": pl.Int64},
-    "carbon": {**dict.fromkeys(("site", "pool", "state"), _STRING), "carbon_ug": pl.Int64},
+    "carbon": {**dict.fromkeys(("site", "pool", "state"), _STRING), "carbon_ug": pl.Int128},
     "windows": {"site": _STRING, "pool": _STRING, "end_ms": pl.Int64},
     "rolling": ROLLING_COLUMNS,
     "packing": PACKING_COLUMNS,
@@ -91,3 +92,8 @@ _FRAMES: Final[dict[str, Any]] = {
     "volumes": VOLUME_COLUMNS,
     "consumers": CONSUMER_TOTAL_COLUMNS,
 }
+
+
+def _as_now(name: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """A build before this one kept some columns in 64 bits."""
+    return frame.cast({column: dtype for column, dtype in _FRAMES[name].items() if column in frame.columns})

@@ -13,8 +13,8 @@ import polars as pl
 
 from idlewatt.processors.economy import costs, pricing, tiers
 from idlewatt.processors.economy.book import CONSUMER_KINDS, Book
-from idlewatt.processors.economy.consumers import Spent, spend
-from idlewatt.processors.economy.prices import VOLUME_COLUMNS
+from idlewatt.processors.economy.consumers import spend, with_known_tiers
+from idlewatt.processors.economy.prices import VOLUME_COLUMNS, month_of
 from idlewatt.processors.reports.ledger import HOUR_MS, Interval, Ledger, ledger_span, usage_span
 from idlewatt.stream.records import TOKEN_COUNTS
 
@@ -74,29 +74,49 @@ def cells(ledger: Ledger, book: Book, lost_revenue_counts: Sequence[str], interv
     power = _by_hour(ledger.power.filter(interval.has()).with_columns(src=pl.lit(0, pl.Int64)))
     # what any row tells counts for every row: -1 comes before 0
     tokens = _by_hour(ledger.tokens.filter(span.has()).with_columns(src=pl.lit(-1, pl.Int64)))
-    used = _by_hour(spent.tiers.filter(span.has()))
+    used = _by_hour(_within_hours(spent).select(*tiers.TIER_COLUMNS).filter(span.has()))
     no_tokens, no_power = (
         frame.clear().with_columns(src=pl.lit(0, pl.Int64)) for frame in (ledger.tokens, ledger.power)
     )
+    none_used = pl.DataFrame(schema=tiers.TIER_COLUMNS)
     before = pl.DataFrame(schema={**pricing.MIX_COLUMNS, "src": pl.Int64})
     found = [pl.DataFrame(schema=CELL_COLUMNS)]
     for hour_ms in sorted({*power, *tokens}):
         made = tokens.get(hour_ms, no_tokens)
-        priced = pricing.priced_tokens(
-            made, _shares(used.get(hour_ms, spent.tiers.clear()), made, hour_ms), book
-        )
+        priced = pricing.priced_tokens(made, _shares(used.get(hour_ms, none_used), made, hour_ms), book)
         mix = pricing.mix_rows(priced)
         watts = power.get(hour_ms, no_power)
         losses = pricing.idle_losses(watts, pl.concat([before, mix]), book, lost_revenue_counts)
         before = mix.filter(pl.col("window_start_ms") >= hour_ms)
         in_time = priced.filter(interval.has())
         found += [*_token_cells(in_time, book), *_watt_cells(watts, losses, book)]
-    return Cells(_summed(found, KEY), _consumed(spent.rows.filter(interval.has()), book))
+    return Cells(_summed(found, KEY), _consumed(spent.filter(interval.has()), book))
 
 
-def priced_usage(usage: pl.DataFrame, book: Book) -> Spent:
-    """Rows of records.CONSUMER at the book's prices; volume steps count from the first row on."""
-    return spend(book, usage.drop("currency", "spend_micro"), pl.DataFrame(schema=VOLUME_COLUMNS))
+def priced_usage(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
+    """Rows of records.CONSUMER and list_micro at the book's prices; volume steps count from each month's first row on."""
+    told = usage.drop("currency", "spend_micro").with_columns(month=month_of(book))
+    none = pl.DataFrame(schema=VOLUME_COLUMNS)
+    months = told.partition_by("month", maintain_order=True, include_key=False) or [told.drop("month")]
+    # a month at a time: there is room for the volumes of one and the month before
+    return with_known_tiers(book, pl.concat([spend(book, month, none).rows for month in months]))
+
+
+def _within_hours(spent: pl.DataFrame) -> pl.DataFrame:
+    """Rows of long gaps of a counter cut into hours, which tiers are told by."""
+    hours = pl.max_horizontal(pl.col("window_ms") // HOUR_MS, 1)
+    if not (spent["window_ms"] > HOUR_MS).any():
+        return spent
+    cut = spent.with_columns(hours=hours, hour=pl.int_ranges(0, hours)).explode("hour")
+    amounts = (*TOKEN_COUNTS, "spend_micro", "list_micro")
+    return cut.with_columns(
+        pl.col("window_start_ms") + pl.col("hour") * HOUR_MS,
+        *(_upto(name, pl.col("hour") + 1) - _upto(name, pl.col("hour")) for name in amounts),
+    )
+
+
+def _upto(name: str, hour: pl.Expr) -> pl.Expr:
+    return (pl.col(name).cast(pl.Int128) * hour // pl.col("hours")).cast(pl.Int64)
 
 
 def _by_hour(rows: pl.DataFrame) -> dict[int, pl.DataFrame]:

@@ -178,7 +178,8 @@ def _ratios(line: dict[str, Value], row: Mapping[str, int]) -> None:
     """Of the exact sums, not of those that are shown."""
     tokens = row["output_tokens"]
     drawn_mj = sum(row[name] for name in ENERGY["drawn_kwh"])
-    line["tokens_per_joule"] = _ratio(tokens * 1000, drawn_mj)
+    # nobody made what usage tells beyond the engines'
+    line["tokens_per_joule"] = _ratio(tokens * 1000, drawn_mj) if tokens >= 0 else None
     amounts: Mapping[str, Callable[[str], bool]] = {
         "usage": lambda name: name.endswith("_cost_serving"),
         "allocation": lambda _: True,

@@ -1,15 +1,19 @@
 """An interval as it would have been at other yields and prices. Nothing but what is changed is changed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import polars as pl
 
-from idlewatt.processors.economy.book import Amount, Book
-from idlewatt.processors.reports.ledger import Ledger
+from idlewatt.processors.economy.book import CONSUMER_KINDS, Amount, Book
+from idlewatt.processors.reports.ledger import Interval, Ledger, ledger_span
 from idlewatt.stream.records import TOKEN_COUNTS
 
 _ONE = Fraction(1)
+_POWER = ("site", "pool", "product", "model_name", "state", "demand")
+_ENGINE = ("site", "pool", "node", "engine", "model_name")
+_CONSUMER = ("site", "source", *CONSUMER_KINDS, "model_name", "tier")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +31,20 @@ class Changes:
     tariff: Fraction = _ONE
 
 
-def changed_ledger(ledger: Ledger, changes: Changes) -> Ledger:
-    """The same watts with the other tokens."""
+def changed_ledger(ledger: Ledger, changes: Changes, interval: Interval) -> Ledger:
+    """The same watts with the other tokens, in the hours of the interval and the one before; not what steps count before.
+
+    Sums of what one engine, consumer or state told are scaled, and not each row, to which a percent may be no token.
+    """
     factor = changes.tokens_per_joule
     if factor == _ONE:
         return ledger
     lost = ("lost_tokens_draw", "lost_tokens_headroom")
+    inside = ledger_span(interval).has()
     return Ledger(
-        ledger.power.with_columns(_scaled(name, factor) for name in lost),
-        ledger.tokens.with_columns(_scaled(name, factor) for name in TOKEN_COUNTS),
-        ledger.usage.with_columns(_scaled(name, factor) for name in TOKEN_COUNTS),
+        ledger.power.with_columns(_scaled(name, factor, inside, _POWER) for name in lost),
+        ledger.tokens.with_columns(_scaled(name, factor, inside, _ENGINE) for name in TOKEN_COUNTS),
+        ledger.usage.with_columns(_scaled(name, factor, inside, _CONSUMER) for name in TOKEN_COUNTS),
     )
 
 
@@ -76,6 +84,13 @@ def _times(amount: int | None, factor: Fraction) -> int | None:
     return None if amount is None else round(amount * factor)
 
 
-def _scaled(name: str, factor: Fraction) -> pl.Expr:
+def _scaled(name: str, factor: Fraction, inside: pl.Expr, series: Sequence[str]) -> pl.Expr:
     over, under = (pl.lit(number, pl.Int128) for number in factor.as_integer_ratio())
-    return ((2 * pl.col(name).cast(pl.Int128) * over + under) // (2 * under)).cast(pl.Int64).alias(name)
+    amount = pl.when(inside).then(pl.col(name).cast(pl.Int128))
+    upto = amount.cum_sum().over(series)
+
+    def scaled(sums: pl.Expr) -> pl.Expr:
+        return (2 * sums * over + under) // (2 * under)
+
+    more = (scaled(upto) - scaled(upto - amount)).cast(pl.Int64)
+    return pl.when(inside).then(more).otherwise(name).alias(name)
