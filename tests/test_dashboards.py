@@ -290,6 +290,14 @@ FACTORY: Final = {
 }
 
 
+# of 10 s, at 0.05 and 0.1 USD
+BILLS: Final = {
+    'idlewatt_energy_cost_total{site="n",pool="a",state="serving",model_name="m",currency="USD"}': "0+0.05x60",
+    'idlewatt_capital_cost_total{site="n",pool="a",state="serving",currency="USD"}': "0+0.1x60",
+    'idlewatt_uncosted_gpu_seconds_total{site="n",pool="a",product="old"}': "7x60",
+}
+
+
 def covered(watts_a: float, watts_b: float, tokens_a: float) -> dict[str, str]:
     """Coverage of the two pools; b has no engine, so nothing is known of its tokens."""
     at = {("a", "watts"): watts_a, ("b", "watts"): watts_b, ("a", "tokens"): tokens_a}
@@ -351,6 +359,13 @@ FIGURES: Final = (
     ),
     ("surplus and want do not cancel out", FACTORY, q.unaccounted_joules(ANYWHERE), {"{}": 6}),
     ("no GPU was ever dark", FACTORY, q.dark_share(ANYWHERE), {}),
+    ("what the bills come to", BILLS, q.all_in_cost_per_hour(ANYWHERE), {'{currency="USD"}': 54}),
+    (
+        "GPU-hours of a product without a price are on no bill",
+        BILLS | {'idlewatt_uncosted_gpu_seconds_total{site="n",pool="b",product="new"}': "0+80x60"},
+        q.all_in_cost_per_hour(ANYWHERE),
+        {},
+    ),
     (
         "half of the sources answer",
         {
