@@ -62,12 +62,9 @@ def month_ms(text: str, time_zone: str) -> tuple[int, int]:
     if not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", text):
         raise ConfigError(f"--month: {text!r} is no month; write it as 2026-11")
     year, month = map(int, text.split("-"))
-    if year not in _YEARS:
-        raise ConfigError(f"--month: there is no ledger of {year}")
-    zone = ZoneInfo(time_zone)
-    begin = dt.datetime(year, month, 1, tzinfo=zone)
-    end = dt.datetime(year + month // 12, month % 12 + 1, 1, tzinfo=zone)
-    return round(begin.timestamp() * 1000), round(end.timestamp() * 1000)
+    begin_ms = moment_ms("--month", f"{text}-01", time_zone)
+    end = dt.datetime(year + month // 12, month % 12 + 1, 1, tzinfo=ZoneInfo(time_zone))
+    return begin_ms, round(end.timestamp() * 1000)
 
 
 def written(moment_ms: int, time_zone: str) -> str:

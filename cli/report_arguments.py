@@ -34,7 +34,7 @@ examples:
 
 More tokens per joule are more tokens from the same watts, not fewer watts for the same tokens.
 """
-_PERCENT: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?%")
+_PERCENT: Final = re.compile(r"[+-][0-9]+(\.[0-9]+)?%")
 _CONFIG_HELP: Final = "settings in TOML; IDLEWATT_CONFIG if left out, else defaults"
 
 
@@ -120,12 +120,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _factor(text: str) -> Fraction:
     """+10% is 11/10."""
-    if (
-        not _PERCENT.fullmatch(text)
-        or text[0].isdigit()
-        or (factor := 1 + Fraction(text[:-1]) / 100) < 0
-        or factor > 1000
-    ):
+    if not _PERCENT.fullmatch(text) or (factor := 1 + Fraction(text[:-1]) / 100) < 0 or factor > 1000:
         raise argparse.ArgumentTypeError(f"{text!r} is no change; write it such as +10% or -20%")
     return factor
 

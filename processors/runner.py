@@ -29,12 +29,9 @@ _log = structlog.get_logger()
 
 # by schema; of other rows none are refused or late
 _TOPIC_OF: Final = {
-    schema.name: topic
-    for schema, topic in (
-        (records.GPU, topics.GPU),
-        (records.ENGINE, topics.ENGINE),
-        (records.USAGE, topics.USAGE),
-    )
+    records.GPU.name: topics.GPU,
+    records.ENGINE.name: topics.ENGINE,
+    records.USAGE.name: topics.USAGE,
 }
 POLL_S: Final = 0.25
 _SOURCE: Final = operator.itemgetter(0, 1)

@@ -107,6 +107,12 @@ def burns_fast(multiple: str, forecast: str = "") -> Fires:
     )
 
 
+STANDS_STILL: Final = Fires(
+    {"topic": "idlewatt.gpu", "partition": "3", "instance": "p:1"},
+    "Processors are behind on partition 3 of idlewatt.gpu",
+    "What is still to be read of partition 3 of idlewatt.gpu takes +Inf at the speed of the last 5 "
+    "minutes (+Inf: it does not move). Figures and alerts of its pools are that late; nothing is lost.",
+)
 FORECAST: Final = " By the forecast it is used up at 1970-01-01 03:00:00 +0000 UTC."
 
 CASES: Final = (
@@ -234,14 +240,7 @@ CASES: Final = (
         "a partition that nobody ever moved",
         {BEHIND: "1x20"},
         "15m",
-        (
-            Fires(
-                {"topic": "idlewatt.gpu", "partition": "3", "instance": "p:1"},
-                "Processors are behind on partition 3 of idlewatt.gpu",
-                "What is still to be read of partition 3 of idlewatt.gpu takes +Inf at the speed of the last 5 "
-                "minutes (+Inf: it does not move). Figures and alerts of its pools are that late; nothing is lost.",
-            ),
-        ),
+        (STANDS_STILL,),
     ),
     Case(
         "IdlewattPipelineBehind",
@@ -269,14 +268,7 @@ CASES: Final = (
         "a box that reads nothing, beside another that is busy with a partition of the same number",
         {BEHIND: "60+60x20", READ: "0x20", READ.replace("p:1", "p:2"): "0+6000x20"},
         "15m",
-        (
-            Fires(
-                {"topic": "idlewatt.gpu", "partition": "3", "instance": "p:1"},
-                "Processors are behind on partition 3 of idlewatt.gpu",
-                "What is still to be read of partition 3 of idlewatt.gpu takes +Inf at the speed of the last 5 "
-                "minutes (+Inf: it does not move). Figures and alerts of its pools are that late; nothing is lost.",
-            ),
-        ),
+        (STANDS_STILL,),
     ),
     Case("IdlewattPipelineBehind", "missing", "no processor", {}, "15m"),
     Case(

@@ -198,3 +198,8 @@ class Book(Part):
     def tiers(self) -> tuple[str, ...]:
         """Every tier there is."""
         return tuple(dict.fromkeys((self.default_tier, *(tier.name for tier in self.tier))))
+
+    @property
+    def unsold(self) -> list[str]:
+        """Those of them that are given away."""
+        return [tier for tier in self.tiers if not self.is_sold(tier)]

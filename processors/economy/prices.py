@@ -77,14 +77,13 @@ def listed(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
     its own is listed at the default tier's.
     """
     own = price_frame(book, rows)
-    unsold = [tier for tier in book.tiers if not book.is_sold(tier)]
     if own.is_empty():
         prices = {name: dtype for name, dtype in PRICE_COLUMNS.items() if name not in PRICE_KEY}
         rows = rows.with_columns_seq(pl.lit(None, dtype).alias(name) for name, dtype in prices.items())
     else:
         rows = rows.join(own, on=PRICE_KEY, how="left", maintain_order="left")
-    lacking = pl.col("entry").is_null() & pl.col("tier").is_in(unsold)
-    if unsold and rows.select(lacking.any()).item():
+    lacking = pl.col("entry").is_null() & pl.col("tier").is_in(book.unsold)
+    if book.unsold and rows.select(lacking.any()).item():
         default = price_frame(book, rows.filter(lacking).with_columns(tier=pl.lit(book.default_tier)))
         stand_in = default.drop("tier").rename({name: f"{name}_default" for name in default.columns[3:]})
         rows = rows.join(stand_in, on=["model_name", "window_start_ms"], how="left", maintain_order="left")
@@ -127,7 +126,7 @@ def price_minutes(
         volume=pl.col("before").fill_null(0) + pl.col("tokens").cum_sum().over(VOLUME_KEY) - pl.col("tokens")
     )
     rows = _stepped(book, rows)
-    sold = pl.col("tier").is_in([tier for tier in book.tiers if not book.is_sold(tier)]).not_()
+    sold = pl.col("tier").is_in(book.unsold).not_()
     owed = pl.when(pl.col("worth").is_not_null()).then(rounded(pl.col("owed"), MICRO))
     priced = rows.select(
         *minutes.columns,

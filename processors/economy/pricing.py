@@ -45,7 +45,7 @@ def priced_tokens(tokens: pl.DataFrame, shares: pl.DataFrame, book: Book) -> pl.
     list price by the volume steps that its usage of the trailing hour reached.
     """
     rows = prices.listed(book, tiers.split(tokens, shares, book.default_tier))
-    unsold = pl.col("tier").is_in([tier for tier in book.tiers if not book.is_sold(tier)])
+    unsold = pl.col("tier").is_in(book.unsold)
     # worth x spend // list, of which the product alone may need more than 128 bits
     spend, listed = pl.col("spend_micro"), pl.col("list_micro")
     discounted = pl.col("worth") // listed * spend + pl.col("worth") % listed * spend // listed
@@ -81,11 +81,10 @@ def revenue_rows(priced: pl.DataFrame, book: Book) -> pl.DataFrame:
     """
     if not book.price:
         return empty_frame(records.MONEY)
-    given = [tier for tier in book.tiers if not book.is_sold(tier)]
     parts = []
     for kind, worth, rows in (
         ("revenue", "earned", priced.lazy()),
-        ("acquisition_cost", "worth", priced.lazy().filter(pl.col("tier").is_in(given))),
+        ("acquisition_cost", "worth", priced.lazy().filter(pl.col("tier").is_in(book.unsold))),
     ):
         sums = (
             rows.filter(pl.col(worth).is_not_null() & (pl.col(worth) != 0))

@@ -65,13 +65,6 @@ class EconomyState:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
         own = {name: _as_now(name, frames[name]) for name in _FRAMES}
-        # builds before this one did not keep these columns
-        own["unpriced"] = own["unpriced"].with_columns(
-            pl.lit(0, pl.Int64).alias(name) for name in TOKEN_COUNTS if name not in own["unpriced"].columns
-        )
-        for name, (amount, shown) in SHOWN.items():
-            if shown not in own[name].columns:
-                own[name] = own[name].with_columns(pl.col(amount).alias(shown))
         return cls(UsageState.of(frames), EnvelopeState.of(frames), scalars["currency"], **own)
 
 
@@ -95,5 +88,10 @@ _FRAMES: Final[dict[str, Any]] = {
 
 
 def _as_now(name: str, frame: pl.DataFrame) -> pl.DataFrame:
-    """A build before this one kept some columns in 64 bits."""
-    return frame.cast({column: dtype for column, dtype in _FRAMES[name].items() if column in frame.columns})
+    """Builds before this one kept no shown amounts, of what has no price the output alone, and all in 64 bits."""
+    before = {shown: pl.col(amount) for amount, shown in SHOWN.values()} | dict.fromkeys(
+        TOKEN_COUNTS, pl.lit(0)
+    )
+    schema = _FRAMES[name]
+    missing = [before[column].alias(column) for column in schema if column not in frame.columns]
+    return frame.with_columns(missing).cast(schema)

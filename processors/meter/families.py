@@ -12,6 +12,7 @@ from idlewatt.processors.meter.cutting import product_bits, share
 from idlewatt.processors.meter.rolling import LONGEST, rolling
 from idlewatt.processors.meter.rows import with_names
 from idlewatt.processors.meter.state import MeterState
+from idlewatt.processors.meter.totals import known_sum
 from idlewatt.stream import metric_names as names
 from idlewatt.stream.records import TOKEN_COUNTS
 
@@ -80,8 +81,7 @@ def families(states: Sequence[MeterState], config: MeterConfig) -> list[Family]:
 
 def _sums(frame: pl.DataFrame, by: Sequence[str], *columns: str) -> pl.DataFrame:
     """Sums by labels; a sum of which every part is null is null."""
-    known = (pl.when(pl.col(c).count() > 0).then(pl.col(c).sum()).alias(c) for c in columns)
-    return at_once(frame.lazy().group_by(*by, maintain_order=True).agg(*known))
+    return at_once(frame.lazy().group_by(*by, maintain_order=True).agg(map(known_sum, columns)))
 
 
 def _energy(by_state: pl.DataFrame) -> pl.DataFrame:

@@ -39,9 +39,9 @@ def add_power(
     sums = (
         rows.group_by(*_POWER_KEY)
         .agg(
-            *map(_known_sum, _POWER_SUMS),
+            *map(known_sum, _POWER_SUMS),
             *(pl.col(name).max() for name in _SHOWN.values()),
-            _known_sum(_FACILITY),
+            known_sum(_FACILITY),
         )
         .with_columns_seq(pl.max_horizontal(raw, name).alias(name) for raw, name in _SHOWN.items())
         .sort(*_POWER_KEY)
@@ -49,7 +49,8 @@ def add_power(
     return sums, _shown_available(available, sums)
 
 
-def _known_sum(column: str) -> pl.Expr:
+def known_sum(column: str) -> pl.Expr:
+    """The sum of what is known of the column; null where nothing is."""
     return pl.when(pl.col(column).count() > 0).then(pl.col(column).sum()).alias(column)
 
 

@@ -104,9 +104,9 @@ def priced_usage(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
 
 def _within_hours(spent: pl.DataFrame) -> pl.DataFrame:
     """Rows of long gaps of a counter cut into hours, which tiers are told by."""
-    hours = pl.max_horizontal(pl.col("window_ms") // HOUR_MS, 1)
     if not (spent["window_ms"] > HOUR_MS).any():
         return spent
+    hours = pl.max_horizontal(pl.col("window_ms") // HOUR_MS, 1)
     cut = spent.with_columns(hours=hours, hour=pl.int_ranges(0, hours)).explode("hour")
     amounts = (*TOKEN_COUNTS, "spend_micro", "list_micro")
     return cut.with_columns(
@@ -213,7 +213,7 @@ def _summed(frames: Sequence[pl.DataFrame], key: Sequence[str]) -> pl.DataFrame:
 
 
 def _consumed(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
-    unsold = pl.col("tier").is_in([tier for tier in book.tiers if not book.is_sold(tier)])
+    unsold = pl.col("tier").is_in(book.unsold)
     priced = usage.with_columns(
         unpriced_tokens=pl.when(pl.col("spend_micro").is_null()).then(_ALL_KINDS).otherwise(0),
         unlisted_tokens=pl.when(pl.col("spend_micro").is_not_null() & pl.col("list_micro").is_null())
