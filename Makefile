@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv by itself; a second call is instant.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor test chaos check format dashboards docs bench package hooks clean
+.PHONY: help demo doctor test soak chaos check format dashboards docs bench package hooks clean
 
 # the interpreter .venv is made with: the first of these that is 3.11 or newer, or the one you name
 PYTHON ?=
@@ -21,6 +21,9 @@ doctor: $(VENV)/.runtime ## check driver, engines, Kafka, clock, configuration
 
 test: $(VENV)/.test ## run every test, real Kafka, Prometheus and NVML included
 	@$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+soak: $(VENV)/.test ## try the property tests with ten times as many examples, others each time
+	@$(RUN) -m pytest -n auto --maxprocesses 4 -m hypothesis --hypothesis-profile soak --timeout 0 $(ARGS)
 
 chaos: $(VENV)/.test ## kill, freeze and mislead a real pipeline, then check every figure; SEED=1 FAULTS=200
 	@$(RUN) tests/chaos.py --seed $(or $(SEED),1) --faults $(or $(FAULTS),200)

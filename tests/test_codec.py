@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from crc32c import crc32c
+from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import ipc
@@ -96,6 +97,7 @@ def columns_of(row: records.EngineRow) -> dict[str, Any]:
     return {name: [value] for name, value in dataclasses.asdict(row).items() if value is not None}
 
 
+@examples(40)
 @given(GPU_ROWS)
 def test_rows_come_back_as_they_went(rows: list[records.GpuRow]) -> None:
     """Encoding and decoding keep every value, nulls included."""
@@ -220,6 +222,7 @@ def test_many_messages_are_read_as_each_alone() -> None:
     }
 
 
+@examples(40)
 @given(st.lists(ENGINE_ROWS, max_size=6), st.lists(GPU_ROWS, max_size=6))
 def test_messages_of_any_shape_are_joined(
     engines: list[list[records.EngineRow]], gpus: list[list[records.GpuRow]]
@@ -242,6 +245,7 @@ def test_messages_of_any_shape_are_joined(
         ]
 
 
+@examples(40)
 @given(st.lists(ENGINE_ROWS, max_size=6))
 def test_names_apart_are_those_of_the_rows(messages: list[list[records.EngineRow]]) -> None:
     """Wherever a row points, its names stand; messages that name the same in the same order bring them once."""
@@ -353,6 +357,7 @@ PLAIN_ROWS = st.integers(1, 3).flatmap(
 )
 
 
+@examples(40)
 @given(st.lists(PLAIN_ROWS | GPU_ROWS, max_size=8))
 def test_bodies_of_one_layout_are_joined(sent: list[list[records.GpuRow]]) -> None:
     """Messages without nulls and as many rows are cut all at once; between others they keep their rows and places."""

@@ -6,7 +6,8 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from idlewatt.processors.economy import consumers, usage_minutes
@@ -92,7 +93,7 @@ def test_a_flood_of_names_takes_nobodys_steps(monkeypatch: pytest.MonkeyPatch, a
     assert volumes.height == 6
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@examples(30)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["c", "d", None]), st.integers(0, 400_000), st.integers(0, 400_000)),

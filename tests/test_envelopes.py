@@ -14,7 +14,8 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from idlewatt.cli.book_sample import SAMPLE_BOOK
@@ -638,7 +639,7 @@ def expected(terms: Book, rows: Iterable[ConsumerRow], at_ms: int) -> dict[tuple
     return sums
 
 
-@settings(max_examples=40, deadline=None)
+@examples(20)
 @given(
     st.lists(SPENT, min_size=1, max_size=25),
     st.sampled_from(["UTC", "Europe/Berlin", "America/St_Johns", "Pacific/Apia", "Africa/Cairo"]),
@@ -677,7 +678,7 @@ def test_money_and_tokens_are_conserved(
     assert again.equals(whole)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(20)
 @given(st.lists(SPENT, min_size=1, max_size=25), st.integers(1, 4), st.randoms(use_true_random=False))
 def test_beyond_the_bound_a_figure_is_true_or_absent(
     spent: list[tuple[int, int | None, int, str, str, str]], most: int, chance: random.Random

@@ -7,7 +7,8 @@ import lz4.frame  # type: ignore[import-untyped]
 import pytest
 import xxhash
 from crc32c import crc32c
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from kafka import TopicPartition
 from kafka.consumer.fetcher import Fetcher
@@ -76,7 +77,7 @@ def taken(kind: Any, fetched: bytes, since: int, step: int) -> tuple[list[tuple[
     return found, part.next_fetch_offset, ""
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     parts=st.lists(batches, max_size=5),
     gap=st.integers(0, 3),

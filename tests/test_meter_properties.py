@@ -1,11 +1,11 @@
 """Whatever way readings travel, the meter's sums are those of the second computation in truth.py."""
 
-import os
 import random
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from meter_fleets import START_MS, Fleet, delivery, fleets
 from stage_driver import Driver, sums
@@ -28,17 +28,6 @@ TOKEN_SUMS = (
     "silent_ms",
 )
 SEEDS = st.integers(0, 10**6)
-
-
-def examples(count: int) -> settings:
-    return settings(
-        max_examples=int(os.environ.get("IDLEWATT_EXAMPLES", count)),
-        derandomize="IDLEWATT_EXAMPLES" not in os.environ,
-        deadline=None,
-        # to explain a failure takes longer than to find it
-        phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
-        suppress_health_check=[HealthCheck.too_slow],
-    )
 
 
 def meter(fleet: Fleet) -> Driver[Any]:
@@ -112,7 +101,7 @@ def _nonzero(expected: dict[Any, list[int]]) -> dict[Any, tuple[int, ...]]:
     return {key: tuple(row) for key, row in expected.items() if any(row)}
 
 
-@examples(15)
+@examples(10)
 @given(fleets(), SEEDS)
 def test_arrival_changes_no_sum(fleet: Fleet, seed: int) -> None:
     """Cutting, repeating and shuffling within a third of the grace gives the truth, once the clock has run on."""
@@ -121,7 +110,7 @@ def test_arrival_changes_no_sum(fleet: Fleet, seed: int) -> None:
     assert_true(driver, fleet, drain(driver, fleet, now_ms))
 
 
-@examples(15)
+@examples(10)
 @given(fleets(), SEEDS)
 def test_sums_are_true_at_any_edge(fleet: Fleet, seed: int) -> None:
     """While readings still come, the windows that are closed already hold what the truth has up to their edge."""
@@ -131,7 +120,7 @@ def test_sums_are_true_at_any_edge(fleet: Fleet, seed: int) -> None:
     assert_true(driver, fleet, max(edge_ms, START_MS))
 
 
-@examples(15)
+@examples(10)
 @given(fleets(), SEEDS)
 def test_crashes_change_no_sum(fleet: Fleet, seed: int) -> None:
     """Work that was not committed is done again: from any commit on, with topics read at any pace, sums are true."""
@@ -190,7 +179,7 @@ def _by_gpu(fleet: Fleet) -> dict[tuple[str, str], list[records.GpuRow]]:
     return found
 
 
-@examples(15)
+@examples(10)
 @given(fleets(overdraw=False), SEEDS, st.sampled_from([0, 90_000, 600_000]))
 def test_late_nodes_are_counted(fleet: Fleet, seed: int, late_ms: int) -> None:
     """What a node sends late is booked in its windows and states, as if it had come in time."""

@@ -4,7 +4,8 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from meter_fleets import Fleet, delivery, fleets
 from stage_driver import Driver, Message, sums
@@ -43,12 +44,7 @@ def ledger_of(fleet: Fleet, rng: random.Random) -> tuple[list[Message], int]:
     return [Message(topics.LEDGER, schema, [row]) for schema, row in rows], edge_ms
 
 
-@settings(
-    max_examples=10,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@examples(10)
 @given(fleets(), st.integers(0, 10**6))
 def test_revenue_is_what_was_made_at_its_price(fleet: Fleet, seed: int) -> None:
     """Shuffled, cut anywhere, done again after crashes: every window's revenue is that of the truth's tokens."""

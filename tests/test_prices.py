@@ -7,7 +7,8 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from idlewatt.processors.economy.book import Book
@@ -115,7 +116,7 @@ output = 3
     assert price("llama-2", "2027-01-01T00:00:00", "premium") is None
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@examples(60)
 @given(
     st.lists(
         st.tuples(
@@ -210,7 +211,7 @@ def test_a_tier_that_is_not_sold_owes_nothing_and_is_listed() -> None:
 TOKENS = st.tuples(*[st.integers(0, 2_000_000)] * 3)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@examples(80)
 @given(
     st.lists(
         st.tuples(TOKENS, st.sampled_from(["a", "b", ""]), st.integers(0, 90_000)), min_size=1, max_size=12

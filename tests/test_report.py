@@ -8,7 +8,8 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 from report_ledgers import (
@@ -39,7 +40,7 @@ from idlewatt.stream.errors import ConfigError
 from idlewatt.stream.records import CONSUMER, POWER, TOKENS
 
 ANY_LEDGER = given(powers=POWER_LISTS, token_rows=TOKEN_LISTS, events=EVENT_LISTS)
-FEW = settings(max_examples=12, deadline=None)
+FEW = examples(8)
 GROUPINGS: tuple[tuple[str, ...], ...] = (
     (),
     ("pool", "model"),
@@ -387,7 +388,6 @@ def test_groupings_that_make_no_sense_are_refused(names: tuple[str, ...], said: 
 
 
 @given(st.lists(st.integers(-(10**15), 10**15), max_size=30), st.integers(1, 10**7))
-@settings(deadline=None)
 def test_rounding_adds_up(amounts: list[int], unit: int) -> None:
     """Parts are within a unit of the truth, and add up to the total to the nearest unit."""
     parts = rounded_parts(amounts, unit)

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from small_disk import DISK_BYTES, SmallDisk
 
@@ -124,7 +125,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(max_bytes=st.integers(600, 12_000), steps=STEPS)
 def test_any_course_of_events_keeps_order_bound_and_books(max_bytes: int, steps: list[Step]) -> None:
     """Nothing unacknowledged is lost but the oldest beyond the bound; each row is sent, dropped or waits."""
@@ -180,7 +181,7 @@ def test_any_course_of_events_keeps_order_bound_and_books(max_bytes: int, steps:
         spool.close()
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     sizes=st.lists(st.integers(0, 300), min_size=1, max_size=30),
     which=st.integers(0, 100),
@@ -211,7 +212,7 @@ def test_a_file_cut_off_anywhere_costs_what_was_cut_off(sizes: list[int], which:
         after.close()
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     sizes=st.lists(st.integers(0, 300), min_size=1, max_size=30), at=st.floats(0, 1), bit=st.integers(0, 7)
 )

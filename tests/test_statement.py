@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from idlewatt_command import idlewatt
 from report_ledgers import (
     BOOK,
@@ -135,7 +136,7 @@ def test_a_statement_adds_up_and_escapes_names(env: dict[str, str], tmp_path: Pa
 
 
 @given(powers=POWER_LISTS, token_rows=TOKEN_LISTS, events=EVENT_LISTS)
-@settings(max_examples=10, deadline=None)
+@examples(8)
 def test_statements_add_up_to_what_all_owe(powers: Any, token_rows: Any, events: Any) -> None:
     """The statements of all consumers, before rounding, are what was booked; each share list adds up to its page."""
     booked = Booked(powers, token_rows, events)

@@ -5,7 +5,8 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from idlewatt.processors.economy.book import Book
@@ -62,7 +63,7 @@ def by_definition(zone: str, at_ms: int) -> int:
     return 300_000 if 14 <= hour < 19.5 else 200_000
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@examples(200)
 @given(
     st.sampled_from(
         [

@@ -3,7 +3,8 @@
 from typing import Any
 
 import polars as pl
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from idlewatt.processors.economy import tiers
@@ -70,7 +71,7 @@ def test_shares_end_an_hour_after_the_last_usage() -> None:
 COUNTS = st.tuples(*[st.integers(0, 10**12)] * 3)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@examples(100)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), COUNTS, st.integers(0, 59)), max_size=6),
     st.lists(st.tuples(COUNTS, st.integers(0, 59)), max_size=4),

@@ -8,7 +8,8 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from idlewatt.processors.economy import usage, usage_gains
@@ -388,7 +389,7 @@ def _batches(rows: list[UsageRow], rng: random.Random) -> list[list[UsageRow]]:
     return batches
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@examples(60)
 @given(st.data())
 def test_counters_are_conserved(data: st.DataObject) -> None:
     """Sums over minutes are what the counters gained, for any batches, repeats, restarts and order within a batch."""
@@ -409,7 +410,7 @@ def test_counters_are_conserved(data: st.DataObject) -> None:
     assert state.counters.height == len(told)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@examples(40)
 @given(
     st.lists(
         st.tuples(
@@ -446,7 +447,7 @@ def _cut(rows: pl.DataFrame, rng: random.Random) -> pl.DataFrame:
     return pl.concat(minutes)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@examples(40)
 @given(st.data())
 def test_rows_are_the_same_however_they_are_read(data: st.DataObject) -> None:
     """The minute rows themselves do not depend on batches: money is rounded row by row."""
@@ -458,7 +459,7 @@ def test_rows_are_the_same_however_they_are_read(data: st.DataObject) -> None:
     assert cut.sort(order).equals(whole.sort(order))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@examples(40)
 @given(st.data())
 def test_rows_come_in_the_order_in_which_they_were_read(data: st.DataObject) -> None:
     """Counters and events among each other, cut anywhere: volume steps are reached by the same rows."""

@@ -11,7 +11,8 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from idlewatt.collectors.collection import Collection
@@ -382,7 +383,7 @@ def test_a_collector_that_only_takes_usage(tmp_path: Path) -> None:
         appender.close()
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@examples(200)
 @given(
     st.lists(
         st.one_of(

@@ -8,7 +8,8 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from idlewatt_command import idlewatt
 from polars.testing import assert_frame_equal
 from report_ledgers import (
@@ -142,7 +143,7 @@ def test_wrong_changes_exit_2(env: dict[str, str], arguments: tuple[str, ...], s
 
 
 @given(powers=POWER_LISTS, token_rows=TOKEN_LISTS, events=EVENT_LISTS)
-@settings(max_examples=8, deadline=None)
+@examples(8)
 def test_a_change_and_its_reverse_change_nothing(powers: Any, token_rows: Any, events: Any) -> None:
     """Doubling and halving again gives the ledger and the book that were there."""
     ledger = Booked(powers, token_rows, events).ledger
