@@ -1,5 +1,6 @@
 """Rows a stage books, as messages by site."""
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Final
 
@@ -14,18 +15,25 @@ from idlewatt.stream.topics import site_key
 ROWS_PER_MESSAGE: Final = 20_000
 
 
-def messages(topic: str, schema: Schema, rows: pl.DataFrame) -> Iterator[Record]:
-    """The rows, keyed by their site, in as many messages as they need and in their order."""
+def messages(
+    topic: str, schema: Schema, rows: pl.DataFrame, together: tuple[str, ...] = ()
+) -> Iterator[Record]:
+    """The rows, keyed by their site, in as many messages as they need and in their order.
+
+    Consecutive rows that are alike in the columns `together` stay in one message, as far as it holds them.
+    """
     rows = conforming(schema, rows)
     lengths, names = _runs(rows)
     if names.n_unique() < names.len():
         rows = pl.concat(rows.partition_by("site", maintain_order=True))
         lengths, names = _runs(rows)
     sites, counts = [], []
-    for site, left in zip(names, lengths, strict=True):
-        for begin in range(0, left, ROWS_PER_MESSAGE):
-            sites.append(site)
-            counts.append(min(ROWS_PER_MESSAGE, left - begin))
+    begin = 0
+    for site, length in zip(names, lengths, strict=True):
+        cuts = _cuts(rows[begin : begin + length], together)
+        sites += [site] * len(cuts)
+        counts += cuts
+        begin += length
     for site, message in zip(sites, encode_runs(schema, rows, counts), strict=True):
         yield Record(topic, site_key(site), message)
 
@@ -34,3 +42,19 @@ def _runs(rows: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
     """Of consecutive rows of one site how many they are, and the site."""
     runs = rows.get_column("site").rle().struct
     return runs.field("len"), runs.field("value")
+
+
+def _cuts(rows: pl.DataFrame, together: tuple[str, ...]) -> list[int]:
+    """How many of the rows go into each message."""
+    if rows.height <= ROWS_PER_MESSAGE:
+        return [rows.height]
+    begins = list(range(rows.height))
+    if together:
+        differs = pl.any_horizontal(pl.col(name) != pl.col(name).shift(1) for name in together)
+        begins = rows.select(differs.fill_null(True).arg_true()).to_series().to_list()
+    counts, begin = [], 0
+    while rows.height - begin > ROWS_PER_MESSAGE:
+        end = begins[bisect_right(begins, begin + ROWS_PER_MESSAGE) - 1]
+        counts.append(end - begin if end > begin else ROWS_PER_MESSAGE)
+        begin += counts[-1]
+    return [*counts, rows.height - begin]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import polars as pl
 import pytest
 from ledger_truth import assert_true
 from meter_fleets import START_MS, Row, pack
@@ -99,7 +100,7 @@ def test_an_outage_of_hours_is_booked_as_what_was_done_in_it(at_once: int) -> No
 
 
 def test_a_state_of_the_build_before_goes_on() -> None:
-    """It did not say when an engine's doings were told, nor what had been available."""
+    """It did not say when an engine's doings were told, nor what had been available, and summed in 64 bits."""
     rows: list[Row] = []
     for second in range(0, 300, 5):
         rows += [gpu(second), engine(second, 10 * second)]
@@ -113,12 +114,37 @@ def test_a_state_of_the_build_before_goes_on() -> None:
     old = {name: frame for name, frame in frames.items() if name != "available_totals"}
     old["segments"] = old["segments"].drop("told_ms")
     old["power_totals"] = old["power_totals"].drop("facility_mj")
+    old = {name: frame.cast({pl.Int128: pl.Int64}) for name, frame in old.items()}
     driver.committed = (write_snapshot(LAYOUT, scalars, old), *driver.committed[1:])
     driver.crash()
     driver.append(pack(rows[60:]))
     driver.fold(START_MS + 400_000)
     assert_all_true(driver, rows, config)
     assert driver.sample("idlewatt_available_joules_total") == 700 * 370
+
+
+def test_a_gigawatt_is_counted_for_years() -> None:
+    """In 107 days it makes more millijoules than 64 bits hold; counters go on rising, and nothing is unaccounted for."""
+    driver = Driver(MeterStage(MeterConfig(pue=2.0)))
+    driver.append(pack([gpu(second) for second in range(0, 300, 10)]))
+    driver.fold(START_MS + 300_000)
+    driver.commit()
+    assert driver.committed is not None
+    scalars, frames = read_snapshot(LAYOUT, driver.committed[0])
+    years = (1 << 63) - 1
+    for name in ("power_totals", "measured_totals", "available_totals"):
+        amounts = pl.selectors.ends_with("_mj")
+        frames[name] = frames[name].with_columns(
+            pl.when(amounts > 0).then(amounts + years).otherwise(amounts)
+        )
+    driver.committed = (write_snapshot(LAYOUT, scalars, frames), *driver.committed[1:])
+    driver.crash()
+    driver.append(pack([gpu(second) for second in range(300, 600, 10)]))
+    driver.fold(START_MS + 600_000)
+    shown = [driver.sample("idlewatt_energy_joules_total", scope=scope) for scope in ("it", "facility")]
+    shown.append(driver.sample("idlewatt_available_joules_total"))
+    assert all(joules is not None and joules >= years / 1000 for joules in shown)
+    assert driver.sample("idlewatt_unaccounted_joules_total") == 0
 
 
 @pytest.mark.parametrize("later", [1.05, 1.5, None])

@@ -21,7 +21,7 @@ CONSUMER_KEY: Final = ("site", "consumer_kind", "consumer", "model_name", "tier"
 CONSUMER_TOTAL_COLUMNS: Final[dict[str, Any]] = {
     **dict.fromkeys(CONSUMER_KEY, pl.String),
     **dict.fromkeys(TOKEN_COUNTS, pl.Int64),
-    "spend_micro": pl.Int64,
+    "spend_micro": pl.Int128,
     # of all kinds, without a price
     "unpriced_tokens": pl.Int64,
 }
@@ -74,7 +74,7 @@ def totals(before: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
         unpriced_tokens=pl.when(pl.col("spend_micro").is_null())
         .then(pl.sum_horizontal(TOKEN_COUNTS))
         .otherwise(0),
-        spend_micro=pl.col("spend_micro").fill_null(0),
+        spend_micro=pl.col("spend_micro").fill_null(0).cast(pl.Int128),
     )
     # summed kind by kind: all kinds together are four times the rows
     parts = [

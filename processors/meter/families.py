@@ -103,8 +103,10 @@ def _unaccounted(state: MeterState) -> pl.DataFrame:
     waiting = with_names(pl.concat([opened, gaps]), state.gpu_index, *_POOL)
     parts = [
         state.measured_totals.lazy().select(*_POOL, rest_mj="measured_mj", measured=True),
-        state.power_totals.lazy().select(*_POOL, rest_mj=-pl.col("draw_mj"), measured=False),
-        waiting.lazy().select(*_POOL, "rest_mj", measured=False),
+        state.power_totals.lazy().select(
+            *_POOL, rest_mj=pl.lit(0, pl.Int128) - pl.col("draw_mj"), measured=False
+        ),
+        waiting.lazy().select(*_POOL, pl.col("rest_mj").cast(pl.Int128), measured=False),
     ]
     sums = (
         pl.concat(parts)

@@ -111,6 +111,7 @@ def _ledger_records(closing: Closing) -> list[Record]:
     return [
         # tokens first: the economy prices a window's lost tokens by the mix up to that window
         *messages(topics.LEDGER, records.TOKENS, closing.tokens),
-        *messages(topics.LEDGER, records.POWER, closing.power),
+        # what comes after a part of its window was read would be late, and in no figure of the last hour
+        *messages(topics.LEDGER, records.POWER, closing.power, together=("pool", "window_start_ms")),
         *messages(topics.LEDGER, records.GPU_MINUTE, closing.minutes),
     ]

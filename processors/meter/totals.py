@@ -15,15 +15,16 @@ _SHOWN: Final = {"gpu_ms": "shown_gpu_ms", "headroom_mj": "shown_headroom_mj"}
 _FACILITY: Final = "facility_mj"
 _TOKEN_KEY: Final = ("site", "pool", "model_name")
 
+# a gigawatt makes more millijoules in 107 days than 64 bits hold
+_EVER: Final = pl.Int128
+
 POWER_COLUMNS: Final = {
     **dict.fromkeys(_POWER_KEY, pl.String),
-    **dict.fromkeys(_POWER_SUMS, pl.Int64),
-    **dict.fromkeys(_SHOWN.values(), pl.Int64),
-    _FACILITY: pl.Int64,
+    **dict.fromkeys((*_POWER_SUMS, *_SHOWN.values(), _FACILITY), _EVER),
 }
 TOKEN_COLUMNS: Final = {**dict.fromkeys(_TOKEN_KEY, pl.String), **dict.fromkeys(TOKEN_COUNTS, pl.Int64)}
-AVAILABLE_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "shown_available_mj": pl.Int64}
-MEASURED_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "measured_mj": pl.Int64}
+AVAILABLE_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "shown_available_mj": _EVER}
+MEASURED_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "measured_mj": _EVER}
 
 
 def add_power(
@@ -33,9 +34,10 @@ def add_power(
 
     A sum of which every part is withheld stays withheld (null).
     """
-    shown = [pl.lit(0, pl.Int64).alias(name) for name in _SHOWN.values()]
-    facility = (pl.col("draw_mj") * pl.lit(pue, pl.Float64)).round().cast(pl.Int64).alias(_FACILITY)
-    rows = pl.concat([totals, power.select_seq(*_POWER_KEY, *_POWER_SUMS, *shown, facility)])
+    shown = [pl.lit(0).alias(name) for name in _SHOWN.values()]
+    facility = (pl.col("draw_mj") * pl.lit(pue, pl.Float64)).round().alias(_FACILITY)
+    more = power.select_seq(*_POWER_KEY, *_POWER_SUMS, *shown, facility).cast(pl.Schema(POWER_COLUMNS))
+    rows = pl.concat([totals, more])
     sums = (
         rows.group_by(*_POWER_KEY)
         .agg(
@@ -73,6 +75,6 @@ def add_tokens(totals: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:
 def add_measured(totals: pl.DataFrame, intervals: pl.DataFrame, gpus: pl.DataFrame) -> pl.DataFrame:
     """Add what the readings themselves differ by: the other side of the books."""
     gained = sums_by(intervals["id"], intervals.select_seq("id", "inc_energy_mj"), ("inc_energy_mj",))
-    rows = with_names(gained, gpus, "site", "pool")
-    rows = pl.concat([totals, rows.select_seq("site", "pool", pl.col("inc_energy_mj").alias("measured_mj"))])
+    more = with_names(gained, gpus, "site", "pool").select_seq("site", "pool", measured_mj="inc_energy_mj")
+    rows = pl.concat([totals, more.cast(pl.Schema(MEASURED_COLUMNS))])
     return rows.group_by("site", "pool").agg(pl.col("measured_mj").sum()).sort("site", "pool")
