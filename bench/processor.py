@@ -57,14 +57,18 @@ def run(sizes: list[int]) -> Part:
         "checkpoint MiB",
         "read back s",
     )
-    rates, loads = {}, {}
+    rates: dict[tuple[int, Shape], list[float]] = {}
     profile = ""
     profiled = sizes[len(sizes) // 2] if one is None or os.environ.get("PROFILE") == "1" else None
+    if one is None:
+        # the smallest before and after the largest: the speed of a core moves by more than what is compared
+        runs.append(runs[0])
     for gpus, shape in runs:
-        fleet, found = measure(gpus, shape, profile=gpus == profiled)
+        before = rates.setdefault((gpus, shape), [])
+        fleet, found = measure(gpus, shape, profile=gpus == profiled, run=len(before))
         profile = profile or found["profile"]
         rate = found["samples"] / found["cpu_s"]
-        rates[gpus, shape], loads[gpus, shape] = rate, found["load_s"]
+        before.append(rate)
         table.add(
             f"{fleet.gpu_count:,}",
             "8 GPUs x 10 s" if shape == "nodes" else "72 GPUs x 1 s",
@@ -80,21 +84,19 @@ def run(sizes: list[int]) -> Part:
         )
     if one is not None:
         tables = [table, profile] if profile else [table]
-        return Part("processor", tables, {"samples_per_cpu_second": round(rates[runs[0]])})
-    return _whole(table, sizes, rates, loads, profile)
+        return Part("processor", tables, {"samples_per_cpu_second": round(rate)})
+    return _whole(table, sizes, {size: _mean(found) for size, found in rates.items()}, profile)
 
 
-def _whole(
-    table: Table,
-    sizes: list[int],
-    rates: dict[tuple[int, Shape], float],
-    loads: dict[tuple[int, Shape], float],
-    profile: str,
-) -> Part:
+def _mean(rates: list[float]) -> float:
+    """Samples per CPU-second of several runs over the same samples."""
+    return len(rates) / sum(1 / rate for rate in rates)
+
+
+def _whole(table: Table, sizes: list[int], rates: dict[tuple[int, Shape], float], profile: str) -> Part:
     """With the growth of cost from the smallest to the largest fleet, and where the time goes at the size in the middle."""
     middle, largest = sizes[len(sizes) // 2], sizes[-1]
     growth = rates[sizes[0], "nodes"] / rates[largest, "nodes"] - 1
-    at_one_speed = (1 + growth) * loads[sizes[0], "nodes"] / loads[largest, "nodes"] - 1
     values = {
         "samples_per_cpu_second": round(rates[largest, "nodes"]),
         "cost_growth_percent": round(growth * 100, 1),
@@ -105,18 +107,18 @@ def _whole(
         "The fixed load, the same in each run, half Python and half polars, says how fast a core was just then: where "
         "it takes longer, so does everything else. In faster hours of the same machine it took 60 to 78 ms.",
         f"{largest:,} GPUs at one reading a second take {cores:.1f} cores; the goal is half a core.",
-        f"A sample costs {abs(growth):.0%} {'more' if growth > 0 else 'less'} at {largest:,} GPUs than at {sizes[0]:,}; "
-        f"{at_one_speed:+.0%} if the core's speed is taken from the fixed load before and after each run, which is rough.",
+        f"A sample costs {abs(growth):.0%} {'more' if growth > 0 else 'less'} at {largest:,} GPUs than at {sizes[0]:,}, of "
+        "which there is a run before and one after it.",
         f"Where the time goes at {middle:,} GPUs (that run was measured so):\n\n```\n{profile}\n```",
     ]
     return Part("processor", [table], values, notes)
 
 
 @functools.cache
-def measure(gpus: int, shape: Shape, *, profile: bool) -> tuple[Fleet, dict[str, Any]]:
+def measure(gpus: int, shape: Shape, *, profile: bool, run: int = 0) -> tuple[Fleet, dict[str, Any]]:
     """The fleet, and what bench/processor_run.py found; and `load_s`, what calibration_s() took beside it.
 
-    One run, however often it is asked for.
+    Each run takes place once, however often it is asked for.
     """
     with recorded(gpus, shape, recorded_s(gpus, shape), PARTITIONS) as (broker, fleet):
         settings = fresh_outputs(broker, PARTITIONS)
