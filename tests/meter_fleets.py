@@ -3,7 +3,6 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from hypothesis import strategies as st
 from stage_driver import Message
@@ -230,7 +229,7 @@ def delivery(
 ) -> list[Arrival]:
     """The fleet's rows cut into messages at random, in the order in which they arrive.
 
-    Each row arrives up to a third of the grace after it was read; rows of the nodes in `late_ms` as much later
+    Each row arrives up to two thirds of the grace after it was read; rows of the nodes in `late_ms` as much later
     as it says, or all at once where it says 0. Some messages come twice: at once, or (`repeats`) much later.
     """
     third_ms = fleet.config.grace_ms // 3
@@ -247,9 +246,9 @@ def delivery(
     largest = rng.choice([1 if len(order) < 60 else 3, 5, 30, 1000])
     found: list[Arrival] = []
     while order:
-        # nobody waits a grace for a message to be full
-        pauses = (i for i, (a, b) in enumerate(pairwise(order), 1) if b[0] - a[0] > fleet.config.grace_ms)
-        take = min(rng.randint(1, largest), next(pauses, len(order)))
+        # nobody waits for a message to be full until its first rows are late
+        full = (i for i, (arrives_ms, *_) in enumerate(order) if arrives_ms - order[0][0] > third_ms)
+        take = min(rng.randint(1, largest), next(full, len(order)))
         batch, order = order[:take], order[take:]
         messages = pack([row for *_, row in batch])
         if found and rng.random() < repeats:
