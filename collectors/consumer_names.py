@@ -1,9 +1,9 @@
 """Who spent a counter's tokens: from the labels of a gateway to names, by the rules of the settings."""
 
-import fnmatch
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
+from idlewatt.stream.globs import matches
 from idlewatt.stream.settings import Consumer
 
 # as settings.Consumer calls them
@@ -29,7 +29,7 @@ class ConsumerNames:
         names: dict[str, str] = {}
         for rule in self._rules:
             value = labels.get(rule.label, "")
-            if value in self._unset or not fnmatch.fnmatchcase(value, rule.match):
+            if value in self._unset or not matches(value, rule.match):
                 continue
             for name in NAMES:
                 given = getattr(rule, name)

@@ -46,7 +46,7 @@ class EngineSource:
 
     @property
     def name(self) -> str:
-        """The engine's name in the settings, else host:port of its URL, with the node's name for a loopback host."""
+        """The engine's name in the settings, else as HttpPage.name_seen_from() has it."""
         return self._name
 
     @property

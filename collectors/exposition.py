@@ -13,7 +13,9 @@ from idlewatt.stream.errors import SourceError
 # A page that is longer or wider than these is no metrics page of an inference server. The parser reads
 # character by character, so a hostile page would cost seconds.
 _MAX_SAMPLES: Final = 5_000
-_MAX_LINE_BYTES: Final = 2_048
+# Of a line's labels, and of the rest. Series of one thing have the same labels, so that all of them are too long or none:
+# a counter of input that is left out beside its output would be wrong.
+_MAX_PART_BYTES: Final = 2_048
 
 _SERIES_NAME: Final = re.compile(rb"[a-zA-Z_:][a-zA-Z0-9_:]*(?=[ \t{])")
 
@@ -104,8 +106,12 @@ def _any_of(names: Iterable[str]) -> str:
 
 
 def _parse(line: bytes) -> Sample:
-    if len(line) > _MAX_LINE_BYTES:
-        raise SourceError("bad_sample", f"a line is longer than {_MAX_LINE_BYTES} bytes: {_shown(line)}")
+    labels_bytes = line.rfind(b"}") - line.find(b"{")
+    if max(labels_bytes, len(line) - labels_bytes) > _MAX_PART_BYTES:
+        raise SourceError(
+            "bad_sample",
+            f"a line's labels, or the rest, are longer than {_MAX_PART_BYTES} bytes: {_shown(line)}",
+        )
     text = line.decode(errors="replace")
     try:
         # one line at a time, so that a bad one can be named

@@ -41,7 +41,8 @@ class GatewayPage:
     def read(self, samples: Iterable[Sample]) -> tuple[list[GatewayCounter], dict[str, str]]:
         """Every set of labels that has an output counter; and by name of what was left out the reason.
 
-        A set of labels with a counter that cannot be true is left out whole. Raises SourceError (labels_differ).
+        A set of labels with a counter that cannot be true is left out whole. Raises SourceError (labels_differ,
+        no_input_tokens).
         """
         by_name: defaultdict[str, list[Sample]] = defaultdict(list)
         for sample in samples:
@@ -51,6 +52,13 @@ class GatewayPage:
             self._by_key(candidates, by_name)
             for candidates in (mapping.output_tokens, mapping.input_tokens, mapping.cached_input_tokens)
         )
+        if output and not input_:
+            # nobody is answered without having asked
+            raise SourceError(
+                "no_input_tokens",
+                f"the page counts output tokens and no input tokens: expected {mapping.input_tokens[0].name}; "
+                "have the gateway show it",
+            )
         epochs = [self._by_key([series], by_name) for series in mapping.epoch]
         _refuse_other_labels(output, input_, cached)
         counters = []

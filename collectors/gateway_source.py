@@ -1,7 +1,7 @@
 """One gateway's metrics page as a source of usage rows."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -54,15 +54,15 @@ class GatewaySource:
         self._site = site
         self._interval_s = interval_s
         self._clock = clock
-        # the page before this one, and the epoch of every counter seen so far
+        # the page before this one, and of every counter seen so far the epoch and the output tokens
         self._before_ms: int | None = None
-        self._epochs: dict[str, int | None] = {}
+        self._seen: dict[str, tuple[int | None, int]] = {}
         # counters of that page that could not be true: they did not begin after it
         self._unread: set[str] = set()
 
     @property
     def name(self) -> str:
-        """The gateway's name in the settings, else host:port of its URL; with the node's name for a loopback host."""
+        """The gateway's name in the settings, else host:port of its URL; see HttpPage.name_seen_from()."""
         return self._name
 
     @property
@@ -84,11 +84,12 @@ class GatewaySource:
         ts_ms = self._clock()
         left_out: Counter[str] = Counter()
         counters, unread = self._page.read(self._picker.pick(body, left_out))
+        self._forget_what_restarted(counters, unread)
         rows = [row for counter in counters for row in self._rows(counter, ts_ms, left_out)]
         self._before_ms = ts_ms
         self._unread = set(unread)
-        if len(self._epochs) > _MAX_REMEMBERED:
-            self._epochs = {counter.name: counter.epoch_ms for counter in counters}
+        if len(self._seen) > _MAX_REMEMBERED:
+            self._seen = {counter.name: _life(counter) for counter in counters}
         return Reading(rows, left_out + Counter(unread.values()))
 
     def close(self) -> None:
@@ -120,9 +121,9 @@ class GatewaySource:
             left_out[_UNNAMED] += 1
             return
         epoch_ms = counter.epoch_ms
-        unseen = counter.name not in self._epochs or self._epochs[counter.name] != epoch_ms
+        unseen = counter.name not in self._seen or self._seen[counter.name][0] != epoch_ms
         unseen &= counter.name not in self._unread
-        self._epochs[counter.name] = epoch_ms
+        self._seen[counter.name] = _life(counter)
         if unseen and self._before_ms is not None and self._before_ms < ts_ms:
             # clocks of the two hosts may differ
             began_ms = min(max(self._before_ms, epoch_ms or 0), ts_ms - 1)
@@ -130,6 +131,22 @@ class GatewaySource:
         yield self._row(
             counter, names, ts_ms, (counter.output_tokens, counter.input_tokens, counter.cached_input_tokens)
         )
+
+    def _forget_what_restarted(self, counters: Sequence[GatewayCounter], unread: Container[str]) -> None:
+        """A counter without an epoch that is gone since a restart will begin at zero.
+
+        A page that only lacks some has not restarted: they would be counted twice when they are back.
+        """
+        here = {counter.name: _life(counter) for counter in counters}
+        before = {name: life for name, life in self._seen.items() if life[0] is None}
+        fell = any(
+            name in here and here[name][0] is None and here[name][1] < output
+            for name, (_, output) in before.items()
+        )
+        if fell or not here:
+            for name in before:
+                if name not in here and name not in unread:
+                    del self._seen[name]
 
     def _row(
         self, counter: GatewayCounter, names: dict[str, str], ts_ms: int, tokens: tuple[int, int, int]
@@ -151,3 +168,7 @@ class GatewaySource:
             cached_input_tokens=cached,
             epoch_ms=counter.epoch_ms,
         )
+
+
+def _life(counter: GatewayCounter) -> tuple[int | None, int]:
+    return counter.epoch_ms, counter.output_tokens

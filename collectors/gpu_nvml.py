@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -30,6 +31,8 @@ DEVICES_EVERY_MS: Final = 30_000
 # Counts are logged by whoever schedules the source; here it is said which GPU they are about.
 _LOG_EVERY_MS: Final = 600_000
 _CLOSE_WAIT_S: Final = 1.0
+# superchips of which each has a GPU to itself, by their product's name
+_OF_ONE_GPU: Final = ("GH200",)
 NO_GPU_MEND: Final = "see nvidia-smi; in a container, pass the GPUs in (--gpus all)"
 
 
@@ -126,7 +129,25 @@ class NvmlGpus:
         if not rows:
             reason = self._absent[0]
             raise SourceError(reason, f"no GPU of {len(self._absent)} can be read: {GPU_MENDS[reason]}")
-        return Reading(rows, dict(self._left_out))
+        return Reading(self._without_shared(rows), dict(self._left_out))
+
+    def _without_shared(self, rows: list[GpuRow]) -> list[GpuRow]:
+        """Leave out what GPUs of one module would each tell of the whole: NVML does not say which belong together."""
+        shared = [
+            row.power_scope == "module" and not any(name in row.product for name in _OF_ONE_GPU)
+            for row in rows
+        ]
+        if sum(shared) < 2:
+            return rows
+        for row, is_shared in zip(rows, shared, strict=True):
+            if is_shared:
+                self._leave_out(row.gpu_uuid, "module_shared")
+        return [
+            replace(row, energy_mj=None, power_mw=None, power_limit_mw=None, power_scope=None)
+            if is_shared
+            else row
+            for row, is_shared in zip(rows, shared, strict=True)
+        ]
 
     def _find_devices(self) -> None:
         found: dict[str, NvmlDevice] = {}

@@ -2,6 +2,7 @@
 
 import http
 import http.client
+import ipaddress
 import logging
 import socket
 import ssl
@@ -23,6 +24,11 @@ _HEADERS: Final = {
     "Accept-Encoding": "identity",
     "User-Agent": "idlewatt",
 }
+
+# each node has its own; those of containers are the machine they run on
+_THIS_NODE: Final = frozenset(
+    ("localhost", "localhost.localdomain", "host.docker.internal", "host.containers.internal")
+)
 
 # It warns of odd headers at every answer; what matters comes as an exception.
 logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
@@ -84,9 +90,9 @@ class HttpPage:
             self._connection = HTTPConnection(host, port, timeout=timeout_s)
 
     def name_seen_from(self, node: str, name: str | None = None) -> str:
-        """`name`, or host:port; with the node's name for a loopback host."""
+        """`name`, or host:port; with the node's name for a host that is another one on each node."""
         # Two nodes of a pool would both have a 127.0.0.1:8000, and their counters would be taken for one's.
-        if self.host == "localhost" or self.host.startswith("127.") or self.host == "[::1]":
+        if _is_of_this_node(self.host):
             return f"{node}:{name or self.port}"
         return name or f"{self.host}:{self.port}"
 
@@ -174,6 +180,16 @@ class HttpPage:
         return SourceError(
             "too_large", f"{self._shown} is larger than {self._max_bytes} bytes (collect.max_body_bytes)"
         )
+
+
+def _is_of_this_node(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return host.startswith("127.") or host.lower().rstrip(".") in _THIS_NODE
+    mapped = getattr(address, "ipv4_mapped", None)
+    # to connect to 0.0.0.0 is to connect to oneself
+    return any(one.is_loopback or one.is_unspecified for one in (address, mapped) if one is not None)
 
 
 def _is_timeout(error: BaseException) -> bool:

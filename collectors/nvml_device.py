@@ -106,7 +106,6 @@ class NvmlDevice:
         self._limits_ms: int | None = None
         self._limit_mw: int | None = None
         self._max_limit_mw: int | None = None
-        self._is_mig = False
         self._occupancy_ms: int | None = None
         self._memory_used_bytes: int | None = None
         self._has_process: bool | None = None
@@ -118,6 +117,8 @@ class NvmlDevice:
         elif self._probed_ms is not None and is_due(self._probed_ms, now_ms := clock(), PROBE_EVERY_MS):
             found = self._probe(now_ms)
             if found is not None and not found.lack(self.meters):
+                if found.scope != self.meters.scope:
+                    self._limits_ms = self._limit_mw = self._max_limit_mw = None
                 self.meters = found
         meters = self.meters or Meters(None, None, None)
         values = self._values([origin for origin in (meters.energy, meters.power) if origin is not None])
@@ -180,8 +181,6 @@ class NvmlDevice:
             most = None if constraints is None else constraints[1]
         self._limit_mw = self._within("limit", values.get(origin), 1, _UINT_SENTINEL - 1)
         self._max_limit_mw = self._within("limit", most, 1, _UINT_SENTINEL - 1)
-        mig = self._ask(pynvml.nvmlDeviceGetMigMode)
-        self._is_mig = mig is not None and mig[0] == 1
         # a limit that could not be read is asked for again at the next reading
         self._limits_ms = now_ms if origin in values or origin in self._unsupported else None
 
@@ -192,9 +191,11 @@ class NvmlDevice:
         self._memory_used_bytes = self._within("memory", used, 0, _INT64_MAX)
         # the unversioned name answers a missing function with an error of another family
         processes = self._ask(pynvml.nvmlDeviceGetComputeRunningProcesses_v3)
+        mig = self._ask(pynvml.nvmlDeviceGetMigMode)
+        is_mig = mig is not None and mig[0] == 1
         if processes:
             self._has_process = True
-        elif processes is None or self._is_mig or not sees_every_process():
+        elif processes is None or is_mig or not sees_every_process():
             # A MIG parent lists its instances' processes only to the privileged.
             self._has_process = None
         else:

@@ -69,7 +69,7 @@ GPU_MENDS: Final = {
     "blocked_by_system": "the system or a cgroup bars the device: pass it in to the container",
     "insufficient_power": "attach the GPU's power cables",
     "gpu_lost": "it fell off the bus: look for Xid lines in the kernel log (dmesg), then reboot",
-    "reset_required": "reset it with nvidia-smi --gpu-reset, or reboot",
+    "reset_required": "stop Idlewatt and all else that uses it, reset it with nvidia-smi --gpu-reset, or reboot",
     "nvml_error": "see nvidia-smi and the kernel log (dmesg)",
 }
 

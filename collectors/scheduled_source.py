@@ -127,7 +127,8 @@ class ScheduledSource:
 
     def _succeeded(self, reading: Reading) -> None:
         with self._lock:
-            self._ended(success=bool(reading.rows))
+            # a gateway that nobody has asked yet has nothing to tell
+            self._ended(success=bool(reading.rows) or not reading.left_out)
             self._failures_in_a_row = 0
             self._left_out.update(reading.left_out)
         if reading.left_out and self._may_log("left_out"):

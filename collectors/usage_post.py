@@ -31,7 +31,7 @@ class UsageLine(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
     event_id: _Name | None = None
-    ts_ms: int
+    ts_ms: Annotated[int, Field(ge=0, lt=1 << 63)]
     source: _Name = "api"
     function: _Name | None = None
     team: _Name | None = None

@@ -220,7 +220,7 @@ ALERTS: Final = (
         description=(
             "Only {{ $value | humanizePercentage }} of the readings of {{ $labels.source }} by "
             "{{ $labels.instance }} in the last 5 minutes brought anything. Its GPUs or tokens are booked as "
-            f"not measured. {names.SCRAPE_ERRORS.name} has the reason."
+            f"not measured. {names.SCRAPE_ERRORS.name} has the reason, or {names.SAMPLE_ERRORS.name}."
         ),
     ),
     AlertRule(

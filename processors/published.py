@@ -12,7 +12,7 @@ loss by it is understated for nearly every model.
 from dataclasses import dataclass
 from typing import Final
 
-from idlewatt.processors.globs import matches
+from idlewatt.stream.globs import matches
 
 CURRENCY: Final = "USD"
 

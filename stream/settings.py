@@ -97,7 +97,7 @@ class Engine(_Section):
     server: str = Field("vllm", description="Server kind: a file in collectors/engines.")
     name: Name | None = Field(
         None,
-        description="Name in the figures. Left out: host:port of the URL, with the node's name for a loopback host.",
+        description="Name in the figures. Left out: host:port of the URL, with the node's name for a host that each node has, such as localhost.",
         examples=["chat-0"],
     )
     pool: Name | None = Field(
@@ -121,7 +121,7 @@ class Gateway(_Section):
     kind: str = Field("litellm", description="Gateway kind: a file in collectors/gateways.")
     name: Name | None = Field(
         None,
-        description="Name in the figures. Left out: host:port of the URL. With the node's name for a loopback host.",
+        description="Name in the figures. Left out: host:port of the URL. With the node's name for a host that each node has, such as localhost.",
         examples=["gateway-1"],
     )
     token_file: str | None = Field(

@@ -77,12 +77,14 @@ class Spool:
         """Put messages behind all others and return how many of them were taken; the rest stays the caller's.
 
         Where they exceed `max_bytes` or the disk is full, the oldest go, or with `drop_oldest` false the rest is not
-        taken. Nor is it if the disk refuses all the same; then `fault` says why.
+        taken. Nor is it if the disk refuses all the same; then `fault` says why. Nor, with `drop_oldest` false, is
+        any of it if the disk does not say that it holds it; it may be sent even so.
         """
         taken = 0
         with self._mutex:
             if self._lock_fd is None:
                 return 0
+            failures = self.failures
             try:
                 for message in messages:
                     self._append(message, drop_oldest)
@@ -91,7 +93,7 @@ class Spool:
                 self._failed(error)
             if self._segments:
                 self._sync(self._segments[-1])
-        return taken
+            return taken if drop_oldest or self.failures == failures else 0
 
     def oldest(self, limit: int) -> list[WaitingMessage]:
         """Some of the oldest messages, `limit` at most, in their order; none if none waits or they cannot be read now.

@@ -24,10 +24,10 @@ from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO, Book
 from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.economy.envelope_figures import envelope_figures, midnight_ms, period_bounds
 from idlewatt.processors.economy.envelopes import BURN_WINDOWS, EnvelopeState
-from idlewatt.processors.globs import matches
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream import records
 from idlewatt.stream.decoding import frame_schema
+from idlewatt.stream.globs import matches
 from idlewatt.stream.records import ConsumerRow
 
 MINUTE_MS = 60_000

@@ -17,6 +17,7 @@ from idlewatt.collectors.exposition import SamplePicker
 from idlewatt.collectors.gateway_page import GatewayPage
 from idlewatt.collectors.gateway_source import GatewaySource
 from idlewatt.collectors.gateways import GatewayMapping, known_gateways, mapping_of
+from idlewatt.collectors.http_page import HttpPage
 from idlewatt.processors.economy.usage import UsageState, fold_usage
 from idlewatt.stream import records
 from idlewatt.stream.decoding import frame_schema
@@ -140,6 +141,32 @@ def test_two_nodes_with_one_file_have_two_gateways(server: LoopbackServer) -> No
     assert spent(*told) == {("t", ""): 8}
 
 
+@pytest.mark.parametrize(
+    ("host", "is_this_node"),
+    [
+        ("localhost", True),
+        ("LocalHost", True),
+        ("localhost.localdomain", True),
+        ("127.0.0.1", True),
+        ("127.1", True),
+        ("0.0.0.0", True),
+        ("[::1]", True),
+        ("[::]", True),
+        ("[::ffff:127.0.0.1]", True),
+        ("host.docker.internal", True),
+        ("host.containers.internal", True),
+        ("gateway", False),
+        ("10.0.0.1", False),
+        ("[fd00::1]", False),
+        ("localhost.example", False),
+    ],
+)
+def test_a_name_that_means_another_host_on_each_node_carries_the_nodes(host: str, is_this_node: bool) -> None:
+    """Two nodes' gateways under one name would be one counter that jumps up and down."""
+    name = HttpPage(f"http://{host}:4000/metrics/", 1.0, 1000).name_seen_from("n1")
+    assert name == ("n1:4000" if is_this_node else f"{host}:4000")
+
+
 def test_a_counter_that_could_not_be_read_did_not_begin_since(server: LoopbackServer) -> None:
     """A page was rendered while it changed; what it had counted before is nobody's new tokens."""
     gate = Scraped(server)
@@ -215,6 +242,13 @@ def test_the_first_rule_that_fits_gives_a_name(server: LoopbackServer) -> None:
     assert names.of({}) == {}
 
 
+def test_brackets_of_a_rule_are_themselves() -> None:
+    """As in the book: `*` and `?` stand for others, and nothing else does."""
+    names = ConsumerNames([Consumer(label="team_alias", match="[eu] *", team="europe")], (), frozenset())
+    assert names.of({"team_alias": "[eu] sales"}) == {"team": "europe"}
+    assert names.of({"team_alias": "u sales"}) == {}
+
+
 def test_a_newcomer_loses_nothing(server: LoopbackServer) -> None:
     """A counter that appears while the gateway is watched began at zero: its first request counts too."""
     gate = Scraped(server)
@@ -253,6 +287,51 @@ def test_restarts_count_once(server: LoopbackServer, created: bool) -> None:
     readings.append(gate.read(told(6, start_s + 20), after_ms=15_000)[0])
     readings.append(gate.read(told(8, start_s + 20), after_ms=15_000)[0])
     assert spent(*readings) == {("t", ""): 18}
+
+
+def test_after_a_restart_without_an_epoch_who_asks_later_loses_nothing(server: LoopbackServer) -> None:
+    """Once it is seen that the gateway began anew, who is not on its page has been taken back to zero."""
+    gate = Scraped(server)
+
+    def told(**outputs: int) -> list[UsageRow]:
+        pages = [litellm(output, team_alias=team, created=None) for team, output in outputs.items()]
+        nothing = "# TYPE litellm_output_tokens_metric_total counter\n"
+        return gate.read(*pages, nothing, after_ms=15_000)[0]
+
+    readings = [told(a=1000, b=100, c=70), told(a=1001, b=100, c=70), told(a=3), told(a=5, b=150)]
+    assert spent(*readings) == {("a", ""): 6, ("b", ""): 150}
+    readings += [told(), told(b=20, c=90)]
+    assert spent(*readings) == {("a", ""): 6, ("b", ""): 170, ("c", ""): 90}
+
+
+def test_who_is_missing_on_a_page_without_a_restart_is_not_counted_again(server: LoopbackServer) -> None:
+    """A page that was cut shows nobody with less than before."""
+    gate = Scraped(server)
+    pages = [{"a": 1000, "b": 100}, {"a": 1001}, {"a": 1002, "b": 101}]
+    readings = [
+        gate.read(*(litellm(n, team_alias=team, created=None) for team, n in page.items()), after_ms=15_000)
+        for page in pages
+    ]
+    assert spent(*(rows for rows, _ in readings)) == {("a", ""): 2, ("b", ""): 1}
+
+
+def test_a_page_without_input_tokens_is_refused(server: LoopbackServer) -> None:
+    """Nobody is answered without having asked: what is not shown would be sold for nothing."""
+    output = litellm(7, 100).splitlines(keepends=True)[0]
+    with pytest.raises(SourceError, match="expected litellm_input_tokens_metric_total") as failed:
+        Scraped(server).read(output)
+    assert failed.value.reason == "no_input_tokens"
+
+
+@pytest.mark.parametrize("length", range(1850, 2150, 10))
+def test_labels_are_too_long_for_all_counters_of_a_consumer_or_for_none(
+    server: LoopbackServer, length: int
+) -> None:
+    """Names and values of series differ in length: one that is left out alone would count as 0."""
+    long = litellm(7, 1_000_000, 900, user="x" * length, created=None)
+    rows, _ = Scraped(server).read(litellm(1, 5, user="a", created=None), long)
+    told = [(row.output_tokens, row.input_tokens, row.cached_input_tokens) for row in rows]
+    assert told in ([(1, 5, 0)], [(1, 5, 0), (7, 999_100, 900)])
 
 
 def test_a_restart_long_ago_is_counted_where_the_gateway_was_watched(server: LoopbackServer) -> None:

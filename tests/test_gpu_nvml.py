@@ -149,6 +149,27 @@ def test_a_superchip_without_gpu_power_is_measured_as_module(nvml: Nvml) -> None
     assert row["energy_mj"] is not None
 
 
+@pytest.mark.parametrize(("product", "is_told"), [("NVIDIA GB300", False), ("NVIDIA GH200 480GB", True)])
+def test_the_watts_of_a_module_are_not_those_of_each_of_its_gpus(
+    nvml: Nvml, product: str, is_told: bool
+) -> None:
+    """Two GPUs that tell their whole module's watts may tell the same ones; a GH200 has one to itself."""
+    script, reader = nvml
+    script.write(
+        "gpus 2\n"
+        + "\n".join(
+            f"{gpu} name {product}\n{gpu} energy 5000 100\n{gpu} field 185 1 0 1 450000\n"
+            f"{gpu} field 190 1 0 1 900000\n{gpu} no_field 185 0\n{gpu} no_field 186 0"
+            for gpu in range(2)
+        )
+    )
+    answer = reader.read()
+    told = [(row["power_scope"], row["power_mw"], row["power_limit_mw"]) for row in answer["rows"]]
+    assert told == [("module", 450_000, 900_000) if is_told else (None, None, None)] * 2
+    assert [row["energy_mj"] is not None for row in answer["rows"]] == [is_told] * 2
+    assert answer["left_out"] == ({} if is_told else {"module_shared": 2})
+
+
 def test_a_module_counter_never_goes_with_gpu_power(nvml: Nvml) -> None:
     """Where a superchip's GPU has power of its own, the counter that includes the CPU is not sent with it."""
     script, reader = nvml
@@ -192,6 +213,21 @@ def test_a_call_that_always_fails_does_not_keep_the_others_waiting(nvml: Nvml) -
     assert rows[0]["power_mw"] is None
     assert rows[-1]["power_mw"] == 300_000
     assert rows[-1]["energy_mj"] is not None
+
+
+def test_another_scope_has_another_limit(nvml: Nvml) -> None:
+    """A module whose power is found late is not held against the limit of its GPU."""
+    script, reader = nvml
+    module = (
+        GH200 + "0 no_field 185 0\n0 no_field 186 0\n0 return nvmlDeviceGetPowerUsage 3\n0 limit 222000\n"
+    )
+    script.write(module + "0 field 185 1 999 1 0\n0 field 186 1 999 1 0")
+    rows = [only_row(reader.read(at_s=second)) for second in range(1, 50, 7)]
+    script.write(module)
+    rows += [only_row(reader.read(at_s=second)) for second in range(50, 150, 7)]
+    told = [(row["power_scope"], row["power_mw"], row["power_limit_mw"]) for row in rows]
+    assert told[-1] == ("module", 450_000, 900_000)
+    assert all(limit_mw == 900_000 for scope, _, limit_mw in told if scope == "module")
 
 
 def test_what_fails_for_long_is_asked_for_again(nvml: Nvml) -> None:
@@ -421,7 +457,9 @@ def test_a_mig_gpu_is_measured_once_as_its_parent(nvml: Nvml) -> None:
 def test_an_empty_process_list_that_proves_nothing_is_null(nvml: Nvml) -> None:
     """On a MIG parent, and outside the host's PID namespace, processes may be hidden: no list, no idle GPU."""
     script, reader = nvml
-    script.write("gpus 2\n0 mig 1")
+    script.write(
+        "gpus 2\n0 mig 1\n0 return nvmlDeviceGetFieldValues 999\n0 return nvmlDeviceGetPowerUsage 999"
+    )
     assert [row["has_process"] for row in reader.read()["rows"]] == [None, False]
     reader.ask("close")
     reader.ask("open", sees_every_process=False)

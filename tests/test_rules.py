@@ -362,7 +362,8 @@ CASES: Final = (
                 {"source": "http://e:8000", "instance": "c:1", "job": "idlewatt"},
                 "c:1 cannot read http://e:8000",
                 "Only 16.67% of the readings of http://e:8000 by c:1 in the last 5 minutes brought anything. Its GPUs "
-                "or tokens are booked as not measured. idlewatt_scrape_errors_total has the reason.",
+                "or tokens are booked as not measured. idlewatt_scrape_errors_total has the reason, or "
+                "idlewatt_sample_errors_total.",
             ),
         ),
     ),

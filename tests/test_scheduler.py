@@ -161,6 +161,13 @@ def test_what_was_left_out_of_a_good_reading_is_counted(now: Time) -> None:
     assert (source.state().success, source.state().left_out) == (False, {"nan": 3, "negative": 1})
 
 
+def test_a_source_with_nothing_to_tell_is_well(now: Time) -> None:
+    """A gateway that nobody has asked yet, of which nothing was left out."""
+    source = scheduled(Scripted(lambda: Reading([], {})), now)
+    source.read()
+    assert (source.state().success, source.state().errors) == (True, {})
+
+
 @pytest.mark.parametrize("ends_well", [True, False])
 def test_a_reading_that_hangs_is_told_while_it_hangs(now: Time, ends_well: bool) -> None:
     """Past its time it has failed, once, and its duration grows; how it ends is not a second failure."""

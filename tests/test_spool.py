@@ -1,5 +1,6 @@
 """The spool: order, bounds, full disks, damage, and SIGKILL at any moment."""
 
+import errno
 import os
 import random
 import re
@@ -379,6 +380,25 @@ def test_who_may_not_drop_anything_is_refused_when_it_is_full(tmp_path: Path) ->
     spool.oldest(ALL)
     spool.acknowledge()
     assert spool.append([message(taken, 900)], drop_oldest=False) == 1
+
+
+def test_what_the_disk_does_not_say_it_holds_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may not drop anything is told so; the messages may be sent even so."""
+    spool = Spool(tmp_path, 64 * KIB)
+    assert spool.append([message(0)], drop_oldest=False) == 1
+
+    def refuse(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fdatasync", refuse)
+        assert spool.append([message(1), message(2)], drop_oldest=False) == 0
+        assert "Input/output error" in spool.fault
+        assert spool.append([message(3)]) == 1
+    assert spool.append([message(4)], drop_oldest=False) == 1
+    assert drain(spool) == list(range(5))
 
 
 _WRITER = """if True:

@@ -7,8 +7,8 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.economy.book import MICRO, Book, Capital
-from idlewatt.processors.globs import matches
 from idlewatt.processors.published import CURRENCY, published
+from idlewatt.stream.globs import matches
 
 CAPITAL_COLUMNS: Final = {
     "product": pl.String,

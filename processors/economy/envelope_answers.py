@@ -20,8 +20,8 @@ from idlewatt.processors.economy.envelope_figures import (
     envelope_figures,
 )
 from idlewatt.processors.economy.envelopes import BURN_WINDOWS, EnvelopeState
-from idlewatt.processors.globs import matches
 from idlewatt.stream.clock import Clock
+from idlewatt.stream.globs import matches
 from idlewatt.stream.http_routes import Answer, Request, Route, error
 
 PATH: Final = "/v1/envelopes/"

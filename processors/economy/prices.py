@@ -10,9 +10,9 @@ import polars as pl
 
 from idlewatt.processors.amounts import MOST, rounded
 from idlewatt.processors.economy.book import MICRO, Book, Price
-from idlewatt.processors.globs import matches
 from idlewatt.stream import records
 from idlewatt.stream.decoding import frame_schema
+from idlewatt.stream.globs import matches
 
 TOKEN_KINDS: Final = ("output", "input", "cached_input")
 PRICE_KEY: Final = ["model_name", "tier", "window_start_ms"]

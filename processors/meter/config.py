@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from idlewatt.processors.globs import matches
+from idlewatt.stream.globs import matches
 from idlewatt.stream.settings import Settings, Yardstick
 
 
