@@ -34,7 +34,7 @@ examples:
 
 More tokens per joule are more tokens from the same watts, not fewer watts for the same tokens.
 """
-_PERCENT: Final = re.compile(r"[+-][0-9]+(\.[0-9]+)?%")
+_PERCENT: Final = re.compile(r"[+-][0-9]+(\.[0-9]{1,6})?%")
 _CONFIG_HELP: Final = "settings in TOML; IDLEWATT_CONFIG if left out, else defaults"
 
 

@@ -113,6 +113,10 @@ def reconciliation_lines(found: Figures) -> Iterator[str]:
 _NOTES: Final = {
     "unattributed": ("unattributed_tokens", "output tokens are in no usage: they are on the default tier"),
     "unpriced": ("unpriced_tokens", "tokens of all kinds have no price in the book: they are in no amount"),
+    "unlisted": (
+        "unlisted_tokens",
+        "given-away tokens have no price in the book: they are in no acquisition cost",
+    ),
     "uncosted": ("uncosted_gpu_hours", "GPU-hours have no price: their capital cost is in no amount"),
     "no yardstick": ("no_yardstick_kwh", "idle kWh have no yardstick: what they lost is in no figure"),
     "unvalued": ("unvalued_lost_tokens", "lost tokens have no price: they are in no lost revenue"),

@@ -361,6 +361,22 @@ def test_after_a_restart_figures_go_on_from_where_they_were() -> None:
     assert by_consumer["kim"]["as_of_ms"] == START_MS + 3 * HOUR_MS
 
 
+def test_a_gigawatts_money_in_dong_is_more_than_64_bits_hold() -> None:
+    """What was used goes on rising, also from a state of the build before, which had less room."""
+    terms = book({"period": "month", "limit": 10**12}, currency="VND")
+    spent = [row(START_MS + hour * HOUR_MS, 5e12, currency="VND") for hour in range(3)]
+    found = figures(terms, spent, START_MS + 4 * HOUR_MS)["e", "*"]
+    assert found["used"] == 15 * 10**12 * MICRO
+    assert found["exhaustion_ms"] is None
+    before = {
+        name: rows.cast({pl.Int128: pl.Int64})
+        for name, rows in state_of(spent[:1], end_ms=START_MS).frames().items()
+    }
+    newest = pl.DataFrame({"site": ["hall"], "newest_ms": [spent[2].window_start_ms]})
+    state = envelopes.used(EnvelopeState.of(before), frame(spent[1:]), newest, "UTC", START_MS + 4 * HOUR_MS)
+    assert envelope_figures(state, terms)["used"].to_list() == [15 * 10**12 * MICRO]
+
+
 def test_money_is_withheld_where_tokens_have_no_price() -> None:
     """An envelope in money with unpriced tokens in it has no use, no burn rate, no forecast; in tokens it has all."""
     terms = book(

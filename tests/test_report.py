@@ -29,6 +29,7 @@ from report_ledgers import (
     tokens,
 )
 
+from idlewatt.cli.report_formats import notes
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.reports.cells import KEY, MEASURES, STATES, Cells, cells
@@ -398,3 +399,34 @@ def test_rounding_adds_up(amounts: list[int], unit: int) -> None:
 def test_every_sum_is_made_of_columns() -> None:
     """What figures are added from stands among the columns."""
     assert {name for plus, minus in ADDED.values() for name in (*plus, *minus)} <= set(COLUMNS)
+
+
+def test_what_is_given_away_without_a_price_is_told() -> None:
+    """A part of the acquisition cost is not the whole: what is missing stands beside it."""
+    events = [
+        {"ts_ms": START_MS, "model_name": model, "tier": "free", "output_tokens": 20_000}
+        for model in ("llama", "without a price")
+    ]
+    made = [
+        tokens(model_name=event["model_name"], output_tokens=20_000, input_tokens=0, cached_input_tokens=0)
+        for event in events
+    ]
+    ledger = Booked([power()], made, events).ledger
+    found = figures(grouped(cells(ledger, BOOK, COUNTS, WHOLE), ()), BOOK, EXACT)
+    assert (found.total["unlisted_tokens"], found.total["unpriced_tokens"]) == (20_000, 0)
+    assert found.total["acquisition_cost"] == Decimal("0.0114")
+    assert found.total["withheld"] == "given away without a price"
+    assert [note for note in notes(found) if note.startswith("unlisted: 20,000 ")]
+
+
+def test_sums_of_a_model_are_not_wrapped() -> None:
+    """Amounts that each fit, together do not: a report adds them up, and a row of money that cannot hold them is none."""
+    text = 'currency = "VND"\n[[tier]]\nname = "standard"\n[[price]]\nmodel = "llama"\ninput = 0\noutput = 100_000\n'
+    dear = parse_book(text.encode(), "book")
+    much = {"output_tokens": 80_000_000_000_000, "input_tokens": 0, "cached_input_tokens": 0}
+    windows = [tokens(window_start_ms=START_MS + at, **much) for at in (0, 10_000)]
+    booked_ = Booked([power()], windows, [], book=dear)
+    found = cells(booked_.ledger, dear, COUNTS, WHOLE).cells["revenue_micro"].sum()
+    assert found == 16 * 10**18
+    engines = [tokens(engine=engine, **much) for engine in "ab"]
+    assert booked(Booked([power()], engines, [], book=dear).money, "revenue") == 0

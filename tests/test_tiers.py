@@ -3,6 +3,7 @@
 from typing import Any
 
 import polars as pl
+import pytest
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,11 +41,11 @@ def made(*counts: tuple[int, int, int], at_ms: int = NOW_MS) -> pl.DataFrame:
     return pl.concat([empty_frame(TOKENS), rows], how="diagonal").cast(frame_schema(TOKENS))  # type: ignore[arg-type]
 
 
-def test_shares_are_usage_over_the_engines_tokens_of_the_same_minutes() -> None:
+def test_shares_are_usage_over_the_engines_tokens_of_the_same_time() -> None:
     """Half of the output was asked for on tier a, an eighth on b; the rest nobody claims."""
     found = usage(("a", (40, 0, 0), 1), ("a", (10, 0, 0), 0), ("b", (12, 0, 0), 1))
-    # 500 tokens of the time before usage was told say nothing
-    shares = tiers.shares(found, engines(((500, 0, 0), 2), ((80, 0, 0), 1), ((20, 8, 0), 0)))
+    # what was made before the trailing hour says nothing
+    shares = tiers.shares(found, engines(((500, 0, 0), 60), ((80, 0, 0), 2), ((20, 8, 0), 0)))
     rows = tiers.split(made((1000, 8, 0)), shares, "standard")
     assert rows.select("tier", "attributed", *KINDS).rows() == [
         ("a", True, 500, 0, 0),
@@ -66,6 +67,26 @@ def test_shares_end_an_hour_after_the_last_usage() -> None:
     for after_ms, tier in ((3_599_000, "a"), (3_600_000, "standard")):
         rows = tiers.split(made((7, 0, 0), at_ms=NOW_MS + after_ms), shares, "standard")
         assert rows.get_column("tier").to_list() == [tier]
+
+
+@pytest.mark.parametrize(("minutes_ago", "sold"), [(2, 103), (0, 100), (-1, 100)])
+def test_one_request_is_no_share_of_an_hour_of_others(minutes_ago: int, sold: int) -> None:
+    """Whether its minute was told by the engines long ago, just now or not yet."""
+    hour = [((60, 0, 0), ago) for ago in range(60)]
+    shares = tiers.shares(usage(("a", (100, 0, 0), minutes_ago)), engines(*hour))
+    rows = tiers.split(made((3600, 0, 0)), shares, "standard")
+    assert rows.select("tier", "output_tokens").rows() == [("a", sold), ("standard", 3600 - sold)]
+
+
+def test_shares_that_ended_do_not_come_back() -> None:
+    """The next who asks, hours later, pays for his own tier."""
+    first = tiers.shares(usage(("a", (10, 0, 0), 300)), engines(((10, 0, 0), 300)))
+    assert first.height == 1
+    later = tiers.shares(usage(("b", (10, 0, 0), -1)), engines(((0, 0, 0), 0)), first)
+    assert later.get_column("tier").to_list() == ["b"]
+    # while they hold, the ledger has not told of the newest usage
+    still = tiers.shares(usage(("b", (10, 0, 0), 280)), engines(((0, 0, 0), 290)), first)
+    assert still.get_column("tier").to_list() == ["a"]
 
 
 COUNTS = st.tuples(*[st.integers(0, 10**12)] * 3)

@@ -130,6 +130,7 @@ def test_the_table_shows_both_and_the_difference(env: dict[str, str]) -> None:
         (("--price", "20"), "write it such as +10% or -20%"),
         (("--price", "-120%"), "is no change"),
         (("--price", "80%"), "write it such as +10% or -20%"),
+        (("--price", "+10.0000001%"), "write it such as +10% or -20%"),
         (("--pue", "0.9"), "is no PUE"),
         (("--tariff", "nan"), "is no plain number"),
     ],

@@ -29,7 +29,7 @@ FIGURE_COLUMNS: Final[dict[str, Any]] = {
     **dict.fromkeys(("start_ms", "end_ms", "as_of_ms", "since_ms"), pl.Int64),
     # tokens, or micro-units; used is null where some of it has no price in the unit, or may be OTHER's
     "limit": pl.Int64,
-    "used": pl.Int64,
+    "used": pl.Int128,
     "unpriced_tokens": pl.Int64,
     # multiples of the even rate, which uses the limit up just at the period's end; null where not known
     **dict.fromkeys((f"burn_{window}" for window in BURN_WINDOWS), pl.Float64),
@@ -48,7 +48,10 @@ _FOLD: Final[dict[str, Any]] = {
     "period_start": pl.Date,
 }
 _NOTHING: Final = {
-    name: pl.lit(0, pl.Int64) for name in ("used", "unpriced_tokens", "used_before", "unpriced_before")
+    "used": pl.lit(0, pl.Int128),
+    "unpriced_tokens": pl.lit(0, pl.Int64),
+    "used_before": pl.lit(0, pl.Int128),
+    "unpriced_before": pl.lit(0, pl.Int64),
 }
 
 
@@ -244,7 +247,7 @@ def _amounts(
     others = folded.filter((pl.col("consumer") == "") & pl.col("is_folded")).select("site", "envelope")
     apart = members.lazy().join(others, on=["site", "envelope"]).select(*ENVELOPE_KEY, **_NOTHING)
     whole = pl.concat([sums, unused, apart]).group_by(ENVELOPE_KEY).agg(pl.col(*_NOTHING).sum())
-    left = pl.max_horizontal(pl.col("granted") - pl.col("used_before"), 0)
+    left = pl.max_horizontal(pl.col("granted") - pl.col("used_before"), 0).cast(pl.Int64)
     is_known_before = (pl.col("unpriced_before") == 0) & ~pl.col("was_folded")
     carried = pl.when(pl.col("carries") & is_known_before).then(left).otherwise(0)
     return (
@@ -304,7 +307,7 @@ def _exhaustion() -> pl.Expr:
     """When the limit is reached at the rate of the window that fits the period."""
     moments = []
     for period, window in _PROJECTED_BY.items():
-        left = (pl.col("limit") - pl.col("used")).cast(pl.Int128)
+        left = pl.col("limit") - pl.col("used")
         wait_ms = left * pl.col(f"span_{window}") // pl.col(f"sum_{window}")
         comes = (pl.col("period") == period) & (pl.col(f"sum_{window}") > 0) & (left > 0)
         comes &= wait_ms < pl.col("end_ms") - pl.col("as_of_ms")
@@ -315,7 +318,7 @@ def _exhaustion() -> pl.Expr:
 def _used() -> pl.Expr:
     """Tokens, or money that is in the envelope's currency."""
     money = pl.when(pl.col("currency") == pl.col("unit")).then("spend_micro").otherwise(0)
-    return pl.when(pl.col("unit") == TOKENS).then("tokens").otherwise(money)
+    return pl.when(pl.col("unit") == TOKENS).then(pl.col("tokens").cast(pl.Int128)).otherwise(money)
 
 
 def _unpriced() -> pl.Expr:

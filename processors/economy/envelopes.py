@@ -15,7 +15,8 @@ from idlewatt.stream.records import TOKEN_COUNTS
 
 NAMED: Final = ("site", *CONSUMER_KINDS)
 # tokens of all kinds; those without a price, and money, in the currency of the book they were priced by
-AMOUNTS: Final = ("tokens", "unpriced_tokens", "spend_micro")
+# a gigawatt brings more micro-dong in days than 64 bits hold
+AMOUNTS: Final[dict[str, Any]] = {"tokens": pl.Int64, "unpriced_tokens": pl.Int64, "spend_micro": pl.Int128}
 # burn windows -> their length and the width of the buckets they are made of
 BURN_WINDOWS: Final[Mapping[str, tuple[int, int]]] = {
     "5m": (300_000, 300_000),
@@ -35,11 +36,12 @@ _FRAMES: Final[dict[str, dict[str, Any]]] = {
     "periods": {
         **dict.fromkeys((*NAMED, "currency", "period"), pl.String),
         "period_start": pl.Date,
-        **dict.fromkeys(AMOUNTS, pl.Int64),
+        **AMOUNTS,
     },
     "buckets": {
         **dict.fromkeys((*NAMED, "currency"), pl.String),
-        **dict.fromkeys(("width_ms", "bucket_start_ms", *AMOUNTS), pl.Int64),
+        **dict.fromkeys(("width_ms", "bucket_start_ms"), pl.Int64),
+        **AMOUNTS,
     },
     "sites": {"site": pl.String, "since_ms": pl.Int64, "as_of_ms": pl.Int64},
     "folded": {**dict.fromkeys((*_CONSUMER, "period"), pl.String), "period_start": pl.Date},
@@ -74,9 +76,10 @@ class EnvelopeState:
     def of(cls, frames: Mapping[str, pl.DataFrame]) -> Self:
         """From what frames() gave; other frames may be among them."""
         periods = frames["envelope_periods"]
-        # earlier versions did not remember whom they had folded
+        # earlier versions did not remember whom they had folded, and summed in 64 bits
         anybody = {"envelope_folded": kept_apart(periods).join(folded_into(periods), on=["site", "kind"])}
-        return cls(**{name: (anybody | dict(frames))[f"envelope_{name}"] for name in _FRAMES})
+        found = {name: (anybody | dict(frames))[f"envelope_{name}"] for name in _FRAMES}
+        return cls(**{name: frame.cast(pl.Schema(_FRAMES[name])) for name, frame in found.items()})
 
 
 def used(
@@ -91,7 +94,7 @@ def used(
     amounts = rows.group_by(*NAMED, "currency", "window_start_ms", maintain_order=True).agg(
         tokens=tokens.sum(),
         unpriced_tokens=tokens.filter(pl.col("spend_micro").is_null()).sum(),
-        spend_micro=pl.col("spend_micro").sum(),
+        spend_micro=pl.col("spend_micro").cast(pl.Int128).sum(),
     )
     # what is over makes room for new names
     before, told = _recent(state.periods, _by_period(amounts, time_zone))

@@ -89,7 +89,10 @@ def revenue_rows(priced: pl.DataFrame, book: Book) -> pl.DataFrame:
         sums = (
             rows.filter(pl.col(worth).is_not_null() & (pl.col(worth) != 0))
             .group_by(*POOL_WINDOW, "model_name", "tier")
-            .agg(rounded(pl.col(worth), MICRO).sum().alias("amount_micro"))
+            .agg(rounded(pl.col(worth), MICRO).cast(pl.Int128).sum().alias("amount_micro"))
+            # more than a row of money holds is not known
+            .with_columns(pl.col("amount_micro").cast(pl.Int64, strict=False))
+            .filter(pl.col("amount_micro").is_not_null())
             .with_columns(pl.lit("").alias(name) for name in ("state", "part", "demand"))
         )
         parts.append(_money(sums, kind, book.currency))

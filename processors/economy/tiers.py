@@ -1,7 +1,7 @@
 """The tiers that a model's tokens are sold on, by the site's usage rows, as engines know of none.
 
-A tier's share of a model's tokens of each kind is its tokens over the trailing hour of usage, divided by the engines'
-tokens of the same minutes, or by all usage where that is more. The rest is unattributed and sold on the default tier.
+A tier's share of a model's tokens of each kind is its tokens over the trailing hour, divided by the engines' tokens of
+the same time, or by all usage where that is more. The rest is unattributed and sold on the default tier.
 """
 
 from typing import Final
@@ -78,18 +78,20 @@ def told(usage: pl.DataFrame, more: pl.DataFrame, engines: pl.DataFrame) -> pl.D
 def shares(usage: pl.DataFrame, engines: pl.DataFrame, before: pl.DataFrame | None = None) -> pl.DataFrame:
     """SHARE_COLUMNS of the trailing hour; usage has TIER_COLUMNS, engines ENGINE_COLUMNS, both as recent() keeps them.
 
-    Only minutes that both have told of are compared: after an outage usage is read at once, and the ledger as the meter
-    catches up. Where there are none, the shares of `before` go on. Of a model that nobody has used for an hour, usage
-    tells first: there that counts which leads the engines by a little.
+    Only time that both have told of is compared: after an outage usage is read at once, and the ledger as the meter
+    catches up. Where there is none, the shares of `before` go on that still hold. Of a model that nobody has used for an
+    hour, usage tells first: there that counts which leads the engines by a little.
     """
     minute = pl.col("window_start_ms")
     reach = (
         usage.group_by("site")
-        .agg(oldest_ms=minute.min(), newest_ms=minute.max(), until_ms=minute.max() + HOUR_MS)
+        .agg(newest_ms=minute.max(), until_ms=minute.max() + HOUR_MS)
         .join(engines.group_by("site").agg(made_ms=minute.max()), on="site")
-        .with_columns(newest_ms=pl.min_horizontal("newest_ms", "made_ms"))
+        .with_columns(
+            newest_ms=pl.min_horizontal("newest_ms", "made_ms"), after_ms=pl.col("made_ms") - HOUR_MS
+        )
     )
-    told_of = usage.join(reach, on="site")
+    told_of = usage.join(reach, on="site").filter(minute > pl.col("after_ms"))
     on_time = told_of.filter(minute <= pl.col("newest_ms"))
     kept = _going_on(before, reach.join(on_time, on="site", how="anti"))
     ahead = told_of.filter(minute <= pl.col("made_ms") + _LEAD_MS)
@@ -102,7 +104,7 @@ def shares(usage: pl.DataFrame, engines: pl.DataFrame, before: pl.DataFrame | No
     )
     made = (
         engines.join(reach, on="site")
-        .filter(minute.is_between("oldest_ms", "newest_ms"))
+        .filter(minute > pl.col("after_ms"), minute <= pl.col("newest_ms"))
         .group_by(*_MODEL)
         .agg(pl.col(*TOKEN_COUNTS).sum().name.prefix("engine_"))
     )
@@ -124,10 +126,13 @@ def shares(usage: pl.DataFrame, engines: pl.DataFrame, before: pl.DataFrame | No
 
 
 def _going_on(before: pl.DataFrame | None, sites: pl.DataFrame) -> pl.DataFrame:
-    """The shares of these sites, until when those say."""
+    """The shares of these sites that hold for what engines make next, until when those say."""
     if before is None:
         return pl.DataFrame(schema=SHARE_COLUMNS)
-    return before.drop("until_ms").join(sites.select("site", "until_ms"), on="site").select(*SHARE_COLUMNS)
+    known = before.rename({"until_ms": "held_ms"}).join(
+        sites.select("site", "made_ms", "until_ms"), on="site"
+    )
+    return known.filter(pl.col("held_ms") > pl.col("made_ms")).select(*SHARE_COLUMNS)
 
 
 def split(tokens: pl.DataFrame, shares: pl.DataFrame, default_tier: str) -> pl.DataFrame:

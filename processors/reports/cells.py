@@ -196,7 +196,8 @@ def _watt_cells(power: pl.DataFrame, losses: pl.DataFrame, book: Book) -> Iterat
 
 def _amount(kind: str, condition: pl.Expr | None = None) -> pl.Expr:
     of_kind = pl.col("kind") == kind
-    return pl.col("amount_micro").filter(of_kind if condition is None else of_kind & condition).sum()
+    amounts = pl.col("amount_micro").filter(of_kind if condition is None else of_kind & condition)
+    return amounts.cast(AMOUNT).sum()
 
 
 def _cells(rows: pl.DataFrame, measures: dict[str, pl.Expr]) -> pl.DataFrame:

@@ -28,6 +28,7 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
 COUNTS: Final = (
     *TOKEN_COUNTS,
     "unpriced_tokens",
+    "unlisted_tokens",
     "unattributed_tokens",
     "lost_tokens",
     "unvalued_lost_tokens",
@@ -137,6 +138,7 @@ def _complete(line: dict[str, Value], row: Mapping[str, int], has_tariff: bool) 
     lacking = {
         "no tariff": not has_tariff,
         "tokens without a price": row["unpriced_tokens"] != 0,
+        "given away without a price": row["unlisted_tokens"] != 0,
         "GPU-hours without a price": row["uncosted_gpu_ms"] != 0,
         "idle watts without a yardstick": row["unmeasured_mj"] != 0,
         "lost tokens without a price": row["unvalued_lost_tokens"] != 0,
