@@ -137,16 +137,16 @@ class GatewaySource:
 
         A page that only lacks some has not restarted: they would be counted twice when they are back.
         """
-        here = {counter.name: _life(counter) for counter in counters}
-        before = {name: life for name, life in self._seen.items() if life[0] is None}
-        fell = any(
-            name in here and here[name][0] is None and here[name][1] < output
-            for name, (_, output) in before.items()
-        )
-        if fell or not here:
-            for name in before:
-                if name not in here and name not in unread:
-                    del self._seen[name]
+        if counters and not any(map(self._fell, counters)):
+            return
+        here = {counter.name for counter in counters}
+        for name, (epoch_ms, _) in list(self._seen.items()):
+            if epoch_ms is None and name not in here and name not in unread:
+                del self._seen[name]
+
+    def _fell(self, counter: GatewayCounter) -> bool:
+        before_epoch_ms, before = self._seen.get(counter.name, _life(counter))
+        return before_epoch_ms is None is counter.epoch_ms and counter.output_tokens < before
 
     def _row(
         self, counter: GatewayCounter, names: dict[str, str], ts_ms: int, tokens: tuple[int, int, int]

@@ -134,19 +134,19 @@ class NvmlGpus:
     def _without_shared(self, rows: list[GpuRow]) -> list[GpuRow]:
         """Leave out what GPUs of one module would each tell of the whole: NVML does not say which belong together."""
         shared = [
-            row.power_scope == "module" and not any(name in row.product for name in _OF_ONE_GPU)
+            row
             for row in rows
+            if row.power_scope == "module" and not any(name in row.product for name in _OF_ONE_GPU)
         ]
-        if sum(shared) < 2:
+        if len(shared) < 2:
             return rows
-        for row, is_shared in zip(rows, shared, strict=True):
-            if is_shared:
-                self._leave_out(row.gpu_uuid, "module_shared")
+        for row in shared:
+            self._leave_out(row.gpu_uuid, "module_shared")
         return [
             replace(row, energy_mj=None, power_mw=None, power_limit_mw=None, power_scope=None)
-            if is_shared
+            if row in shared
             else row
-            for row, is_shared in zip(rows, shared, strict=True)
+            for row in rows
         ]
 
     def _find_devices(self) -> None:

@@ -191,15 +191,17 @@ class NvmlDevice:
         self._memory_used_bytes = self._within("memory", used, 0, _INT64_MAX)
         # the unversioned name answers a missing function with an error of another family
         processes = self._ask(pynvml.nvmlDeviceGetComputeRunningProcesses_v3)
-        mig = self._ask(pynvml.nvmlDeviceGetMigMode)
-        is_mig = mig is not None and mig[0] == 1
         if processes:
             self._has_process = True
-        elif processes is None or is_mig or not sees_every_process():
+        elif processes is None or self._is_mig() or not sees_every_process():
             # A MIG parent lists its instances' processes only to the privileged.
             self._has_process = None
         else:
             self._has_process = False
+
+    def _is_mig(self) -> bool:
+        mode = self._ask(pynvml.nvmlDeviceGetMigMode)
+        return mode is not None and mode[0] == 1
 
     def _ask(self, call: Callable[[Any], Any]) -> Any:
         """The call's answer, or None if it has none."""

@@ -4,21 +4,22 @@ from typing import Any
 
 import polars as pl
 import pytest
+from report_ledgers import power
+from stage_driver import frame
 
 from idlewatt.processors import booking
 from idlewatt.stream import records, topics
-from idlewatt.stream.decoding import decode, frame_schema
+from idlewatt.stream.decoding import decode
 
 
-def power(windows: list[tuple[str, str, int, int]]) -> pl.DataFrame:
-    """Ledger rows of (site, pool, window_start_ms, rows), told apart by what they drew."""
-    found: list[dict[str, Any]] = []
-    for site, pool, start_ms, count in windows:
-        found += [{"site": site, "pool": pool, "window_start_ms": start_ms}] * count
-    schema = frame_schema(records.POWER)
-    row = {name: "" if dtype == pl.String else 0 for name, dtype in schema.items()}
-    rows = pl.DataFrame([row | more for more in found], schema=schema)
-    return rows.with_columns(draw_mj=pl.int_range(pl.len()))
+def ledger(windows: list[tuple[str, str, int, int]]) -> pl.DataFrame:
+    """Rows of watts of (site, pool, window_start_ms, rows), told apart by what they drew."""
+    rows = [
+        power(site=site, pool=pool, window_start_ms=start_ms)
+        for site, pool, start_ms, count in windows
+        for _ in range(count)
+    ]
+    return frame(records.POWER, rows, 0).with_columns(draw_mj=pl.int_range(pl.len()))
 
 
 def read(messages: list[Any]) -> list[pl.DataFrame]:
@@ -30,7 +31,7 @@ def test_a_pools_window_stays_in_one_message(monkeypatch: pytest.MonkeyPatch, mo
     """Unless it is longer than a message; each site has messages of its own, and no row is lost or moved."""
     monkeypatch.setattr(booking, "ROWS_PER_MESSAGE", most)
     windows = [("n", "a", 0, 2), ("n", "a", 10, 3), ("n", "b", 10, 5), ("n", "b", 20, 1), ("s", "b", 20, 4)]
-    rows = power(windows)
+    rows = ledger(windows)
     sent = list(booking.messages(topics.LEDGER, records.POWER, rows, together=("pool", "window_start_ms")))
     found = read(sent)
     assert pl.concat(found)["draw_mj"].to_list() == list(range(15))
@@ -44,6 +45,6 @@ def test_a_pools_window_stays_in_one_message(monkeypatch: pytest.MonkeyPatch, mo
 def test_others_fill_their_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that need not stay together are cut where a message is full."""
     monkeypatch.setattr(booking, "ROWS_PER_MESSAGE", 4)
-    rows = power([("n", "a", 0, 9), ("s", "a", 0, 3)])
+    rows = ledger([("n", "a", 0, 9), ("s", "a", 0, 3)])
     found = read(list(booking.messages(topics.LEDGER, records.POWER, rows)))
     assert [part.height for part in found] == [4, 4, 1, 3]

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import polars as pl
@@ -537,11 +538,12 @@ def test_recoverable_gpus_are_those_that_not_even_the_busiest_window_needed() ->
 
 def test_nothing_is_recoverable_of_a_model_that_nothing_held_for_a_while() -> None:
     """The fewest GPUs that held it in the hour are none, however few served; also where windows are read together."""
-    for at_once in (10, 50):
+    # alone where it is lost and found again
+    for borders in ((0, 50, *range(98, 106), 150, 361), (*range(0, 361, 50), 361)):
         driver = driver_of()
-        for first in range(0, 361, at_once):
+        for first, next_ in pairwise(borders):
             rows = []
-            for window in range(first, min(first + at_once, 361)):
+            for window in range(first, next_):
                 idle = power(window, "idle_free", gpus=8)
                 rows += (
                     [dataclasses.replace(idle, model_name="")]

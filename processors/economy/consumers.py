@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from idlewatt.processors.amounts import SUM
 from idlewatt.processors.economy.book import CONSUMER_KINDS, Book
 from idlewatt.processors.economy.prices import VOLUME_COLUMNS, VOLUME_KEY, listed, month_of, price_minutes
 from idlewatt.processors.economy.tiers import TIER_COLUMNS
@@ -21,7 +22,7 @@ CONSUMER_KEY: Final = ("site", "consumer_kind", "consumer", "model_name", "tier"
 CONSUMER_TOTAL_COLUMNS: Final[dict[str, Any]] = {
     **dict.fromkeys(CONSUMER_KEY, pl.String),
     **dict.fromkeys(TOKEN_COUNTS, pl.Int64),
-    "spend_micro": pl.Int128,
+    "spend_micro": SUM,
     # of all kinds, without a price
     "unpriced_tokens": pl.Int64,
 }
@@ -74,7 +75,7 @@ def totals(before: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
         unpriced_tokens=pl.when(pl.col("spend_micro").is_null())
         .then(pl.sum_horizontal(TOKEN_COUNTS))
         .otherwise(0),
-        spend_micro=pl.col("spend_micro").fill_null(0).cast(pl.Int128),
+        spend_micro=pl.col("spend_micro").fill_null(0).cast(SUM),
     )
     # summed kind by kind: all kinds together are four times the rows
     parts = [

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
+from idlewatt.processors.amounts import SUM
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.book import TOKENS, Book, Envelope
 from idlewatt.processors.economy.envelopes import (
@@ -29,7 +30,7 @@ FIGURE_COLUMNS: Final[dict[str, Any]] = {
     **dict.fromkeys(("start_ms", "end_ms", "as_of_ms", "since_ms"), pl.Int64),
     # tokens, or micro-units; used is null where some of it has no price in the unit, or may be OTHER's
     "limit": pl.Int64,
-    "used": pl.Int128,
+    "used": SUM,
     "unpriced_tokens": pl.Int64,
     # multiples of the even rate, which uses the limit up just at the period's end; null where not known
     **dict.fromkeys((f"burn_{window}" for window in BURN_WINDOWS), pl.Float64),
@@ -48,9 +49,9 @@ _FOLD: Final[dict[str, Any]] = {
     "period_start": pl.Date,
 }
 _NOTHING: Final = {
-    "used": pl.lit(0, pl.Int128),
+    "used": pl.lit(0, SUM),
     "unpriced_tokens": pl.lit(0, pl.Int64),
-    "used_before": pl.lit(0, pl.Int128),
+    "used_before": pl.lit(0, SUM),
     "unpriced_before": pl.lit(0, pl.Int64),
 }
 
@@ -318,7 +319,7 @@ def _exhaustion() -> pl.Expr:
 def _used() -> pl.Expr:
     """Tokens, or money that is in the envelope's currency."""
     money = pl.when(pl.col("currency") == pl.col("unit")).then("spend_micro").otherwise(0)
-    return pl.when(pl.col("unit") == TOKENS).then(pl.col("tokens").cast(pl.Int128)).otherwise(money)
+    return pl.when(pl.col("unit") == TOKENS).then(pl.col("tokens").cast(SUM)).otherwise(money)
 
 
 def _unpriced() -> pl.Expr:

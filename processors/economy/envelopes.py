@@ -9,14 +9,14 @@ from typing import Any, Final, Self
 
 import polars as pl
 
+from idlewatt.processors.amounts import SUM
 from idlewatt.processors.economy.book import CONSUMER_KINDS
 from idlewatt.processors.economy.consumers import OTHER
 from idlewatt.stream.records import TOKEN_COUNTS
 
 NAMED: Final = ("site", *CONSUMER_KINDS)
 # tokens of all kinds; those without a price, and money, in the currency of the book they were priced by
-# a gigawatt brings more micro-dong in days than 64 bits hold
-AMOUNTS: Final[dict[str, Any]] = {"tokens": pl.Int64, "unpriced_tokens": pl.Int64, "spend_micro": pl.Int128}
+AMOUNTS: Final[dict[str, Any]] = {"tokens": pl.Int64, "unpriced_tokens": pl.Int64, "spend_micro": SUM}
 # burn windows -> their length and the width of the buckets they are made of
 BURN_WINDOWS: Final[Mapping[str, tuple[int, int]]] = {
     "5m": (300_000, 300_000),
@@ -94,7 +94,7 @@ def used(
     amounts = rows.group_by(*NAMED, "currency", "window_start_ms", maintain_order=True).agg(
         tokens=tokens.sum(),
         unpriced_tokens=tokens.filter(pl.col("spend_micro").is_null()).sum(),
-        spend_micro=pl.col("spend_micro").cast(pl.Int128).sum(),
+        spend_micro=pl.col("spend_micro").cast(SUM).sum(),
     )
     # what is over makes room for new names
     before, told = _recent(state.periods, _by_period(amounts, time_zone))

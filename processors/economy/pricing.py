@@ -9,7 +9,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.amounts import rounded
+from idlewatt.processors.amounts import SUM, rounded
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy import prices, tiers
 from idlewatt.processors.economy.book import MICRO, Book
@@ -89,7 +89,7 @@ def revenue_rows(priced: pl.DataFrame, book: Book) -> pl.DataFrame:
         sums = (
             rows.filter(pl.col(worth).is_not_null() & (pl.col(worth) != 0))
             .group_by(*POOL_WINDOW, "model_name", "tier")
-            .agg(rounded(pl.col(worth), MICRO).cast(pl.Int128).sum().alias("amount_micro"))
+            .agg(rounded(pl.col(worth), MICRO).cast(SUM).sum().alias("amount_micro"))
             # more than a row of money holds is not known
             .with_columns(pl.col("amount_micro").cast(pl.Int64, strict=False))
             .filter(pl.col("amount_micro").is_not_null())

@@ -5,6 +5,7 @@ from typing import Any, Final, Self
 
 import polars as pl
 
+from idlewatt.processors.amounts import SUM
 from idlewatt.processors.economy.consumers import CONSUMER_TOTAL_COLUMNS
 from idlewatt.processors.economy.envelopes import EnvelopeState
 from idlewatt.processors.economy.prices import VOLUME_COLUMNS
@@ -70,11 +71,10 @@ class EconomyState:
 
 _FRAMES: Final[dict[str, Any]] = {
     "mix": MIX_COLUMNS,
-    # a gigawatt brings more micro-dong in days than 64 bits hold
-    "totals": {**dict.fromkeys(TOTAL_KEY, _STRING), "amount_micro": pl.Int128, "shown_micro": pl.Int128},
+    "totals": {**dict.fromkeys(TOTAL_KEY, _STRING), "amount_micro": SUM, "shown_micro": SUM},
     "unpriced": {**dict.fromkeys(UNPRICED_KEY, _STRING), **dict.fromkeys(TOKEN_COUNTS, pl.Int64)},
     "uncosted": {**dict.fromkeys(UNCOSTED_KEY, _STRING), "gpu_ms": pl.Int64, "shown_gpu_ms": pl.Int64},
-    "carbon": {**dict.fromkeys(("site", "pool", "state"), _STRING), "carbon_ug": pl.Int128},
+    "carbon": {**dict.fromkeys(("site", "pool", "state"), _STRING), "carbon_ug": SUM},
     "windows": {"site": _STRING, "pool": _STRING, "end_ms": pl.Int64},
     "rolling": ROLLING_COLUMNS,
     "packing": PACKING_COLUMNS,

@@ -5,6 +5,7 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.amounts import SUM
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.families import Family, family, in_units, long
 from idlewatt.processors.meter.config import MeterConfig
@@ -103,10 +104,9 @@ def _unaccounted(state: MeterState) -> pl.DataFrame:
     waiting = with_names(pl.concat([opened, gaps]), state.gpu_index, *_POOL)
     parts = [
         state.measured_totals.lazy().select(*_POOL, rest_mj="measured_mj", measured=True),
-        state.power_totals.lazy().select(
-            *_POOL, rest_mj=pl.lit(0, pl.Int128) - pl.col("draw_mj"), measured=False
-        ),
-        waiting.lazy().select(*_POOL, pl.col("rest_mj").cast(pl.Int128), measured=False),
+        # polars has no minus for 128 bits
+        state.power_totals.lazy().select(*_POOL, rest_mj=pl.lit(0, SUM) - pl.col("draw_mj"), measured=False),
+        waiting.lazy().select(*_POOL, pl.col("rest_mj").cast(SUM), measured=False),
     ]
     sums = (
         pl.concat(parts)

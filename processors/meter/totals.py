@@ -4,6 +4,7 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.amounts import SUM
 from idlewatt.processors.meter.rows import sums_by, with_names
 from idlewatt.stream.records import TOKEN_COUNTS
 
@@ -15,16 +16,13 @@ _SHOWN: Final = {"gpu_ms": "shown_gpu_ms", "headroom_mj": "shown_headroom_mj"}
 _FACILITY: Final = "facility_mj"
 _TOKEN_KEY: Final = ("site", "pool", "model_name")
 
-# a gigawatt makes more millijoules in 107 days than 64 bits hold
-_EVER: Final = pl.Int128
-
 POWER_COLUMNS: Final = {
     **dict.fromkeys(_POWER_KEY, pl.String),
-    **dict.fromkeys((*_POWER_SUMS, *_SHOWN.values(), _FACILITY), _EVER),
+    **dict.fromkeys((*_POWER_SUMS, *_SHOWN.values(), _FACILITY), SUM),
 }
 TOKEN_COLUMNS: Final = {**dict.fromkeys(_TOKEN_KEY, pl.String), **dict.fromkeys(TOKEN_COUNTS, pl.Int64)}
-AVAILABLE_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "shown_available_mj": _EVER}
-MEASURED_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "measured_mj": _EVER}
+AVAILABLE_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "shown_available_mj": SUM}
+MEASURED_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "measured_mj": SUM}
 
 
 def add_power(

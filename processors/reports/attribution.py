@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from idlewatt.processors.reports.cells import AMOUNT, KEY, MEASURES, TOKEN_MEASURES, WATT_MEASURES, Cells
+from idlewatt.processors.amounts import SUM
+from idlewatt.processors.reports.cells import KEY, MEASURES, TOKEN_MEASURES, WATT_MEASURES, Cells
 
 
 def with_tiers(cells: pl.DataFrame) -> pl.DataFrame:
@@ -18,8 +19,8 @@ def with_tiers(cells: pl.DataFrame) -> pl.DataFrame:
     parts = split(watts, weights.filter(pl.col("tier") != ""), key, "tier", WATT_MEASURES)
     return _summed(
         [
-            cells.with_columns(pl.lit(0, AMOUNT).alias(name) for name in WATT_MEASURES),
-            parts.with_columns(pl.lit(0, AMOUNT).alias(name) for name in TOKEN_MEASURES),
+            cells.with_columns(pl.lit(0, SUM).alias(name) for name in WATT_MEASURES),
+            parts.with_columns(pl.lit(0, SUM).alias(name) for name in TOKEN_MEASURES),
         ],
         KEY,
     )
@@ -61,8 +62,8 @@ def by_consumer(found: Cells, kind: str, key: Sequence[str]) -> pl.DataFrame:
     )
     return _summed(
         [
-            tokens.with_columns(pl.lit(0, AMOUNT).alias(name) for name in WATT_MEASURES),
-            parts.with_columns(pl.lit(0, AMOUNT).alias(name) for name in TOKEN_MEASURES),
+            tokens.with_columns(pl.lit(0, SUM).alias(name) for name in WATT_MEASURES),
+            parts.with_columns(pl.lit(0, SUM).alias(name) for name in TOKEN_MEASURES),
         ],
         [*key, "consumer"],
     )

@@ -11,6 +11,7 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.amounts import SUM
 from idlewatt.processors.economy import costs, pricing, tiers
 from idlewatt.processors.economy.book import CONSUMER_KINDS, Book
 from idlewatt.processors.economy.consumers import spend, with_known_tiers
@@ -48,12 +49,10 @@ WATT_MEASURES: Final = (
     "benchmark_micro",
 )
 MEASURES: Final = (*TOKEN_MEASURES, *WATT_MEASURES)
-# the watts of a gigawatt are more than 64 bits hold of mJ after four months, its revenue in IDR after some days
-AMOUNT: Final = pl.Int128
-CELL_COLUMNS: Final = {**dict.fromkeys(KEY, pl.String), **dict.fromkeys(MEASURES, AMOUNT)}
+CELL_COLUMNS: Final = {**dict.fromkeys(KEY, pl.String), **dict.fromkeys(MEASURES, SUM)}
 CONSUMED_COLUMNS: Final = {
     **dict.fromkeys(("site", *CONSUMER_KINDS, "model_name", "tier"), pl.String),
-    **dict.fromkeys(TOKEN_MEASURES, AMOUNT),
+    **dict.fromkeys(TOKEN_MEASURES, SUM),
 }
 
 
@@ -197,7 +196,7 @@ def _watt_cells(power: pl.DataFrame, losses: pl.DataFrame, book: Book) -> Iterat
 def _amount(kind: str, condition: pl.Expr | None = None) -> pl.Expr:
     of_kind = pl.col("kind") == kind
     amounts = pl.col("amount_micro").filter(of_kind if condition is None else of_kind & condition)
-    return amounts.cast(AMOUNT).sum()
+    return amounts.cast(SUM).sum()
 
 
 def _cells(rows: pl.DataFrame, measures: dict[str, pl.Expr]) -> pl.DataFrame:
@@ -206,7 +205,7 @@ def _cells(rows: pl.DataFrame, measures: dict[str, pl.Expr]) -> pl.DataFrame:
         rows = rows.with_columns(tier=pl.lit(""))
     rows = rows.with_columns(pl.col("tier").fill_null(""))
     zero = pl.lit(0, pl.Int64)
-    return rows.group_by(KEY).agg(measures.get(name, zero).cast(AMOUNT).alias(name) for name in MEASURES)
+    return rows.group_by(KEY).agg(measures.get(name, zero).cast(SUM).alias(name) for name in MEASURES)
 
 
 def _summed(frames: Sequence[pl.DataFrame], key: Sequence[str]) -> pl.DataFrame:
@@ -226,8 +225,5 @@ def _consumed(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
     )
     key = ("site", *CONSUMER_KINDS, "model_name", "tier")
     return (
-        priced.group_by(key)
-        .agg(pl.col(*TOKEN_MEASURES).cast(AMOUNT).sum())
-        .sort(key)
-        .select(*CONSUMED_COLUMNS)
+        priced.group_by(key).agg(pl.col(*TOKEN_MEASURES).cast(SUM).sum()).sort(key).select(*CONSUMED_COLUMNS)
     )
