@@ -87,7 +87,8 @@ def advance(
     """
     dropped: dict[str, int] = {}
     anchors = last.with_columns_seq(eff_ms=pl.lit(NEVER_MS), src=pl.lit(None, pl.Int64))
-    known = pl.concat([anchors.select_seq(pending.columns), pending])
+    # what is gathered from a column of a few pieces takes three times as long
+    known = pl.concat([anchors.select_seq(pending.columns), pending], rechunk=True)
     gauges = steady.gauges if steady is not None else ()
     judged_by = dict.fromkeys(("id", "ts_ms", "epoch_ms", *counters, *gauges))
     for first_only in (True, False):
