@@ -1,6 +1,7 @@
 """Polls a stage's log the way the processor does, and keeps what it brought."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from idlewatt.stream.errors import RewindError
@@ -32,10 +33,13 @@ class StageReader:
         """Poll until the condition holds."""
         deadline = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < deadline, (
-                f"still have {self.snapshots.keys()} and {len(self.messages)} messages"
-            )
+            assert time.monotonic() < deadline, self.state()
             self.poll()
+
+    def state(self) -> str:
+        """What to say when a test waited in vain."""
+        came = Counter((m.topic, m.partition) for m in self.messages)
+        return f"holds {sorted(self.snapshots)}, behind {self.behind}, messages that came: {dict(came)}"
 
     def until_values(self, values: set[bytes], timeout_s: float = 40.0) -> None:
         """Poll until exactly these messages have come, each once."""

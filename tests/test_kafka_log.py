@@ -73,7 +73,7 @@ def poll_all(members: list[StageReader], condition: Callable[[], bool], timeout_
     """Poll members in turn until the condition holds; a rebalance needs all of them."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, [member.snapshots.keys() for member in members]
+        assert time.monotonic() < deadline, "\n".join(member.state() for member in members)
         for member in members:
             member.poll(0.1)
 
