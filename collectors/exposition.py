@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +17,7 @@ _MAX_SAMPLES: Final = 5_000
 # a counter of input that is left out beside its output would be wrong.
 _MAX_PART_BYTES: Final = 2_048
 
+_PLAIN_VALUE: Final = re.compile(rb"[ \t]+([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)[ \t\r]*")
 _SERIES_NAME: Final = re.compile(rb"[a-zA-Z_:][a-zA-Z0-9_:]*(?=[ \t{])")
 
 
@@ -58,8 +59,10 @@ class SamplePicker:
         wanted = _any_of(names)
         # the name must end here: vllm:prompt_tokens_created is a time, and some histograms end in _total
         self._lines = re.compile(rf"^[ \t]*(?:{wanted})[ \t]*[{{ \t][^\n]*".encode(), re.MULTILINE)
-
         self._announcement = re.compile(rf"^# TYPE (?:{_any_of(self._required)})[ \t]".encode(), re.MULTILINE)
+        # Of the page before: name and labels as they stand there, to a sample that has them. They are the same from page to
+        # page, and the parser takes six times as long over them as all else does.
+        self._series: dict[bytes, Sample] = {}
 
     def pick(self, body: bytes | bytearray, left_out: Counter[str] | None = None) -> list[Sample]:
         """The wanted samples, in the page's order.
@@ -69,9 +72,10 @@ class SamplePicker:
         who sends a request can have a line of his own.
         """
         samples: dict[tuple[str, frozenset[tuple[str, str]]], Sample] = {}
+        before, self._series = self._series, {}
         for line in self._lines.finditer(body):
             try:
-                sample = _parse(line.group())
+                sample = self._sample(line.group(), before)
             except SourceError as error:
                 if left_out is None:
                     raise
@@ -96,6 +100,18 @@ class SamplePicker:
             raise SourceError("truncated", "the page breaks off within its last line")
         return list(samples.values())
 
+    def _sample(self, line: bytes, before: Mapping[bytes, Sample]) -> Sample:
+        series = line[: line.rfind(b"}") + 1]
+        value = _plain_value(line[len(series) :]) if series else None
+        known = before.get(series)
+        if value is None or known is None:
+            sample, is_alone = _parse(line)
+            if value is not None and is_alone:
+                self._series[series] = sample
+            return sample
+        self._series[series] = known
+        return Sample(known.name, known.labels, value)
+
     def _absence(self, body: bytes | bytearray) -> str:
         expected = f"expected {' or '.join(self._required)}, but {_looks(body)}"
         return f"{expected}; {self._if_absent}" if self._if_absent else expected
@@ -105,7 +121,14 @@ def _any_of(names: Iterable[str]) -> str:
     return "|".join(re.escape(fold(name)).replace("_", "[:_]") for name in sorted(names))
 
 
-def _parse(line: bytes) -> Sample:
+def _plain_value(text: bytes) -> float | None:
+    """What stands behind the labels of nearly every line; None if it is anything else, for the parser to read."""
+    plain = _PLAIN_VALUE.fullmatch(text)
+    return float(plain[1]) if plain else None
+
+
+def _parse(line: bytes) -> tuple[Sample, bool]:
+    """The sample, and whether its value is all that stands behind its labels. Raises SourceError."""
     labels_bytes = line.rfind(b"}") - line.find(b"{")
     if max(labels_bytes, len(line) - labels_bytes) > _MAX_PART_BYTES:
         raise SourceError(
@@ -119,7 +142,7 @@ def _parse(line: bytes) -> Sample:
         [sample] = family.samples
     except (ValueError, IndexError) as error:
         raise SourceError("bad_sample", f"a line is not in the Prometheus format: {_shown(line)}") from error
-    return Sample(fold(sample.name), sample.labels, sample.value)
+    return Sample(fold(sample.name), sample.labels, sample.value), sample.timestamp is None
 
 
 def _looks(body: bytes | bytearray) -> str:

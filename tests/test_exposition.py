@@ -1,6 +1,10 @@
 import time
+from collections import Counter
 
 import pytest
+from examples import examples
+from hypothesis import given
+from hypothesis import strategies as st
 
 from idlewatt.collectors.exposition import Sample, SamplePicker
 from idlewatt.stream.errors import SourceError
@@ -126,3 +130,43 @@ def test_a_hostile_page_costs_seconds_at_most() -> None:
     assert reason(b"srv:tokens_tota" * 1_100_000) == "no_known_series"
     assert reason(b'srv:tokens_total{m="' + b'\\"' * 8_000_000 + b'"} 1\n') == "bad_sample"
     assert time.monotonic() - started < 5
+
+
+LINES = st.builds(
+    "{} {}".format,
+    st.sampled_from(
+        [
+            "srv:tokens_total",
+            'srv:tokens_total{m="a"}',
+            'srv_tokens_total{m="a"}',
+            'srv:tokens_total{m="a} 7 #"}',
+            'srv:tokens_total{m="a"} 7 # {t="1"}',
+            'srv:running {n="1",m="b",}',
+            'srv:running{m="b",n="1"}',
+            "srv:running{m=b}",
+        ]
+    ),
+    st.sampled_from(
+        ["0", "7", "12.5", "1.79e+09", "  3\t", "7 1790000000000", "1_0", "+Inf", "-1", "7 # {} 8", "}"]
+    ),
+)
+PAGES = st.lists(LINES, max_size=6).map(lambda lines: "".join(f"{line}\n" for line in lines).encode())
+
+
+@given(st.lists(PAGES, min_size=1, max_size=4))
+@examples(300)
+def test_a_page_says_the_same_whatever_came_before_it(pages: list[bytes]) -> None:
+    """Series that were there before are known again by how they stand on the page, and their values are those of now."""
+    going_on, left_out = SamplePicker(NAMES, NAMES), Counter[str]()
+    for page in pages:
+        afresh: Counter[str] = Counter()
+        left_out.clear()
+        assert _picked(going_on, page, left_out) == _picked(SamplePicker(NAMES, NAMES), page, afresh)
+        assert left_out == afresh
+
+
+def _picked(picker: SamplePicker, page: bytes, left_out: Counter[str]) -> list[Sample] | str:
+    try:
+        return picker.pick(page, left_out)
+    except SourceError as error:
+        return error.reason
