@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from idlewatt.cli.config import FILE_VARIABLE, load_settings
-from idlewatt.cli.doctor_sources import Finding, engine_finding, gateway_finding
+from idlewatt.cli.doctor_sources import Finding, source_findings
 from idlewatt.cli.doctor_spool import spool_finding
 from idlewatt.cli.exit_codes import ExitCode
 from idlewatt.stream import topics
@@ -43,10 +43,7 @@ def _findings(config: Path | None, environ: Mapping[str, str]) -> Iterator[Findi
     yield Finding("ok", "config", str(config or environ.get(FILE_VARIABLE) or "no file: defaults"))
     yield from _book(settings)
     yield from _gpus(settings)
-    for engine in settings.collect.engine:
-        yield engine_finding(settings, engine)
-    for gateway in settings.collect.gateway:
-        yield gateway_finding(settings, gateway)
+    yield from source_findings(settings)
     if settings.log.kind == "kafka":
         yield from _kafka(settings)
         yield spool_finding(settings)

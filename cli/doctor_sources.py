@@ -1,10 +1,12 @@
 """What `idlewatt doctor` says of the servers it reads: each is read once, as the collector would."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-from idlewatt.collectors.collection import engine_source, gateway_source
+from idlewatt.collectors.collection import engine_source, gateway_source, refuse_same_names
 from idlewatt.collectors.source import Reading, Source
 from idlewatt.stream.errors import ConfigError, SourceError
 from idlewatt.stream.records import EngineRow, UsageRow
@@ -24,7 +26,28 @@ class Finding:
         return f"{self.level:<4}  {self.part:<7}  {self.seen}" + (f": {self.mend}" if self.mend else "")
 
 
-def engine_finding(settings: Settings, engine: Engine) -> Finding:
+def source_findings(settings: Settings) -> Iterator[Finding]:
+    """All that is wrong with the names of engines and gateways, and what each of them says."""
+    makers: list[Callable[[], Source]] = [
+        *(partial(engine_source, settings, engine) for engine in settings.collect.engine),
+        *(partial(gateway_source, settings, gateway) for gateway in settings.collect.gateway),
+    ]
+    sources: list[Source] = []
+    for make in makers:
+        # said below, of the one that is at fault
+        with suppress(ConfigError):
+            sources.append(make())
+    try:
+        refuse_same_names(sources)
+    except ConfigError as error:
+        yield Finding("FAIL", "config", str(error))
+    for source in sources:
+        source.close()
+    yield from (_engine(settings, engine) for engine in settings.collect.engine)
+    yield from (_gateway(settings, gateway) for gateway in settings.collect.gateway)
+
+
+def _engine(settings: Settings, engine: Engine) -> Finding:
     """Whether an engine answers, and which models it serves."""
 
     def seen(name: str, reading: Reading) -> Finding:
@@ -44,7 +67,7 @@ def engine_finding(settings: Settings, engine: Engine) -> Finding:
     return _read("engine", engine.url, lambda: engine_source(settings, engine), seen)
 
 
-def gateway_finding(settings: Settings, gateway: Gateway) -> Finding:
+def _gateway(settings: Settings, gateway: Gateway) -> Finding:
     """Whether a gateway answers, and whether the rules name those who spend its tokens."""
 
     def seen(name: str, reading: Reading) -> Finding:

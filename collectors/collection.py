@@ -134,6 +134,11 @@ def _check(sources: Sequence[Source], *, takes_usage: bool) -> None:
             'nothing to read: collect.gpu is "none", no [[collect.engine]] or [[collect.gateway]] is configured, and '
             "without serve.token no POST /v1/usage is taken; set one of them"
         )
+    refuse_same_names(sources)
+
+
+def refuse_same_names(sources: Sequence[Source]) -> None:
+    """Raise ConfigError where two have one name: the counters of both would be one that falls and rises."""
     named = defaultdict(list)
     for source in sources:
         named[source.name].append(source)

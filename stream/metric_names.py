@@ -351,7 +351,8 @@ SAMPLE_ERRORS: Final = _collector(
     "idlewatt_sample_errors_total",
     "counter",
     "source reason",
-    "Readings left out of an otherwise good scrape, by reason.",
+    "What was left out of an otherwise good scrape, by reason. Also rows that could not be encoded (source sink), damaged "
+    "records of the spool (spool) and posts of usage that were refused (usage_post).",
 )
 SENT_ROWS: Final = _collector("idlewatt_sent_rows_total", "counter", "topic", "Rows the log has taken.")
 DROPPED_ROWS: Final = _collector(

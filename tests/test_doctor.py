@@ -76,6 +76,16 @@ def test_an_engine_in_a_pool_without_gpus_is_told(tmp_path: Path) -> None:
             assert ("in pool caht, this node's GPUs are in chat" in parts["engine"][0]) is (level == "warn")
 
 
+def test_two_sources_of_one_name_fail(tmp_path: Path) -> None:
+    """`idlewatt collect` would not start with them, and both answer."""
+    with loopback_http.serving(loopback_http.says(loopback_http.page(VLLM_PAGE))) as server:
+        twice = f'[{{url = "{server.url}"}}, {{url = "{server.url}"}}]'
+        code, parts = examine(tmp_path, {"IDLEWATT_COLLECT__ENGINE": twice})
+    assert code == 3
+    assert "FAIL two sources are called" in parts["config"][1]
+    assert [line.split()[0] for line in parts["engine"]] == ["ok", "ok"]
+
+
 def test_wrong_settings_are_all_told(tmp_path: Path) -> None:
     """Every fault of the configuration is a line; the rest cannot be looked at."""
     code, parts = examine(tmp_path, {"IDLEWATT_PORT": "x", "IDLEWATT_PROT": "1"})
