@@ -10,11 +10,12 @@ from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idlewatt.processors.economy import consumers, usage_minutes
+from idlewatt.processors.economy import consumers, rests, usage_minutes
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.economy.consumers import spend
 from idlewatt.processors.economy.prices import VOLUME_COLUMNS
+from idlewatt.processors.economy.rests import REST_COLUMNS
 from idlewatt.processors.economy.usage import UsageState, fold_usage
 from idlewatt.processors.economy.usage_minutes import MINUTE_COLUMNS
 from idlewatt.stream import records
@@ -35,6 +36,11 @@ steps = [{ above_mtok = 1, input = 0.5, output = 0.5 }]
     "book",
 )
 NONE = pl.DataFrame(schema=VOLUME_COLUMNS)
+NO_RESTS = pl.DataFrame(schema=REST_COLUMNS)
+
+
+def book_of(text: str) -> Book:
+    return parse_book(text.encode(), "book")
 
 
 def at(month: int, day: int = 15) -> int:
@@ -55,10 +61,10 @@ def owed(
     *folds: list[dict[str, Any]], book: Book = BOOK, who: tuple[str, str] = ("hall", "search")
 ) -> tuple[list[int], pl.DataFrame]:
     """What `who` owes row by row, and the volumes after all folds."""
-    volumes, amounts = NONE, []
+    volumes, rests, amounts = NONE, NO_RESTS, []
     for rows in folds:
-        spent = spend(book, minutes(*rows), volumes)
-        volumes = spent.volumes
+        spent = spend(book, minutes(*rows), volumes, rests)
+        volumes, rests = spent.volumes, spent.rests
         amounts += spent.rows.filter(site=who[0], team=who[1]).get_column("spend_micro").to_list()
     return amounts, volumes
 
@@ -91,6 +97,29 @@ def test_a_flood_of_names_takes_nobodys_steps(monkeypatch: pytest.MonkeyPatch, a
     assert amounts == [1_000_000, 500_000, 1_000_000, 500_000]
     assert owed(*folds, who=("hall", "late"))[0] == [2_000_000]
     assert volumes.height == 6
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 10_000])
+def test_a_million_small_requests_owe_what_one_large_one_does(at_once: int) -> None:
+    """0.4 and 0.5 micro-units each: rounded one by one they would owe nothing and twice as much."""
+    cheap = book_of('[[price]]\nmodel = "*"\ninput = 0\noutput = 0.02\n')
+    rows = [minute(team, tokens) for _ in range(500) for team, tokens in (("search", 20), ("chat", 25))]
+    folds = [rows[begin : begin + at_once] for begin in range(0, len(rows), at_once)]
+    for team, owes in (("search", 200), ("chat", 250)):
+        amounts, _ = owed(*folds, book=cheap, who=("hall", team))
+        assert sum(amounts) == owes
+        assert set(amounts) == {0, 1}
+
+
+def test_beyond_the_bound_rows_are_rounded_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood of names takes nobody's rests, and leaves none."""
+    monkeypatch.setattr(rests, "MAX_RESTS", 3)
+    cheap = book_of('[[price]]\nmodel = "*"\ninput = 0\noutput = 0.02\n')
+    flood = [minute(f"flood-{n}", 25) for n in range(50)]
+    for folds in ([[minute("search", 20)], flood, [minute("search", 20)] * 4, flood],):
+        assert sum(owed(*folds, book=cheap)[0]) == 2
+        assert sum(owed(*folds, book=cheap, who=("hall", "flood-0"))[0]) == 1
+        assert sum(owed(*folds, book=cheap, who=("hall", "flood-49"))[0]) == 2
 
 
 @examples(30)
@@ -126,11 +155,11 @@ def test_steps_are_reached_by_the_same_rows_however_they_are_read(
     read = pl.DataFrame(rows, schema=frame_schema(records.USAGE))
 
     def priced(sizes: list[int]) -> pl.DataFrame:
-        state, volumes, parts, begin = UsageState.empty(), NONE, [], 0
+        state, volumes, rests, parts, begin = UsageState.empty(), NONE, NO_RESTS, [], 0
         for size in sizes:
             done = fold_usage(state, read.slice(begin, size), START_MS + 10**9)
-            spent = spend(BOOK, done.minutes, volumes)
-            state, volumes, begin = done.state, spent.volumes, begin + size
+            spent = spend(BOOK, done.minutes, volumes, rests)
+            state, volumes, rests, begin = done.state, spent.volumes, spent.rests, begin + size
             parts.append(spent.rows)
         return pl.concat(parts)
 
@@ -151,7 +180,8 @@ def test_rows_are_the_same_however_few_are_cut_and_priced_at_once(monkeypatch: p
     read = pl.DataFrame(rows, schema=frame_schema(records.USAGE))
 
     def priced() -> pl.DataFrame:
-        return spend(BOOK, fold_usage(UsageState.empty(), read, START_MS + 10**9).minutes, NONE).rows
+        minutes_ = fold_usage(UsageState.empty(), read, START_MS + 10**9).minutes
+        return spend(BOOK, minutes_, NONE, NO_RESTS).rows
 
     whole = priced()
     monkeypatch.setattr(usage_minutes, "_SPLIT_AT_ONCE", 2)

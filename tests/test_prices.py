@@ -2,6 +2,7 @@
 
 import datetime as dt
 import fnmatch
+from collections import defaultdict
 from collections.abc import Sequence
 from zoneinfo import ZoneInfo
 
@@ -11,9 +12,11 @@ from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idlewatt.processors.economy.book import Book
+from idlewatt.processors.amounts import rounded
+from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.economy.prices import VOLUME_COLUMNS, price_frame, price_minutes
+from idlewatt.processors.economy.rests import REST_COLUMNS
 from idlewatt.processors.economy.usage_minutes import MINUTE_COLUMNS
 
 MINUTE_MS = 60_000
@@ -56,16 +59,16 @@ def owed(
     book: Book, rows: Sequence[dict[str, object]], sizes: Sequence[int] = ()
 ) -> tuple[list[int | None], list[int | None], dict[str, int]]:
     """Spend and list value of each row, read in batches of the sizes; and the volumes by month."""
-    volumes = pl.DataFrame(schema=VOLUME_COLUMNS)
+    volumes, rests = pl.DataFrame(schema=VOLUME_COLUMNS), pl.DataFrame(schema=REST_COLUMNS)
     spent: list[int | None] = []
     listed: list[int | None] = []
     at = 0
     for size in sizes or [len(rows)]:
-        priced, volumes = price_minutes(
-            book, pl.DataFrame(list(rows[at : at + size]), schema=MINUTE_COLUMNS), volumes
+        priced, volumes, rests = price_minutes(
+            book, pl.DataFrame(list(rows[at : at + size]), schema=MINUTE_COLUMNS), volumes, rests
         )
         spent += priced.get_column("spend_micro").to_list()
-        listed += priced.get_column("list_micro").to_list()
+        listed += priced.select(rounded(pl.col("worth"), MICRO)).to_series().to_list()
         at += size
     assert at == len(rows)
     return spent, listed, dict(volumes.select("month", "tokens").iter_rows())
@@ -231,16 +234,23 @@ def test_what_is_owed_is_that_of_the_definition_however_rows_are_read(
         left -= sizes[-1]
     spent, listed, volumes = owed(book_of(STEPPED), rows, sizes)
     assert (spent, listed, volumes) == owed(book_of(STEPPED), rows)
-    before: dict[tuple[str, str], int] = {}
+    before: defaultdict[tuple[str, str], int] = defaultdict(int)
+    exact: defaultdict[tuple[str, str], int] = defaultdict(int)
     for (tokens, team, at), found in zip(told, spent, strict=True):
         moment = dt.datetime.fromtimestamp(first / 1000 + at * 60, ZoneInfo(zone))
-        volume = before.get((team, f"{moment:%Y-%m}"), 0)
-        assert found == _by_definition(tokens, volume if team else 0, stepped=bool(team))
-        before[team, f"{moment:%Y-%m}"] = volume + sum(tokens)
+        who = team, f"{moment:%Y-%m}"
+        booked = _whole(exact[who])
+        exact[who] += _by_definition(tokens, before[who] if team else 0, stepped=bool(team))
+        assert found == _whole(exact[who]) - booked
+        before[who] += sum(tokens)
+
+
+def _whole(exact: int) -> int:
+    return (exact + 500_000) // 1_000_000
 
 
 def _by_definition(tokens: tuple[int, int, int], volume: int, *, stepped: bool) -> int:
-    """Micro-units, from whole numbers: prices per million tokens of output, input and cached input by step."""
+    """Micro-units x 10^6, from whole numbers: prices per million tokens of output, input and cached input by step."""
     steps = [
         (0, 700_000, 100_000, 20_000),
         (10**6, 500_000, 100_000, 20_000),
@@ -255,7 +265,7 @@ def _by_definition(tokens: tuple[int, int, int], volume: int, *, stepped: bool) 
         begin, end = (min(max(edge - volume, 0), whole) for edge in (below, above))
         for count, price in zip(tokens, prices, strict=True):
             worth += (count * end // max(whole, 1) - count * begin // max(whole, 1)) * price
-    return (worth + 500_000) // 1_000_000
+    return worth
 
 
 @pytest.mark.parametrize("rows", [[], [minute((0, 0, 0))]], ids=["no_rows", "no_tokens"])

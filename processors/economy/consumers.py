@@ -7,7 +7,7 @@ import polars as pl
 
 from idlewatt.processors.amounts import SUM
 from idlewatt.processors.economy.book import CONSUMER_KINDS, Book
-from idlewatt.processors.economy.prices import VOLUME_COLUMNS, VOLUME_KEY, listed, month_of, price_minutes
+from idlewatt.processors.economy.prices import VOLUME_KEY, listed, month_of, price_minutes
 from idlewatt.processors.economy.tiers import TIER_COLUMNS
 from idlewatt.stream.records import TOKEN_COUNTS
 
@@ -21,10 +21,10 @@ UNKNOWN_TIER: Final = "(unknown)"
 CONSUMER_KEY: Final = ("site", "consumer_kind", "consumer", "model_name", "tier", "currency")
 CONSUMER_TOTAL_COLUMNS: Final[dict[str, Any]] = {
     **dict.fromkeys(CONSUMER_KEY, pl.String),
-    **dict.fromkeys(TOKEN_COUNTS, pl.Int64),
+    **dict.fromkeys(TOKEN_COUNTS, SUM),
     "spend_micro": SUM,
     # of all kinds, without a price
-    "unpriced_tokens": pl.Int64,
+    "unpriced_tokens": SUM,
 }
 
 
@@ -32,22 +32,29 @@ CONSUMER_TOTAL_COLUMNS: Final[dict[str, Any]] = {
 class Spent:
     """What a fold's minutes come to."""
 
-    # records.CONSUMER and list_micro
+    # records.CONSUMER and prices.EXACT
     rows: pl.DataFrame
-    # prices.VOLUME_COLUMNS after
+    # prices.VOLUME_COLUMNS and rests.REST_COLUMNS after
     volumes: pl.DataFrame
+    rests: pl.DataFrame
     # tiers.TIER_COLUMNS of these minutes
     tiers: pl.DataFrame
 
 
-def spend(book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame) -> Spent:
+def spend(book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame, rests: pl.DataFrame) -> Spent:
     """Price minutes of usage (usage_minutes.MINUTE_COLUMNS) in their order; a tier that nobody told is the default one."""
     priced = []
     for some in list(minutes.iter_slices(_PRICED_AT_ONCE)) or [minutes]:
-        rows, volumes = _priced(book, some, volumes)
+        rows, volumes, rests = _priced(book, some, volumes, rests)
         priced.append(rows)
     rows = pl.concat(priced)
-    return Spent(rows, _recent(volumes), with_known_tiers(book, rows).select(*TIER_COLUMNS))
+    return Spent(rows, _recent(volumes), _recent(rests), tier_rows(book, with_known_tiers(book, rows)))
+
+
+def tier_rows(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows as in Spent, with known tiers, as TIER_COLUMNS. What was given away says nothing of volume steps."""
+    listed = pl.when(pl.col("tier").is_in(book.unsold)).then(0).otherwise("worth")
+    return rows.with_columns(listed=listed).select(*TIER_COLUMNS).cast(pl.Schema(TIER_COLUMNS))
 
 
 def with_known_tiers(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
@@ -56,15 +63,17 @@ def with_known_tiers(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(known.alias("tier"))
 
 
-def _priced(book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Rows as in Spent, and the volumes after them."""
+def _priced(
+    book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame, rests: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Rows, volumes and rests as in Spent."""
     tier = pl.when(pl.col("tier") == "").then(pl.lit(book.default_tier)).otherwise("tier")
     minutes = minutes.with_columns(tier.alias("tier"))
     billed = minutes.get_column(book.billed)
     stepless = _without_room(book, minutes, volumes)
     named = minutes.with_columns(pl.when(stepless).then(pl.lit("")).otherwise(billed).alias(book.billed))
-    rows, after = price_minutes(book, named, volumes)
-    return rows.with_columns(billed), after
+    rows, volumes, rests = price_minutes(book, named, volumes, rests)
+    return rows.with_columns(billed), volumes, rests
 
 
 def totals(before: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
@@ -75,8 +84,8 @@ def totals(before: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
         unpriced_tokens=pl.when(pl.col("spend_micro").is_null())
         .then(pl.sum_horizontal(TOKEN_COUNTS))
         .otherwise(0),
-        spend_micro=pl.col("spend_micro").fill_null(0).cast(SUM),
-    )
+        spend_micro=pl.col("spend_micro").fill_null(0),
+    ).with_columns(pl.col(*TOKEN_COUNTS, "unpriced_tokens", "spend_micro").cast(SUM))
     # summed kind by kind: all kinds together are four times the rows
     parts = [
         _summed(
@@ -128,7 +137,7 @@ def _without_room(book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame) -> p
     return beyond.get_column("beyond").fill_null(False)
 
 
-def _recent(volumes: pl.DataFrame) -> pl.DataFrame:
+def _recent(by_month: pl.DataFrame) -> pl.DataFrame:
     """Each site's newest month and the one before: its usage comes at most two weeks late, or is refused."""
     by_site = pl.col("month").rank("dense", descending=True).over("site")
-    return volumes.filter(by_site <= 2).select(*VOLUME_COLUMNS)
+    return by_month.filter(by_site <= 2)

@@ -31,7 +31,7 @@ FIGURE_COLUMNS: Final[dict[str, Any]] = {
     # tokens, or micro-units; used is null where some of it has no price in the unit, or may be OTHER's
     "limit": pl.Int64,
     "used": SUM,
-    "unpriced_tokens": pl.Int64,
+    "unpriced_tokens": SUM,
     # multiples of the even rate, which uses the limit up just at the period's end; null where not known
     **dict.fromkeys((f"burn_{window}" for window in BURN_WINDOWS), pl.Float64),
     # null unless it comes before the period's end
@@ -50,9 +50,9 @@ _FOLD: Final[dict[str, Any]] = {
 }
 _NOTHING: Final = {
     "used": pl.lit(0, SUM),
-    "unpriced_tokens": pl.lit(0, pl.Int64),
+    "unpriced_tokens": pl.lit(0, SUM),
     "used_before": pl.lit(0, SUM),
-    "unpriced_before": pl.lit(0, pl.Int64),
+    "unpriced_before": pl.lit(0, SUM),
 }
 
 

@@ -16,7 +16,7 @@ from idlewatt.stream.records import TOKEN_COUNTS
 
 NAMED: Final = ("site", *CONSUMER_KINDS)
 # tokens of all kinds; those without a price, and money, in the currency of the book they were priced by
-AMOUNTS: Final[dict[str, Any]] = {"tokens": pl.Int64, "unpriced_tokens": pl.Int64, "spend_micro": SUM}
+AMOUNTS: Final[dict[str, Any]] = dict.fromkeys(("tokens", "unpriced_tokens", "spend_micro"), SUM)
 # burn windows -> their length and the width of the buckets they are made of
 BURN_WINDOWS: Final[Mapping[str, tuple[int, int]]] = {
     "5m": (300_000, 300_000),
@@ -89,7 +89,7 @@ def used(
 
     `newest`: site and newest_ms, the newest usage read of each. `end_ms`: now, where the log is read to its end.
     """
-    tokens = pl.sum_horizontal(TOKEN_COUNTS)
+    tokens = pl.sum_horizontal(pl.col(*TOKEN_COUNTS).cast(SUM))
     # there is a row for each counter and part of its gap
     amounts = rows.group_by(*NAMED, "currency", "window_start_ms", maintain_order=True).agg(
         tokens=tokens.sum(),

@@ -3,13 +3,14 @@
 import datetime as dt
 import functools
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from idlewatt.processors.amounts import MOST, rounded
+from idlewatt.processors.amounts import MOST, SUM
 from idlewatt.processors.economy.book import MICRO, Book, Price
+from idlewatt.processors.economy.rests import REST_KEY, whole_micro
 from idlewatt.stream import records
 from idlewatt.stream.decoding import frame_schema
 from idlewatt.stream.globs import matches
@@ -29,7 +30,9 @@ PRICE_COLUMNS: Final = {
 }
 # what each billed consumer has spent in a month under the prices of one glob and tier
 VOLUME_KEY: Final = ("site", "billed", "month", "glob", "tier")
-VOLUME_COLUMNS: Final = {**dict.fromkeys(VOLUME_KEY, pl.String), "tokens": pl.Int64}
+VOLUME_COLUMNS: Final[dict[str, Any]] = {**dict.fromkeys(VOLUME_KEY, pl.String), "tokens": SUM}
+# of a row of usage, in micro-units x 10^6 as Int128: what it owes, and what it would owe without steps and on a tier that is sold.
+EXACT: Final = ("owed", "worth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +108,16 @@ def month_of(book: Book) -> pl.Expr:
 
 
 def price_minutes(
-    book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame
-) -> tuple[pl.DataFrame, pl.DataFrame]:
+    book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame, rests: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """What consumers owe: `minutes` (columns of records.CONSUMER but currency and spend_micro), priced in their order.
 
-    `volumes`: VOLUME_COLUMNS, what was spent before in each month. Returns rows of records.CONSUMER with
-    `list_micro` beside it, what they would owe without steps and on a tier that is sold, and the volumes after. A row
-    that spans the edge of a step is split in proportion to its tokens of each kind; each row is rounded by itself, so
-    that money does not depend on which rows are read together. spend_micro is 0 on a tier that is not sold, else null
-    where the book has no price.
+    `volumes`: VOLUME_COLUMNS, what was spent before in each month; `rests`: REST_COLUMNS, see rests.py. Returns rows of
+    records.CONSUMER with EXACT beside it, and the volumes and rests after. A row that spans the edge of a step is split in
+    proportion to its tokens of each kind. spend_micro is 0 on a tier that is not sold, else null where the book has no
+    price. Nothing depends on which rows are read together.
     """
-    tokens = pl.sum_horizontal(f"{kind}_tokens" for kind in TOKEN_KINDS)
+    tokens = pl.sum_horizontal(pl.col(f"{kind}_tokens").cast(SUM) for kind in TOKEN_KINDS)
     rows = listed(book, minutes).with_columns(
         tokens.alias("tokens"),
         month_of(book).alias("month"),
@@ -127,13 +129,10 @@ def price_minutes(
     )
     rows = _stepped(book, rows)
     sold = pl.col("tier").is_in(book.unsold).not_()
-    owed = pl.when(pl.col("worth").is_not_null()).then(rounded(pl.col("owed"), MICRO))
-    priced = rows.select(
-        *minutes.columns,
-        pl.lit(book.currency).alias("currency"),
-        pl.when(sold).then(owed).otherwise(0).alias("spend_micro"),
-        rounded(pl.col("worth"), MICRO).alias("list_micro"),
-    )
+    owed = pl.when(sold).then(pl.when(pl.col("worth").is_not_null()).then("owed")).otherwise(0)
+    rows = rows.with_columns(owed=owed.cast(pl.Int128))
+    spent, rests = whole_micro(rows.select(*REST_KEY, exact="owed"), rests)
+    priced = rows.with_columns(spent.alias("spend_micro"), currency=pl.lit(book.currency))
     counted = rows.filter((pl.col("billed") != "") & pl.col("glob").is_not_null())
     after = (
         pl.concat([volumes, counted.select(*VOLUME_COLUMNS)])
@@ -141,7 +140,7 @@ def price_minutes(
         .agg(pl.col("tokens").sum())
         .sort(VOLUME_KEY)
     )
-    return priced.select(*frame_schema(records.CONSUMER), "list_micro"), after
+    return priced.select(*frame_schema(records.CONSUMER), *EXACT), after, rests
 
 
 def _stepped(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
@@ -149,11 +148,10 @@ def _stepped(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
     steps = _steps(book)
     rows = rows.with_row_index("row")
     parts = rows.filter(pl.col("billed") != "").join(steps, on="entry", suffix="_step")
-    volume, tokens = pl.col("volume").cast(pl.Int128), pl.col("tokens").cast(pl.Int128)
+    volume, tokens = pl.col("volume"), pl.col("tokens")
     # how far into the row's tokens the step begins and ends
     begin, end = (
-        (pl.col(edge).cast(pl.Int128) - volume).clip(pl.lit(0, pl.Int128), tokens)
-        for edge in ("above", "up_to")
+        (pl.col(edge).cast(SUM) - volume).clip(pl.lit(0, SUM), tokens) for edge in ("above", "up_to")
     )
     # a row without tokens costs nothing, whatever it is divided by
     whole = pl.when(tokens > 0).then(tokens).otherwise(1)

@@ -46,9 +46,9 @@ def priced_tokens(tokens: pl.DataFrame, shares: pl.DataFrame, book: Book) -> pl.
     """
     rows = prices.listed(book, tiers.split(tokens, shares, book.default_tier))
     unsold = pl.col("tier").is_in(book.unsold)
-    # worth x spend // list, of which the product alone may need more than 128 bits
-    spend, listed = pl.col("spend_micro"), pl.col("list_micro")
-    discounted = pl.col("worth") // listed * spend + pl.col("worth") % listed * spend // listed
+    # worth x owed // listed, of which the product alone may need more than 128 bits
+    owed, listed = pl.col("owed"), pl.col("listed")
+    discounted = pl.col("worth") // listed * owed + pl.col("worth") % listed * owed // listed
     earned = (
         pl.when(unsold)
         .then(pl.lit(0, pl.Int128))

@@ -89,12 +89,13 @@ class EconomyStage:
             moved = waited is not state.envelopes
             return Folded(replace(state, envelopes=waited) if moved else state, moved=moved)
         used = fold_usage(state.usage, rows, batch.now_ms)
-        spent = consumers.spend(book, used.minutes, state.volumes)
+        spent = consumers.spend(book, used.minutes, state.volumes, state.rests)
         by_tier = tiers.told(state.tiers, spent.tiers, state.engines)
         folded = replace(
             state,
             usage=used.state,
             volumes=spent.volumes,
+            rests=spent.rests,
             tiers=by_tier,
             shares=tiers.shares(by_tier, state.engines, state.shares),
             consumers=consumers.totals(state.consumers, spent.rows),

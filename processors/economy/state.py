@@ -6,10 +6,12 @@ from typing import Any, Final, Self
 import polars as pl
 
 from idlewatt.processors.amounts import SUM
+from idlewatt.processors.economy.book import MICRO
 from idlewatt.processors.economy.consumers import CONSUMER_TOTAL_COLUMNS
 from idlewatt.processors.economy.envelopes import EnvelopeState
 from idlewatt.processors.economy.prices import VOLUME_COLUMNS
 from idlewatt.processors.economy.pricing import MIX_COLUMNS
+from idlewatt.processors.economy.rests import REST_COLUMNS
 from idlewatt.processors.economy.rolling import PACKING_COLUMNS, ROLLING_COLUMNS
 from idlewatt.processors.economy.tiers import ENGINE_COLUMNS, SHARE_COLUMNS, TIER_COLUMNS
 from idlewatt.processors.economy.usage import UsageState
@@ -49,6 +51,7 @@ class EconomyState:
     shares: pl.DataFrame  # the tiers' shares of the engines' tokens
     unattributed: pl.DataFrame  # engines' tokens that no usage covers: UNATTRIBUTED_KEY
     volumes: pl.DataFrame  # what billed consumers have spent in this month and the one before
+    rests: pl.DataFrame  # what rounding left of what consumers owe
     consumers: pl.DataFrame  # what consumers ever spent
 
     @classmethod
@@ -65,7 +68,7 @@ class EconomyState:
     def restore(cls, snapshot: bytes) -> Self:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
-        own = {name: _as_now(name, frames[name]) for name in _FRAMES}
+        own = {name: _as_now(name, frames.get(name, pl.DataFrame())) for name in _FRAMES}
         return cls(UsageState.of(frames), EnvelopeState.of(frames), scalars["currency"], **own)
 
 
@@ -83,15 +86,24 @@ _FRAMES: Final[dict[str, Any]] = {
     "shares": SHARE_COLUMNS,
     "unattributed": {**dict.fromkeys(UNATTRIBUTED_KEY, _STRING), **dict.fromkeys(TOKEN_COUNTS, pl.Int64)},
     "volumes": VOLUME_COLUMNS,
+    "rests": REST_COLUMNS,
     "consumers": CONSUMER_TOTAL_COLUMNS,
 }
 
 
+# what builds before this one did not keep, by what they had
+_BEFORE: Final = {
+    **{shown: pl.col(amount) for amount, shown in SHOWN.values()},
+    **dict.fromkeys(TOKEN_COUNTS, pl.lit(0)),
+    "owed": pl.col("spend_micro").cast(SUM) * MICRO,
+    "listed": pl.col("list_micro").cast(SUM) * MICRO,
+}
+
+
 def _as_now(name: str, frame: pl.DataFrame) -> pl.DataFrame:
-    """Builds before this one kept no shown amounts, of what has no price the output alone, and all in 64 bits."""
-    before = {shown: pl.col(amount) for amount, shown in SHOWN.values()} | dict.fromkeys(
-        TOKEN_COUNTS, pl.lit(0)
-    )
+    """The frame of a snapshot, which may be of a build before this one, that summed in 64 bits."""
     schema = _FRAMES[name]
-    missing = [before[column].alias(column) for column in schema if column not in frame.columns]
-    return frame.with_columns(missing).cast(schema)
+    if not frame.columns:
+        return pl.DataFrame(schema=schema)
+    missing = [_BEFORE[column].alias(column) for column in schema if column not in frame.columns]
+    return frame.with_columns(missing).select(*schema).cast(schema)

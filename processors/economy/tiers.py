@@ -4,10 +4,11 @@ A tier's share of a model's tokens of each kind is its tokens over the trailing 
 the same time, or by all usage where that is more. The rest is unattributed and sold on the default tier.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
+from idlewatt.processors.amounts import SUM
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.prices import TOKEN_KINDS
 from idlewatt.stream.records import TOKEN_COUNTS
@@ -19,28 +20,31 @@ _LEAD_MS: Final = 300_000
 MAX_ROWS: Final = 200_000
 _MODEL: Final = ("site", "model_name")
 # tokens of the trailing hour: on each tier of usage, and of the engines
-TIER_COLUMNS: Final = {
+TIER_COLUMNS: Final[dict[str, Any]] = {
     **dict.fromkeys((*_MODEL, "tier"), pl.String),
     "window_start_ms": pl.Int64,
-    **dict.fromkeys(TOKEN_COUNTS, pl.Int64),
-    # what they owe, and would owe without volume steps; null where the book has no price
-    "spend_micro": pl.Int64,
-    "list_micro": pl.Int64,
+    **dict.fromkeys(TOKEN_COUNTS, SUM),
+    # micro-units x 10^6: what those owe that were sold, and would owe without volume steps; null where the book has no
+    # price
+    "owed": SUM,
+    "listed": SUM,
 }
-ENGINE_COLUMNS: Final = {
+ENGINE_COLUMNS: Final[dict[str, Any]] = {
     **dict.fromkeys(_MODEL, pl.String),
     "window_start_ms": pl.Int64,
-    **dict.fromkeys(TOKEN_COUNTS, pl.Int64),
+    **dict.fromkeys(TOKEN_COUNTS, SUM),
 }
-SHARE_COLUMNS: Final = {
+SHARE_COLUMNS: Final[dict[str, Any]] = {
     **dict.fromkeys((*_MODEL, "tier"), pl.String),
     # shares hold for windows before it
     "until_ms": pl.Int64,
     # of each kind: where the tier's share begins and ends, out of `whole`
-    **{f"{part}_{kind}": pl.Int64 for kind in TOKEN_KINDS for part in ("begin", "end", "whole")},
-    "spend_micro": pl.Int64,
-    "list_micro": pl.Int64,
+    **{f"{part}_{kind}": SUM for kind in TOKEN_KINDS for part in ("begin", "end", "whole")},
+    # as in TIER_COLUMNS, in a unit in which both are small enough to be multiplied
+    "owed": SUM,
+    "listed": SUM,
 }
+_MOST_LISTED: Final = 1 << 60
 
 
 def recent(minutes: pl.DataFrame, more: pl.DataFrame, behind: pl.DataFrame | None = None) -> pl.DataFrame:
@@ -49,7 +53,7 @@ def recent(minutes: pl.DataFrame, more: pl.DataFrame, behind: pl.DataFrame | Non
     Where the newest of `behind` is older, of the time since the hour before that.
     """
     names = [name for name in minutes.columns if minutes.schema[name] == pl.String]
-    both = pl.concat([minutes, more[minutes.columns]]).lazy()
+    both = pl.concat([minutes, more[minutes.columns].cast(minutes.schema)]).lazy()
     minute = pl.col("window_start_ms")
     newest = both.group_by("site").agg(newest_ms=minute.max())
     if behind is not None:
@@ -100,7 +104,9 @@ def shares(usage: pl.DataFrame, engines: pl.DataFrame, before: pl.DataFrame | No
     sold = (
         pl.concat([on_time, ahead])
         .group_by(*_MODEL, "tier")
-        .agg(pl.col(*TOKEN_COUNTS, "spend_micro", "list_micro").sum())
+        .agg(pl.col(*TOKEN_COUNTS, "owed", "listed").sum())
+        .with_columns(unit=pl.col("listed") // _MOST_LISTED + 1)
+        .with_columns(pl.col("owed", "listed") // pl.col("unit"))
     )
     made = (
         engines.join(reach, on="site")
@@ -136,11 +142,11 @@ def _going_on(before: pl.DataFrame | None, sites: pl.DataFrame) -> pl.DataFrame:
 
 
 def split(tokens: pl.DataFrame, shares: pl.DataFrame, default_tier: str) -> pl.DataFrame:
-    """Token rows by tier: parts add up to the rows. Adds `tier`, `attributed`, spend_micro and list_micro.
+    """Token rows by tier: parts add up to the rows. Adds `tier`, `attributed`, owed and listed.
 
     What no usage covers is a row of the default tier with attributed = false.
     """
-    nobody = {"spend_micro": pl.lit(None, pl.Int64), "list_micro": pl.lit(None, pl.Int64)}
+    nobody = {"owed": pl.lit(None, SUM), "listed": pl.lit(None, SUM)}
     whole = tokens.with_columns(tier=pl.lit(default_tier), attributed=pl.lit(False), **nobody)
     if shares.is_empty():
         return whole
@@ -166,5 +172,5 @@ def split(tokens: pl.DataFrame, shares: pl.DataFrame, default_tier: str) -> pl.D
 
 def _by(kind: str, edge: str) -> pl.Expr:
     whole = pl.col(f"whole_{kind}")
-    tokens = pl.col(f"{kind}_tokens").cast(pl.Int128)
+    tokens = pl.col(f"{kind}_tokens").cast(SUM)
     return tokens * pl.col(f"{edge}_{kind}") // pl.when(whole > 0).then(whole).otherwise(1)

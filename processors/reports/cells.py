@@ -13,9 +13,10 @@ import polars as pl
 
 from idlewatt.processors.amounts import SUM
 from idlewatt.processors.economy import costs, pricing, tiers
-from idlewatt.processors.economy.book import CONSUMER_KINDS, Book
-from idlewatt.processors.economy.consumers import spend, with_known_tiers
-from idlewatt.processors.economy.prices import VOLUME_COLUMNS, month_of
+from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO, Book
+from idlewatt.processors.economy.consumers import spend, tier_rows, with_known_tiers
+from idlewatt.processors.economy.prices import EXACT, VOLUME_COLUMNS, month_of
+from idlewatt.processors.economy.rests import REST_COLUMNS
 from idlewatt.processors.reports.ledger import HOUR_MS, Interval, Ledger, ledger_span, usage_span
 from idlewatt.stream.records import TOKEN_COUNTS
 
@@ -73,7 +74,7 @@ def cells(ledger: Ledger, book: Book, lost_revenue_counts: Sequence[str], interv
     power = _by_hour(ledger.power.filter(interval.has()).with_columns(src=pl.lit(0, pl.Int64)))
     # what any row tells counts for every row: -1 comes before 0
     tokens = _by_hour(ledger.tokens.filter(span.has()).with_columns(src=pl.lit(-1, pl.Int64)))
-    used = _by_hour(_within_hours(spent).select(*tiers.TIER_COLUMNS).filter(span.has()))
+    used = _by_hour(tier_rows(book, _within_hours(spent)).filter(span.has()))
     no_tokens, no_power = (
         frame.clear().with_columns(src=pl.lit(0, pl.Int64)) for frame in (ledger.tokens, ledger.power)
     )
@@ -93,12 +94,12 @@ def cells(ledger: Ledger, book: Book, lost_revenue_counts: Sequence[str], interv
 
 
 def priced_usage(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
-    """Rows of records.CONSUMER and list_micro at the book's prices; volume steps count from each month's first row on."""
+    """Rows of records.CONSUMER and EXACT at the book's prices; volume steps and rests count from each month's first row on."""
     told = usage.drop("currency", "spend_micro").with_columns(month=month_of(book))
-    none = pl.DataFrame(schema=VOLUME_COLUMNS)
+    none = pl.DataFrame(schema=VOLUME_COLUMNS), pl.DataFrame(schema=REST_COLUMNS)
     months = told.partition_by("month", maintain_order=True, include_key=False) or [told.drop("month")]
     # a month at a time: there is room for the volumes of one and the month before
-    return with_known_tiers(book, pl.concat([spend(book, month, none).rows for month in months]))
+    return with_known_tiers(book, pl.concat([spend(book, month, *none).rows for month in months]))
 
 
 def _within_hours(spent: pl.DataFrame) -> pl.DataFrame:
@@ -107,7 +108,7 @@ def _within_hours(spent: pl.DataFrame) -> pl.DataFrame:
         return spent
     hours = pl.max_horizontal(pl.col("window_ms") // HOUR_MS, 1)
     cut = spent.with_columns(hours=hours, hour=pl.int_ranges(0, hours)).explode("hour")
-    amounts = (*TOKEN_COUNTS, "spend_micro", "list_micro")
+    amounts = (*TOKEN_COUNTS, *EXACT)
     return cut.with_columns(
         pl.col("window_start_ms") + pl.col("hour") * HOUR_MS,
         *(_upto(name, pl.col("hour") + 1) - _upto(name, pl.col("hour")) for name in amounts),
@@ -115,7 +116,7 @@ def _within_hours(spent: pl.DataFrame) -> pl.DataFrame:
 
 
 def _upto(name: str, hour: pl.Expr) -> pl.Expr:
-    return (pl.col(name).cast(pl.Int128) * hour // pl.col("hours")).cast(pl.Int64)
+    return pl.col(name).cast(SUM) * hour // pl.col("hours")
 
 
 def _by_hour(rows: pl.DataFrame) -> dict[int, pl.DataFrame]:
@@ -216,14 +217,14 @@ def _consumed(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
     unsold = pl.col("tier").is_in(book.unsold)
     priced = usage.with_columns(
         unpriced_tokens=pl.when(pl.col("spend_micro").is_null()).then(_ALL_KINDS).otherwise(0),
-        unlisted_tokens=pl.when(pl.col("spend_micro").is_not_null() & pl.col("list_micro").is_null())
+        unlisted_tokens=pl.when(pl.col("spend_micro").is_not_null() & pl.col("worth").is_null())
         .then(_ALL_KINDS)
         .otherwise(0),
         unattributed_tokens=pl.lit(0, pl.Int64),
         revenue_micro=pl.col("spend_micro").fill_null(0),
-        acquisition_micro=pl.when(unsold).then(pl.col("list_micro").fill_null(0)).otherwise(0),
+        acquisition_micro=pl.when(unsold).then(pl.col("worth").fill_null(0)).otherwise(0),
     )
     key = ("site", *CONSUMER_KINDS, "model_name", "tier")
-    return (
-        priced.group_by(key).agg(pl.col(*TOKEN_MEASURES).cast(SUM).sum()).sort(key).select(*CONSUMED_COLUMNS)
-    )
+    sums = priced.group_by(key).agg(pl.col(*TOKEN_MEASURES).cast(SUM).sum()).sort(key)
+    acquisition = (pl.col("acquisition_micro") + MICRO // 2) // MICRO
+    return sums.with_columns(acquisition_micro=acquisition).select(*CONSUMED_COLUMNS)
