@@ -29,6 +29,7 @@ from kafka.structs import OffsetAndMetadata as OffsetAndMetadata
 
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
 from idlewatt.stream.kafka_assignor import CopartitionedAssignor
+from idlewatt.stream.kafka_joins import keep_answers
 from idlewatt.stream.kafka_sockets import LONG_READS
 from idlewatt.stream.kafka_unpacking import PartitionRecords
 from idlewatt.stream.settings import Log
@@ -144,6 +145,7 @@ def open_group_consumer(
         max_poll_interval_ms=_MAX_POLL_INTERVAL_MS,
     )
     consumer._fetcher.PartitionRecords = PartitionRecords  # type: ignore[attr-defined]
+    keep_answers(consumer._coordinator)  # type: ignore[attr-defined]
     consumer.subscribe(topics, listener=listener)
     return consumer
 

@@ -110,6 +110,7 @@ class KafkaStageLog:
 
     POLL_MESSAGES: Final = 2000
     _POLL_STEP_S: Final = 1.0
+    _JOIN_STEP_S: Final = 0.05
     _RESTORE_STEP_S: Final = 0.25
     _OFFSETS_TIMEOUT_MS: Final = 5_000
 
@@ -238,11 +239,12 @@ class KafkaStageLog:
 
     def _patience_s(self, consumer: Consumer, deadline: float) -> float:
         """How long to wait for messages."""
-        # What joins must wait for the others: kafka-python drops the answer that comes between two polls, and asks
-        # again, which begins the rebalance anew.
-        if self._restore is not None and consumer.group_metadata().state == STABLE:
+        # who joins waits for the others, and applies what it is given, whatever time a restore has taken
+        joins = consumer.group_metadata().state != STABLE
+        if self._restore is not None and not joins:
             return 0.0
-        return min(max(deadline - time.monotonic(), 0.0), self._POLL_STEP_S)
+        left_s = max(deadline - time.monotonic(), self._JOIN_STEP_S if joins else 0.0)
+        return min(left_s, self._POLL_STEP_S)
 
     def _join_group(self) -> Consumer:
         self._listener = RebalanceListener()

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from idlewatt_command import wait_until
 from kafka.errors import CommitFailedError
+from kafka.partitioner.default import murmur2
 from kafka_broker import KafkaBroker
 from stage_reader import StageReader
 from structlog.testing import capture_logs
@@ -112,6 +114,78 @@ def test_two_members_share_the_partitions(open_member: OpenMember, append: Calla
     for member in (first, second):
         pools = [{m.value.partition(b"/")[2] for m in member.messages if m.topic == topic} for topic in METER]
         assert pools[0] == pools[1] != set()
+
+
+def test_an_answer_between_two_polls_ends_a_rebalance(
+    open_member: OpenMember, append: Callable[..., None]
+) -> None:
+    """Members that are polled now and then, as on a machine that is busy, do not join again and again."""
+    members = [open_member(), open_member()]
+    members[0].until_assigned(4)
+    deadline = time.monotonic() + 40
+
+    def poll_until(condition: Callable[[], bool]) -> None:
+        while not condition():
+            assert time.monotonic() < deadline, "\n".join(member.state() for member in members)
+            for member in members:
+                member.poll(0.1)
+                time.sleep(0.035)
+
+    poll_until(lambda: all(len(member.snapshots) == 2 for member in members))
+    append()
+    poll_until(lambda: {m.value for member in members for m in member.messages} == sent())
+    # the first of one member, that of both, and that in which one gives up what the other gets
+    assert [generation_of(member) for member in members] == [3, 3]
+
+
+def test_a_restore_that_waits_holds_up_nothing_else(
+    open_member: OpenMember, append: Callable[..., None], fresh_topics: Settings
+) -> None:
+    """A processor that died in a commit leaves a transaction open: the partition waits for it, and the others are read,
+    also when one more member comes meanwhile."""
+    dead = kafka_clients.open_producer(fresh_topics.log, "dead", 10_000, "dead")
+    dead.init_transactions()
+    dead.begin_transaction()
+    dead.send(topics.STATE, b"x", b"other/0/0", partition=0).get(5)
+    members = [open_member(), open_member()]
+    stop = threading.Event()
+
+    def follow(member: StageReader) -> None:
+        while not stop.is_set():
+            member.poll(0.25)
+
+    def held() -> list[int]:
+        return [n for member in members for n in member.snapshots]
+
+    threads = [threading.Thread(target=follow, args=(member,)) for member in members]
+    try:
+        threads[0].start()
+        wait_until(lambda: sorted(held()) == [1, 2, 3], "all but the one that waits", 20)
+        threads[1].start()
+        wait_until(lambda: members[1].snapshots, "the other has some", 15)
+        append()
+        healthy = 2 * len(pools_but_of(0))
+        wait_until(lambda: sum(len(member.messages) for member in members) >= healthy, "they are read", 5)
+        dead.abort_transaction()
+        wait_until(lambda: sorted(held()) == [0, 1, 2, 3], "the last is restored", 15)
+    finally:
+        stop.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(20)
+        dead.close(0.5)
+
+
+def pools_but_of(partition: int) -> list[str]:
+    """Those that append() sends to the other partitions."""
+    keys = {f"rack-{i}": topics.pool_key("site", f"rack-{i}") for i in range(8)}
+    return [pool for pool, key in keys.items() if (murmur2(key) & 0x7FFFFFFF) % 4 != partition]
+
+
+def generation_of(member: StageReader) -> int:
+    consumer = member.log._consumer  # type: ignore[attr-defined]
+    found: int = consumer.group_metadata().generation_id
+    return found
 
 
 def test_what_a_collector_sends_is_cut_out_by_us(open_member: OpenMember, fresh_topics: Settings) -> None:
