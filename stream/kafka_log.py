@@ -25,6 +25,7 @@ from idlewatt.stream.kafka_clients import (
     open_group_consumer,
     open_producer,
 )
+from idlewatt.stream.kafka_continuity import Continuity, tell_expired
 from idlewatt.stream.kafka_progress import Progress
 from idlewatt.stream.kafka_snapshots import Snapshot, SnapshotRestore, encode_chunks
 from idlewatt.stream.kafka_topics import create_topics
@@ -140,6 +141,7 @@ class KafkaStageLog:
         # where the last commit stands
         self._resume: dict[tuple[str, int], int] = {}
         self._progress = Progress(inputs)
+        self._continuity = Continuity()
         self._confirmed_at = float("-inf")
 
     def poll(self, timeout_s: float) -> Poll:
@@ -222,6 +224,7 @@ class KafkaStageLog:
         # settles a transaction of ours whose outcome is not known
         self._producer.prepare()
         self._progress.ask(consumer, self._handed)
+        self._continuity.look(consumer)
         restored = self._restore_some(consumer, deadline)
         self._look_for_heartbeat()
         records = consumer.poll(int(self._patience_s(consumer, deadline) * 1000), self.POLL_MESSAGES)
@@ -232,8 +235,9 @@ class KafkaStageLog:
             if self._owned.get(n) == self._restoring[n]:
                 assigned[n] = state
                 self._handed = {**self._handed, n: self._owned[n]}
+        messages = self._messages(consumer, records)
+        assigned = {n: state for n, state in assigned.items() if n in self._handed}
         revoked, self._revoked = frozenset(self._revoked), set()
-        messages = self._messages(records)
         behind = self._progress.behind(consumer, self._handed)
         return Poll(messages=messages, assigned=assigned, revoked=revoked, behind=behind)
 
@@ -323,14 +327,8 @@ class KafkaStageLog:
             else:
                 offset = consumer.committed(tp, timeout_ms=self._OFFSETS_TIMEOUT_MS)
             beginning, end = beginnings[tp], ends[tp]
-            if offset is not None and offset < beginning:
-                _log.warning(
-                    "messages_expired_unread",
-                    topic=tp.topic,
-                    partition=partition,
-                    messages=beginning - offset,
-                    mend="give the topic a longer retention.ms or the stage more processors",
-                )
+            if offset is not None:
+                tell_expired(tp.topic, partition, beginning - offset)
             if offset is not None and offset > end:
                 # kafka-python would begin anew with the oldest message, and all that is in the state count twice
                 _log.error(
@@ -341,11 +339,19 @@ class KafkaStageLog:
                     mend="have log.replication_factor = 3 brokers that do not lose power together; "
                     "after making the topic anew, give process.group a new name",
                 )
-            self._resume[(tp.topic, partition)] = min(max(offset or 0, beginning), end)
-            consumer.seek(tp, self._resume[(tp.topic, partition)])
+            self._resume[(tp.topic, partition)] = at = min(max(offset or 0, beginning), end)
+            consumer.seek(tp, at)
+            self._continuity.begin((tp.topic, partition), at)
         self._progress.begin(partition)
 
-    def _messages(self, polled: Mapping[tuple[str, int], Sequence[Any]]) -> list[Message]:
+    def _messages(self, consumer: Consumer, polled: Mapping[tuple[str, int], Sequence[Any]]) -> list[Message]:
         # What is still being restored is read again from its snapshot. It is not paused meanwhile: a partition
         # that kafka-python 3.0.12 pauses in the middle of a fetched batch may never come back.
-        return [message for tp, found in polled.items() if tp[1] in self._handed for message in found]
+        found = {(topic, n): polled.get((topic, n), ()) for n in self._handed for topic in self._inputs}
+        back = {
+            tp[1] for tp, messages in found.items() if not self._continuity.goes_on(consumer, tp, messages)
+        }
+        # from the snapshot, which tells how much the log has lost
+        self._revoked |= back
+        self._handed = {n: grant for n, grant in self._handed.items() if n not in back}
+        return [message for tp, messages in found.items() if tp[1] not in back for message in messages]

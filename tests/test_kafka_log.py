@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -419,6 +420,60 @@ def test_what_kafka_lost_is_lost_once(
         heir.until_values(sent("b "))
     lost = [line for line in said if line["event"] == "messages_lost_by_kafka"]
     assert [(line["topic"], line["partition"]) for line in lost] == [(topic, partition)]
+
+
+def test_what_kafka_lost_under_a_running_processor_is_lost_once(
+    kafka_broker: KafkaBroker, open_member: OpenMember, append: Callable[..., None]
+) -> None:
+    """One that has read nothing since it was restored is sent back to the first message by kafka-python."""
+    before = open_member()
+    append("a ")
+    before.until_values(sent("a "))
+    ends = {tp: offset for tp, offset in before.resume.items() if tp[0] == topics.GPU}
+    topic, partition = max(ends, key=lambda place: ends[place])
+    commit_what_was_read(before)
+    before.log.close()
+    member = open_member()
+    member.until_assigned_and_caught_up()
+    kafka_broker.kill()
+    segment = kafka_broker.folder / "data" / f"{topic}-{partition}" / f"{0:020d}.log"
+    os.truncate(segment, segment.stat().st_size - 1)
+    kafka_broker.start()
+    with capture_logs() as said:
+        lost: list[Any] = []
+        deadline = time.monotonic() + 40
+        while not lost:
+            assert time.monotonic() < deadline, member.state()
+            with suppress(LogUnavailableError):
+                member.poll()
+            lost = [line for line in said if line["event"] == "messages_lost_by_kafka"]
+    assert [(line["topic"], line["partition"]) for line in lost] == [(topic, partition)]
+    member.until_assigned(4)
+    append("b ")
+    member.until_values(sent("b "))
+
+
+def test_messages_that_expire_under_a_running_processor_are_told(
+    open_member: OpenMember, append: Callable[..., None], fresh_topics: Settings
+) -> None:
+    """One that is too slow for the retention of its topics loses readings: how many, and where, is in the log."""
+    member = open_member()
+    append("a ")
+    member.until_values(sent("a "))
+    place, at = next((place, at) for place, at in member.resume.items() if place[0] == topics.GPU)
+    with capture_logs() as said:
+        # kafka-python fetches what comes first without being polled
+        append("b ")
+        append("c ")
+        end = at + 2 * at
+        with kafka_clients.open_admin(fresh_topics.log) as admin:
+            admin.delete_records({kafka_clients.TopicPartition(*place): end - 1})
+        member.until(lambda: any(line["event"] == "messages_expired_unread" for line in said))
+    (told,) = [line for line in said if line["event"] == "messages_expired_unread"]
+    came = {m.offset for m in member.messages if (m.topic, m.partition) == place}
+    missing = set(range(end)) - came
+    assert (told["topic"], told["partition"], told["messages"]) == (*place, len(missing))
+    assert end - 1 in came
 
 
 def test_a_slow_connection_leaves_time_to_append(
