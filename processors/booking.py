@@ -11,8 +11,10 @@ from idlewatt.stream.log import Record
 from idlewatt.stream.records import Schema
 from idlewatt.stream.topics import site_key
 
-# a message must stay far below what Kafka takes (32 MiB by our topics), however large the site
+# A message must stay far below what Kafka takes (32 MiB by our topics), however large the site and long its names: what
+# Kafka refuses once it refuses for ever, and with it all that is committed beside it.
 ROWS_PER_MESSAGE: Final = 20_000
+_MOST_BYTES: Final = 16 << 20
 
 
 def messages(
@@ -46,15 +48,23 @@ def _runs(rows: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
 
 def _cuts(rows: pl.DataFrame, together: tuple[str, ...]) -> list[int]:
     """How many of the rows go into each message."""
-    if rows.height <= ROWS_PER_MESSAGE:
+    room = _room(rows)
+    if rows.height <= room:
         return [rows.height]
     begins = [0]
     if together:
         differs = pl.any_horizontal(pl.col(name) != pl.col(name).shift(1) for name in together)
         begins = rows.select(differs.fill_null(True).arg_true()).to_series().to_list()
     counts, begin = [], 0
-    while rows.height - begin > ROWS_PER_MESSAGE:
-        end = begins[bisect_right(begins, begin + ROWS_PER_MESSAGE) - 1]
-        counts.append(end - begin if end > begin else ROWS_PER_MESSAGE)
+    while rows.height - begin > room:
+        end = begins[bisect_right(begins, begin + room) - 1]
+        counts.append(end - begin if end > begin else room)
         begin += counts[-1]
     return [*counts, rows.height - begin]
+
+
+def _room(rows: pl.DataFrame) -> int:
+    """How many rows a message holds, if all have as much text as the one that has most."""
+    texts = pl.sum_horizontal(pl.col(pl.String).str.len_bytes().fill_null(0))
+    widest = rows.select(texts.max()).item()
+    return min(ROWS_PER_MESSAGE, max(1, _MOST_BYTES // ((widest or 0) + 16 * rows.width)))

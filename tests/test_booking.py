@@ -48,3 +48,13 @@ def test_others_fill_their_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = ledger([("n", "a", 0, 9), ("s", "a", 0, 3)])
     found = read(list(booking.messages(topics.LEDGER, records.POWER, rows)))
     assert [part.height for part in found] == [4, 4, 1, 3]
+
+
+def test_a_message_of_long_names_is_one_that_kafka_takes() -> None:
+    """What it refuses would be refused for ever, and all that is committed beside it."""
+    rows = ledger([("n", "a", 0, 20_000)]).with_columns(
+        pl.lit("n" * 512).alias(name) for name in ("site", "pool", "model_name", "product")
+    )
+    sent = list(booking.messages(topics.LEDGER, records.POWER, rows))
+    assert max(len(record.value) for record in sent) < topics.MAX_MESSAGE_BYTES * 0.6
+    assert pl.concat(read(sent))["draw_mj"].to_list() == list(range(20_000))

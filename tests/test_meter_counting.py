@@ -131,6 +131,8 @@ def test_what_an_interval_gains(rows: list[records.GpuRow], gained_mj: int, meas
         (engine(3600, 100), "engine", "clock_ahead"),
         (engine(3, -5), "engine", "negative"),
         (engine(3, 2**62), "engine", "implausible"),
+        (engine(3, 100, model_name="m" * 513), "engine", "name_too_long"),
+        (gpu(3, 100, pool="p" * 513), "gpu", "name_too_long"),
         (engine(3, 20, epoch_ms=START_MS + 3_603_001), "engine", "epoch_ahead"),
         (engine(3, 5, advance="whenever"), "engine", "unknown_advance"),
     ],

@@ -18,14 +18,13 @@ from idlewatt.processors.economy.book import CONSUMER_KINDS
 from idlewatt.processors.economy.consumers import OTHER
 from idlewatt.processors.economy.usage_gains import ENTITY, FORGET_MS, LATE_MS, gains, without
 from idlewatt.processors.economy.usage_minutes import GAIN_COLUMNS, MINUTE_COLUMNS, MINUTE_MS, NAMES, split
-from idlewatt.processors.meter.intake import LARGEST_COUNTER
+from idlewatt.processors.meter.intake import LARGEST_COUNTER, MAX_NAME_BYTES
 from idlewatt.processors.meter.timeline import RESTART_GAP_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 from idlewatt.stream.topics import EVENT_HORIZON_MS
 
 # Beyond it the oldest are forgotten, and what is as old as they are is refused.
 MAX_EVENTS: Final = 500_000
-_MAX_NAME_BYTES: Final = 512
 _EARLIEST_MS: Final = 631_152_000_000
 
 
@@ -138,9 +137,7 @@ def _plausible(rows: pl.DataFrame, latest_ms: int, rejected: Counter[str]) -> pl
         "epoch_ahead": (pl.col("epoch_ms") > pl.col("ts_ms") + RESTART_GAP_MS).fill_null(False),
         "negative": pl.any_horizontal(pl.col(*TOKEN_COUNTS) < 0),
         "implausible": pl.any_horizontal(pl.col(*TOKEN_COUNTS) >= LARGEST_COUNTER),
-        "name_too_long": pl.any_horizontal(
-            (pl.col(*text).str.len_bytes() > _MAX_NAME_BYTES).fill_null(False)
-        ),
+        "name_too_long": pl.any_horizontal((pl.col(*text).str.len_bytes() > MAX_NAME_BYTES).fill_null(False)),
         "reserved_name": pl.any_horizontal((pl.col(*CONSUMER_KINDS) == OTHER).fill_null(False)),
     }
     for reason, fault in faults.items():

@@ -12,6 +12,8 @@ from idlewatt.stream.records import TOKEN_COUNTS
 # 9e15 tokens. What a thousand of them sum up to, and are worth, still fits 64 bits.
 LARGEST_COUNTER: Final = 1 << 53
 LARGEST_POWER_MW: Final = 100_000_000
+# of a name, as the economy has it: they go into each row of the ledger
+MAX_NAME_BYTES: Final = 512
 
 GPU_COLUMNS: Final = (
     "ts_ms",
@@ -60,7 +62,7 @@ def gpu_rows(
         # presence without joules would be read as zero watts
         "no_power": pl.col("energy_mj").is_null() & pl.col("power_mw").is_null(),
     }
-    kept, left_out = _without(rows, faults)
+    kept, left_out = _without(rows, faults | _names_too_long(rows, entities))
     if kept["energy_mj"].has_nulls():
         # it is the counter's: power alone says nothing of the time since
         kept = kept.with_columns(epoch_ms=pl.when(pl.col("energy_mj").is_not_null()).then("epoch_ms"))
@@ -84,7 +86,15 @@ def engine_rows(
     known = entities["advance"].is_in(ADVANCES)
     if not known.all():
         faults["unknown_advance"] = ~pl.lit(known.gather(rows["entity"]))
-    return _without(rows, faults)
+    return _without(rows, faults | _names_too_long(rows, entities))
+
+
+def _names_too_long(rows: pl.DataFrame, entities: pl.DataFrame) -> dict[str, pl.Expr]:
+    # which GPUs an engine holds goes into no row of the ledger
+    texts = [name for name, dtype in entities.schema.items() if dtype == pl.String and name != "gpus"]
+    lengths = pl.col(texts).str.len_bytes()
+    too_long = entities.select(pl.any_horizontal((lengths > MAX_NAME_BYTES).fill_null(False))).to_series()
+    return {"name_too_long": pl.lit(too_long.gather(rows["entity"]))} if too_long.any() else {}
 
 
 def _clock_faults(now_ms: int, grace_ms: int) -> dict[str, pl.Expr]:
