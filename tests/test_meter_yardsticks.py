@@ -65,6 +65,33 @@ def folded(rows: list[Row], at_once: int, config: MeterConfig, histogram: pl.Dat
     return driver
 
 
+@pytest.mark.parametrize("at_once", [30, 900])
+def test_windows_without_one_of_the_engines_gpus_teach_nothing(at_once: int) -> None:
+    """Its collector started a quarter of an hour later, before or after the processor: the yield of both is learned."""
+    rows: list[Row] = []
+    for second in range(0, 1800, 5):
+        rows += [gpu(1000 * second, 500_000 * second, "a"), engine(1000 * second, 1000 * second, "a", "b")]
+        if second >= 900:
+            rows.append(gpu(1000 * second, 500_000 * second, "b"))
+    none = pl.DataFrame(schema=HISTOGRAM_COLUMNS)
+    driver = folded(rows, at_once, MeterConfig(use_published=False), none)
+    learned = driver.sample("idlewatt_yardstick_tokens_per_joule", model_name="m")
+    assert learned == pytest.approx(1.0, rel=0.05)
+
+
+@pytest.mark.parametrize("pool", ["q", None])
+def test_tokens_per_joule_are_withheld_while_a_named_gpu_is_not_read_in_its_pool(pool: str | None) -> None:
+    """The tokens of two GPUs over the joules of one would be twice what they are."""
+    rows: list[Row] = []
+    for second in range(0, 180, 5):
+        rows += [gpu(1000 * second, 500_000 * second, "a"), engine(1000 * second, 1000 * second, "a", "b")]
+        if pool is not None:
+            rows.append(gpu(1000 * second, 500_000 * second, "b", pool))
+    driver = folded(rows, 30, MeterConfig(), pl.DataFrame(schema=HISTOGRAM_COLUMNS))
+    assert driver.sample("idlewatt_tokens_per_joule", window="1m", kind="output", pool="p") is None
+    assert driver.sample("idlewatt_coverage_ratio", window="1m", of="watts", pool="p") == 0.5
+
+
 @pytest.mark.parametrize("neighbour", [False, True])
 def test_a_day_without_work_leaves_nothing_to_go_by(neighbour: bool) -> None:
     """The pool served for an hour; whether another of its partition works on changes nothing."""

@@ -118,8 +118,8 @@ class Holding:
     held: pl.DataFrame
     # server, id; of GPUs that one engine alone names
     alone: pl.DataFrame
-    # servers that name a GPU which nobody has read
-    unread: pl.Series
+    # server, gpus; how many GPUs it names that nobody has read in its pool
+    unread: pl.DataFrame
 
 
 def heard(engine_index: pl.DataFrame, engines: pl.DataFrame, forget_ms: int) -> pl.DataFrame:
@@ -167,8 +167,18 @@ def holding(servers: pl.DataFrame, gpu_index: pl.DataFrame, before: Holding | No
         .select_seq("server", "id", pl.lit(True).alias("inferred"))
     )
     alone = where(explicit, explicit["id"].is_unique()).select_seq("server", "id")
-    unread = named.filter(pl.col("id").is_null())["server"].unique()
+    unread = named.filter(pl.col("id").is_null()).group_by("server").agg(pl.col("gpus").n_unique())
     return Holding(servers, gpu_index, pl.concat([explicit, possible]), alone, unread)
+
+
+def unread_gpus(holding: Holding) -> pl.DataFrame:
+    """Per (site, pool): `unread_gpus`, that its engines name and nobody has read there."""
+    places = holding.servers.select_seq("server", "site", "pool")
+    return (
+        holding.unread.join(places, on="server")
+        .group_by("site", "pool")
+        .agg(pl.col("gpus").sum().cast(pl.Int64).alias("unread_gpus"))
+    )
 
 
 def demand(activity: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:

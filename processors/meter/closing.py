@@ -111,8 +111,10 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     minutes, open_minutes = gpu_minutes(state, gpu_windows, edges.edge_ms)
 
     on_time = _on_time(engine_windows, edges)
-    samples = tokens.samples(on_time, gpu_windows, holding, engine_index).select_seq(*SAMPLE_COLUMNS)
-    power, learned = learning.power_rows(state, pool_windows, demand, samples, edges, config)
+    samples = tokens.samples(on_time, gpu_windows, holding, engine_index, edges)
+    power, learned = learning.power_rows(
+        state, pool_windows, demand, samples.select_seq(*SAMPLE_COLUMNS), edges, config
+    )
     power_totals, available_totals = totals.add_power(
         state.power_totals, state.available_totals, power, config.pue
     )
@@ -143,7 +145,11 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         pairs=learned.pairs,
         yields=learned.yields,
         history=rolling.extend(
-            state.history, _on_time(power, edges), _on_time(token_rows, edges), edges.edge_ms
+            state.history,
+            _on_time(power, edges),
+            _on_time(token_rows, edges),
+            activity.unread_gpus(holding),
+            edges.edge_ms,
         ),
         power_totals=power_totals,
         available_totals=available_totals,

@@ -39,13 +39,25 @@ _WITHIN: Final = pl.DataFrame(
 )
 
 
-def extend(history: pl.DataFrame, power: pl.DataFrame, tokens: pl.DataFrame, edge_ms: int) -> pl.DataFrame:
-    """Add the closed windows of these ledger rows; keep an hour."""
+def extend(
+    history: pl.DataFrame, power: pl.DataFrame, tokens: pl.DataFrame, unread: pl.DataFrame, edge_ms: int
+) -> pl.DataFrame:
+    """Add the closed windows of these ledger rows; keep an hour.
+
+    `unread`: see unread_gpus(). An engine's tokens would stand over the joules of the rest of its GPUs: those that are not
+    read are as dark as the ones that fell silent.
+    """
     watts = power.group_by(*_KEY).agg(
         pl.col("draw_mj").sum(),
         pl.col("gpu_ms").sum(),
         pl.when(pl.col("state") == "dark").then("gpu_ms").otherwise(0).sum().alias("dark_ms"),
+        pl.col("window_ms").first(),
     )
+    if unread.height:
+        unread_ms = pl.col("unread_gpus").fill_null(0) * pl.col("window_ms")
+        watts = watts.join(unread, on=["site", "pool"], how="left").with_columns_seq(
+            pl.col("gpu_ms", "dark_ms") + unread_ms
+        )
     served = tokens.group_by(*_KEY).agg(
         pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms").sum(),
         (pl.col("advance") == "request_end").any().alias("request_end"),

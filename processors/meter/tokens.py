@@ -6,6 +6,7 @@ import polars as pl
 
 from idlewatt.processors.meter.activity import Holding, in_windows
 from idlewatt.processors.meter.rows import by_id, where, with_names
+from idlewatt.processors.meter.timeline import Edges
 from idlewatt.stream.records import TOKEN_COUNTS
 
 SHARE_COLUMNS: Final = {
@@ -164,11 +165,16 @@ def token_rows(windows: pl.DataFrame, window_ms: int) -> pl.DataFrame:
 
 
 def samples(
-    windows: pl.DataFrame, gpu_windows: pl.DataFrame, holding: Holding, engine_index: pl.DataFrame
+    windows: pl.DataFrame,
+    gpu_windows: pl.DataFrame,
+    holding: Holding,
+    engine_index: pl.DataFrame,
+    edges: Edges,
 ) -> pl.DataFrame:
     """Yields of windows in which an engine and all its GPUs were wholly measured, by pool, product and model.
 
-    `windows`: see with_joules(). Tokens beside the joules of some of the GPUs would teach a yield that no engine has.
+    `windows`: see with_joules(), of this step. Tokens beside the joules of some of the GPUs would teach a yield that no
+    engine has.
     """
     servers = by_id(windows["id"], engine_index["id"], engine_index["server"])
     # a counter that moves at a request's end gives zero, then a spike: its windows say nothing of the yield
@@ -176,13 +182,34 @@ def samples(
         (windows["silent_ms"] == 0)
         & windows["product"].is_not_null()
         & (windows["advance"] != "request_end")
-        & ~servers.is_in(holding.unread.implode())
+        & ~servers.is_in(holding.unread["server"].implode())
     )
     rows = where(windows.with_columns_seq(servers.alias("server")), usable.fill_null(False))
-    dark = gpu_windows.filter((pl.col("state") == "dark") & (pl.col("gpu_ms") > 0))
-    if dark.height:
-        blind = dark.select_seq("id", "window_start_ms").join(holding.held, on="id")
+    blind = _not_whole(gpu_windows, holding.held, edges)
+    if blind.height:
         rows = rows.join(blind, on=["server", "window_start_ms"], how="anti")
     return rows.group_by("site", "pool", "product", "model_name", "window_start_ms").agg(
         pl.col("output_tokens", "serving_mj").sum()
     )
+
+
+def _not_whole(gpu_windows: pl.DataFrame, held: pl.DataFrame, edges: Edges) -> pl.DataFrame:
+    """(server, window_start_ms) in which a GPU it holds was not read all the time.
+
+    One that was not read yet, or is forgotten, has no row at all.
+    """
+    read = gpu_windows.filter((pl.col("state") != "dark") & (pl.col("window_start_ms") >= edges.previous_ms))
+    by_gpu = read.group_by("id").agg(pl.col("gpu_ms").sum())
+    read_ms = by_id(held["id"], by_gpu["id"], by_gpu["gpu_ms"], default=0)
+    partly = where(held, read_ms < edges.edge_ms - edges.previous_ms).select_seq("server", "id")
+    if partly.is_empty():
+        return partly
+    starts = pl.int_range(edges.previous_ms, edges.edge_ms, edges.window_ms, eager=True)
+    whole = (
+        read.join(partly.select_seq("id").unique(), on="id", how="semi")
+        .group_by("id", "window_start_ms")
+        .agg(pl.col("gpu_ms").sum())
+        .filter(pl.col("gpu_ms") >= edges.window_ms)
+    )
+    every = partly.join(starts.alias("window_start_ms").to_frame(), how="cross")
+    return every.join(whole, on=["id", "window_start_ms"], how="anti").select_seq("server", "window_start_ms")
