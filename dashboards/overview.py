@@ -276,7 +276,8 @@ def _pipeline() -> list[object]:
             "Messages behind",
             [Query(q.behind_messages(), "{{topic}}")],
             unit="short",
-            description="Messages in the log that the processors have still to read, by topic. Figures are this late.",
+            description="Messages in the log that the processors have still to read, by topic; of several boxes with a log of "
+            "their own, those of the one that is furthest behind. Figures are this late.",
             place=Place(0, 40, 6, 7),
         ),
         timeseries(

@@ -5,7 +5,8 @@ from typing import Any, Final
 
 import yaml
 
-from idlewatt.dashboards.rules import JOB, WHOLE_LINES
+from idlewatt.dashboards.queries import JOB
+from idlewatt.dashboards.rules import WHOLE_LINES
 from idlewatt.stream.metric_names import METRICS
 from idlewatt.stream.settings import Serve
 

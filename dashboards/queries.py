@@ -22,6 +22,8 @@ RATE_INTERVAL: Final = "$__rate_interval"
 RANGE: Final = "$__range"
 ROLLING: Final = "5m"
 WASTED: Final = "~idle_loaded|idle_free"
+# job of every Idlewatt process in prometheus.yml
+JOB: Final = "idlewatt"
 
 COVERAGE_FLOOR: Final[float] = Process.model_fields["coverage_floor"].default
 MIN_TOKENS_PER_SECOND: Final[float] = round(Process.model_fields["min_tokens"].default / 60, 2)
@@ -206,7 +208,10 @@ def envelope_exhaustion(where: Where = EVERYWHERE) -> str:
 
 
 def behind_messages() -> str:
-    """Messages still to be read, by topic. While a partition changes hands two may tell it: the larger counts."""
+    """Messages still to be read, by topic. While a partition changes hands two may tell it: the larger counts.
+
+    The logs of several boxes have partitions of the same number: of these, the box that is furthest behind.
+    """
     return f"sum by (topic) ({highest(names.BEHIND, by=('topic', 'partition'))})"
 
 
@@ -231,10 +236,14 @@ def new_events(metric: Metric, by: tuple[str, ...], window: str, where: Where = 
 
     A counter that is born at its first event has no increase() yet: a series that was not there in the hour before
     the window counts with its whole value. Less than an hour, and one that Prometheus could not scrape for a while
-    would be born anew.
+    would be born anew; and none is born where in all that hour Prometheus was away, or the process that has it was.
     """
     selector = series(metric, where)
-    born = f"({selector} > 0 unless max_over_time({selector}[1h] offset {window}))"
+    scraped = f'max_over_time(up{{job="{JOB}"}}[1h] offset {window})'
+    born = (
+        f"({selector} > 0 unless max_over_time({selector}[1h] offset {window}) "
+        f"unless on (instance) {scraped} == 0 and on () group({scraped}))"
+    )
     return _aggregated("sum", metric, by, f"{born} or increase({selector}[{window}]) > 0")
 
 

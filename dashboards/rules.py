@@ -14,8 +14,6 @@ from idlewatt.dashboards import queries as q
 from idlewatt.stream import metric_names as names
 
 RUNBOOKS: Final = "https://github.com/idlewatt/idlewatt/blob/main/docs/runbooks.md"
-# job of every Idlewatt process in prometheus.yml
-JOB: Final = "idlewatt"
 # YAML width at which no expression is folded, so that one can search for it
 WHOLE_LINES: Final = 100_000
 
@@ -155,11 +153,11 @@ ALERTS: Final = (
         expr=f"{q.dark_share(q.EVERYWHERE)} > {DARK_SHARE_LIMIT}",
         lasting="5m",
         severity="warning",
-        summary=f"{_POOL_IN_WORDS} is dark: {{{{ $value | humanizePercentage }}}} of its GPUs tell nothing",
+        summary=f"{_POOL_IN_WORDS} is dark: nobody knows what {{{{ $value | humanizePercentage }}}} of its GPUs do",
         description=(
-            "No telemetry comes from {{ $value | humanizePercentage }} of the GPUs of pool "
-            "{{ $labels.pool }} of site {{ $labels.site }}. Nobody knows what they draw: their watts are booked "
-            "as dark, not as zero, and the pool's ratios are withheld."
+            "{{ $value | humanizePercentage }} of the GPUs of pool {{ $labels.pool }} of site {{ $labels.site }} tell "
+            "nothing, or the engines that hold them do not. Their watts, measured or set aside, are booked as dark, not as "
+            "zero, and the pool's ratios are withheld."
         ),
     ),
     AlertRule(
@@ -202,7 +200,7 @@ ALERTS: Final = (
     ),
     AlertRule(
         name="IdlewattTargetDown",
-        expr=f'up{{job="{JOB}"}} == 0',
+        expr=f'up{{job="{q.JOB}"}} == 0',
         lasting="2m",
         severity="critical",
         summary="{{ $labels.instance }} does not answer",
@@ -286,7 +284,7 @@ ALERTS: Final = (
         name="IdlewattEnvelopeBurnsFast",
         expr=(
             f"({_burns(BURN_FASTEST, '1h', '5m')} or {_burns(BURN_FAST, '6h', '1h')} or "
-            f"{_burns(BURN_FAST, '1h', '5m')} and {q.envelope_exhaustion()}) and {q.envelope_used_share()} < 1"
+            f"{_burns(BURN_FAST, '1h', '5m')} and {q.envelope_exhaustion()}) unless {q.envelope_used_share()} >= 1"
         ),
         lasting="2m",
         severity="warning",

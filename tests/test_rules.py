@@ -210,9 +210,9 @@ CASES: Final = (
         (
             Fires(
                 OF_POOL,
-                "Pool a of site north is dark: 25% of its GPUs tell nothing",
-                "No telemetry comes from 25% of the GPUs of pool a of site north. Nobody knows what they draw: "
-                "their watts are booked as dark, not as zero, and the pool's ratios are withheld.",
+                "Pool a of site north is dark: nobody knows what 25% of its GPUs do",
+                "25% of the GPUs of pool a of site north tell nothing, or the engines that hold them do not. Their "
+                "watts, measured or set aside, are booked as dark, not as zero, and the pool's ratios are withheld.",
             ),
         ),
     ),
@@ -373,8 +373,8 @@ CASES: Final = (
         "IdlewattMessagesRejected",
         "fires",
         "the first rejection gives birth to its series",
-        {REJECTED: "_x10 2x30"},
-        "12m",
+        {REJECTED: "_x90 2x30", UP: "1x150"},
+        "92m",
         (
             Fires(
                 {"topic": "idlewatt.gpu", "reason": "not_arrow"},
@@ -436,8 +436,8 @@ CASES: Final = (
         "IdlewattRowsDropped",
         "fires",
         "a spool overflows",
-        {DROPPED: "_x10 400x30"},
-        "12m",
+        {DROPPED: "_x90 400x30", UP: "1x150"},
+        "92m",
         (
             Fires(
                 {"topic": "idlewatt.gpu", "instance": "c:1"},
@@ -448,6 +448,20 @@ CASES: Final = (
         ),
     ),
     Case("IdlewattRowsDropped", "quiet", "dropped long ago", {DROPPED: "400x60"}, "40m"),
+    Case(
+        "IdlewattRowsDropped",
+        "quiet",
+        "dropped long ago, and Prometheus was away",
+        {DROPPED: "400x60 _x80 400x60", UP: "1x60 _x80 1x60"},
+        "142m",
+    ),
+    Case(
+        "IdlewattRowsDropped",
+        "quiet",
+        "dropped long ago, and the collector could not be scraped",
+        {DROPPED: "400x60 _x80 400x60", UP: "1x200", UP.replace("process-1:9477", "c:1"): "1x60 0x80 1x60"},
+        "142m",
+    ),
     Case("IdlewattRowsDropped", "missing", "nothing was ever dropped", {}, "40m"),
     Case(
         "IdlewattUnaccountedJoules",
@@ -530,6 +544,18 @@ CASES: Final = (
         "it is used up already: the other alert says so",
         envelope(used="100x60", w5m="20x60", w1h="20x60", w6h="20x60"),
         "10m",
+    ),
+    Case(
+        "IdlewattEnvelopeBurnsFast",
+        "fires",
+        "tokens without a price days ago: what is used is not known, how fast is",
+        {
+            name: values
+            for name, values in envelope(w5m="16x60", w1h="15x60", w6h="3x60").items()
+            if "envelope_used" not in name
+        },
+        "10m",
+        (burns_fast("15"),),
     ),
     Case(
         "IdlewattEnvelopeBurnsFast",
