@@ -579,6 +579,20 @@ def test_a_pool_without_gpus_grows_no_state() -> None:
     assert shown(driver, names.REVENUE) is not None
 
 
+def test_pools_that_are_gone_are_forgotten() -> None:
+    """Nodes that come with a new name each are pools of their own: what is kept goes by those that are there."""
+    driver = driver_of()
+    sizes = []
+    for half_day in range(12):
+        window = half_day * 4320
+        rows = (power(window), sold(window, 1000))
+        driver.append(ledger(*(dataclasses.replace(row, pool=f"node-{half_day}") for row in rows)))
+        driver.fold(START_MS)
+        state = driver.state
+        sizes.append([frame.height for frame in (state.windows, state.mix, state.rolling, state.packing)])
+    assert sizes[-1] == sizes[-2] == [3, 3, 3, 3]
+
+
 def test_a_model_without_output_is_not_free() -> None:
     """What embeds or ranks has input alone: without a price, no figure that needs its revenue is shown."""
     driver = driver_of()

@@ -54,6 +54,14 @@ def test_shares_are_usage_over_the_engines_tokens_of_the_same_time() -> None:
     ]
 
 
+def test_usage_waits_for_engines_that_are_behind_and_not_for_those_that_are_gone() -> None:
+    """A gateway that goes on with another provider's engines is not remembered for ever."""
+    hours = usage(*(("a", (1, 0, 0), 60 * ago) for ago in range(100)))
+    for made_ago, kept in ((10, 11), (40, 41), (60, 49), (99, 49)):
+        found = tiers.recent(hours.clear(), hours, engines(((1, 0, 0), 60 * made_ago)))
+        assert found.height == kept
+
+
 def test_usage_of_more_than_the_engines_made_takes_all() -> None:
     """A gateway's count may run ahead of the engines': shares never come to more than the tokens there are."""
     shares = tiers.shares(usage(("a", (300, 0, 0), 0), ("b", (100, 0, 0), 0)), engines(((200, 0, 0), 0)))

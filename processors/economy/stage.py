@@ -31,6 +31,8 @@ from idlewatt.stream.log import Record
 
 _POOL: Final = ("site", "pool")
 _MOST_LINES: Final = 20
+# A pool is gone whose windows end so long before its site's newest: the meter goes on with silent GPUs for a day.
+_GONE_MS: Final = 86_400_000
 _log = structlog.get_logger()
 
 
@@ -143,6 +145,8 @@ class EconomyStage:
         packs = pl.concat([state.packing, at_once(held)])
         if _minute(ends, roll) != _minute(state.windows, state.rolling):
             # who reads them goes by time anyway: what is too old can wait for the minute's end
+            gone = ends.filter(pl.col("end_ms") < pl.col("end_ms").max().over("site") - _GONE_MS)
+            ends, mix, roll, packs = (_of_others(gone, rows) for rows in (ends, mix, roll, packs))
             mix, roll, packs = _recent(mix, ends), rolling.aged(roll, ends), rolling.packed(packs, ends)
         folded = replace(
             state,
@@ -222,6 +226,11 @@ def _ends(windows: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
 def _minute(ends: pl.DataFrame, windows: pl.DataFrame) -> int:
     newest = (ends.get_column("end_ms").max(), windows.get_column("window_start_ms").max())
     return max(ms // 60_000 if isinstance(ms, int) else 0 for ms in newest)
+
+
+def _of_others(gone: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """Without pools that are gone: nodes come with a new name each, and each would be remembered for ever."""
+    return rows if gone.is_empty() else rows.join(gone, on=_POOL, how="anti", maintain_order="left")
 
 
 def _recent(rows: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:

@@ -16,6 +16,8 @@ from idlewatt.stream.records import TOKEN_COUNTS
 HOUR_MS: Final = 3_600_000
 # usage is told at once, tokens when their window is closed
 _LEAD_MS: Final = 300_000
+# engines that are so far behind their site's usage are gone
+_MOST_BEHIND_MS: Final = 48 * HOUR_MS
 # Fifty models on three tiers in each minute of the hour are a twentieth of it.
 MAX_ROWS: Final = 200_000
 _MODEL: Final = ("site", "model_name")
@@ -50,7 +52,7 @@ _MOST_LISTED: Final = 1 << 60
 def recent(minutes: pl.DataFrame, more: pl.DataFrame, behind: pl.DataFrame | None = None) -> pl.DataFrame:
     """Both together, a row for each key and minute, of the hour up to each site's newest.
 
-    Where the newest of `behind` is older, of the time since the hour before that.
+    Where the newest of `behind` is older, of the time since the hour before that, unless it stands still.
     """
     names = [name for name in minutes.columns if minutes.schema[name] == pl.String]
     both = pl.concat([minutes, more[minutes.columns].cast(minutes.schema)]).lazy()
@@ -58,8 +60,9 @@ def recent(minutes: pl.DataFrame, more: pl.DataFrame, behind: pl.DataFrame | Non
     newest = both.group_by("site").agg(newest_ms=minute.max())
     if behind is not None:
         others = behind.lazy().group_by("site").agg(others_ms=minute.max())
+        reached = pl.min_horizontal("newest_ms", "others_ms")
         newest = newest.join(others, on="site", how="left").select(
-            "site", newest_ms=pl.min_horizontal("newest_ms", "others_ms")
+            "site", newest_ms=pl.max_horizontal(reached, pl.col("newest_ms") - _MOST_BEHIND_MS)
         )
     return at_once(
         both.group_by(*names, "window_start_ms", maintain_order=True)
