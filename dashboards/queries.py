@@ -113,16 +113,25 @@ def tokens_per_joule(where: Where) -> str:
     """Output tokens per joule of several pools together, withheld as the meter withholds a pool's.
 
     The meter's own gauge cannot be added over pools, and pools that it withholds for want of tokens drew
-    joules nevertheless; so it is made of the counters here, under the same two conditions.
+    joules nevertheless; so it is made of the counters here, under the same two conditions. A pool that does not meet
+    them is left out: when its readings come back, its counters jump by what was booked late, of one kind or the other.
     """
-    tokens = f"{output_tokens_rate(where)} >= {MIN_TOKENS_PER_SECOND}"
+    tokens = f"{_of_covered_pools(output_tokens_rate(where, POOL), where)} >= {MIN_TOKENS_PER_SECOND}"
     return " and on () ".join(
         (
-            ratio(tokens, energy_rate(where)),
+            ratio(tokens, _of_covered_pools(energy_rate(where, POOL), where)),
             f"({coverage(where, 'watts')} >= {COVERAGE_FLOOR})",
             f"({coverage(where, 'tokens')} >= {COVERAGE_FLOOR})",
         )
     )
+
+
+def _of_covered_pools(by_pool: str, where: Where) -> str:
+    too_low = (
+        f"{highest(names.COVERAGE, {**where, 'window': ROLLING, 'of': of}, POOL)} < {COVERAGE_FLOOR}"
+        for of in ("watts", "tokens")
+    )
+    return f"sum({by_pool} unless {' unless '.join(too_low)})"
 
 
 def tokens_per_second_per_megawatt(where: Where) -> str:

@@ -307,6 +307,15 @@ def covered(watts_a: float, watts_b: float, tokens_a: float) -> dict[str, str]:
     }
 
 
+# a third pool, whose tokens of hours were just booked
+BACK: Final = {
+    'idlewatt_coverage_ratio{site="n",pool="c",window="5m",of="watts"}': "1x60",
+    'idlewatt_coverage_ratio{site="n",pool="c",window="5m",of="tokens"}': "0.8x60",
+    'idlewatt_gpus{site="n",pool="c",state="serving",product="H100"}': "1x60",
+    'idlewatt_energy_joules_total{site="n",pool="c",state="serving",scope="it"}': "1000000+5000x60",
+    'idlewatt_tokens_total{site="n",pool="c",model_name="m",kind="output"}': "1000000+10000000x60",
+}
+
 FIGURES: Final = (
     ("tokens per second", FACTORY, q.output_tokens_rate(ANYWHERE, window="1m"), {"{}": 2000}),
     ("watts drawn", FACTORY, q.drawn_watts(ANYWHERE), {"{}": 1600}),
@@ -328,6 +337,12 @@ FIGURES: Final = (
         FACTORY | covered(1, 0.8, 1),
         q.tokens_per_joule(ANYWHERE),
         {},
+    ),
+    (
+        "a pool whose engine comes back after hours counts when it was measured, not at once",
+        FACTORY | covered(1, 1, 1) | BACK,
+        q.tokens_per_joule(ANYWHERE),
+        {"{}": 1.25},
     ),
     ("withheld when tokens are not measured", FACTORY | covered(1, 1, 0.8), q.tokens_per_joule(ANYWHERE), {}),
     ("withheld when nothing says how much was measured", FACTORY, q.tokens_per_joule(ANYWHERE), {}),

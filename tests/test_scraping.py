@@ -11,6 +11,7 @@ import pytest
 from panel_queries import panel_queries
 from prometheus_server import StartPrometheus
 
+from idlewatt.dashboards import queries as q
 from idlewatt.dashboards import rules
 from idlewatt.dashboards.provisioning import prometheus_yaml
 from idlewatt.stream.metric_names import METRICS, UNCOSTED_GPU_SECONDS, Metric
@@ -169,7 +170,7 @@ def test_a_process_keeps_its_own_series(
     second.body = None
     (down,) = server.wait_for("up == 0")
     assert down.labels["instance"] == second.address
-    assert down.labels["job"] == rules.JOB
+    assert down.labels["job"] == q.JOB
 
 
 def test_it_is_this_prometheus_and_its_config_must_be_right(prometheus_server: StartPrometheus) -> None:
