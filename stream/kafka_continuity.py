@@ -32,9 +32,9 @@ class Continuity:
         self._skipped.pop(place, None)
 
     def goes_on(self, consumer: Consumer, place: Place, messages: Sequence[Message]) -> bool:
-        """Whether none of these was read before, nor will be; it may, if a log has lost its end.
+        """Whether what comes was not read before. It was, where a log has lost its end.
 
-        Where it knows by what leader a position was read, kafka-python goes back to that end; else to the first message.
+        kafka-python then goes back to that end, or to the first message where it does not know by what leader was read.
         """
         expected = self._expected.get(place, 0)
         at = messages[0].offset if messages else position(consumer, *place)
