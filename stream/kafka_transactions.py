@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 from idlewatt.stream.errors import ConfigError, LogUnavailableError, RewindError
 from idlewatt.stream.kafka_clients import (
+    REFUSED,
     GroupMetadata,
     KafkaError,
     OffsetAndMetadata,
@@ -97,7 +98,10 @@ class TransactionalProducer:
             with suppress(Exception):
                 _within(_ABORT_TIMEOUT_S, producer.abort_transaction)
             self.close()
-            raise RewindError(f"the transaction of {self._id} failed: {error!r}") from error
+            mend = "; it is refused again until max.message.bytes of the topic is raised"
+            raise RewindError(
+                f"the transaction of {self._id} failed: {error!r}{mend if isinstance(error, REFUSED) else ''}"
+            ) from error
 
     def close(self) -> None:
         if self._producer is not None:

@@ -186,9 +186,11 @@ class Member:
         # only a start may fail for want of a broker; what serves waits for it to come back
         if code == ExitCode.UNREACHABLE and '"serving"' not in self.log.read_text():
             return True
-        # told before it could listen, it ends as any process does
         told = None if self._told is None else self._told[0]
-        return told is not None and (code == -told or (told == signal.SIGTERM and code == ExitCode.OK))
+        # Told before it could listen, it ends as any process does. Told while it still imports, Python with -m ends by
+        # SIGINT: it has noted a KeyboardInterrupt that left an exec() of a text, as dataclasses have, though main() caught it.
+        ends = {signal.SIGTERM: (ExitCode.OK, -signal.SIGTERM, -signal.SIGINT)}
+        return told is not None and code in ends.get(signal.Signals(told), (-told,))
 
     def look(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         """Its page, {} if it does not answer; notes the counters on it."""

@@ -453,6 +453,14 @@ def test_what_kafka_lost_under_a_running_processor_is_lost_once(
     member.until_values(sent("b "))
 
 
+def test_a_commit_that_kafka_refuses_says_how_to_mend_it(open_member: OpenMember) -> None:
+    """It is read again and refused again, for as long as nobody does."""
+    member = open_member()
+    member.until_assigned(4)
+    with pytest.raises(RewindError, match=r"MessageSizeTooLarge.*raised"):
+        member.commit(b"state", (Record(topics.LEDGER, b"site", bytes(topics.MAX_MESSAGE_BYTES + 1)),))
+
+
 def test_messages_that_expire_under_a_running_processor_are_told(
     open_member: OpenMember, append: Callable[..., None], fresh_topics: Settings
 ) -> None:
