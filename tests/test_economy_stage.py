@@ -579,6 +579,37 @@ def test_a_pool_without_gpus_grows_no_state() -> None:
     assert shown(driver, names.REVENUE) is not None
 
 
+def test_a_state_of_the_build_before_goes_on() -> None:
+    """It kept no rests, what usage owed in whole micro-units, and tokens in 64 bits."""
+    driver = driver_of()
+    event = UsageRow(
+        ts_ms=START_MS, site="s", source="app", event_id="1", team="a", model_name="m", output_tokens=100
+    )
+    driver.append([Message(topics.USAGE, USAGE, [event])])
+    driver.append(ledger(sold(0, 1000), power(0)))
+    driver.fold(START_MS + 1000)
+    scalars, frames = read_snapshot(LAYOUT, driver.state.snapshot())
+    micro = {"spend_micro": pl.col("owed") // 10**6, "list_micro": pl.col("listed") // 10**6}
+    for name in ("tiers", "shares"):
+        frames[name] = frames[name].with_columns(**micro).drop("owed", "listed")
+    before = {
+        name: frame.with_columns(pl.col(pl.Int128).cast(pl.Int64))
+        for name, frame in frames.items()
+        if name != "rests"
+    }
+    state = EconomyState.restore(write_snapshot(LAYOUT, scalars, before))
+    for name in ("tiers", "shares", "engines", "volumes", "consumers"):
+        found, expected = getattr(state, name), getattr(driver.state, name)
+        assert found.schema == expected.schema
+        assert found.equals(expected)
+    assert state.rests.is_empty()
+    driver.state = state
+    driver.append([Message(topics.USAGE, USAGE, [dataclasses.replace(event, event_id="2")])])
+    driver.append(ledger(sold(1, 1000), power(1)))
+    driver.fold(START_MS + 2000)
+    assert [row["spend_micro"] for row in driver.rows(CONSUMER)] == [35, 35]
+
+
 def test_pools_that_are_gone_are_forgotten() -> None:
     """Nodes that come with a new name each are pools of their own: what is kept goes by those that are there."""
     driver = driver_of()
