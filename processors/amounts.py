@@ -16,4 +16,9 @@ SUM: Final = pl.Int128
 
 def rounded(numerator: pl.Expr, denominator: int | pl.Expr) -> pl.Expr:
     """The quotient to the nearest whole number; null where that is more than MOST."""
-    return ((numerator + denominator // 2) // denominator).cast(pl.Int64, strict=False)
+    return nearest(numerator, denominator).cast(pl.Int64, strict=False)
+
+
+def nearest(numerator: pl.Expr, denominator: int | pl.Expr) -> pl.Expr:
+    """The same in the bits of the numerator."""
+    return (numerator + denominator // 2) // denominator

@@ -189,8 +189,8 @@ class Member:
         told = None if self._told is None else self._told[0]
         # Told before it could listen, it ends as any process does. Told while it still imports, Python with -m ends by
         # SIGINT: it has noted a KeyboardInterrupt that left an exec() of a text, as dataclasses have, though main() caught it.
-        ends = {signal.SIGTERM: (ExitCode.OK, -signal.SIGTERM, -signal.SIGINT)}
-        return told is not None and code in ends.get(signal.Signals(told), (-told,))
+        of_itself = (ExitCode.OK, -signal.SIGINT) if told == signal.SIGTERM else ()
+        return told is not None and (code == -told or code in of_itself)
 
     def look(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         """Its page, {} if it does not answer; notes the counters on it."""

@@ -116,10 +116,9 @@ def test_beyond_the_bound_rows_are_rounded_by_themselves(monkeypatch: pytest.Mon
     monkeypatch.setattr(rests, "MAX_RESTS", 3)
     cheap = book_of('[[price]]\nmodel = "*"\ninput = 0\noutput = 0.02\n')
     flood = [minute(f"flood-{n}", 25) for n in range(50)]
-    for folds in ([[minute("search", 20)], flood, [minute("search", 20)] * 4, flood],):
-        assert sum(owed(*folds, book=cheap)[0]) == 2
-        assert sum(owed(*folds, book=cheap, who=("hall", "flood-0"))[0]) == 1
-        assert sum(owed(*folds, book=cheap, who=("hall", "flood-49"))[0]) == 2
+    folds = [[minute("search", 20)], flood, [minute("search", 20)] * 4, flood]
+    for team, owes in (("search", 2), ("flood-0", 1), ("flood-49", 2)):
+        assert sum(owed(*folds, book=cheap, who=("hall", team))[0]) == owes
 
 
 @examples(30)
@@ -180,8 +179,8 @@ def test_rows_are_the_same_however_few_are_cut_and_priced_at_once(monkeypatch: p
     read = pl.DataFrame(rows, schema=frame_schema(records.USAGE))
 
     def priced() -> pl.DataFrame:
-        minutes_ = fold_usage(UsageState.empty(), read, START_MS + 10**9).minutes
-        return spend(BOOK, minutes_, NONE, NO_RESTS).rows
+        done = fold_usage(UsageState.empty(), read, START_MS + 10**9)
+        return spend(BOOK, done.minutes, NONE, NO_RESTS).rows
 
     whole = priced()
     monkeypatch.setattr(usage_minutes, "_SPLIT_AT_ONCE", 2)

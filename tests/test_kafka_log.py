@@ -72,13 +72,16 @@ def sent(name: str = "") -> set[bytes]:
     return {f"{name}{topic}/{i}".encode() for i in range(8) for topic in METER}
 
 
-def poll_all(members: list[StageReader], condition: Callable[[], bool], timeout_s: float = 40.0) -> None:
-    """Poll members in turn until the condition holds; a rebalance needs all of them."""
+def poll_all(
+    members: list[StageReader], condition: Callable[[], bool], timeout_s: float = 40.0, pause_s: float = 0.0
+) -> None:
+    """Poll members in turn until the condition holds, with a pause after each; a rebalance needs all of them."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "\n".join(member.state() for member in members)
         for member in members:
             member.poll(0.1)
+            time.sleep(pause_s)
 
 
 def ledger(*values: str) -> tuple[Record, ...]:
@@ -123,18 +126,11 @@ def test_an_answer_between_two_polls_ends_a_rebalance(
     """Members that are polled now and then, as on a machine that is busy, do not join again and again."""
     members = [open_member(), open_member()]
     members[0].until_assigned(4)
-    deadline = time.monotonic() + 40
-
-    def poll_until(condition: Callable[[], bool]) -> None:
-        while not condition():
-            assert time.monotonic() < deadline, "\n".join(member.state() for member in members)
-            for member in members:
-                member.poll(0.1)
-                time.sleep(0.035)
-
-    poll_until(lambda: all(len(member.snapshots) == 2 for member in members))
+    poll_all(members, lambda: all(len(member.snapshots) == 2 for member in members), pause_s=0.035)
     append()
-    poll_until(lambda: {m.value for member in members for m in member.messages} == sent())
+    poll_all(
+        members, lambda: {m.value for member in members for m in member.messages} == sent(), pause_s=0.035
+    )
     # the first of one member, that of both, and that in which one gives up what the other gets
     assert [generation_of(member) for member in members] == [3, 3]
 
@@ -396,6 +392,20 @@ def test_the_snapshot_says_where_to_read_on(
     heir.until_values(sent("b "))
 
 
+def longest(member: StageReader) -> tuple[str, int]:
+    """The partition of idlewatt.gpu of which most was read."""
+    ends = {place: offset for place, offset in member.resume.items() if place[0] == topics.GPU}
+    return max(ends, key=lambda place: ends[place])
+
+
+def lose_the_last_batch(broker: KafkaBroker, topic: str, partition: int) -> None:
+    """As one does that loses power."""
+    broker.kill()
+    segment = broker.folder / "data" / f"{topic}-{partition}" / f"{0:020d}.log"
+    os.truncate(segment, segment.stat().st_size - 1)
+    broker.start()
+
+
 def test_what_kafka_lost_is_lost_once(
     kafka_broker: KafkaBroker,
     open_member: OpenMember,
@@ -405,21 +415,17 @@ def test_what_kafka_lost_is_lost_once(
     member = open_member()
     append("a ")
     member.until_values(sent("a "))
-    ends = {tp: offset for tp, offset in member.resume.items() if tp[0] == topics.GPU}
-    topic, partition = max(ends, key=lambda place: ends[place])
+    place = longest(member)
     commit_what_was_read(member)
     member.log.close()
-    kafka_broker.kill()
-    segment = kafka_broker.folder / "data" / f"{topic}-{partition}" / f"{0:020d}.log"
-    os.truncate(segment, segment.stat().st_size - 1)
-    kafka_broker.start()
+    lose_the_last_batch(kafka_broker, *place)
     with capture_logs() as said:
         heir = open_member()
         heir.until_assigned(4)
         append("b ")
         heir.until_values(sent("b "))
     lost = [line for line in said if line["event"] == "messages_lost_by_kafka"]
-    assert [(line["topic"], line["partition"]) for line in lost] == [(topic, partition)]
+    assert [(line["topic"], line["partition"]) for line in lost] == [place]
 
 
 def test_what_kafka_lost_under_a_running_processor_is_lost_once(
@@ -429,16 +435,12 @@ def test_what_kafka_lost_under_a_running_processor_is_lost_once(
     before = open_member()
     append("a ")
     before.until_values(sent("a "))
-    ends = {tp: offset for tp, offset in before.resume.items() if tp[0] == topics.GPU}
-    topic, partition = max(ends, key=lambda place: ends[place])
+    place = longest(before)
     commit_what_was_read(before)
     before.log.close()
     member = open_member()
     member.until_assigned_and_caught_up()
-    kafka_broker.kill()
-    segment = kafka_broker.folder / "data" / f"{topic}-{partition}" / f"{0:020d}.log"
-    os.truncate(segment, segment.stat().st_size - 1)
-    kafka_broker.start()
+    lose_the_last_batch(kafka_broker, *place)
     with capture_logs() as said:
         lost: list[Any] = []
         deadline = time.monotonic() + 40
@@ -447,7 +449,7 @@ def test_what_kafka_lost_under_a_running_processor_is_lost_once(
             with suppress(LogUnavailableError):
                 member.poll()
             lost = [line for line in said if line["event"] == "messages_lost_by_kafka"]
-    assert [(line["topic"], line["partition"]) for line in lost] == [(topic, partition)]
+    assert [(line["topic"], line["partition"]) for line in lost] == [place]
     member.until_assigned(4)
     append("b ")
     member.until_values(sent("b "))

@@ -130,7 +130,7 @@ def price_minutes(
     rows = _stepped(book, rows)
     sold = pl.col("tier").is_in(book.unsold).not_()
     owed = pl.when(sold).then(pl.when(pl.col("worth").is_not_null()).then("owed")).otherwise(0)
-    rows = rows.with_columns(owed=owed.cast(pl.Int128))
+    rows = rows.with_columns(owed=owed.cast(SUM))
     spent, rests = whole_micro(rows.select(*REST_KEY, exact="owed"), rests)
     priced = rows.with_columns(spent.alias("spend_micro"), currency=pl.lit(book.currency))
     counted = rows.filter((pl.col("billed") != "") & pl.col("glob").is_not_null())

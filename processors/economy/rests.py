@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from idlewatt.processors.amounts import SUM, nearest
 from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO
 
 REST_KEY: Final = ("site", *CONSUMER_KINDS, "model_name", "tier", "month")
@@ -33,24 +34,21 @@ def whole_micro(exact: pl.DataFrame, rests: pl.DataFrame) -> tuple[pl.Series, pl
         exact.with_row_index("row")
         .join(rests, on=REST_KEY, how="left", maintain_order="left")
         .join(without_room, on=REST_KEY, how="left", maintain_order="left")
-        .with_columns(pl.col("rest").fill_null(0).cast(pl.Int128))
+        .with_columns(pl.col("rest").fill_null(0).cast(SUM))
     )
     # one that knows no others is a key of its own
     apart = pl.when(pl.col("alone")).then("row")
-    upto = pl.col("rest") + pl.col("exact").fill_null(0).cum_sum().over(*REST_KEY, apart)
-    rows = rows.with_columns(upto=upto)
-    before = pl.col("upto") - pl.col("exact").fill_null(0)
-    amount = (_nearest(pl.col("upto")) - _nearest(before)).cast(pl.Int64, strict=False)
-    amounts = rows.select(pl.when(pl.col("exact").is_not_null()).then(amount).alias("amount")).to_series()
-    left = (pl.col("upto") - _nearest(pl.col("upto")) * MICRO).cast(pl.Int64)
+    rows = rows.with_columns(
+        upto=pl.col("rest") + pl.col("exact").fill_null(0).cum_sum().over(*REST_KEY, apart)
+    )
+    # a rest is half a micro-unit below 0 at most, and no quotient below 0
+    upto, before = (nearest(edge, MICRO) for edge in (pl.col("upto"), pl.col("upto") - pl.col("exact")))
+    amount = (upto - before).cast(pl.Int64, strict=False)
+    amounts = rows.select(amount.alias("amount")).to_series()
+    left = (pl.col("upto") - upto * MICRO).cast(pl.Int64)
     after = (
         rows.filter(pl.col("exact").is_not_null() & pl.col("alone").is_null())
         .group_by(REST_KEY, maintain_order=True)
         .agg(left.last().alias("rest"))
     )
     return amounts, pl.concat([rests.join(after, on=REST_KEY, how="anti", maintain_order="left"), after])
-
-
-def _nearest(exact: pl.Expr) -> pl.Expr:
-    # a rest is half a micro-unit below 0 at most
-    return (exact + MICRO // 2) // MICRO

@@ -18,7 +18,7 @@ from idlewatt.processors.economy.book import CONSUMER_KINDS
 from idlewatt.processors.economy.consumers import OTHER
 from idlewatt.processors.economy.usage_gains import ENTITY, FORGET_MS, LATE_MS, gains, without
 from idlewatt.processors.economy.usage_minutes import GAIN_COLUMNS, MINUTE_COLUMNS, MINUTE_MS, NAMES, split
-from idlewatt.processors.meter.intake import LARGEST_COUNTER, MAX_NAME_BYTES
+from idlewatt.processors.meter.intake import LARGEST_COUNTER, too_long_name
 from idlewatt.processors.meter.timeline import RESTART_GAP_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 from idlewatt.stream.topics import EVENT_HORIZON_MS
@@ -137,7 +137,7 @@ def _plausible(rows: pl.DataFrame, latest_ms: int, rejected: Counter[str]) -> pl
         "epoch_ahead": (pl.col("epoch_ms") > pl.col("ts_ms") + RESTART_GAP_MS).fill_null(False),
         "negative": pl.any_horizontal(pl.col(*TOKEN_COUNTS) < 0),
         "implausible": pl.any_horizontal(pl.col(*TOKEN_COUNTS) >= LARGEST_COUNTER),
-        "name_too_long": pl.any_horizontal((pl.col(*text).str.len_bytes() > MAX_NAME_BYTES).fill_null(False)),
+        "name_too_long": too_long_name(text),
         "reserved_name": pl.any_horizontal((pl.col(*CONSUMER_KINDS) == OTHER).fill_null(False)),
     }
     for reason, fault in faults.items():

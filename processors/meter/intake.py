@@ -1,6 +1,6 @@
 """Rows from the wire to rows that may be taken: what cannot be true is left out and counted by reason."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import polars as pl
@@ -89,11 +89,15 @@ def engine_rows(
     return _without(rows, faults | _names_too_long(rows, entities))
 
 
+def too_long_name(names: Iterable[str]) -> pl.Expr:
+    """Whether one of these columns has more than MAX_NAME_BYTES."""
+    return pl.any_horizontal((pl.col(*names).str.len_bytes() > MAX_NAME_BYTES).fill_null(False))
+
+
 def _names_too_long(rows: pl.DataFrame, entities: pl.DataFrame) -> dict[str, pl.Expr]:
     # which GPUs an engine holds goes into no row of the ledger
     texts = [name for name, dtype in entities.schema.items() if dtype == pl.String and name != "gpus"]
-    lengths = pl.col(texts).str.len_bytes()
-    too_long = entities.select(pl.any_horizontal((lengths > MAX_NAME_BYTES).fill_null(False))).to_series()
+    too_long = entities.select(too_long_name(texts)).to_series()
     return {"name_too_long": pl.lit(too_long.gather(rows["entity"]))} if too_long.any() else {}
 
 

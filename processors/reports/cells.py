@@ -11,7 +11,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.amounts import SUM
+from idlewatt.processors.amounts import SUM, nearest
 from idlewatt.processors.economy import costs, pricing, tiers
 from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO, Book
 from idlewatt.processors.economy.consumers import spend, tier_rows, with_known_tiers
@@ -226,5 +226,4 @@ def _consumed(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
     )
     key = ("site", *CONSUMER_KINDS, "model_name", "tier")
     sums = priced.group_by(key).agg(pl.col(*TOKEN_MEASURES).cast(SUM).sum()).sort(key)
-    acquisition = (pl.col("acquisition_micro") + MICRO // 2) // MICRO
-    return sums.with_columns(acquisition_micro=acquisition).select(*CONSUMED_COLUMNS)
+    return sums.with_columns(nearest(pl.col("acquisition_micro"), MICRO)).select(*CONSUMED_COLUMNS)
