@@ -296,6 +296,23 @@ def test_ratios_are_withheld_where_too_little_is_known() -> None:
     assert few.sample("idlewatt_tokens_per_joule", window="1m", kind="output") is None
 
 
+def test_a_model_that_was_swapped_for_another_is_not_silent() -> None:
+    """Its engine tells of the other one; when that falls silent too, coverage falls."""
+    gpus = [gpu(s, 100_000 * s) for s in range(121)]
+    swapped = [engine(s, 50 * s) for s in range(31)]
+    swapped += [engine(s, 50 * (s - 30), model_name="other") for s in range(33, 121)]
+    one = metered(*gpus, *swapped, until_s=120)
+    assert one.sample("idlewatt_coverage_ratio", window="1m", of="tokens") == 1
+    assert one.sample("idlewatt_tokens_per_joule", window="1m", kind="output") == pytest.approx(0.5)
+    # what the two were silent for while the engine started is told
+    assert sum(row["silent_ms"] for row in one.rows(records.TOKENS)) == 90_000
+    both = metered(*gpus, *swapped[:-30], until_s=120)
+    assert both.sample("idlewatt_coverage_ratio", window="1m", of="tokens") == pytest.approx(1 / 3)
+    neighbour = [engine(s, 50 * s, engine="n:8001") for s in range(121)]
+    beside = metered(*gpus, *neighbour, *swapped[:31], until_s=120)
+    assert beside.sample("idlewatt_coverage_ratio", window="1m", of="tokens") == pytest.approx(0.5)
+
+
 def test_provisioned_watts_replace_the_limit() -> None:
     """What is set aside for a pool's GPUs is what is available."""
     config = MeterConfig(provisioned_mw={"p": 1_000_000})

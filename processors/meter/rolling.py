@@ -24,6 +24,7 @@ HISTORY_COLUMNS: Final = {
     "request_end": pl.Boolean,
 }
 _KEY: Final = ("site", "pool", "window_start_ms")
+_ENGINE: Final = (*_KEY, "node", "engine")
 _SUMS: Final = [name for name, dtype in HISTORY_COLUMNS.items() if dtype == pl.Int64 and name not in _KEY]
 _SHORTEST, *_, LONGEST = ROLLING_MS
 # the windows that each one lies in
@@ -58,7 +59,7 @@ def extend(
         watts = watts.join(unread, on=["site", "pool"], how="left").with_columns_seq(
             pl.col("gpu_ms", "dark_ms") + unread_ms
         )
-    served = tokens.group_by(*_KEY).agg(
+    served = _without_unloaded(tokens).group_by(*_KEY).agg(
         pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms").sum(),
         (pl.col("advance") == "request_end").any().alias("request_end"),
     )
@@ -67,6 +68,19 @@ def extend(
     )
     longer = pl.concat([history, both.select_seq(*HISTORY_COLUMNS)], rechunk=True)
     return where(longer, longer["window_start_ms"] >= edge_ms - max(ROLLING_MS.values()))
+
+
+def _without_unloaded(tokens: pl.DataFrame) -> pl.DataFrame:
+    """No silence of a model of which its engine said nothing, in a window in which it told of others.
+
+    It was swapped for another, and would count as silent until it is forgotten.
+    """
+    quiet = (tokens["measured_ms"] == 0) & (tokens["silent_ms"] > 0)
+    if not quiet.any():
+        return tokens
+    told = where(tokens, tokens["measured_ms"] > 0).select_seq(*_ENGINE).unique()
+    unloaded = where(tokens, quiet).join(told, on=list(_ENGINE), how="semi").with_columns_seq(silent_ms=0)
+    return tokens.update(unloaded.select_seq(*_ENGINE, "model_name", "silent_ms"), on=[*_ENGINE, "model_name"])
 
 
 def rolling(history: pl.DataFrame, edge_ms: int, config: MeterConfig) -> pl.DataFrame:
