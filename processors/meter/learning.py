@@ -11,7 +11,7 @@ from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.rows import where
 from idlewatt.processors.meter.state import MeterState
 from idlewatt.processors.meter.timeline import Edges
-from idlewatt.processors.meter.yardstick import HOUR_MS
+from idlewatt.processors.meter.yardstick import HOUR_MS, TRAILING_HOURS
 
 MINUTE_MS: Final = 60_000
 
@@ -41,8 +41,7 @@ def power_rows(
     Windows that were closed before go by what is known first.
     """
     known = Learned(state.histogram, pl.concat([state.samples, samples]), state.pairs, state.yields)
-    hours = range(-(-edges.previous_ms // HOUR_MS) * HOUR_MS, edges.edge_ms, HOUR_MS)
-    learns_at = sorted({*hours, *_ends_of_minutes(known.samples, edges)})
+    learns_at = sorted({*_hours(known, edges), *_ends_of_minutes(known.samples, edges)})
     cuts = [edges.previous_ms, *(at for at in learns_at if at > edges.previous_ms), edges.edge_ms]
     rows = []
     for since_ms, until_ms in itertools.pairwise(cuts):
@@ -54,6 +53,15 @@ def power_rows(
         known = _with_yields(known, some, since_ms, config, learns=since_ms in learns_at)
         rows.append(waterfall.power_rows(some, demand, known.yields, edges.window_ms))
     return pl.concat(rows), known
+
+
+def _hours(known: Learned, edges: Edges) -> range:
+    """Those that begin within the step, until everything is forgotten: it may be a step of years."""
+    learned = pl.concat([known.histogram["hour"], known.samples["window_start_ms"] // HOUR_MS]).max()
+    if not isinstance(learned, int):
+        return range(0)
+    until_ms = min(edges.edge_ms, (learned + TRAILING_HOURS + 1) * HOUR_MS)
+    return range(-(-edges.previous_ms // HOUR_MS) * HOUR_MS, until_ms, HOUR_MS)
 
 
 def _ends_of_minutes(samples: pl.DataFrame, edges: Edges) -> list[int]:
