@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from idlewatt.collectors.counter_lives import CounterLives
 from idlewatt.collectors.counter_values import Differences, LeftOutError, count, epoch_ms, finite
 from idlewatt.collectors.engines import EngineMapping, Series
 from idlewatt.collectors.exposition import Sample, fold
@@ -35,11 +36,17 @@ class EnginePage:
     def __init__(self, mapping: EngineMapping) -> None:
         self._mapping = mapping
         self._differences = Differences()
+        self._lives = CounterLives()
 
-    def read(self, samples: Iterable[Sample]) -> tuple[list[ModelFigures], Counter[str]]:
+    def miss(self) -> None:
+        """Note that a page could not be fetched."""
+        self._lives.miss()
+
+    def read(self, samples: Iterable[Sample], ts_ms: int) -> tuple[list[ModelFigures], Counter[str]]:
         """Figures of each model that has an output counter, and by reason what was left out.
 
-        A model with a counter that cannot be true is left out whole. Raises SourceError (too_many_models).
+        A model with a counter that cannot be true is left out whole. `ts_ms`: when the page was there. Raises SourceError
+        (too_many_models).
         """
         by_model: defaultdict[str | None, defaultdict[str, list[Sample]]]
         by_model = defaultdict(lambda: defaultdict(list))
@@ -56,9 +63,10 @@ class EnginePage:
         for model_name, of_model in by_model.items():
             assert model_name is not None
             try:
-                figures.append(self._figures(model_name, of_model, page_wide, left_out))
+                figures.append(self._figures(model_name, of_model, page_wide, ts_ms, left_out))
             except LeftOutError as error:
                 left_out[str(error)] += 1
+        self._lives.keep(by_model)
         self._differences.keep({(model, quantity) for model in by_model for quantity in _QUANTITIES})
         return figures, left_out
 
@@ -67,6 +75,7 @@ class EnginePage:
         model_name: str,
         samples: Mapping[str, Sequence[Sample]],
         page_wide: Mapping[str, Sequence[Sample]],
+        ts_ms: int,
         left_out: Counter[str],
     ) -> ModelFigures:
         mapping = self._mapping
@@ -92,10 +101,13 @@ class EnginePage:
                     break
             return []
 
-        started_ms = self._epoch_ms(samples, page_wide)
+        told = self._told_epochs(samples, page_wide)
+        started_ms = self._lives.epoch_ms(model_name, told)
         output_tokens = tokens("output", mapping.output_tokens)
         if output_tokens is None:
             raise LeftOutError("no_output_tokens")
+        input_tokens = tokens("input", mapping.input_tokens)
+        cached_input_tokens = tokens("cached_input", mapping.cached_input_tokens)
         running, waiting = gauge(mapping.requests_running), gauge(mapping.requests_waiting)
         kv_cache = gauge(mapping.kv_cache_ratio)
         if kv_cache and max(kv_cache) > 1:
@@ -104,12 +116,14 @@ class EnginePage:
         return ModelFigures(
             model_name=model_name,
             output_tokens=output_tokens,
-            input_tokens=tokens("input", mapping.input_tokens),
-            cached_input_tokens=tokens("cached_input", mapping.cached_input_tokens),
+            input_tokens=input_tokens,
+            cached_input_tokens=cached_input_tokens,
             requests_running=round(sum(running)) if running else None,
             requests_waiting=round(sum(waiting)) if waiting else None,
             kv_cache_ratio=sum(kv_cache) / len(kv_cache) if kv_cache else None,
-            epoch_ms=started_ms,
+            epoch_ms=self._lives.settle(
+                model_name, told, (output_tokens, input_tokens, cached_input_tokens), ts_ms
+            ),
             server_version=self._version(samples, page_wide),
         )
 
@@ -128,9 +142,11 @@ class EnginePage:
             raise LeftOutError("ambiguous_series")
         return picked
 
-    def _epoch_ms(
+    def _told_epochs(
         self, samples: Mapping[str, Sequence[Sample]], page_wide: Mapping[str, Sequence[Sample]]
-    ) -> int | None:
+    ) -> dict[str, int]:
+        """By series, the most wanted first."""
+        told = {}
         for series in self._mapping.epoch:
             name = fold(series.name)
             starts = map(epoch_ms, (*samples.get(name, ()), *page_wide.get(name, ())))
@@ -138,8 +154,8 @@ class EnginePage:
             if plausible:
                 # Ranks are made one after the other. The first stays the same when another joins, which is
                 # no restart of what the others have counted.
-                return min(plausible)
-        return None
+                told[name] = min(plausible)
+        return told
 
     def _version(
         self, samples: Mapping[str, Sequence[Sample]], page_wide: Mapping[str, Sequence[Sample]]

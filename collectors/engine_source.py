@@ -6,6 +6,7 @@ from idlewatt.collectors.exposition import SamplePicker
 from idlewatt.collectors.http_page import HttpPage
 from idlewatt.collectors.source import Reading
 from idlewatt.stream.clock import Clock, unix_ms
+from idlewatt.stream.errors import SourceError
 from idlewatt.stream.records import EngineRow
 from idlewatt.stream.settings import Engine
 
@@ -59,9 +60,13 @@ class EngineSource:
 
         Raises SourceError with the reasons of HttpPage.fetch, SamplePicker.pick and EnginePage.read.
         """
-        body = self._http.fetch()
+        try:
+            body = self._http.fetch()
+        except SourceError:
+            self._page.miss()
+            raise
         ts_ms = self._clock()
-        figures, left_out = self._page.read(self._picker.pick(body))
+        figures, left_out = self._page.read(self._picker.pick(body), ts_ms)
         rows = [
             EngineRow(
                 ts_ms=ts_ms,

@@ -5,6 +5,7 @@ import pytest
 from loopback_http import LoopbackServer, page, says, serving
 
 from idlewatt.collectors.engine_source import EngineSource
+from idlewatt.stream.clock import Clock
 from idlewatt.stream.errors import ConfigError, SourceError
 from idlewatt.stream.records import EngineRow
 from idlewatt.stream.settings import Engine
@@ -50,7 +51,7 @@ def read(server: LoopbackServer) -> Iterator[Read]:
     source.close()
 
 
-def source_of(engine: Engine) -> EngineSource:
+def source_of(engine: Engine, clock: Clock = lambda: NOW_MS) -> EngineSource:
     return EngineSource(
         engine,
         site="hall",
@@ -59,7 +60,7 @@ def source_of(engine: Engine) -> EngineSource:
         interval_s=1.0,
         timeout_s=5.0,
         max_body_bytes=1_000_000,
-        clock=lambda: NOW_MS,
+        clock=clock,
     )
 
 
@@ -206,8 +207,64 @@ def test_a_reset_stays_visible(read: Read) -> None:
 
 def test_a_restart_changes_the_epoch(read: Read) -> None:
     """A new process start is a new epoch, to the millisecond; the same process keeps it."""
-    epochs = [read(vllm(5, start=start))[0][0].epoch_ms for start in (1.79e9, 1.79e9, 1790000033.25, None)]
-    assert epochs == [1_790_000_000_000, 1_790_000_000_000, 1_790_000_033_250, None]
+    epochs = [read(vllm(5, start=start))[0][0].epoch_ms for start in (1.79e9, 1.79e9, 1790000033.25)]
+    assert epochs == [1_790_000_000_000, 1_790_000_000_000, 1_790_000_033_250]
+
+
+def test_a_page_that_does_not_tell_its_start_is_no_restart(read: Read) -> None:
+    """prometheus_client leaves it out while the process has no file to spare; a counter that falls meanwhile is one."""
+
+    def epoch_ms(output: int, start: float | None, created: float) -> int | None:
+        more = f'vllm:generation_tokens_created{{model_name="m",engine="0"}} {created}\n'.encode()
+        return read(vllm(output, start=start) + more)[0][0].epoch_ms
+
+    assert epoch_ms(5, 1.79e9, 1790000200) == 1_790_000_000_000
+    assert epoch_ms(6, None, 1790000200) == 1_790_000_000_000
+    assert epoch_ms(7, 1.79e9, 1790000200) == 1_790_000_000_000
+    assert epoch_ms(3, None, 1790000900) == 1_790_000_900_000
+    # nor is a page that tells it again
+    assert epoch_ms(4, 1790000700, 1790000900) == 1_790_000_900_000
+    assert epoch_ms(5, 1790000700, 1790000900) == 1_790_000_900_000
+
+
+class SetClock:
+    now_ms = NOW_MS
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+def test_a_fall_that_no_epoch_tells_of_is_no_restart_by_itself(server: LoopbackServer) -> None:
+    """It is a page that lost its end, or another server's: counted again from zero, all of it would be booked."""
+    clock = SetClock()
+    source = source_of(Engine(url=server.url), clock)
+
+    def tokens(body: bytes, after_s: int = 1) -> list[int]:
+        clock.now_ms += after_s * 1000
+        server.answer = says(page(body))
+        reading = source.read()
+        assert bool(reading.rows) != bool(reading.left_out.get("counter_fell"))
+        return [row.output_tokens for row in reading.rows if isinstance(row, EngineRow)]
+
+    whole = vllm(900, engine="0", start=None) + vllm(100, engine="1", start=None)
+    assert tokens(whole) == [1000]
+    # cut at the end of a line, by a server that tells no length
+    assert tokens(vllm(901, engine="0", start=None)) == []
+    assert tokens(whole) == [1000]
+    # two servers behind one address
+    for _ in range(10):
+        assert tokens(vllm(20, start=None), 5) == []
+        assert tokens(vllm(1001, start=None), 5) == [1001]
+    # it stays down, for longer than what came meanwhile would be believed
+    assert tokens(vllm(30, start=None)) == []
+    assert tokens(vllm(31, start=None), 59) == []
+    assert tokens(vllm(32, start=None)) == [32]
+    # a server that is started anew does not answer for a while
+    server.answer = says(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+    with pytest.raises(SourceError):
+        source.read()
+    assert tokens(vllm(1, start=None)) == [1]
+    source.close()
 
 
 def test_two_engines_behind_one_server_are_one_row(read: Read) -> None:

@@ -16,7 +16,7 @@ CASE_IDS = ["/".join(case.parts[-2:]) for case in CASES]
 
 def read(mapping: EngineMapping, body: bytes) -> dict[str, Any]:
     picker = SamplePicker(mapping.series_names, [series.name for series in mapping.output_tokens])
-    figures, left_out = EnginePage(mapping).read(picker.pick(body))
+    figures, left_out = EnginePage(mapping).read(picker.pick(body), 0)
     return {"rows": [dataclasses.asdict(model) for model in figures], "left_out": dict(left_out)}
 
 
@@ -143,13 +143,14 @@ def test_a_difference_of_counters_does_not_step_back() -> None:
         body = (
             f's:out_total{{model="m"}} 5\ns:in_total{{model="m"}} {whole}\ns:hit_total{{model="m"}} {part}\n'
         )
-        [figures], _ = page.read(picker.pick(body.encode()))
+        [figures], _ = page.read(picker.pick(body.encode()), 0)
         return figures.input_tokens
 
     assert input_tokens(1000, 400) == 600
     assert input_tokens(1000, 450) == 600
     assert input_tokens(1100, 450) == 650
     # a fall of either counter is a restart, and the new difference counts
+    page.miss()
     assert input_tokens(30, 10) == 20
 
 
