@@ -71,3 +71,40 @@ class Differences:
     def keep(self, keys: Container[Hashable]) -> None:
         """Forget the others: what pages name comes and goes, the memory of it shall not grow."""
         self._last = {key: kept for key, kept in self._last.items() if key in keys}
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    epoch_ms: int | None
+    whole: int
+    told: int
+    before: int
+
+
+class Continued:
+    """Counters of a part that is forgotten, and begins anew, at other times than the whole.
+
+    A gateway forgets what was not used for a time, each of its counters by itself and when that is next used. So the part
+    may begin anew while the whole goes on, in whose life it must not fall; and linger when the whole has begun anew.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[Hashable, _Part] = {}
+
+    def count(self, key: Hashable, epoch_ms: int | None, whole: int, part: int | None) -> int:
+        """What was counted of the part in the life of the whole; `part` is None where the page says nothing of it."""
+        last = self._last.get(key)
+        told = part or 0
+        before = 0
+        if last is not None and epoch_ms is not None:
+            if last.epoch_ms == epoch_ms and last.whole <= whole:
+                told = last.told if part is None else part
+                before = last.before + (last.told if told < last.told else 0)
+            elif told == last.told or told > whole:
+                before = -min(last.told, told)
+        self._last[key] = _Part(epoch_ms, whole, told, before)
+        return before + told
+
+    def keep(self, keys: Container[Hashable]) -> None:
+        """Forget the others."""
+        self._last = {key: kept for key, kept in self._last.items() if key in keys}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
-from idlewatt.collectors.counter_values import Differences, LeftOutError, count, epoch_ms
+from idlewatt.collectors.counter_values import Continued, Differences, LeftOutError, count, epoch_ms
 from idlewatt.collectors.engines import Series
 from idlewatt.collectors.exposition import Sample, fold
 from idlewatt.collectors.gateways import GatewayMapping
@@ -37,12 +37,13 @@ class GatewayPage:
     def __init__(self, mapping: GatewayMapping) -> None:
         self._mapping = mapping
         self._differences = Differences()
+        self._continued = Continued()
 
     def read(self, samples: Iterable[Sample]) -> tuple[list[GatewayCounter], dict[str, str]]:
         """Every set of labels that has an output counter; and by name of what was left out the reason.
 
         A set of labels with a counter that cannot be true is left out whole. Raises SourceError (labels_differ,
-        no_input_tokens).
+        series_limited, no_input_tokens).
         """
         by_name: defaultdict[str, list[Sample]] = defaultdict(list)
         for sample in samples:
@@ -61,12 +62,15 @@ class GatewayPage:
             )
         epochs = [self._by_key([series], by_name) for series in mapping.epoch]
         _refuse_other_labels(output, input_, cached)
+        self._refuse_limited(output, cached)
         counters = []
         left_out: dict[str, str] = {}
         for key, counted in output.items():
             try:
                 started_ms = _epoch_ms(key, epochs)
-                of_input, of_cache = _sum(input_.get(key, ())), _sum(cached.get(key, ()))
+                of_input = _sum(input_.get(key, ()))
+                told = _sum(cached[key]) if key in cached else None
+                of_cache = self._continued.count(key, started_ms, of_input, told)
                 if mapping.input_includes_cached:
                     of_input = self._differences.rest(key, started_ms, of_input, of_cache)
                 tokens = (_sum(counted), of_input, of_cache)
@@ -75,6 +79,7 @@ class GatewayPage:
             else:
                 counters.append(GatewayCounter(_name(key), _common(counted), *tokens, started_ms))
         self._differences.keep(output)
+        self._continued.keep(output.keys() | cached.keys())
         return counters, left_out
 
     def _by_key(self, candidates: Sequence[Series], by_name: Mapping[str, Sequence[Sample]]) -> _ByKey:
@@ -88,6 +93,18 @@ class GatewayPage:
                     sample
                 )
         return dict(found)
+
+
+    def _refuse_limited(self, output: _ByKey, cached: _ByKey) -> None:
+        """Where each counter admits so many sets of labels, tokens of one set stand under another in the next counter."""
+        astray = cached.keys() - output.keys()
+        limit = self._mapping.limit
+        if limit and astray and any({value for _, value in key} == {limit.lumps} for key in output):
+            raise SourceError(
+                "series_limited",
+                f"the page counts cached input and no output for {dict(min(map(sorted, astray)))}: it has reached its "
+                f"limit of series, beyond which each counter lumps other labels together; raise {limit.setting}",
+            )
 
 
 def _refuse_other_labels(output: _ByKey, *others: _ByKey) -> None:

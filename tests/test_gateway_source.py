@@ -404,6 +404,54 @@ def test_a_page_that_is_read_while_it_is_written(server: LoopbackServer) -> None
     assert [row.input_tokens for row in rows] == [40, 40, 60]
 
 
+def split(*readings: list[UsageRow]) -> tuple[int, int, int]:
+    """Output, input and cached input tokens that the economy counts, none refused."""
+    state, parts = UsageState.empty(), []
+    for rows in readings:
+        frame = pl.DataFrame(
+            [dataclasses.astuple(row) for row in rows], schema=frame_schema(records.USAGE), orient="row"
+        )
+        usage = fold_usage(state, frame, 2 * START_MS)
+        assert not usage.rejected
+        state = usage.state
+        parts.append(usage.minutes)
+    sums = pl.concat(parts).select(pl.col("output_tokens", "input_tokens", "cached_input_tokens").sum())
+    return sums.row(0)
+
+
+def test_cached_tokens_that_the_gateway_forgets_by_themselves(server: LoopbackServer) -> None:
+    """LiteLLM's time to live takes each counter by itself, and only when the same counter is next used."""
+    gate = Scraped(server)
+    pages = [
+        litellm(10, 100, 90),
+        litellm(20, 200, 180),
+        # nobody's hits for a while: forgotten, and counted anew
+        litellm(30, 300),
+        litellm(40, 400, 45),
+        litellm(50, 500, 135),
+        # all of it forgotten, but not yet the cached ones, which somebody must hit for that
+        litellm(3, 40, 135, created=1.7900031e9),
+        litellm(5, 60, 135, created=1.7900031e9),
+        litellm(9, 200, 70, created=1.7900031e9),
+    ]
+    readings = [gate.read(text, after_ms=400_000)[0] for text in pages]
+    assert split(*readings) == (40 + 9, 400 - 90 - 135 + 130, 90 + 135 + 70)
+
+
+def test_a_gateway_that_lumps_labels_by_counter_is_refused(server: LoopbackServer) -> None:
+    """With a limit of two sets of labels, c's output stands under "other" and its cached input under c."""
+    gate = Scraped(server)
+    lumped = litellm(30, 900, user="other", team_alias="other", model="other", api_key_alias="other")
+    of_cache = litellm(1, 1, 80, user="c").splitlines(keepends=True)[-1]
+    two = litellm(5, 50, user="a") + litellm(5, 50, user="b")
+    with pytest.raises(SourceError, match="prometheus_metrics_max_series_per_metric") as failed:
+        gate.read(two, lumped, of_cache)
+    assert failed.value.reason == "series_limited"
+    # forgotten by one counter and not yet by the other, without a limit
+    assert [row.output_tokens for row in gate.read(two, of_cache)[0]] == [5, 5]
+    assert len(gate.read(two, lumped, after_ms=1000)[0]) >= 3
+
+
 def test_the_token_of_a_page_comes_from_a_file(server: LoopbackServer, tmp_path: Path) -> None:
     """The key is sent as a bearer token and read anew each time; a file that is missing is named."""
     key = tmp_path / "key"

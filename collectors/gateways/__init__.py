@@ -11,6 +11,15 @@ from idlewatt.collectors import mappings
 from idlewatt.collectors.engines import Series
 
 
+@dataclass(frozen=True, slots=True)
+class SeriesLimit:
+    """How a gateway may be told to count at most so many sets of labels, each counter by itself."""
+
+    setting: str
+    # what all labels of the set say that takes the others
+    lumps: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayMapping:
     """Our quantities as one gateway kind exposes them: pure data.
@@ -28,6 +37,7 @@ class GatewayMapping:
     input_includes_cached: bool = True
     # start of the counter or of its process, Unix seconds; the first that a counter's labels fit, or that has none
     epoch: tuple[Series, ...] = ()
+    limit: SeriesLimit | None = None
     # values of a label that mean that there is none
     unset: frozenset[str] = frozenset({""})
     # label -> the name that it gives (records.UsageRow, "{value}"), where the settings give none

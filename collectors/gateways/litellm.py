@@ -1,7 +1,7 @@
 """LiteLLM proxy. Names are those of litellm/integrations/prometheus.py (read in 1.109)."""
 
 from idlewatt.collectors.engines import Series
-from idlewatt.collectors.gateways import GatewayMapping
+from idlewatt.collectors.gateways import GatewayMapping, SeriesLimit
 
 MAPPING = GatewayMapping(
     # Counted when a request ends, from the usage the server told: completion_tokens (reasoning is in) and
@@ -15,11 +15,13 @@ MAPPING = GatewayMapping(
     # The cached tokens lack them: a key belongs to one organisation.
     sum_over=frozenset({"org_id", "org_alias"}),
     epoch=(
-        # Per set of labels. LiteLLM can forget a set that was idle (its series limits), and counts it anew.
+        # Per set of labels. LiteLLM can forget a set that was idle (prometheus_metrics_ttl_seconds), and counts it anew.
         Series("litellm_output_tokens_metric_created"),
         # Both are absent with several workers (prometheus_client's multiprocess mode).
         Series("process_start_time_seconds"),
     ),
+    # of 1.110; PROMETHEUS_OVERFLOW_SERIES_LABEL_VALUE
+    limit=SeriesLimit("prometheus_metrics_max_series_per_metric", lumps="other"),
     # Python's None as text, and who has the master key
     unset=frozenset({"", "None", "default_user_id"}),
     names=(
