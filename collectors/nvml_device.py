@@ -220,7 +220,7 @@ class NvmlDevice:
         for field, answer in zip(fields, self._ask_fields(fields), strict=False):
             code = int(answer.nvmlReturn)
             if code == Code.INVALID_ARGUMENT:
-                self._unsupported.add(field)  # an id that this driver does not know yet
+                self._lack(field)  # an id that this driver does not know yet
             elif code:
                 self._judge(field, pynvml.NVMLError(code))
             else:
@@ -241,7 +241,8 @@ class NvmlDevice:
             answers: Sequence[Any] = pynvml.nvmlDeviceGetFieldValues(self.handle, fields)
         except pynvml.NVMLError as error:
             if error.value in UNSUPPORTED_CODES:
-                self._unsupported.update(fields)  # other fields may well be there
+                for field in fields:  # others may well be there
+                    self._lack(field)
             else:
                 self._judge("nvmlDeviceGetFieldValues", error)
             return ()
@@ -254,9 +255,16 @@ class NvmlDevice:
         if error.value in GONE_CODES:
             raise GpuGoneError(reason_of(error))
         if error.value in UNSUPPORTED_CODES:
-            self._unsupported.add(origin)
+            self._lack(origin)
         else:
             self._leave_out(reason_of(error))
+
+    def _lack(self, origin: Origin) -> None:
+        """What the GPU is metered by has answered before: it is asked again, and until then missed."""
+        if self.meters is not None and origin in (self.meters.energy, self.meters.power):
+            self._leave_out("meter_lost")
+        else:
+            self._unsupported.add(origin)
 
     def _within(self, what: str, value: int | None, least: int, most: int) -> int | None:
         if value is None or least <= value <= most:

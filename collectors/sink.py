@@ -106,11 +106,13 @@ class Sink:
         batch = [each for each in packed if isinstance(each, WaitingMessage)]
         if len(batch) < len(packed):
             return False
+        spool = self._spool
         # to ask a log that is known to be away would hold the caller up for seconds
-        answer = _Answer.AWAY if self._away and self._spool is not None else self._append(batch)
-        if answer is _Answer.AWAY and self._spool is not None:
-            # what others were promised to be kept is not dropped for it
-            return self._spool.append(batch, drop_oldest=False) == len(batch)
+        if self._away and spool is not None and self._stored(spool, batch):
+            return True
+        answer = self._append(batch)
+        if answer is _Answer.AWAY and spool is not None:
+            return self._stored(spool, batch)
         if answer is _Answer.TAKEN:
             self._count(batch, answer)
         return answer is _Answer.TAKEN
@@ -238,6 +240,10 @@ class Sink:
     def _queue_to_spool(self, spool: Spool) -> None:
         if batch := self._queue.take():
             self._queue.settle(batch, spool.append(batch))
+
+    def _stored(self, spool: Spool, batch: Sequence[WaitingMessage]) -> bool:
+        # what others were promised to be kept is not dropped for it
+        return spool.append(batch, drop_oldest=False) == len(batch)
 
     def _leave(self, spool: Spool) -> None:
         """Leave to the spool what waits in memory, also what the sink's own thread may still hang in the log with."""

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from idlewatt.collectors.minute_log import MinuteLog
 from idlewatt.stream.clock import Clock
@@ -21,7 +21,17 @@ _AHEAD_MS: Final = 10_000
 _ERRORS_SHOWN: Final = 20
 _RETRY_AFTER_S: Final = 5
 
-_Name = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f]+$")]
+
+
+def _no_odd_name(name: str) -> str:
+    if any(character < " " for character in name):
+        raise ValueError("a name has no control characters, such as tabs and line ends")
+    if name.startswith("(") and name.endswith(")"):
+        raise ValueError("names in brackets are Idlewatt's own, such as (other)")
+    return name
+
+
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=120), AfterValidator(_no_odd_name)]
 _Tokens = Annotated[int, Field(ge=0, le=10**12)]
 
 

@@ -247,6 +247,20 @@ def test_what_fails_for_long_is_asked_for_again(nvml: Nvml) -> None:
     assert only_row(reader.read(at_s=271))["energy_mj"] is not None
 
 
+def test_a_counter_that_is_refused_once_is_asked_again(nvml: Nvml) -> None:
+    """It has answered before: a driver that says for once that it has none shall not blind the GPU for good."""
+    script, reader = nvml
+    good = "gpus 1\n0 energy 987654321000 250\n0 power 412345\n"
+    script.write(good)
+    assert only_row(reader.read(at_s=10))["energy_mj"] > 0
+    script.write(f"{good}0 return {FIELDS} 3\n0 return nvmlDeviceGetTotalEnergyConsumption 3\n")
+    lost = reader.read(at_s=11)
+    assert (only_row(lost)["energy_mj"], lost["left_out"]["meter_lost"]) == (None, 2)
+    script.write(good)
+    back = reader.read(at_s=12)
+    assert (only_row(back)["energy_mj"] is not None, back["left_out"]) == (True, {})
+
+
 def test_a_gpu_without_any_power_reading_is_counted(nvml: Nvml) -> None:
     """A GPU that has neither counter nor power still gives a row, with nulls, and is counted as unread."""
     script, reader = nvml

@@ -14,6 +14,7 @@ import pytest
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from small_disk import SmallDisk
 
 from idlewatt.collectors.collection import Collection
 from idlewatt.collectors.sink import Sink
@@ -157,7 +158,8 @@ WRONG: list[tuple[str, bytes, str]] = [
     ("no id", lines({k: v for k, v in LINE.items() if k != "event_id"}), "Idempotency-Key"),
     ("empty name", lines(LINE | {"team": ""}), "team"),
     ("long name", lines(LINE | {"team": "x" * 121}), "team"),
-    ("control characters", lines(LINE | {"team": "a\nb"}), "team"),
+    ("control characters", lines(LINE | {"team": "a\nb"}), "control characters"),
+    ("a name of ours", lines(LINE | {"team": "(other)"}), "names in brackets"),
     ("half a character", lines(LINE).replace(b"kim", b"\\ud800"), "Invalid JSON"),
     ("no UTF-8", lines(LINE).replace(b"kim", b"\xff\xfe"), "Invalid JSON"),
     ("nothing", b"\n \n", "no line"),
@@ -281,6 +283,21 @@ def test_a_full_spool_takes_no_more_usage(shelf: Shelf, tmp_path: Path) -> None:
     spool = site.sink._spool
     assert spool is not None
     assert (spool.waiting_rows, spool.dropped_rows) == (taken, {})
+
+
+def test_a_log_that_is_back_takes_what_the_spool_cannot(shelf: Shelf, small_disk: SmallDisk) -> None:
+    """A collector without other rows asks the log again when its disk takes nothing."""
+    spool = Spool(small_disk.folder, 64 * 1024)
+    site = Site(Sink(shelf, 1.0, spool=spool))
+    try:
+        shelf.away = True
+        small_disk.fill()
+        assert site.post(lines(LINE))[0] == 503
+        shelf.away = False
+        assert site.post(lines(LINE))[0] == 202
+    finally:
+        site.server.stop()
+    assert len(shelf.rows()) == 1
 
 
 def test_without_a_place_for_them_rows_are_not_taken(site: Site, shelf: Shelf) -> None:
