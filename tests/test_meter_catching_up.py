@@ -210,6 +210,30 @@ def test_a_spool_is_judged_by_what_came_with_it_whichever_topic_is_ahead(gpus_at
     assert_all_true(driver, rows, config)
 
 
+@pytest.mark.parametrize("restart_s", range(223, 229))
+def test_a_restart_while_a_spool_is_emptied_judges_nothing_too_soon(restart_s: int) -> None:
+    """A node was cut off for 200 s; its engine's rows come 7 s after its GPU's, and nobody else is in the partition."""
+    config = MeterConfig()
+    driver = Driver(MeterStage(config))
+    gpus = [gpu(second, has_process=False) for second in range(200)]
+    engines = [engine(second, 50 * second) for second in range(200)]
+    for second in range(20):
+        driver.append(pack([gpus[second], engines[second]]))
+        driver.fold(START_MS + 1000 * second)
+    for second in range(20, 260):
+        # twenty seconds of them in each
+        came = 20 * (second - 219)
+        driver.append(pack(gpus[came : came + 20] if came > 0 else []))
+        driver.append(pack(engines[came - 140 : came - 120] if came > 140 else []))
+        if second == 219:
+            driver.commit()
+        if second == restart_s:
+            driver.crash()
+        driver.fold(START_MS + 1000 * second)
+    driver.fold(START_MS + 400_000)
+    assert_all_true(driver, [*gpus, *engines], config)
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_nobody_is_forgotten_while_his_late_readings_wait(at_once: bool) -> None:
     """A GPU's spool comes 20 s before it is forgotten; all is read as it comes, or together after 10 minutes."""

@@ -40,6 +40,9 @@ def take_in(
         newest_engine_ms=max(state.newest_engine_ms, _extreme(engines.get_column("ts_ms").max(), 0)),
     )
     state = replace(state, newest_ms=_newest_ms(state, batch, config))
+    if _extreme(gpus.get_column("ts_ms").max(), 0) < state.newest_ms:
+        # no row says when the late ones came, and what was known of it before is lost with a restart
+        before_ms = max(before_ms, state.newest_ms)
     if state.edge_ms is None and (gpus.height or engines.height):
         far_ms = 1 << 62
         first_ms = min(_extreme(frame.get_column("ts_ms").min(), far_ms) for frame in (gpus, engines))
