@@ -94,7 +94,6 @@ class GatewayPage:
                 )
         return dict(found)
 
-
     def _refuse_limited(self, output: _ByKey, cached: _ByKey) -> None:
         """Where each counter admits so many sets of labels, tokens of one set stand under another in the next counter."""
         astray = cached.keys() - output.keys()

@@ -22,7 +22,6 @@ _ERRORS_SHOWN: Final = 20
 _RETRY_AFTER_S: Final = 5
 
 
-
 def _no_odd_name(name: str) -> str:
     if any(character < " " for character in name):
         raise ValueError("a name has no control characters, such as tabs and line ends")

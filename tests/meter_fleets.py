@@ -142,9 +142,10 @@ def _gpu(
             began_ms = row.ts_ms - gap_ms // 2 if knows_epoch else None
             lie = replace(row, energy_mj=(row.energy_mj or 0) // 2)
             restart = replace(row, energy_mj=gained // 2, epoch_ms=began_ms)
-            row = rng.choice([lie, restart])
-            # a lie is dropped where the epoch is known, and the counter goes on
-            last = last if row is lie and knows_epoch else row
+            leap = replace(row, energy_mj=(row.energy_mj or 0) + 10**12)
+            row = rng.choice([lie, restart] if knows_epoch else [lie, restart, leap])
+            # a lie is dropped where the epoch is known, and the counter goes on; a leap is nobody's joules
+            last = last if row is leap or (row is lie and knows_epoch) else row
         found.append(row)
     return found
 
@@ -194,7 +195,10 @@ def _engine(
         last = row
         if rng.random() < trouble:
             began_ms = row.ts_ms - gap_ms // 2 if knows_epoch else None
-            lie = replace(row, output_tokens=row.output_tokens // 2)
+            # one counter falls and another is far ahead: what comes next is not held against either
+            lie = replace(
+                row, output_tokens=row.output_tokens // 2, input_tokens=_plus(row.input_tokens, 10**6)
+            )
             restart = replace(
                 row,
                 output_tokens=made,

@@ -296,6 +296,23 @@ def test_ratios_are_withheld_where_too_little_is_known() -> None:
     assert few.sample("idlewatt_tokens_per_joule", window="1m", kind="output") is None
 
 
+@pytest.mark.parametrize("read_at_once", [1, 7, 1000])
+def test_a_reading_that_is_dropped_holds_up_none_that_follow(read_at_once: int) -> None:
+    """Its output fell and its input is far ahead: those after it are held against the one before it, not against it."""
+    rows = [engine(s, 50 * s, input_tokens=100 * s) for s in range(61)]
+    rows[30] = engine(30, 7, input_tokens=10**9)
+    driver = Driver(MeterStage(MeterConfig()))
+    for start in range(0, 61, read_at_once):
+        some = rows[start : start + read_at_once]
+        driver.append([Message(topics.ENGINE, records.ENGINE, some)])
+        driver.fold(some[-1].ts_ms)
+    driver.fold(START_MS + 60_000 + 2 * GRACE_MS)
+    driver.fold(START_MS + 60_000 + 2 * GRACE_MS)
+    booked = driver.rows(records.TOKENS)
+    assert [sum(row[kind] for row in booked) for kind in ("output_tokens", "input_tokens")] == [3000, 6000]
+    assert driver.rejected == {("engine", "counter_decrease"): 1}
+
+
 def test_a_model_that_was_swapped_for_another_is_not_silent() -> None:
     """Its engine tells of the other one; when that falls silent too, coverage falls."""
     gpus = [gpu(s, 100_000 * s) for s in range(121)]
@@ -311,6 +328,17 @@ def test_a_model_that_was_swapped_for_another_is_not_silent() -> None:
     neighbour = [engine(s, 50 * s, engine="n:8001") for s in range(121)]
     beside = metered(*gpus, *neighbour, *swapped[:31], until_s=120)
     assert beside.sample("idlewatt_coverage_ratio", window="1m", of="tokens") == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("glitch_mj", "believed_mj", "dark_ms"), [(250_000, 250_000, 1000), (5 * 10**12, 0, 2000)]
+)
+def test_one_false_reading_of_energy_books_nothing(glitch_mj: int, believed_mj: int, dark_ms: int) -> None:
+    """Of a counter that says 900 MJ. A low one may be a reset; to get back from it is none, nor is a leap."""
+    true = {s: 900_000_000_000 + 500_000 * s for s in range(61)}
+    driver = metered(*(gpu(s, mj if s != 30 else glitch_mj, epoch_ms=None) for s, mj in true.items()))
+    assert drawn_mj(driver) == 58 * 500_000 + believed_mj
+    assert time_ms(driver) == {"idle_free": 60_000 - dark_ms, "dark": dark_ms}
 
 
 def test_provisioned_watts_replace_the_limit() -> None:

@@ -15,6 +15,8 @@ from idlewatt.stream.records import EngineRow, GpuRow
 R = TypeVar("R", GpuRow, EngineRow)
 HOUR_MS = 3_600_000
 MINUTE_MS = 60_000
+# no GPU draws more
+WILDEST_MW = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,10 @@ def _gpu_step(before: GpuRow, row: GpuRow, hold: int) -> list[Interval[GpuRow]] 
         return [Interval(before.ts_ms, row.ts_ms, (gain,), before, length <= hold, estimated=True)]
     limit = before.power_limit_mw
     most = -1 if limit is None else limit * length * 13 // 10_000
+    gain = (row.energy_mj or 0) - before.energy_mj
+    restarted = None not in (before.epoch_ms, row.epoch_ms) and before.epoch_ms != row.epoch_ms
+    if row.energy_mj is not None and not restarted and gain > WILDEST_MW * length // 1000:
+        return [Interval(before.ts_ms, row.ts_ms, (0,), before, read=False)]
     return _step(before, row, (before.energy_mj,), (row.energy_mj,), hold, most)
 
 

@@ -67,7 +67,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         ENERGY,
         GPU_CARRY,
         state.gone_gpus,
-        ceiling=waterfall.CEILING,
+        bounds=waterfall.ENERGY_BOUNDS,
         steady=Steady(steady_windows(whole, holding.held, state.gpu_index, edges), _JUDGED_BY),
     )
     gpu_intervals = with_gaps(waterfall.integrate_missing(gpus.intervals), ENERGY).select_seq(*GPU_INTERVAL)

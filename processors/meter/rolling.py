@@ -59,9 +59,13 @@ def extend(
         watts = watts.join(unread, on=["site", "pool"], how="left").with_columns_seq(
             pl.col("gpu_ms", "dark_ms") + unread_ms
         )
-    served = _without_unloaded(tokens).group_by(*_KEY).agg(
-        pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms").sum(),
-        (pl.col("advance") == "request_end").any().alias("request_end"),
+    served = (
+        _without_unloaded(tokens)
+        .group_by(*_KEY)
+        .agg(
+            pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms").sum(),
+            (pl.col("advance") == "request_end").any().alias("request_end"),
+        )
     )
     both = watts.join(served, on=list(_KEY), how="full", coalesce=True).with_columns_seq(
         pl.col(pl.Int64).fill_null(0), pl.col("request_end").fill_null(False)
@@ -80,7 +84,9 @@ def _without_unloaded(tokens: pl.DataFrame) -> pl.DataFrame:
         return tokens
     told = where(tokens, tokens["measured_ms"] > 0).select_seq(*_ENGINE).unique()
     unloaded = where(tokens, quiet).join(told, on=list(_ENGINE), how="semi").with_columns_seq(silent_ms=0)
-    return tokens.update(unloaded.select_seq(*_ENGINE, "model_name", "silent_ms"), on=[*_ENGINE, "model_name"])
+    return tokens.update(
+        unloaded.select_seq(*_ENGINE, "model_name", "silent_ms"), on=[*_ENGINE, "model_name"]
+    )
 
 
 def rolling(history: pl.DataFrame, edge_ms: int, config: MeterConfig) -> pl.DataFrame:

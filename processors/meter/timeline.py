@@ -13,7 +13,7 @@ same two readings, so sums do not depend on how many windows close at once.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
@@ -41,6 +41,16 @@ class Edges:
     hold_ms: int
     # An entity that was silent for so long begins anew.
     forget_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The most that a counter can have gained over an interval from t0_ms to ts_ms."""
+
+    # per second: what is more was not gained, the reading before or this one is false
+    per_s: int
+    # for resets that no epoch tells of
+    after_reset: pl.Expr
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +85,14 @@ def advance(
     counters: Sequence[str],
     carry: Sequence[str],
     gone: pl.DataFrame,
-    ceiling: pl.Expr | None = None,
+    bounds: Bounds | None = None,
     steady: Steady | None = None,
 ) -> Advance:
     """Take the readings that the edge needs and pair them up.
 
     `last`: each entity's last taken reading. `pending`: readings with id, eff_ms (when they may be taken) and
     the columns of `last`. `gone`: GONE_COLUMNS of entities that are forgotten. `carry`: columns whose value at an
-    interval's start goes with it as <name>_0. `ceiling`: the most a counter can have gained over an interval, for
-    resets of counters without an epoch.
+    interval's start goes with it as <name>_0.
     """
     dropped: dict[str, int] = {}
     anchors = last.with_columns_seq(eff_ms=pl.lit(NEVER_MS), src=pl.lit(None, pl.Int64))
@@ -100,7 +109,7 @@ def advance(
             break
     some_late = (within & (known["eff_ms"] > known["ts_ms"])).any()
     if not some_late and steady is not None and edges.window_ms <= edges.hold_ms:
-        ordered = _without_between(ordered, edges, counters, steady)
+        ordered = _without_between(ordered, edges, counters, bounds, steady)
     rest = [name for name in pending.columns if name not in judged_by and name != "src"]
     rows = ordered.hstack(known.select_seq(pl.col(rest).gather(ordered["place"])))
     if some_late:
@@ -130,7 +139,7 @@ def advance(
     is_old = taken["ts_ms"] <= edges.edge_ms - edges.forget_ms
     old = known.select_seq(pl.col(*GONE_COLUMNS).gather(taken["place"].filter(is_newest & is_old)))
     return Advance(
-        intervals=_gains(paired, edges, counters, ceiling),
+        intervals=_gains(paired, edges, counters, bounds),
         last=newest,
         # those within reach first: a repeat that came late must stay behind the reading it repeats
         pending=pl.concat([left, later]) if left.height else later,
@@ -217,24 +226,23 @@ def _without_bad(
     rows: pl.DataFrame, edges: Edges, counters: Sequence[str], dropped: dict[str, int]
 ) -> pl.DataFrame:
     """Drop readings of an epoch older than one seen, without a counter they had, or falling within a known epoch."""
-    same = pl.col("id") == pl.col("id").shift(1)
-    suspects = rows.select_seq(
-        stale=(same & (pl.col("epoch_ms") < pl.col("epoch_ms").shift(1))).any(),
-        falls=pl.any_horizontal(
-            (
-                same & (pl.col("epoch_ms") == pl.col("epoch_ms").shift(1)) & (pl.col(c) < pl.col(c).shift(1))
-            ).any()
-            for c in counters
-        ),
-        missing=pl.any_horizontal(
-            (same & pl.col(c).is_null() & pl.col(c).shift(1).is_not_null()).any() for c in counters
-        ),
-    ).row(0)
-    if not any(suspects):
+    suspicions = {str(number): doubt.any() for number, doubt in enumerate(_doubts(counters))}
+    if not any(rows.select_seq(**suspicions).row(0)):
         return rows
     good, counts = going_on(rows, counters, edges.forget_ms)
     dropped.update(counts)
     return good
+
+
+def _doubts(counters: Sequence[str]) -> list[pl.Expr]:
+    """Where a reading does not simply go on from the one before it; may be null, which is no doubt."""
+    same = pl.col("id") == pl.col("id").shift(1)
+    epoch_ms, before_ms = pl.col("epoch_ms"), pl.col("epoch_ms").shift(1)
+    return [
+        same & (epoch_ms < before_ms),
+        *(same & (epoch_ms == before_ms) & (pl.col(c) < pl.col(c).shift(1)) for c in counters),
+        *(same & pl.col(c).is_null() & pl.col(c).shift(1).is_not_null() for c in counters),
+    ]
 
 
 def going_on(
@@ -244,70 +252,50 @@ def going_on(
 
     And how many do not, by reason. Readings of an id stand together, in the order of time.
     """
-    same = pl.col("id") == pl.col("id").shift(1)
-    forgotten = pl.col("ts_ms") - pl.col("ts_ms").shift(1) >= forget_ms
-    waiting = rows.with_columns_seq(life=(~same | forgotten).fill_null(True).cum_sum()).with_row_index("row")
-    judged: list[pl.DataFrame] = []
-    left_out: Counter[str] = Counter()
-    while True:
-        good, counts = _going_on(waiting, counters)
-        anew = _anew(waiting, good["row"], forget_ms)
-        if not anew.any():
-            break
-        settled, settled_counts = _going_on(waiting.filter(~anew), counters)
-        judged.append(settled)
-        left_out.update(settled_counts)
-        waiting = waiting.filter(anew)
-    judged.append(good)
-    left_out.update(counts)
-    found = judged[0] if len(judged) == 1 else pl.concat(judged).sort("row")
-    return found.drop("life", "row"), left_out
+    doubtful = rows["id"].filter(
+        rows.select_seq(pl.any_horizontal(_doubts(counters)).fill_null(False)).to_series()
+    )
+    is_judged = rows["id"].is_in(doubtful.unique().implode())
+    # what a reading is held against depends on what became of the one before it: one by one, which is seldom
+    faults = _faults(rows.filter(is_judged).select_seq("id", "ts_ms", "epoch_ms", *counters), forget_ms)
+    is_good = (~is_judged).scatter(is_judged.arg_true(), [fault is None for fault in faults])
+    return rows.filter(is_good), Counter(fault for fault in faults if fault is not None)
 
 
-def _going_on(lives: pl.DataFrame, counters: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The readings that go on from those before them in their `life`, and how many do not, by reason.
+def _faults(rows: pl.DataFrame, forget_ms: int) -> list[str | None]:
+    """Of each reading (id, ts_ms, epoch_ms, counters) why it does not go on from the last good one."""
+    found: list[str | None] = []
+    last: tuple[Any, ...] | None = None
+    for row in rows.iter_rows():
+        fault = None
+        if last is not None and row[0] == last[0] and row[1] - last[1] < forget_ms:
+            fault = _fault(last[2], last[3:], row[2], row[3:])
+        if fault is None:
+            last = row
+        found.append(fault)
+    return found
 
-    Readings of a life stand together, in the order of time.
-    """
+
+def _fault(
+    before_ms: int | None, before: Sequence[int | None], epoch_ms: int | None, counts: Sequence[int | None]
+) -> str | None:
+    newer_ms = None if before_ms is None or epoch_ms is None else epoch_ms - before_ms
     # a process that was started anew may be of a version that counts less
-    lives = lives.with_columns_seq(began=pl.col("epoch_ms").forward_fill().over("life"))
-    whole = lives.filter(
-        pl.all_horizontal(
-            pl.col(c).is_not_null() | ~pl.col(c).is_not_null().cum_max().over("life", "began")
-            for c in counters
-        )
-    )
-    # nothing is known of what stands on the other side of a reading without an epoch
-    whole = whole.with_columns_seq(stretch=pl.col("epoch_ms").is_null().cum_sum())
-    kept = whole.filter(
-        (pl.col("epoch_ms") >= pl.col("epoch_ms").cum_max().over("life", "stretch")).fill_null(True)
-    )
-    rising = kept.filter(
-        pl.col("epoch_ms").is_null()
-        | pl.all_horizontal(
-            (pl.col(c) >= pl.col(c).cum_max().over("life", "stretch", "epoch_ms")).fill_null(True)
-            for c in counters
-        )
-    )
-    return rising.drop("began", "stretch"), {
-        "counter_missing": lives.height - whole.height,
-        "stale_epoch": whole.height - kept.height,
-        "counter_decrease": kept.height - rising.height,
-    }
-
-
-def _anew(lives: pl.DataFrame, good: pl.Series, forget_ms: int) -> pl.Series:
-    """From the first reading on whose last good one is forgotten by then a life begins anew. `good`: their rows."""
-    if good.len() == lives.height:
-        return pl.Series([False]).new_from_index(0, lives.height)
-    # the first of each life is good
-    last_ms = pl.when(pl.col("row").is_in(good.implode())).then("ts_ms").forward_fill()
-    forgotten = lives.select_seq("life", forgotten=pl.col("ts_ms") - last_ms >= forget_ms)
-    return forgotten.select_seq(pl.col("forgotten").cum_max().over("life")).to_series()
+    if newer_ms is not None and newer_ms > 0:
+        return None
+    pairs = list(zip(before, counts, strict=True))
+    if any(count is None and had is not None for had, count in pairs):
+        return "counter_missing"
+    if newer_ms is None:
+        return None
+    if newer_ms < 0:
+        return "stale_epoch"
+    fell = any(had is not None and count is not None and count < had for had, count in pairs)
+    return "counter_decrease" if fell else None
 
 
 def _without_between(
-    rows: pl.DataFrame, edges: Edges, counters: Sequence[str], steady: Steady
+    rows: pl.DataFrame, edges: Edges, counters: Sequence[str], bounds: Bounds | None, steady: Steady
 ) -> pl.DataFrame:
     """Leave out readings that say no more than the ones before and after them in their window say together.
 
@@ -324,6 +312,9 @@ def _without_between(
         joined_to_last &= pl.col(name).eq_missing(pl.col(name).shift(1))
     for name in counters:
         joined_to_last &= pl.col(name) >= pl.col(name).shift(1)
+        if bounds is not None:
+            elapsed_ms = pl.col("ts_ms") - pl.col("ts_ms").shift(1)
+            joined_to_last &= ~_leaps(name, pl.col(name).shift(1), elapsed_ms, bounds)
     joined, place = rows.select_seq(
         joined=joined_to_last.fill_null(False) & pl.col("window").is_between(0, windows - 1),
         place=pl.col("id") * windows + pl.col("window").clip(0, windows - 1),
@@ -334,10 +325,10 @@ def _without_between(
 
 
 def _gains(
-    paired: pl.DataFrame, edges: Edges, counters: Sequence[str], ceiling: pl.Expr | None
+    paired: pl.DataFrame, edges: Edges, counters: Sequence[str], bounds: Bounds | None
 ) -> pl.DataFrame:
     """What each counter gained over each interval, and whether the interval was measured."""
-    if not paired.select_seq(_breaks(edges, counters).any()).item():
+    if not paired.select_seq(_breaks(edges, counters, bounds).any()).item():
         return paired.with_columns_seq(
             *((pl.col(c) - pl.col(f"{c}_0")).alias(f"inc_{c}") for c in counters),
             start_ms="t0_ms",
@@ -351,10 +342,13 @@ def _gains(
     # a counter without an epoch that fell was reset within the interval: its value is what it gained since
     fell = ~restarted & pl.any_horizontal((pl.col(c) < pl.col(f"{c}_0")).fill_null(False) for c in counters)
     believable = elapsed_ms <= edges.hold_ms
-    if ceiling is not None:
-        believable &= pl.all_horizontal((pl.col(c) <= ceiling).fill_null(False) for c in counters)
+    unknown = forgotten | (restarted & ~start_known)
+    if bounds is not None:
+        believable &= pl.all_horizontal((pl.col(c) <= bounds.after_reset).fill_null(False) for c in counters)
+        leaps = pl.any_horizontal(_leaps(c, pl.col(f"{c}_0"), elapsed_ms, bounds) for c in counters)
+        unknown |= ~restarted & leaps.fill_null(False)
     counts_from_zero = start_known | (fell & believable)
-    unknown = forgotten | (restarted & ~start_known) | (fell & ~believable)
+    unknown |= fell & ~believable
     gained = paired.with_columns_seq(
         *(
             pl.when(unknown)
@@ -378,10 +372,17 @@ def _gains(
     )
 
 
-def _breaks(edges: Edges, counters: Sequence[str]) -> pl.Expr:
+def _leaps(counter: str, before: pl.Expr, elapsed_ms: pl.Expr, bounds: Bounds) -> pl.Expr:
+    return (pl.col(counter) - before) > elapsed_ms * bounds.per_s // 1000
+
+
+def _breaks(edges: Edges, counters: Sequence[str], bounds: Bounds | None) -> pl.Expr:
     """Where a counter did not simply go on from the reading before; seldom."""
+    elapsed_ms = pl.col("ts_ms") - pl.col("t0_ms")
+    leaps = (_leaps(c, pl.col(f"{c}_0"), elapsed_ms, bounds) for c in counters) if bounds is not None else ()
     return pl.any_horizontal(
-        pl.col("ts_ms") - pl.col("t0_ms") >= edges.forget_ms,
+        *leaps,
+        elapsed_ms >= edges.forget_ms,
         pl.col("epoch_ms") != pl.col("epoch_ms_0"),
         *(pl.col(c) < pl.col(f"{c}_0") for c in counters),
     ).fill_null(False)

@@ -5,14 +5,20 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.amounts import rounded
+from idlewatt.processors.meter.intake import LARGEST_POWER_MW
 from idlewatt.processors.meter.renames import with_booked_names
 from idlewatt.processors.meter.rows import as_one, sums_by
+from idlewatt.processors.meter.timeline import Bounds
 
 IDLE: Final = ("idle_loaded", "idle_free")
 STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
 STATE: Final = pl.Enum(STATES)
-# power cannot exceed the limit for long; an unstamped reset that claims more is no reset
-CEILING: Final = pl.col("power_limit_mw_0") * 13 // 10 * (pl.col("ts_ms") - pl.col("t0_ms")) // 1000
+# Power cannot exceed the limit for long: an unstamped reset that claims more is no reset. But what counts as a limit may be
+# what was set aside for the GPU: a rise is disbelieved only where no GPU draws as much.
+ENERGY_BOUNDS: Final = Bounds(
+    per_s=LARGEST_POWER_MW,
+    after_reset=pl.col("power_limit_mw_0") * 13 // 10 * (pl.col("ts_ms") - pl.col("t0_ms")) // 1000,
+)
 
 SUMS: Final = ("gpu_ms", "draw_mj", "headroom_mj", "estimated_mj")
 
