@@ -58,14 +58,14 @@ def _lose(total: dict[Key, int], sold: list[tuple[int, str, int, int]], row: Row
             continue
         where = (row["site"], row["pool"], window, model)
         how = (state, part, row["demand"])
-        benchmark = _rounded(row[f"{part}_mj"] * BENCHMARK[0], BENCHMARK[1])
+        benchmark = _by_turns(row[f"{part}_mj"] * BENCHMARK[0], BENCHMARK[1], window)
         total[*where, "benchmark_lost_revenue", *how, "USD"] += benchmark
         price = _realised(sold, window, model)
         if price is None and (listed := _price(model, book)) is not None:
             price = listed.output
         tokens = row[f"lost_tokens_{part}"]
         if tokens is not None and price is not None:
-            total[*where, "lost_revenue", *how, book.currency] += _rounded(tokens * price, MICRO)
+            total[*where, "lost_revenue", *how, book.currency] += _by_turns(tokens * price, MICRO, window)
 
 
 def _cost(total: dict[Key, int], row: Row, book: Book) -> None:
@@ -75,12 +75,13 @@ def _cost(total: dict[Key, int], row: Row, book: Book) -> None:
     assert tariff.pue is not None
     assert not book.cost.use_published
     where = (row["site"], row["pool"], row["window_start_ms"], row["model_name"])
-    energy = _rounded(row["draw_mj"] * tariff.pue * tariff.per_kwh, MJ_PER_KWH * MICRO)
+    window = row["window_start_ms"]
+    energy = _by_turns(row["draw_mj"] * tariff.pue * tariff.per_kwh, MJ_PER_KWH * MICRO, window)
     total[*where, "energy_cost", row["state"], "", row["demand"], book.currency] += energy
     for capital in book.capital:
         if fnmatch.fnmatchcase(row["product"], capital.product):
             assert capital.per_gpu_hour is not None
-            hours = _rounded(row["gpu_ms"] * capital.per_gpu_hour, HOUR_MS)
+            hours = _by_turns(row["gpu_ms"] * capital.per_gpu_hour, HOUR_MS, window)
             total[*where, "capital_cost", row["state"], "", row["demand"], book.currency] += hours
 
 
@@ -97,3 +98,11 @@ def _price(model: str, book: Book) -> Price | None:
 
 def _rounded(numerator: int, denominator: int) -> int:
     return (2 * numerator + denominator) // (2 * denominator)
+
+
+def _by_turns(numerator: int, denominator: int, window: int) -> int:
+    """Up in as many windows as the fraction says; what is taken back as it was booked."""
+    if numerator < 0:
+        return -_by_turns(-numerator, denominator, window)
+    turn = window // 1000 * 618_034 % 1_000_000
+    return (numerator + turn * denominator // 1_000_000) // denominator

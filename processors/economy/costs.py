@@ -8,7 +8,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.amounts import rounded
+from idlewatt.processors.amounts import by_turns, rounded
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.capital import capital_frame
@@ -25,7 +25,7 @@ def costed(power: pl.DataFrame, book: Book) -> pl.DataFrame:
 
     Also `origin` of the capital cost, carbon_ug (null without an intensity), invested (GPU-milliseconds x what a GPU
     was bought for, whole units, Float64), facility_mj (available energy at the utility, null if unknown) and
-    facility_origin. Each row is rounded by itself.
+    facility_origin. Each row is rounded by itself, see by_turns().
     """
     pue = MICRO if book.tariff.pue is None else book.tariff.pue
     drawn = pl.col("draw_mj").cast(pl.Int128) * pue
@@ -46,11 +46,11 @@ def costed(power: pl.DataFrame, book: Book) -> pl.DataFrame:
             maintain_order="left",
         )
         .with_columns(
-            energy_micro=rounded(drawn * pl.col("per_kwh"), _MJ_PER_KWH * MICRO),
-            capital_micro=rounded(pl.col("gpu_ms").cast(pl.Int128) * pl.col("per_gpu_hour"), _MS_PER_HOUR),
+            energy_micro=by_turns(drawn * pl.col("per_kwh"), _MJ_PER_KWH * MICRO),
+            capital_micro=by_turns(pl.col("gpu_ms").cast(pl.Int128) * pl.col("per_gpu_hour"), _MS_PER_HOUR),
             carbon_ug=pl.lit(None, pl.Int64)
             if grams is None
-            else rounded(drawn * grams, _MJ_PER_KWH * MICRO),
+            else by_turns(drawn * grams, _MJ_PER_KWH * MICRO),
             invested=pl.col("gpu_ms").cast(pl.Float64) * pl.col("bought_for"),
             facility_mj=at_utility,
             facility_origin=pl.lit("published" if book.tariff.pue is None else "book"),

@@ -9,7 +9,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.amounts import SUM, rounded
+from idlewatt.processors.amounts import SUM, by_turns, rounded
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy import prices, tiers
 from idlewatt.processors.economy.book import MICRO, Book
@@ -122,8 +122,8 @@ def idle_losses(
             how="left",
         )
         .with_columns(
-            lost_micro=rounded(amount, MICRO),
-            benchmark_micro=rounded(
+            lost_micro=by_turns(amount, MICRO),
+            benchmark_micro=by_turns(
                 pl.col("energy_mj").cast(pl.Int128) * BENCHMARK_NUMERATOR, BENCHMARK_DENOMINATOR
             ),
         )
