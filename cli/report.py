@@ -19,6 +19,7 @@ from idlewatt.processors.reports.cells import cells
 from idlewatt.processors.reports.demand import peaks
 from idlewatt.processors.reports.figures import CENTS, EXACT, figures
 from idlewatt.processors.reports.report import dimensions, grouped
+from idlewatt.stream.clock import unix_ms
 from idlewatt.stream.errors import ConfigError
 
 _BY: Final = ("pool", "model")
@@ -39,7 +40,7 @@ def report(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
     tell_faults(reading)
     found = cells(reading.ledger, book, settings.economy.lost_revenue_counts, interval)
     highest = peaks(reading.ledger.power, book, interval)
-    heading = report_formats.Heading(interval, book)
+    heading = report_formats.Heading(interval, book, reading.ledger.reach(interval), unix_ms())
     is_table = arguments.format in (None, "table")
     shown = figures(grouped(found, by), book, CENTS if is_table else EXACT)
     if not shown.rows:
@@ -50,7 +51,8 @@ def report(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
         write_text(arguments.out, report_formats.as_json(heading, shown, highest, len(reading.faults)) + "\n")
     else:
         _write_frame(arguments, report_formats.frame(heading, shown))
-        for line in (*report_formats.reconciliation_lines(shown), *report_formats.notes(shown)):
+        lines = report_formats.reconciliation_lines(shown)
+        for line in (*lines, *heading.notes, *report_formats.notes(shown)):
             print(line, file=sys.stderr)
     return ExitCode.OK
 

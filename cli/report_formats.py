@@ -14,8 +14,10 @@ from idlewatt.cli.text_table import printable, text_table
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.reports.demand import Peak
 from idlewatt.processors.reports.figures import COLUMNS, COUNTS, PARTS, Figures, Value
-from idlewatt.processors.reports.ledger import Interval
+from idlewatt.processors.reports.ledger import Interval, Reach
 
+# The ledger follows the clock by half a minute; a site of which nothing comes may be so for a while.
+LAG_MS: Final = 600_000
 _UNKNOWN: Final = "-"
 _NOBODY: Final = "(none)"
 # of ratios, which nobody adds up
@@ -51,10 +53,12 @@ _MONEY: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """What a report is of."""
+    """What a report is of, and what the ledger has of it."""
 
     interval: Interval
     book: Book
+    reach: Sequence[Reach]
+    now_ms: int
 
     @property
     def columns(self) -> dict[str, str]:
@@ -64,6 +68,30 @@ class Heading:
             "to": written(self.interval.to_ms, zone),
             "currency": self.book.currency,
         }
+
+    @property
+    def notes(self) -> Iterator[str]:
+        """Where a site's ledger begins later than the interval, or ends before it or now: that is in no figure."""
+        end_ms = min(self.interval.to_ms, self.now_ms)
+        for site in self.reach:
+            told = [
+                f"{verb} at {written(ms, self.book.time_zone)}"
+                for verb, ms, lacking_ms in (
+                    ("begins", site.from_ms, site.from_ms - self.interval.from_ms),
+                    ("ends", site.to_ms, end_ms - site.to_ms),
+                )
+                if lacking_ms > LAG_MS
+            ]
+            if told:
+                yield f"ledger: that of {printable(site.site)} {' and '.join(told)}"
+        if self.now_ms < self.interval.to_ms:
+            yield f"interval: it is not over, now is {written(self.now_ms, self.book.time_zone)}"
+
+    @property
+    def as_of_ms(self) -> int | None:
+        """Until when the ledger has told, where that is not to the interval's end."""
+        told_ms = max((site.to_ms for site in self.reach), default=self.interval.from_ms)
+        return None if told_ms >= self.interval.to_ms - LAG_MS else min(told_ms, self.now_ms)
 
 
 def table(heading: Heading, found: Figures, peaks: Sequence[Peak]) -> Iterator[str]:
@@ -81,7 +109,7 @@ def table(heading: Heading, found: Figures, peaks: Sequence[Peak]) -> Iterator[s
         yield from text_table([*names, *columns.values()], rows, len(names))
     yield ""
     yield from reconciliation_lines(found)
-    yield from notes(found)
+    yield from (*heading.notes, *notes(found))
     for peak in peaks:
         at = written(peak.start_ms, heading.book.time_zone)
         yield (
@@ -144,17 +172,22 @@ def frame(heading: Heading, found: Figures) -> pl.DataFrame:
 
 def as_json(heading: Heading, found: Figures, peaks: Sequence[Peak], unreadable: int) -> str:
     """Decimals are text, so that nothing is lost in a float."""
+    zone = heading.book.time_zone
     return json.dumps(
         {
             **heading.columns,
-            "time_zone": heading.book.time_zone,
+            "time_zone": zone,
             "by": found.by,
             "rows": found.rows,
             "total": found.total,
             "reconciliation": reconciliation(found),
-            "notes": list(notes(found)),
+            "notes": [*heading.notes, *notes(found)],
+            "ledger": [
+                {"site": site.site, "from": written(site.from_ms, zone), "to": written(site.to_ms, zone)}
+                for site in heading.reach
+            ],
             "demand_charges": [
-                {**dataclasses.asdict(peak), "from": written(peak.start_ms, heading.book.time_zone)}
+                {**dataclasses.asdict(peak), "from": written(peak.start_ms, zone)}
                 for peak in peaks
             ],
             "unreadable_messages": unreadable,

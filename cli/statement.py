@@ -4,6 +4,7 @@ import argparse
 
 from idlewatt.cli.ledger_reading import read_ledger, tell_faults
 from idlewatt.cli.moments import month_ms, written
+from idlewatt.cli.report_formats import Heading
 from idlewatt.cli.statement_page import page
 from idlewatt.cli.writing_out import write_text
 from idlewatt.processors.economy.book import Book
@@ -28,13 +29,14 @@ def write_statement(arguments: argparse.Namespace, settings: Settings, book: Boo
     reading = read_ledger(settings, book, interval)
     tell_faults(reading)
     found = cells(reading.ledger, book, settings.economy.lost_revenue_counts, interval)
-    now_ms = unix_ms()
+    heading = Heading(interval, book, reading.ledger.reach(interval), unix_ms())
     begin, end = (written(ms, book.time_zone) for ms in (interval.from_ms, interval.to_ms))
     text = page(
         statement(found, book, arguments.statement),
         book.currency,
         arguments.month,
         f"{begin} to {end} ({book.time_zone})",
-        written(now_ms, book.time_zone) if now_ms < interval.to_ms else None,
+        None if heading.as_of_ms is None else written(heading.as_of_ms, book.time_zone),
+        list(heading.notes),
     )
     write_text(arguments.out, text)

@@ -46,16 +46,18 @@ th { border-bottom: 1px solid #111; font-weight: 600 } tfoot td { border-top: 1p
 """
 
 
-def page(found: Statement, currency: str, month: str, period: str, as_of: str | None) -> str:
-    """The whole page; `as_of` says until when, where the month is not over."""
+def page(
+    found: Statement, currency: str, month: str, period: str, as_of: str | None, of_ledger: Sequence[str]
+) -> str:
+    """The whole page; `as_of`: until when the ledger has told, where that is not to the month's end."""
     title = f"Statement {month}: {_KINDS[found.kind]} {found.consumer}"
     total = found.lines.total
     parts = [
         f"<h1>{_text(title)}</h1>",
         f'<p class="note">{_text(period)}</p>',
         f'<p class="due">{_text(_amount(total["revenue"]))} {_text(currency)}</p>',
-        *([f'<p class="note">{_text(f"The month is not over: as of {as_of}.")}</p>'] if as_of else []),
-        *(f'<p class="note">{_text(note)}</p>' for note in notes(found.lines, _NOTES)),
+        *([f'<p class="note">{_text(f"Not the whole month: as of {as_of}.")}</p>'] if as_of else []),
+        *(f'<p class="note">{_text(note)}</p>' for note in (*of_ledger, *notes(found.lines, _NOTES))),
         f"<h2>{_text('What is owed, in ' + currency)}</h2>",
         *_table(list(_LINES.values()), _NAMES, _line_rows(found), ["Total", "", "", *_figures(total)]),
         *_shares(found),

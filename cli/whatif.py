@@ -18,6 +18,7 @@ from idlewatt.processors.reports.cells import cells
 from idlewatt.processors.reports.figures import CENTS, EXACT, Value, figures
 from idlewatt.processors.reports.report import grouped
 from idlewatt.processors.reports.whatif import Changes, changed_book, changed_ledger
+from idlewatt.stream.clock import unix_ms
 from idlewatt.stream.errors import ConfigError
 
 _SHOWN: Final = (
@@ -62,7 +63,7 @@ def whatif(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
         found = grouped(cells(ledger, prices, counts, interval), ())
         both.append(figures(found, prices, CENTS if arguments.format == "table" else EXACT))
     was, would_be = (each.total for each in both)
-    heading = Heading(interval, book)
+    heading = Heading(interval, book, reading.ledger.reach(interval), unix_ms())
     assumed = list(assumptions(changes))
     if arguments.format == "json":
         told = {
@@ -70,7 +71,7 @@ def whatif(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
             "assumed": assumed,
             "as_it_was": {name: was[name] for name in _SHOWN},
             "what_if": {name: would_be[name] for name in _SHOWN},
-            "notes": list(notes(both[0])),
+            "notes": [*heading.notes, *notes(both[0])],
         }
         write_text(None, json.dumps(told, default=str, ensure_ascii=False, indent=2) + "\n")
         return ExitCode.OK
@@ -85,6 +86,7 @@ def whatif(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
         ),
         "",
         *(f"assumed: {line}" for line in assumed),
+        *heading.notes,
         *notes(both[0]),
     ]
     write_text(None, "\n".join(lines) + "\n")

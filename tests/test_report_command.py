@@ -262,3 +262,30 @@ def test_a_report_over_kafka_is_that_of_the_embedded_log(
     assert told[0] == told[1]
     rows = [idlewatt("tail", "money", "--format", "json", env=e).stdout for e in (env, on_kafka)]
     assert rows[0] == rows[1] != ""
+
+
+def test_figures_say_what_the_ledger_has_of_their_interval(env: dict[str, str]) -> None:
+    """Two minutes of a month that is over: neither a report nor a statement passes for the whole of it."""
+    begins, ends = "begins at 2020-11-01T02:00+01:00", "ends at 2020-11-01T02:02+01:00"
+    month = ("--from", "2020-11-01", "--to", "2020-12-01")
+    table = idlewatt("report", *month, env=env).stdout
+    assert f"ledger: that of hall {begins} and {ends}" in table
+    csv = idlewatt("report", *month, "--format", "csv", env=env)
+    assert begins in csv.stderr
+    assert begins not in csv.stdout
+    told = json.loads(idlewatt("report", *month, "--format", "json", env=env).stdout)
+    assert told["ledger"] == [
+        {"site": "hall", "from": "2020-11-01T02:00+01:00", "to": "2020-11-01T02:02+01:00"}
+    ]
+    assert any(ends in note for note in told["notes"])
+    page = idlewatt("report", "--statement", "search", "--month", "2020-11", env=env).stdout
+    assert "Not the whole month: as of 2020-11-01T02:02+01:00." in page
+    assert begins in page
+    # an interval that the ledger fills says nothing of it
+    assert "ledger: " not in report(env).stdout
+
+
+def test_a_month_that_is_not_over_says_so(env: dict[str, str]) -> None:
+    """Neither do figures up to a moment that is still to come."""
+    to_come = idlewatt("report", "--from", "2020-11-01", "--to", "2199-01-01", env=env).stdout
+    assert "interval: it is not over, now is 20" in to_come

@@ -15,6 +15,15 @@ HOUR_MS: Final = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """From when to when the ledger has anything of a site, Unix milliseconds."""
+
+    site: str
+    from_ms: int
+    to_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ledger:
     """Rows of the interval's span; each frame in the order in which the log has a site's rows."""
 
@@ -28,6 +37,18 @@ class Ledger:
     @classmethod
     def empty(cls) -> "Ledger":
         return cls(*(empty_frame(schema) for schema in (records.POWER, records.TOKENS, records.CONSUMER)))
+
+    def reach(self, interval: "Interval") -> list[Reach]:
+        """Of each site that has anything in the interval, by name."""
+        begin, length = pl.col("window_start_ms"), pl.col("window_ms")
+        parts = [
+            frame.filter(interval.has())
+            .group_by("site")
+            .agg(from_ms=begin.min(), to_ms=(begin + length).max())
+            for frame in (self.power, self.tokens, self.usage)
+        ]
+        sites = pl.concat(parts).group_by("site").agg(pl.col("from_ms").min(), pl.col("to_ms").max())
+        return [Reach(*row) for row in sites.sort("site").iter_rows()]
 
 
 @dataclass(frozen=True, slots=True)
