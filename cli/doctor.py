@@ -1,5 +1,6 @@
 """`idlewatt doctor`: looks at every part that is needed and says, a line each, what it saw and what to do."""
 
+import errno
 import http.client
 import os
 import tempfile
@@ -22,14 +23,18 @@ from idlewatt.stream.settings import Settings
 # Clocks that a time service keeps are within milliseconds; file systems stamp to the second or better.
 _CLOCK_TOLERANCE_MS: Final = 2_000
 _HTTP_TIMEOUT_S: Final = 2.0
+_PROBE_BYTES: Final = 1 << 20
 
 
 def examine(config: Path | None, environ: Mapping[str, str]) -> ExitCode:
-    """Print every finding as it comes; UNREACHABLE if one is FAIL."""
-    failed = False
+    """Print every finding as it comes; WRONG_USE if the settings are wrong, else UNREACHABLE if one is FAIL."""
+    failed = set()
     for finding in _findings(config, environ):
         print(finding, flush=True)
-        failed = failed or finding.level == "FAIL"
+        if finding.level == "FAIL":
+            failed.add(finding.part)
+    if "config" in failed:
+        return ExitCode.WRONG_USE
     return ExitCode.UNREACHABLE if failed else ExitCode.OK
 
 
@@ -139,6 +144,10 @@ def _file(settings: Settings) -> Iterator[Finding]:
     folder = path.absolute().parent
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".idlewatt-doctor-") as probe:
+            # an empty file can be made on a full disk
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
             before_ms = unix_ms()
             os.utime(probe.name)
             skew_ms = round(Path(probe.name).stat().st_mtime * 1000) - before_ms
@@ -153,6 +162,8 @@ def _file(settings: Settings) -> Iterator[Finding]:
         return
     except OSError as error:
         mend = "name a folder this user may write to with log.path (IDLEWATT_LOG__PATH)"
+        if error.errno == errno.ENOSPC:
+            mend = "make room on its disk"
         yield Finding("FAIL", "log", f"{path} cannot be written to: {error.strerror}", mend)
         return
     yield Finding(

@@ -19,6 +19,7 @@ from idlewatt.cli.config_sample import sample
 from idlewatt.cli.exit_codes import MEANINGS, ExitCode, exit_code_of
 from idlewatt.cli.logs import configure_logs
 from idlewatt.cli.report_arguments import add_commands, with_joined_percents
+from idlewatt.cli.writing_out import silence_stdout, write_text
 from idlewatt.stream.errors import IdlewattError
 from idlewatt.stream.settings import Settings
 
@@ -38,6 +39,12 @@ examples:
 """
 
 
+# those for which it is the usual end
+_UNTIL_STOPPED: Final = ("run", "collect", "process", "demo")
+# as shells count
+_BY_SIGNAL: Final = 128
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = _parser().parse_args(with_joined_percents(sys.argv[1:] if argv is None else argv))
@@ -49,11 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"idlewatt: {line}", file=sys.stderr)
         return exit_code_of(error)
-    except KeyboardInterrupt:
-        return ExitCode.OK
+    except KeyboardInterrupt as stop:
+        if arguments.command in _UNTIL_STOPPED or getattr(arguments, "follow", False):
+            return ExitCode.OK
+        print("idlewatt: stopped before it was done", file=sys.stderr)
+        return _BY_SIGNAL + (stop.args[0] if stop.args else signal.SIGINT)
     except BrokenPipeError:
-        # the reader of a pipe went away; nothing may be flushed into it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # the reader of a pipe went away
+        silence_stdout()
         return ExitCode.OK
     except Exception:
         structlog.get_logger().exception("unexpected_error", command=arguments.command)
@@ -64,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> ExitCode:
     # a command loads what it needs and no more: `idlewatt config` needs no polars
     match arguments.command:
         case "config":
-            print(SAMPLE_BOOK if arguments.book else sample(), end="", flush=True)
+            write_text(None, SAMPLE_BOOK if arguments.book else sample())
             return ExitCode.OK
         case "dashboards":
             from idlewatt.dashboards.writing import write_all
@@ -114,6 +124,7 @@ def _only(settings: Settings, stage: str) -> Settings:
 
 def _parser() -> argparse.ArgumentParser:
     codes = "exit codes:\n" + "\n".join(f"  {code}  {meaning}" for code, meaning in MEANINGS.items())
+    codes += "\n  128 and a signal's number  stopped before it was done"
     parser = argparse.ArgumentParser(
         prog="idlewatt",
         description="The meter an AI factory is run by: tokens per watt, and the revenue lost to idle watts.",
@@ -171,11 +182,11 @@ def _seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds; write it plainly, such as 40")
 
 
-def _stop(*_: object) -> None:
+def _stop(number: int, _: object) -> None:
     # the stop takes its few seconds in peace
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(number)
 
 
 if __name__ == "__main__":

@@ -187,8 +187,7 @@ def as_json(heading: Heading, found: Figures, peaks: Sequence[Peak], unreadable:
                 for site in heading.reach
             ],
             "demand_charges": [
-                {**dataclasses.asdict(peak), "from": written(peak.start_ms, zone)}
-                for peak in peaks
+                {**dataclasses.asdict(peak), "from": written(peak.start_ms, zone)} for peak in peaks
             ],
             "unreadable_messages": unreadable,
         },

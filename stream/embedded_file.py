@@ -67,7 +67,8 @@ def open_readonly(path: str | Path) -> sqlite3.Connection:
     try:
         connection = _connect(f"{path.absolute().as_uri()}?mode=ro")
         try:
-            _is_new(connection, path)
+            if _is_new(connection, path):
+                raise ConfigError(f"log.path: there is nothing in {path} yet")
         except BaseException:
             connection.close()
             raise

@@ -81,15 +81,24 @@ def test_two_sources_of_one_name_fail(tmp_path: Path) -> None:
     with loopback_http.serving(loopback_http.says(loopback_http.page(VLLM_PAGE))) as server:
         twice = f'[{{url = "{server.url}"}}, {{url = "{server.url}"}}]'
         code, parts = examine(tmp_path, {"IDLEWATT_COLLECT__ENGINE": twice})
-    assert code == 3
+    assert code == 2
     assert "FAIL two sources are called" in parts["config"][1]
     assert [line.split()[0] for line in parts["engine"]] == ["ok", "ok"]
+
+
+def test_a_full_disk_is_found(small_disk: SmallDisk, tmp_path: Path) -> None:
+    """An empty file can be made there; a log cannot go on."""
+    small_disk.fill()
+    code, parts = examine(tmp_path, {"IDLEWATT_LOG__PATH": str(small_disk.folder / "log.db")})
+    assert code == 3
+    assert "No space left" in parts["log"][0]
+    assert "make room" in parts["log"][0]
 
 
 def test_wrong_settings_are_all_told(tmp_path: Path) -> None:
     """Every fault of the configuration is a line; the rest cannot be looked at."""
     code, parts = examine(tmp_path, {"IDLEWATT_PORT": "x", "IDLEWATT_PROT": "1"})
-    assert code == 3
+    assert code == 2
     assert list(parts) == ["config"]
     assert len(parts["config"]) == 2
     assert all(line.startswith("FAIL environment: ") for line in parts["config"])

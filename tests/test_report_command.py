@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 import subprocess
 import threading
 from decimal import Decimal
@@ -13,10 +15,13 @@ import pytest
 from idlewatt_command import COMMAND, environment, idlewatt
 from kafka_broker import KafkaBroker
 from report_ledgers import HOUR_MS, START_MS, Booked, frame, power, tokens, write_ledger
+from small_disk import SmallDisk
 
+from idlewatt.cli.writing_out import write_bytes
 from idlewatt.processors.booking import messages
 from idlewatt.processors.reports.figures import COUNTS, MONEY
 from idlewatt.stream import topics
+from idlewatt.stream.errors import ConfigError
 from idlewatt.stream.log import Record
 from idlewatt.stream.opening import open_appender, prepare
 from idlewatt.stream.records import POWER
@@ -289,3 +294,51 @@ def test_a_month_that_is_not_over_says_so(env: dict[str, str]) -> None:
     """Neither do figures up to a moment that is still to come."""
     to_come = idlewatt("report", "--from", "2020-11-01", "--to", "2199-01-01", env=env).stdout
     assert "interval: it is not over, now is 20" in to_come
+
+
+def test_a_report_that_is_stopped_is_not_done(env: dict[str, str], tmp_path: Path) -> None:
+    """Neither its exit code nor the file that it was to write says that it was."""
+    pipe = tmp_path / "nobody reads it"
+    os.mkfifo(pipe)
+    command = [*COMMAND, "report", "--from", FROM, "--to", TO, "--format", "csv", "--out", str(pipe)]
+    with subprocess.Popen(command, env=environment(env), stderr=subprocess.PIPE, text=True) as process:
+        # it has read the ledger, and will wait for a reader
+        assert process.stderr is not None
+        while "offset" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert "stopped before it was done" in process.communicate(timeout=30)[1]
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_a_full_disk_keeps_the_report_of_before(small_disk: SmallDisk) -> None:
+    """What --out names is written whole or not at all; a link stays one, and modes stay."""
+    before = small_disk.folder / "november.csv"
+    before.write_bytes(b"last month")
+    before.chmod(0o640)
+    link = small_disk.folder / "link.csv"
+    link.symlink_to(before)
+    small_disk.fill()
+    with pytest.raises(ConfigError, match="No space left"):
+        write_bytes(link, bytes(100_000))
+    assert before.read_bytes() == b"last month"
+    small_disk.empty()
+    write_bytes(link, b"this month")
+    assert (before.read_bytes(), before.stat().st_mode & 0o777) == (b"this month", 0o640)
+    assert link.is_symlink()
+    assert sorted(path.name for path in small_disk.folder.iterdir()) == ["link.csv", "november.csv"]
+
+
+def test_a_stdout_that_takes_nothing_is_told_in_a_line() -> None:
+    """No traceback, neither then nor at the exit."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "config"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment({}),
+            check=False,
+            text=True,
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "standard output: No space left" in done.stderr
