@@ -38,8 +38,9 @@ def read_ledger(settings: Settings, book: Book, interval: Interval) -> Reading:
     """Raises ConfigError, LogUnavailableError."""
     watts, usage = ledger_span(interval), usage_span(interval, book)
     faults: list[Fault] = []
-    frames = _rows(settings, topics.LEDGER, (records.POWER, records.TOKENS), watts, faults)
-    frames |= _rows(settings, topics.MONEY, (records.CONSUMER,), usage, faults)
+    # first: while a processor writes, none of it lacks the tokens that it claims
+    frames = _rows(settings, topics.MONEY, (records.CONSUMER,), usage, faults)
+    frames |= _rows(settings, topics.LEDGER, (records.POWER, records.TOKENS), watts, faults)
     return Reading(Ledger(*(frames[s] for s in (records.POWER, records.TOKENS, records.CONSUMER))), faults)
 
 
