@@ -12,7 +12,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.meter.rows import TIME_BITS, by_id, by_window, where
-from idlewatt.processors.meter.timeline import Advance
+from idlewatt.processors.meter.timeline import Advance, first_readings
 from idlewatt.stream.records import TOKEN_COUNTS
 
 SEGMENT_COLUMNS: Final = {
@@ -89,16 +89,11 @@ def with_first(index: pl.DataFrame, step: Advance) -> pl.DataFrame:
     """
     if step.new.is_empty():
         return index
-    is_new = pl.col("id").is_in(step.new.implode())
-    index = index.with_columns_seq(first_ms=pl.when(~is_new).then("first_ms"))
-    began = pl.concat(
-        [step.intervals.select_seq("id", first="t0_ms"), step.last.select_seq("id", first="ts_ms")]
-    )
+    first = first_readings(step)
+    known_ms = pl.when(~pl.col("id").is_in(first["id"].implode())).then("first_ms")
     return (
-        index.join(
-            began.group_by("id").agg(pl.col("first").min()), on="id", how="left", maintain_order="left"
-        )
-        .with_columns_seq(first_ms=pl.coalesce("first_ms", "first"))
+        index.join(first.rename({"first_ms": "first"}), on="id", how="left", maintain_order="left")
+        .with_columns_seq(first_ms=pl.coalesce(known_ms, "first"))
         .drop("first")
     )
 

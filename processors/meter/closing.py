@@ -5,19 +5,23 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter import activity, learning, rolling, tokens, totals, waterfall
+from idlewatt.processors.meter import activity, forgotten, learning, rolling, tokens, totals, waterfall
 from idlewatt.processors.meter.classifying import classify, steady_windows, whole_windows
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.cutting import silence, split, still_open, with_gaps
-from idlewatt.processors.meter.gaps import put_off
+from idlewatt.processors.meter.gaps import put_off, taken_back
 from idlewatt.processors.meter.learning import MINUTE_MS
 from idlewatt.processors.meter.renames import forget, with_booked_names
 from idlewatt.processors.meter.rows import as_one, sums_by, where, with_names
 from idlewatt.processors.meter.state import (
     ENGINE_CARRY,
+    ENGINE_GAP,
     ENGINE_INTERVAL,
+    ENGINE_KEY,
     GPU_CARRY,
+    GPU_GAP,
     GPU_INTERVAL,
+    GPU_KEY,
     OFFENDER_COLUMNS,
     SAMPLE_COLUMNS,
     MeterState,
@@ -96,8 +100,16 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         gpu_gaps = gpu_gaps.join(_limits(state.gpus), on="id", how="left").filter(waterfall.to_book())
     if engine_gaps.height:
         engine_gaps = engine_gaps.filter(tokens.to_book())
-    gpu_gaps = _both(state.gpu_gaps, gpu_gaps)
-    engine_gaps = _both(state.engine_gaps, engine_gaps)
+    dark_gpus, forgotten_gpus = forgotten.back(
+        state.forgotten_gpus, gpus, state.gpu_index, GPU_KEY, config.forget_ms
+    )
+    dark_engines, forgotten_engines = forgotten.back(
+        state.forgotten_engines, engines, state.engine_index, ENGINE_KEY, config.forget_ms
+    )
+    gpu_gaps = _both(_both(state.gpu_gaps, gpu_gaps), taken_back(dark_gpus, GPU_GAP, ENERGY))
+    engine_gaps = _both(
+        _both(state.engine_gaps, engine_gaps), taken_back(dark_engines, ENGINE_GAP, TOKEN_COUNTS)
+    )
 
     demand = activity.demand(done, engine_index)
     pool_windows = waterfall.pool_windows(gpu_windows, state.gpu_index, state.gpu_renames, edges.window_ms)
@@ -118,9 +130,9 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     power_totals, available_totals = totals.add_power(
         state.power_totals, state.available_totals, power, config.pue
     )
-    forgotten = edges.edge_ms - config.forget_ms
-    kept_gpus = where(gpus.last, gpus.last["ts_ms"] > forgotten)
-    kept_engines = where(engines.last, engines.last["ts_ms"] > forgotten)
+    since_ms = edges.edge_ms - config.forget_ms
+    kept_gpus, lost_gpus = _parted(gpus.last, since_ms)
+    kept_engines, lost_engines = _parted(engines.last, since_ms)
     gone_gpus = _read_again(state.gone_gpus, gpus)
     gone_engines = _read_again(state.gone_engines, engines)
     gpu_index = _known(state.gpu_index, kept_gpus, gpus, open_minutes, gpu_gaps, gone_gpus)
@@ -129,11 +141,21 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         edge_ms=edges.edge_ms,
         gpu_index=gpu_index,
         # gaps that wait to be booked began up to forget_ms before the edge of then
-        gpu_renames=forget(state.gpu_renames, gpu_index, forgotten - config.forget_ms),
+        gpu_renames=forget(state.gpu_renames, gpu_index, since_ms - config.forget_ms),
         gpus=kept_gpus,
+        forgotten_gpus=forgotten.remember(
+            forgotten_gpus,
+            lost_gpus.rename({"power_limit_mw": "power_limit_mw_0"}),
+            state.gpu_index,
+            GPU_KEY,
+            edges.edge_ms,
+        ),
         gone_gpus=gone_gpus,
         open_gpus=still_open(pl.concat([state.open_gpus, gpu_intervals]), edges),
         engines=kept_engines,
+        forgotten_engines=forgotten.remember(
+            forgotten_engines, lost_engines, state.engine_index, ENGINE_KEY, edges.edge_ms
+        ),
         gone_engines=gone_engines,
         open_engines=still_open(pl.concat([state.open_engines, engine_intervals]), edges),
         gpu_gaps=gpu_gaps,
@@ -168,6 +190,12 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     dropped = {("gpu", reason): n for reason, n in gpus.dropped.items()}
     dropped |= {("engine", reason): n for reason, n in engines.dropped.items()}
     return after, Closing(power, token_rows, minutes, dropped)
+
+
+def _parted(last: pl.DataFrame, since_ms: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Those that were read since, and those that are forgotten."""
+    kept = last["ts_ms"] > since_ms
+    return where(last, kept), where(last, ~kept)
 
 
 def _pieces(

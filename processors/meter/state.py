@@ -96,12 +96,14 @@ class MeterState:
     gpu_index: pl.DataFrame  # names of each GPU: GPU_KEY, GPU_ATTRIBUTES, id
     gpu_renames: pl.DataFrame  # what GPUs were called while windows were closed; see renames.py
     gpus: pl.DataFrame  # last reading of each GPU
+    forgotten_gpus: pl.DataFrame  # see forgotten.py
     gone_gpus: pl.DataFrame  # GONE_COLUMNS of those that are forgotten and may be read again
     open_gpus: pl.DataFrame  # intervals that reach past the edge
     engine_index: (
         pl.DataFrame
     )  # names of each engine and model: ENGINE_KEY, ENGINE_ATTRIBUTES, id, server, first_ms
     engines: pl.DataFrame  # last reading of each engine and model
+    forgotten_engines: pl.DataFrame
     gone_engines: pl.DataFrame
     open_engines: pl.DataFrame
     gpu_gaps: pl.DataFrame  # long gaps before the edge, not booked yet
@@ -142,13 +144,16 @@ class MeterState:
         scalars, frames = read_snapshot(LAYOUT, snapshot)
         # Rows that waited are read again: until they are, no topic has got as far as it had.
         clocks = {"newest_gpu_ms": 0, "newest_engine_ms": 0, "newest_ms": scalars["edge_ms"] or 0}
-        # builds before this one wrote no renames, nobody who is gone, and nothing of what was available; nor these columns;
+        # builds before this one wrote no renames, nobody who is gone or forgotten, and nothing of what was available; nor these columns;
         # and sums in 64 bits
         if "facility_mj" not in frames["power_totals"].columns:
             nothing = pl.lit(None, pl.Int64)
             frames["power_totals"] = frames["power_totals"].with_columns(facility_mj=nothing)
         if "told_ms" not in frames["segments"].columns:
             frames["segments"] = frames["segments"].with_columns(told_ms="end_ms")
+        for name in ("gpu_gaps", "engine_gaps"):
+            if "taken_back" not in frames[name].columns:
+                frames[name] = frames[name].with_columns(taken_back=pl.lit(False))
         frames = {name: frame.cast(_FRAMES[name]) for name, frame in frames.items()}
         restored: dict[str, Any] = {**scalars, **clocks, **_empty_frames(), **frames, **_volatile()}
         return cls(**restored)
@@ -158,6 +163,7 @@ _FRAMES: Final[dict[str, Any]] = {
     "gpu_index": {**dict.fromkeys((*GPU_KEY, *GPU_ATTRIBUTES), pl.String), "id": pl.Int64},
     "gpu_renames": RENAME_COLUMNS,
     "gpus": GPU_READING,
+    "forgotten_gpus": {**dict.fromkeys(GPU_KEY, pl.String), "ts_ms": pl.Int64, "power_limit_mw_0": pl.Int64},
     "gone_gpus": GONE_COLUMNS,
     "open_gpus": GPU_INTERVAL,
     "engine_index": {
@@ -167,6 +173,7 @@ _FRAMES: Final[dict[str, Any]] = {
         "first_ms": pl.Int64,
     },
     "engines": ENGINE_READING,
+    "forgotten_engines": {**dict.fromkeys(ENGINE_KEY, pl.String), "ts_ms": pl.Int64},
     "gone_engines": GONE_COLUMNS,
     "open_engines": ENGINE_INTERVAL,
     "gpu_gaps": GPU_GAP,

@@ -149,6 +149,13 @@ def advance(
     )
 
 
+def first_readings(step: Advance) -> pl.DataFrame:
+    """(id, first_ms) of the entities that are new."""
+    taken = [step.intervals.select_seq("id", first_ms="t0_ms"), step.last.select_seq("id", first_ms="ts_ms")]
+    new = [where(rows, rows["id"].is_in(step.new.implode())) for rows in taken]
+    return pl.concat(new).group_by("id").agg(pl.col("first_ms").min())
+
+
 def _within_reach(known: pl.DataFrame, edges: Edges, first_only: bool) -> pl.Series:
     """Whether the step can take a reading, or took it before.
 
@@ -280,8 +287,8 @@ def _fault(
     before_ms: int | None, before: Sequence[int | None], epoch_ms: int | None, counts: Sequence[int | None]
 ) -> str | None:
     newer_ms = None if before_ms is None or epoch_ms is None else epoch_ms - before_ms
-    # a process that was started anew may be of a version that counts less
-    if newer_ms is not None and newer_ms > 0:
+    # a process that was started anew may be of a version that counts less; one that tells its epoch now was
+    if newer_ms > 0 if newer_ms is not None else epoch_ms is not None:
         return None
     pairs = list(zip(before, counts, strict=True))
     if any(count is None and had is not None for had, count in pairs):

@@ -1,0 +1,111 @@
+"""A node that was cut off for longer than it is remembered: its spool takes back the darkness that was booked meanwhile."""
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+from meter_fleets import pack
+from stage_driver import Driver
+
+from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.stage import MeterStage
+from idlewatt.stream import records
+from idlewatt.stream.records import EngineRow, GpuRow
+
+START_MS = 1_790_000_040_000
+CONFIG = MeterConfig(forget_ms=600_000)
+LIMIT_MW = 700_000
+# minutes: it is cut off after the first two, remembered for ten, and its spool comes after the thirtieth
+CUT_S, BACK_S, END_S = 120, 1800, 2400
+
+
+def gpu(second: int, node: str) -> GpuRow:
+    return GpuRow(
+        ts_ms=START_MS + 1000 * second,
+        site="s",
+        pool="p",
+        node=node,
+        gpu_uuid=f"GPU-{node}",
+        product="H100",
+        energy_mj=100_000 * second,
+        power_limit_mw=LIMIT_MW,
+        epoch_ms=1,
+        has_process=node == "cut",
+    )
+
+
+def engine(second: int) -> EngineRow:
+    return EngineRow(
+        ts_ms=START_MS + 1000 * second,
+        site="s",
+        pool="p",
+        node="cut",
+        engine="e",
+        server="vllm",
+        model_name="m",
+        output_tokens=50 * second,
+        advance="step",
+        requests_running=1,
+        requests_waiting=0,
+        epoch_ms=1,
+        gpus=["GPU-cut"],
+    )
+
+
+def metered(messages: int, *, restarts: bool, spool_until_s: int = BACK_S) -> Driver[Any]:
+    """The spool comes in so many messages, two at a time; then the node is live again."""
+    driver: Driver[Any] = Driver(MeterStage(CONFIG))
+    spool = list(range(CUT_S, spool_until_s, 5))
+    part = -(-len(spool) // messages)
+    # what is read meanwhile queues up behind it
+    parts = [spool[at : at + part] for at in range(0, len(spool), part)]
+    for second in range(0, END_S, 5):
+        own = [second] if second < CUT_S else []
+        if second >= BACK_S:
+            parts.append([second])
+            own = parts.pop(0) + (parts.pop(0) if len(parts) > 1 else [])
+        driver.append(pack([gpu(second, "there"), *(gpu(at, "cut") for at in own), *map(engine, own)]))
+        driver.fold(START_MS + 1000 * second)
+        if restarts and second % 15 == 0:
+            driver.commit()
+            driver.crash()
+    for _ in range(3):
+        driver.fold(START_MS + 1000 * END_S + 30_000)
+    return driver
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("messages", [1, 7, 60])
+def test_each_moment_is_in_one_state_again(messages: int, restarts: bool) -> None:
+    """Each window of its GPU has ten seconds and what the limit made available; each of its engine's, ten seconds."""
+    driver = metered(messages, restarts=restarts)
+    windows: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0])
+    for row in driver.rows(records.POWER):
+        windows[row["window_start_ms"]][0] += row["gpu_ms"]
+        windows[row["window_start_ms"]][1] += row["draw_mj"] + row["headroom_mj"]
+    assert len(windows) >= END_S // 10
+    until_ms = START_MS + 1000 * (END_S - 60)
+    wrong = {
+        at: sums
+        for at, sums in windows.items()
+        if START_MS <= at < until_ms and sums != [20_000, 2 * 10 * LIMIT_MW]
+    }
+    assert wrong == {}
+    engines: defaultdict[int, int] = defaultdict(int)
+    for row in driver.rows(records.TOKENS):
+        engines[row["window_start_ms"]] += row["measured_ms"] + row["silent_ms"]
+    assert {at: ms for at, ms in engines.items() if at < until_ms and ms != 10_000} == {}
+    dark_ms = sum(row["gpu_ms"] for row in driver.rows(records.POWER) if row["state"] == "dark")
+    # nobody knows what was before the first reading of each that is booked anew
+    assert 0 < dark_ms <= 10_000 * (messages + 2)
+
+
+def test_what_a_spool_lacks_stays_dark_for_as_long_as_the_node_is_remembered() -> None:
+    """Half of the time came late, and then nothing for as long again: both darknesses are booked, and once each."""
+    driver = metered(1, restarts=False, spool_until_s=CUT_S + 300)
+    spent: defaultdict[str, int] = defaultdict(int)
+    for row in driver.rows(records.GPU_MINUTE):
+        if row["gpu_uuid"] == "GPU-cut" and row["minute_start_ms"] < START_MS + 1000 * BACK_S:
+            spent[row["state"]] += row["gpu_ms"]
+    assert spent["serving"] == pytest.approx(1000 * (CUT_S + 300), abs=20_000)
+    assert sum(spent.values()) == 1000 * (CUT_S + 300 - 5 + 600)
