@@ -1,11 +1,16 @@
 """Writes what a command made to --out, or to stdout."""
 
+import errno
 import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Final
 
 from idlewatt.stream.errors import ConfigError
+
+# no right to the folder, or to the place of a file that is mounted by itself
+_NOT_THERE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV})
 
 
 def write_text(out: Path | None, text: str) -> None:
@@ -33,11 +38,9 @@ def write_bytes(out: Path | None, content: bytes) -> None:
             raise _no_stdout(error) from None
         return
     try:
-        if out.exists() and not out.is_file():
-            # a pipe, a device
+        # a pipe or a device is written to; so is a file in a folder, or mounted by itself, where none can take its place
+        if (out.exists() and not out.is_file()) or not _replaced(out.resolve(), content):
             out.write_bytes(content)
-        else:
-            _replace(out.resolve(), content)
     except OSError as error:
         raise ConfigError(f"--out: cannot write {out}: {error.strerror}") from None
 
@@ -52,8 +55,15 @@ def _no_stdout(error: OSError) -> ConfigError:
     return ConfigError(f"cannot write to standard output: {error.strerror}")
 
 
-def _replace(out: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}-")
+def _replaced(out: Path, content: bytes) -> bool:
+    """False if it may not be; raises OSError if the disk takes no more."""
+    try:
+        handle, name = tempfile.mkstemp(dir=out.parent, prefix=".idlewatt-")
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return False
+        raise
+    new = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -62,8 +72,14 @@ def _replace(out: Path, content: bytes) -> None:
         # what open() would have given it
         mask = os.umask(0)
         os.umask(mask)
-        Path(name).chmod(out.stat().st_mode & 0o777 if out.exists() else 0o666 & ~mask)
-        Path(name).replace(out)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+        new.chmod(out.stat().st_mode & 0o777 if out.exists() else 0o666 & ~mask)
+        new.replace(out)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        if error.errno in _NOT_THERE:
+            return False
         raise
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    return True

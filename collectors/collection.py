@@ -86,6 +86,7 @@ def engine_source(settings: Settings, engine: Engine, clock: Clock = unix_ms) ->
         interval_s=collect.engine_interval_s,
         timeout_s=collect.timeout_s,
         max_body_bytes=collect.max_body_bytes,
+        grace_s=settings.process.grace_s,
         clock=clock,
     )
 

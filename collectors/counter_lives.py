@@ -6,8 +6,7 @@ from typing import Final
 
 from idlewatt.collectors.counter_values import LeftOutError
 
-# Longer than any hold (two thirds of process.grace_s, which is a minute at most): the meter takes nothing for gained then.
-_SURE_MS: Final = 60_000
+_LEAST_MS: Final = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,9 @@ class CounterLives:
     process has no file to spare; then it is what it was, unless a counter fell.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace_ms: int) -> None:
+        """`grace_ms`: the processors'. After so long a reading the meter takes nothing of a fall for gained."""
+        self._sure_ms = max(_LEAST_MS, grace_ms)
         self._lives: dict[str, _Life] = {}
 
     def epoch_ms(self, whose: str, told: Mapping[str, int]) -> int | None:
@@ -59,7 +60,7 @@ class CounterLives:
             series, epoch_ms = next(iter(told.items()), (None, None))
         if life is not None and fell and series is None and not life.missed:
             fell_ms = ts_ms if life.fell_ms is None else life.fell_ms
-            if 0 <= ts_ms - fell_ms < _SURE_MS:
+            if 0 <= ts_ms - fell_ms < self._sure_ms:
                 self._lives[whose] = replace(life, fell_ms=fell_ms)
                 raise LeftOutError("counter_fell")
         self._lives[whose] = _Life(series, epoch_ms, counts)

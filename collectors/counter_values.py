@@ -9,6 +9,8 @@ from idlewatt.collectors.exposition import Sample
 
 # Beyond it a double no longer counts by ones; also catches blanks such as 2^63-16 and infinity.
 COUNT_LIMIT: Final = 2**53
+# counters that one request makes
+_TOGETHER_MS: Final = 1000
 
 
 class LeftOutError(Exception):
@@ -91,7 +93,9 @@ class Continued:
     def __init__(self) -> None:
         self._last: dict[Hashable, _Part] = {}
 
-    def count(self, key: Hashable, epoch_ms: int | None, whole: int, part: int | None) -> int:
+    def count(
+        self, key: Hashable, epoch_ms: int | None, whole: int, part: int | None, part_epoch_ms: int | None
+    ) -> int:
         """What was counted of the part in the life of the whole; `part` is None where the page says nothing of it."""
         last = self._last.get(key)
         told = part or 0
@@ -100,8 +104,8 @@ class Continued:
             if last.epoch_ms == epoch_ms and last.whole <= whole:
                 told = last.told if part is None else part
                 before = last.before + (last.told if told < last.told else 0)
-            elif told == last.told or told > whole:
-                before = -min(last.told, told)
+            elif part_epoch_ms is None or part_epoch_ms < epoch_ms - _TOGETHER_MS:
+                before = -min(last.told, told) if part_epoch_ms or told == last.told or told > whole else 0
         self._last[key] = _Part(epoch_ms, whole, told, before)
         return before + told
 

@@ -33,10 +33,11 @@ class ModelFigures:
 class EnginePage:
     """Reads the pages of one engine, one after the other."""
 
-    def __init__(self, mapping: EngineMapping) -> None:
+    def __init__(self, mapping: EngineMapping, grace_ms: int = 0) -> None:
+        """`grace_ms`: see CounterLives."""
         self._mapping = mapping
         self._differences = Differences()
-        self._lives = CounterLives()
+        self._lives = CounterLives(grace_ms)
 
     def miss(self) -> None:
         """Note that a page could not be fetched."""

@@ -24,9 +24,10 @@ class EngineSource:
         interval_s: float,
         timeout_s: float,
         max_body_bytes: int,
+        grace_s: float = 0.0,
         clock: Clock = unix_ms,
     ) -> None:
-        """`pool` is where it serves unless its settings name another.
+        """`pool` is where it serves unless its settings name another; `grace_s` is the processors'.
 
         Raises ConfigError for an unknown server kind or a URL that is none.
         """
@@ -35,7 +36,7 @@ class EngineSource:
         self._picker = SamplePicker(
             mapping.series_names, [series.name for series in mapping.output_tokens], mapping.if_absent
         )
-        self._page = EnginePage(mapping)
+        self._page = EnginePage(mapping, round(grace_s * 1000))
         self._engine = engine
         self._name = engine.name or self._http.name_seen_from(node)
         self._advance = mapping.advance

@@ -60,7 +60,10 @@ class GatewayPage:
                 f"the page counts output tokens and no input tokens: expected {mapping.input_tokens[0].name}; "
                 "have the gateway show it",
             )
-        epochs = [self._by_key([series], by_name) for series in mapping.epoch]
+        epochs, cached_epochs = (
+            [self._by_key([series], by_name) for series in candidates]
+            for candidates in (mapping.epoch, mapping.cached_epoch)
+        )
         _refuse_other_labels(output, input_, cached)
         self._refuse_limited(output, cached)
         counters = []
@@ -70,7 +73,9 @@ class GatewayPage:
                 started_ms = _epoch_ms(key, epochs)
                 of_input = _sum(input_.get(key, ()))
                 told = _sum(cached[key]) if key in cached else None
-                of_cache = self._continued.count(key, started_ms, of_input, told)
+                of_cache = self._continued.count(
+                    key, started_ms, of_input, told, _epoch_ms(key, cached_epochs)
+                )
                 if mapping.input_includes_cached:
                     of_input = self._differences.rest(key, started_ms, of_input, of_cache)
                 tokens = (_sum(counted), of_input, of_cache)

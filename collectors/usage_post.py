@@ -22,15 +22,20 @@ _ERRORS_SHOWN: Final = 20
 _RETRY_AFTER_S: Final = 5
 
 
-def _no_odd_name(name: str) -> str:
-    if any(character < " " for character in name):
-        raise ValueError("a name has no control characters, such as tabs and line ends")
-    if name.startswith("(") and name.endswith(")"):
+def _plain(text: str) -> str:
+    if any(character < " " for character in text):
+        raise ValueError("there are no control characters in it, such as tabs and line ends")
+    return text
+
+
+def _not_ours(name: str) -> str:
+    if name.startswith("(") and name.find(")") == len(name) - 1:
         raise ValueError("names in brackets are Idlewatt's own, such as (other)")
     return name
 
 
-_Name = Annotated[str, StringConstraints(min_length=1, max_length=120), AfterValidator(_no_odd_name)]
+_Text = Annotated[str, StringConstraints(min_length=1, max_length=120), AfterValidator(_plain)]
+_Name = Annotated[_Text, AfterValidator(_not_ours)]
 _Tokens = Annotated[int, Field(ge=0, le=10**12)]
 
 
@@ -39,9 +44,9 @@ class UsageLine(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
-    event_id: _Name | None = None
+    event_id: _Text | None = None
     ts_ms: Annotated[int, Field(ge=0, lt=1 << 63)]
-    source: _Name = "api"
+    source: _Text = "api"
     function: _Name | None = None
     team: _Name | None = None
     agent_family: _Name | None = None

@@ -438,6 +438,25 @@ def test_cached_tokens_that_the_gateway_forgets_by_themselves(server: LoopbackSe
     assert split(*readings) == (40 + 9, 400 - 90 - 135 + 130, 90 + 135 + 70)
 
 
+def test_a_gateway_that_was_started_anew_forgets_nothing_by_itself(server: LoopbackServer) -> None:
+    """It counts as many cached tokens as before within one reading: its counter of them says when that began."""
+    gate = Scraped(server)
+
+    def text(output: int, input_: int, cached: int, start: float) -> str:
+        of_cache = f'litellm_input_cached_tokens_metric_created{{api_key_alias="k",model="m",team_alias="None",user="None"}} {start}'
+        return litellm(output, input_, cached, created=start) + of_cache + "\n"
+
+    began, anew = START_MS / 1000, START_MS / 1000 + 40
+    pages = [
+        (0, 0, 0, began),
+        (10, 100, 90, began),
+        (10, 100, 90, anew),
+        (20, 200, 180, anew),
+    ]
+    readings = [gate.read(text(*page), after_ms=15_000)[0] for page in pages]
+    assert split(*readings) == (30, 30, 270)
+
+
 def test_a_gateway_that_lumps_labels_by_counter_is_refused(server: LoopbackServer) -> None:
     """With a limit of two sets of labels, c's output stands under "other" and its cached input under c."""
     gate = Scraped(server)

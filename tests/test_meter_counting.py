@@ -313,8 +313,17 @@ def test_a_reading_that_is_dropped_holds_up_none_that_follow(read_at_once: int) 
     assert driver.rejected == {("engine", "counter_decrease"): 1}
 
 
+def test_a_server_that_tells_its_epoch_now_may_count_less() -> None:
+    """One of several processes without an epoch is started anew as one, of a version that knows no cached tokens."""
+    before = [engine(s, 900 + s, cached_input_tokens=5, epoch_ms=None) for s in range(31)]
+    after = [engine(s, s, cached_input_tokens=None, epoch_ms=START_MS + 50_000) for s in range(61, 121)]
+    driver = metered(*before, *after, until_s=120)
+    assert driver.rejected == {}
+    assert sum(row["output_tokens"] for row in driver.rows(records.TOKENS)) == 30 + 120 - 61
+
+
 def test_a_model_that_was_swapped_for_another_is_not_silent() -> None:
-    """Its engine tells of the other one; when that falls silent too, coverage falls."""
+    """Its engine tells of the other one; when that falls silent too, or tells of one of two, coverage falls."""
     gpus = [gpu(s, 100_000 * s) for s in range(121)]
     swapped = [engine(s, 50 * s) for s in range(31)]
     swapped += [engine(s, 50 * (s - 30), model_name="other") for s in range(33, 121)]
@@ -324,7 +333,12 @@ def test_a_model_that_was_swapped_for_another_is_not_silent() -> None:
     # what the two were silent for while the engine started is told
     assert sum(row["silent_ms"] for row in one.rows(records.TOKENS)) == 90_000
     both = metered(*gpus, *swapped[:-30], until_s=120)
-    assert both.sample("idlewatt_coverage_ratio", window="1m", of="tokens") == pytest.approx(1 / 3)
+    assert both.sample("idlewatt_coverage_ratio", window="1m", of="tokens") == pytest.approx(1 / 2)
+    # it has served both all the time, and one cannot be read any more
+    two = [engine(s, 50 * s, model_name="other") for s in range(121)]
+    left_out = metered(*gpus, *two, *swapped[:31], until_s=120)
+    assert left_out.sample("idlewatt_coverage_ratio", window="1m", of="tokens") == pytest.approx(1 / 2)
+    assert left_out.sample("idlewatt_tokens_per_joule", window="1m", kind="output") is None
     neighbour = [engine(s, 50 * s, engine="n:8001") for s in range(121)]
     beside = metered(*gpus, *neighbour, *swapped[:31], until_s=120)
     assert beside.sample("idlewatt_coverage_ratio", window="1m", of="tokens") == pytest.approx(0.5)

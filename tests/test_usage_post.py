@@ -158,7 +158,7 @@ WRONG: list[tuple[str, bytes, str]] = [
     ("no id", lines({k: v for k, v in LINE.items() if k != "event_id"}), "Idempotency-Key"),
     ("empty name", lines(LINE | {"team": ""}), "team"),
     ("long name", lines(LINE | {"team": "x" * 121}), "team"),
-    ("control characters", lines(LINE | {"team": "a\nb"}), "control characters"),
+    ("control characters", lines(LINE | {"team": "a\nb"}), "no control characters"),
     ("a name of ours", lines(LINE | {"team": "(other)"}), "names in brackets"),
     ("half a character", lines(LINE).replace(b"kim", b"\\ud800"), "Invalid JSON"),
     ("no UTF-8", lines(LINE).replace(b"kim", b"\xff\xfe"), "Invalid JSON"),
@@ -283,6 +283,12 @@ def test_a_full_spool_takes_no_more_usage(shelf: Shelf, tmp_path: Path) -> None:
     spool = site.sink._spool
     assert spool is not None
     assert (spool.waiting_rows, spool.dropped_rows) == (taken, {})
+
+
+def test_an_id_may_be_anything(site: Site, shelf: Shelf) -> None:
+    """Only names of consumers, models and tiers stand beside Idlewatt's own."""
+    assert site.post(lines(LINE | {"event_id": str(("run-7", 3)), "team": "(eu) search (1)"}))[0] == 202
+    assert len(shelf.rows()) == 1
 
 
 def test_a_log_that_is_back_takes_what_the_spool_cannot(shelf: Shelf, small_disk: SmallDisk) -> None:

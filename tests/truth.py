@@ -187,7 +187,8 @@ def _step(
     nothing = (0,) * len(new)
     known = before.epoch_ms is not None and row.epoch_ms is not None
     newer = known and (row.epoch_ms or 0) > (before.epoch_ms or 0)
-    if any(n is None and o is not None for o, n in zip(old, new, strict=True)) and not newer:
+    anew = newer or (before.epoch_ms is None and row.epoch_ms is not None)
+    if any(n is None and o is not None for o, n in zip(old, new, strict=True)) and not anew:
         return "counter_missing"
     fell = any(o is not None and n is not None and n < o for o, n in zip(old, new, strict=True))
     difference = tuple(0 if o is None or n is None else n - o for o, n in zip(old, new, strict=True))

@@ -37,6 +37,8 @@ class GatewayMapping:
     input_includes_cached: bool = True
     # start of the counter or of its process, Unix seconds; the first that a counter's labels fit, or that has none
     epoch: tuple[Series, ...] = ()
+    # the same of cached_input_tokens
+    cached_epoch: tuple[Series, ...] = ()
     limit: SeriesLimit | None = None
     # values of a label that mean that there is none
     unset: frozenset[str] = frozenset({""})
@@ -48,7 +50,13 @@ class GatewayMapping:
     @property
     def series_names(self) -> frozenset[str]:
         """Names of all series that are read."""
-        quantities = (self.output_tokens, self.input_tokens, self.cached_input_tokens, self.epoch)
+        quantities = (
+            self.output_tokens,
+            self.input_tokens,
+            self.cached_input_tokens,
+            self.epoch,
+            self.cached_epoch,
+        )
         return frozenset(series.name for quantity in quantities for series in quantity)
 
 

@@ -20,6 +20,7 @@ MAPPING = GatewayMapping(
         # Both are absent with several workers (prometheus_client's multiprocess mode).
         Series("process_start_time_seconds"),
     ),
+    cached_epoch=(Series("litellm_input_cached_tokens_metric_created"),),
     # of 1.110; PROMETHEUS_OVERFLOW_SERIES_LABEL_VALUE
     limit=SeriesLimit("prometheus_metrics_max_series_per_metric", lumps="other"),
     # Python's None as text, and who has the master key

@@ -98,6 +98,19 @@ def with_first(index: pl.DataFrame, step: Advance) -> pl.DataFrame:
     )
 
 
+def unloaded(index: pl.DataFrame, engines: pl.DataFrame) -> pl.DataFrame:
+    """Names of models after whose last reading their engine told of another for the first time: swapped for that one.
+
+    `engines`: last readings.
+    """
+    names = index.select_seq("site", "pool", "node", "engine", "model_name")
+    if index["server"].n_unique() == index.height:
+        return names.clear()
+    last_ms = by_id(index["id"], engines["id"], engines["ts_ms"]).alias("last_ms")
+    swapped = index.hstack([last_ms]).select_seq(pl.col("last_ms") < pl.col("first_ms").max().over("server"))
+    return where(names, swapped.to_series().fill_null(False))
+
+
 @dataclass(frozen=True, slots=True)
 class Holding:
     """Which GPU is held by which engine, and what that follows from.

@@ -171,6 +171,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
             _on_time(power, edges),
             _on_time(token_rows, edges),
             activity.unread_gpus(holding),
+            activity.unloaded(engine_index, engines.last),
             edges.edge_ms,
         ),
         power_totals=power_totals,

@@ -29,7 +29,9 @@ def back(
     booked = returned.select_seq(
         pl.exclude(*key, "first_ms", "ts_ms"), start_ms="first_ms", end_ms=pl.col("ts_ms") + forget_ms
     )
-    still = forgotten.join(came, on=list(key), how="anti", maintain_order="left") if came.height else forgotten
+    still = (
+        forgotten.join(came, on=list(key), how="anti", maintain_order="left") if came.height else forgotten
+    )
     return where(booked, booked["start_ms"] < booked["end_ms"]), still
 
 

@@ -24,7 +24,6 @@ HISTORY_COLUMNS: Final = {
     "request_end": pl.Boolean,
 }
 _KEY: Final = ("site", "pool", "window_start_ms")
-_ENGINE: Final = (*_KEY, "node", "engine")
 _SUMS: Final = [name for name, dtype in HISTORY_COLUMNS.items() if dtype == pl.Int64 and name not in _KEY]
 _SHORTEST, *_, LONGEST = ROLLING_MS
 # the windows that each one lies in
@@ -41,13 +40,22 @@ _WITHIN: Final = pl.DataFrame(
 
 
 def extend(
-    history: pl.DataFrame, power: pl.DataFrame, tokens: pl.DataFrame, unread: pl.DataFrame, edge_ms: int
+    history: pl.DataFrame,
+    power: pl.DataFrame,
+    tokens: pl.DataFrame,
+    unread: pl.DataFrame,
+    unloaded: pl.DataFrame,
+    edge_ms: int,
 ) -> pl.DataFrame:
     """Add the closed windows of these ledger rows; keep an hour.
 
     `unread`: see unread_gpus(). An engine's tokens would stand over the joules of the rest of its GPUs: those that are not
-    read are as dark as the ones that fell silent.
+    read are as dark as the ones that fell silent. `unloaded`: see unloaded(); nobody misses those.
     """
+    if unloaded.height:
+        silent_ms = pl.when("unloaded").then(0).otherwise("silent_ms").alias("silent_ms")
+        marked = unloaded.with_columns_seq(unloaded=pl.lit(True))
+        tokens = tokens.join(marked, on=unloaded.columns, how="left").with_columns_seq(silent_ms)
     watts = power.group_by(*_KEY).agg(
         pl.col("draw_mj").sum(),
         pl.col("gpu_ms").sum(),
@@ -59,34 +67,15 @@ def extend(
         watts = watts.join(unread, on=["site", "pool"], how="left").with_columns_seq(
             pl.col("gpu_ms", "dark_ms") + unread_ms
         )
-    served = (
-        _without_unloaded(tokens)
-        .group_by(*_KEY)
-        .agg(
-            pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms").sum(),
-            (pl.col("advance") == "request_end").any().alias("request_end"),
-        )
+    served = tokens.group_by(*_KEY).agg(
+        pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms").sum(),
+        (pl.col("advance") == "request_end").any().alias("request_end"),
     )
     both = watts.join(served, on=list(_KEY), how="full", coalesce=True).with_columns_seq(
         pl.col(pl.Int64).fill_null(0), pl.col("request_end").fill_null(False)
     )
     longer = pl.concat([history, both.select_seq(*HISTORY_COLUMNS)], rechunk=True)
     return where(longer, longer["window_start_ms"] >= edge_ms - max(ROLLING_MS.values()))
-
-
-def _without_unloaded(tokens: pl.DataFrame) -> pl.DataFrame:
-    """No silence of a model of which its engine said nothing, in a window in which it told of others.
-
-    It was swapped for another, and would count as silent until it is forgotten.
-    """
-    quiet = (tokens["measured_ms"] == 0) & (tokens["silent_ms"] > 0)
-    if not quiet.any():
-        return tokens
-    told = where(tokens, tokens["measured_ms"] > 0).select_seq(*_ENGINE).unique()
-    unloaded = where(tokens, quiet).join(told, on=list(_ENGINE), how="semi").with_columns_seq(silent_ms=0)
-    return tokens.update(
-        unloaded.select_seq(*_ENGINE, "model_name", "silent_ms"), on=[*_ENGINE, "model_name"]
-    )
 
 
 def rolling(history: pl.DataFrame, edge_ms: int, config: MeterConfig) -> pl.DataFrame:

@@ -286,16 +286,15 @@ def _faults(rows: pl.DataFrame, forget_ms: int) -> list[str | None]:
 def _fault(
     before_ms: int | None, before: Sequence[int | None], epoch_ms: int | None, counts: Sequence[int | None]
 ) -> str | None:
-    newer_ms = None if before_ms is None or epoch_ms is None else epoch_ms - before_ms
-    # a process that was started anew may be of a version that counts less; one that tells its epoch now was
-    if newer_ms > 0 if newer_ms is not None else epoch_ms is not None:
+    # a process that was started anew may be of a version that counts less; so may one that tells its epoch now
+    if epoch_ms is not None and (before_ms is None or epoch_ms > before_ms):
         return None
     pairs = list(zip(before, counts, strict=True))
     if any(count is None and had is not None for had, count in pairs):
         return "counter_missing"
-    if newer_ms is None:
+    if epoch_ms is None or before_ms is None:
         return None
-    if newer_ms < 0:
+    if epoch_ms < before_ms:
         return "stale_epoch"
     fell = any(had is not None and count is not None and count < had for had, count in pairs)
     return "counter_decrease" if fell else None

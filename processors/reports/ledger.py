@@ -39,16 +39,19 @@ class Ledger:
         return cls(*(empty_frame(schema) for schema in (records.POWER, records.TOKENS, records.CONSUMER)))
 
     def reach(self, interval: "Interval") -> list[Reach]:
-        """Of each site that has anything in the interval, by name."""
+        """Of each site that has anything in the interval, by name: of its power and tokens, else of its usage."""
         begin, length = pl.col("window_start_ms"), pl.col("window_ms")
-        parts = [
+        power, tokens, usage = (
             frame.filter(interval.has())
             .group_by("site")
             .agg(from_ms=begin.min(), to_ms=(begin + length).max())
             for frame in (self.power, self.tokens, self.usage)
-        ]
-        sites = pl.concat(parts).group_by("site").agg(pl.col("from_ms").min(), pl.col("to_ms").max())
-        return [Reach(*row) for row in sites.sort("site").iter_rows()]
+        )
+        metered = (
+            pl.concat([power, tokens]).group_by("site").agg(pl.col("from_ms").min(), pl.col("to_ms").max())
+        )
+        sites = pl.concat([metered, usage.join(metered, on="site", how="anti")]).sort("site")
+        return [Reach(*row) for row in sites.iter_rows()]
 
 
 @dataclass(frozen=True, slots=True)
