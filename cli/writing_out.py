@@ -1,9 +1,11 @@
 """Writes what a command made to --out, or to stdout."""
 
+import contextlib
 import errno
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -18,24 +20,16 @@ def write_text(out: Path | None, text: str) -> None:
     if out is not None:
         write_bytes(out, text.encode())
         return
-    try:
+    with _stdout():
         print(text, end="", flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise _no_stdout(error) from None
 
 
 def write_bytes(out: Path | None, content: bytes) -> None:
     """A file has all of it or what it had before. Raises ConfigError."""
     if out is None:
-        try:
+        with _stdout():
             sys.stdout.buffer.write(content)
             sys.stdout.buffer.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise _no_stdout(error) from None
         return
     try:
         # a pipe or a device is written to; so is a file in a folder, or mounted by itself, where none can take its place
@@ -50,9 +44,16 @@ def silence_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _no_stdout(error: OSError) -> ConfigError:
-    silence_stdout()
-    return ConfigError(f"cannot write to standard output: {error.strerror}")
+@contextlib.contextmanager
+def _stdout() -> Iterator[None]:
+    """A reader of a pipe that goes away is no fault, and main()'s to see to."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence_stdout()
+        raise ConfigError(f"cannot write to standard output: {error.strerror}") from None
 
 
 def _replaced(out: Path, content: bytes) -> bool:

@@ -152,6 +152,8 @@ def advance(
 def first_readings(step: Advance) -> pl.DataFrame:
     """(id, first_ms) of the entities that are new."""
     taken = [step.intervals.select_seq("id", first_ms="t0_ms"), step.last.select_seq("id", first_ms="ts_ms")]
+    if step.new.is_empty():
+        return taken[0].clear()
     new = [where(rows, rows["id"].is_in(step.new.implode())) for rows in taken]
     return pl.concat(new).group_by("id").agg(pl.col("first_ms").min())
 
