@@ -19,7 +19,6 @@ from idlewatt.processors.reports.cells import cells
 from idlewatt.processors.reports.demand import peaks
 from idlewatt.processors.reports.figures import CENTS, EXACT, figures
 from idlewatt.processors.reports.report import dimensions, grouped
-from idlewatt.stream.clock import unix_ms
 from idlewatt.stream.errors import ConfigError
 
 _BY: Final = ("pool", "model")
@@ -40,7 +39,7 @@ def report(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
     tell_faults(reading)
     found = cells(reading.ledger, book, settings.economy.lost_revenue_counts, interval)
     highest = peaks(reading.ledger.power, book, interval)
-    heading = report_formats.Heading(interval, book, reading.ledger.reach(interval), unix_ms())
+    heading = report_formats.Heading.now(interval, book, reading.ledger)
     is_table = arguments.format in (None, "table")
     shown = figures(grouped(found, by), book, CENTS if is_table else EXACT)
     if not shown.rows:

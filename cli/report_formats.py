@@ -14,10 +14,11 @@ from idlewatt.cli.text_table import printable, text_table
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.reports.demand import Peak
 from idlewatt.processors.reports.figures import COLUMNS, COUNTS, PARTS, Figures, Value
-from idlewatt.processors.reports.ledger import Interval, Reach
+from idlewatt.processors.reports.ledger import Interval, Ledger, Reach
+from idlewatt.stream.clock import unix_ms
 
 # The ledger follows the clock by half a minute; a site of which nothing comes may be so for a while.
-LAG_MS: Final = 600_000
+_LAG_MS: Final = 600_000
 _UNKNOWN: Final = "-"
 _NOBODY: Final = "(none)"
 # of ratios, which nobody adds up
@@ -60,6 +61,10 @@ class Heading:
     reach: Sequence[Reach]
     now_ms: int
 
+    @classmethod
+    def now(cls, interval: Interval, book: Book, ledger: Ledger) -> "Heading":
+        return cls(interval, book, ledger.reach(interval), unix_ms())
+
     @property
     def columns(self) -> dict[str, str]:
         zone = self.book.time_zone
@@ -80,7 +85,7 @@ class Heading:
                     ("begins", site.from_ms, site.from_ms - self.interval.from_ms),
                     ("ends", site.to_ms, end_ms - site.to_ms),
                 )
-                if lacking_ms > LAG_MS
+                if lacking_ms > _LAG_MS
             ]
             if told:
                 yield f"ledger: that of {printable(site.site)} {' and '.join(told)}"
@@ -91,7 +96,7 @@ class Heading:
     def as_of_ms(self) -> int | None:
         """Until when the ledger has told, where that is not to the interval's end."""
         told_ms = max((site.to_ms for site in self.reach), default=self.interval.from_ms)
-        return None if told_ms >= self.interval.to_ms - LAG_MS else min(told_ms, self.now_ms)
+        return None if told_ms >= self.interval.to_ms - _LAG_MS else min(told_ms, self.now_ms)
 
 
 def table(heading: Heading, found: Figures, peaks: Sequence[Peak]) -> Iterator[str]:

@@ -11,7 +11,6 @@ from idlewatt.processors.economy.book import Book
 from idlewatt.processors.reports.cells import cells
 from idlewatt.processors.reports.ledger import Interval
 from idlewatt.processors.reports.statement import statement
-from idlewatt.stream.clock import unix_ms
 from idlewatt.stream.errors import ConfigError
 from idlewatt.stream.settings import Settings
 
@@ -29,7 +28,7 @@ def write_statement(arguments: argparse.Namespace, settings: Settings, book: Boo
     reading = read_ledger(settings, book, interval)
     tell_faults(reading)
     found = cells(reading.ledger, book, settings.economy.lost_revenue_counts, interval)
-    heading = Heading(interval, book, reading.ledger.reach(interval), unix_ms())
+    heading = Heading.now(interval, book, reading.ledger)
     begin, end = (written(ms, book.time_zone) for ms in (interval.from_ms, interval.to_ms))
     text = page(
         statement(found, book, arguments.statement),

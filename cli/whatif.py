@@ -18,7 +18,6 @@ from idlewatt.processors.reports.cells import cells
 from idlewatt.processors.reports.figures import CENTS, EXACT, Value, figures
 from idlewatt.processors.reports.report import grouped
 from idlewatt.processors.reports.whatif import Changes, changed_book, changed_ledger
-from idlewatt.stream.clock import unix_ms
 from idlewatt.stream.errors import ConfigError
 
 _SHOWN: Final = (
@@ -63,7 +62,7 @@ def whatif(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
         found = grouped(cells(ledger, prices, counts, interval), ())
         both.append(figures(found, prices, CENTS if arguments.format == "table" else EXACT))
     was, would_be = (each.total for each in both)
-    heading = Heading(interval, book, reading.ledger.reach(interval), unix_ms())
+    heading = Heading.now(interval, book, reading.ledger)
     assumed = list(assumptions(changes))
     if arguments.format == "json":
         told = {

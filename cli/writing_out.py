@@ -11,8 +11,8 @@ from typing import Final
 
 from idlewatt.stream.errors import ConfigError
 
-# no right to the folder, or to the place of a file that is mounted by itself
-_NOT_THERE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV})
+# of a folder without the right to it, and of a file that is mounted by itself
+_NO_PLACE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV})
 
 
 def write_text(out: Path | None, text: str) -> None:
@@ -32,9 +32,7 @@ def write_bytes(out: Path | None, content: bytes) -> None:
             sys.stdout.buffer.flush()
         return
     try:
-        # a pipe or a device is written to; so is a file in a folder, or mounted by itself, where none can take its place
-        if (out.exists() and not out.is_file()) or not _replaced(out.resolve(), content):
-            out.write_bytes(content)
+        _write(out, content)
     except OSError as error:
         raise ConfigError(f"--out: cannot write {out}: {error.strerror}") from None
 
@@ -56,14 +54,21 @@ def _stdout() -> Iterator[None]:
         raise ConfigError(f"cannot write to standard output: {error.strerror}") from None
 
 
-def _replaced(out: Path, content: bytes) -> bool:
-    """False if it may not be; raises OSError if the disk takes no more."""
-    try:
-        handle, name = tempfile.mkstemp(dir=out.parent, prefix=".idlewatt-")
-    except OSError as error:
-        if error.errno in _NOT_THERE:
-            return False
-        raise
+def _write(out: Path, content: bytes) -> None:
+    # nothing can take the place of a pipe, of a device, and of some files
+    if out.is_file() or not out.exists():
+        try:
+            _replace(out.resolve(), content)
+        except OSError as error:
+            if error.errno not in _NO_PLACE:
+                raise
+        else:
+            return
+    out.write_bytes(content)
+
+
+def _replace(out: Path, content: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=out.parent, prefix=".idlewatt-")
     new = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -75,12 +80,6 @@ def _replaced(out: Path, content: bytes) -> bool:
         os.umask(mask)
         new.chmod(out.stat().st_mode & 0o777 if out.exists() else 0o666 & ~mask)
         new.replace(out)
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        if error.errno in _NOT_THERE:
-            return False
-        raise
     except BaseException:
         new.unlink(missing_ok=True)
         raise
-    return True

@@ -1,7 +1,7 @@
 """Samples as counts, and what cannot be one."""
 
 import math
-from collections.abc import Container, Hashable
+from collections.abc import Container, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,9 +36,14 @@ def count(sample: Sample) -> int:
     return int(value)
 
 
-def epoch_ms(sample: Sample) -> int | None:
-    """Its value, Unix seconds, in milliseconds; None where it can be no time."""
-    return round(sample.value * 1000) if 0 < sample.value < COUNT_LIMIT / 1000 else None
+def earliest_ms(samples: Iterable[Sample]) -> int | None:
+    """The first of their times, Unix seconds, in milliseconds; None where none of them can be one.
+
+    When counters began that are added up: the first stays the same when another joins, which is no restart of what the
+    others have counted.
+    """
+    times = (round(sample.value * 1000) for sample in samples if 0 < sample.value < COUNT_LIMIT / 1000)
+    return min(times, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +109,13 @@ class Continued:
             if last.epoch_ms == epoch_ms and last.whole <= whole:
                 told = last.told if part is None else part
                 before = last.before + (last.told if told < last.told else 0)
-            elif part_epoch_ms is None or part_epoch_ms < epoch_ms - _TOGETHER_MS:
-                before = -min(last.told, told) if part_epoch_ms or told == last.told or told > whole else 0
+            elif (
+                told == last.told or told > whole
+                if part_epoch_ms is None
+                else part_epoch_ms < epoch_ms - _TOGETHER_MS
+            ):
+                # it lingers
+                before = -min(last.told, told)
         self._last[key] = _Part(epoch_ms, whole, told, before)
         return before + told
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from idlewatt.collectors.counter_lives import CounterLives
-from idlewatt.collectors.counter_values import Differences, LeftOutError, count, epoch_ms, finite
+from idlewatt.collectors.counter_values import Differences, LeftOutError, count, earliest_ms, finite
 from idlewatt.collectors.engines import EngineMapping, Series
 from idlewatt.collectors.exposition import Sample, fold
 from idlewatt.stream.errors import SourceError
@@ -150,12 +150,9 @@ class EnginePage:
         told = {}
         for series in self._mapping.epoch:
             name = fold(series.name)
-            starts = map(epoch_ms, (*samples.get(name, ()), *page_wide.get(name, ())))
-            plausible = [start for start in starts if start is not None]
-            if plausible:
-                # Ranks are made one after the other. The first stays the same when another joins, which is
-                # no restart of what the others have counted.
-                told[name] = min(plausible)
+            started_ms = earliest_ms((*samples.get(name, ()), *page_wide.get(name, ())))
+            if started_ms is not None:
+                told[name] = started_ms
         return told
 
     def _version(

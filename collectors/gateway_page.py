@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
-from idlewatt.collectors.counter_values import Continued, Differences, LeftOutError, count, epoch_ms
+from idlewatt.collectors.counter_values import Continued, Differences, LeftOutError, count, earliest_ms
 from idlewatt.collectors.engines import Series
 from idlewatt.collectors.exposition import Sample, fold
 from idlewatt.collectors.gateways import GatewayMapping
@@ -133,11 +133,9 @@ def _sum(samples: Sequence[Sample]) -> int:
 
 def _epoch_ms(key: _Labels, epochs: Sequence[_ByKey]) -> int | None:
     for by_key in epochs:
-        starts = map(epoch_ms, by_key.get(key, ()) or by_key.get(_NO_LABELS, ()))
-        # the first stays the same when another joins, which is no restart of what the others have counted
-        plausible = [start for start in starts if start is not None]
-        if plausible:
-            return min(plausible)
+        started_ms = earliest_ms(by_key.get(key, ()) or by_key.get(_NO_LABELS, ()))
+        if started_ms is not None:
+            return started_ms
     return None
 
 

@@ -144,8 +144,8 @@ class MeterState:
         scalars, frames = read_snapshot(LAYOUT, snapshot)
         # Rows that waited are read again: until they are, no topic has got as far as it had.
         clocks = {"newest_gpu_ms": 0, "newest_engine_ms": 0, "newest_ms": scalars["edge_ms"] or 0}
-        # builds before this one wrote no renames, nobody who is gone or forgotten, and nothing of what was available; nor these columns;
-        # and sums in 64 bits
+        # builds before this one wrote no renames, nobody who is gone or forgotten, and nothing of what was available; nor
+        # these columns; and sums in 64 bits
         if "facility_mj" not in frames["power_totals"].columns:
             nothing = pl.lit(None, pl.Int64)
             frames["power_totals"] = frames["power_totals"].with_columns(facility_mj=nothing)
