@@ -398,11 +398,13 @@ def test_the_state_of_the_build_before_is_read() -> None:
         "uncosted": frames["uncosted"].drop("shown_gpu_ms"),
         "unpriced": frames["unpriced"].drop("input_tokens", "cached_input_tokens"),
     }
+    booked = frames.pop("booked")
     kept = (names.REVENUE, names.CAPITAL_COST, names.UNCOSTED_GPU_SECONDS)
     then = [shown(driver, metric) for metric in kept]
     driver.state = driver.stage.restore(write_snapshot(LAYOUT, scalars, frames | before))
     assert [shown(driver, metric) for metric in kept] == then
     assert None not in then
+    assert driver.state.booked.equals(booked)
     assert shown(driver, names.UNPRICED_TOKENS) == shown(driver, names.UNPRICED_TOKENS, kind="output") == 7
     driver.append(ledger(sold(1, 7, model="x")))
     driver.fold(START_MS)
@@ -613,15 +615,39 @@ def test_a_state_of_the_build_before_goes_on() -> None:
 def test_pools_that_are_gone_are_forgotten() -> None:
     """Nodes that come with a new name each are pools of their own: what is kept goes by those that are there."""
     driver = driver_of()
-    sizes = []
-    for half_day in range(12):
+    sizes, counters = [], []
+    for half_day in range(20):
         window = half_day * 4320
-        rows = (power(window), sold(window, 1000))
+        # B200 has no price, nor has x
+        rows = (power(window), power(window, product="B200"), sold(window, 1000), sold(window, 7, model="x"))
         driver.append(ledger(*(dataclasses.replace(row, pool=f"node-{half_day}") for row in rows)))
         driver.fold(START_MS)
         state = driver.state
         sizes.append([frame.height for frame in (state.windows, state.mix, state.rolling, state.packing)])
+        kept = (state.totals, state.unpriced, state.uncosted, state.booked)
+        counters.append([frame["pool"].n_unique() for frame in kept])
     assert sizes[-1] == sizes[-2] == [3, 3, 3, 3]
+    # those of eight days
+    assert counters[-1] == counters[-2] == [17, 17, 17, 17]
+    assert shown(driver, names.REVENUE, pool="node-2") is None
+    assert shown(driver, names.REVENUE, pool="node-3") == pytest.approx(1000 * 0.35e-6, rel=0.9)
+
+
+def test_counters_of_a_pool_that_returns_while_they_are_kept_go_on() -> None:
+    """Its spool of a week ago is booked before what it reads now: the days count from what was booked last."""
+    driver = driver_of()
+    driver.append(ledger(sold(0, 1000), power(0)))
+    driver.fold(START_MS)
+    eight_days = 8 * 8640
+    driver.append(ledger(dataclasses.replace(power(eight_days), pool="q")))
+    driver.fold(START_MS)
+    before = shown(driver, names.REVENUE, pool="p")
+    driver.append(ledger(sold(1, 1000), power(1)))
+    driver.fold(START_MS)
+    driver.append(ledger(dataclasses.replace(power(eight_days + 4000), pool="q")))
+    driver.fold(START_MS)
+    assert before is not None
+    assert shown(driver, names.REVENUE, pool="p") == pytest.approx(2 * before)
 
 
 def test_a_model_without_output_is_not_free() -> None:

@@ -1,5 +1,6 @@
 """A node that was cut off for longer than it is remembered: its spool takes back the darkness that was booked meanwhile."""
 
+import dataclasses
 from collections import defaultdict
 from typing import Any
 
@@ -108,3 +109,28 @@ def test_what_a_spool_lacks_stays_dark_for_as_long_as_the_node_is_remembered() -
             spent[row["state"]] += row["gpu_ms"]
     assert spent["serving"] == pytest.approx(1000 * (CUT_S + 200), abs=20_000)
     assert sum(spent.values()) == 1000 * (CUT_S + 200 - 5 + 300)
+
+
+def test_a_pool_that_is_gone_takes_its_counters_with_it() -> None:
+    """Nodes that come with a new name each are pools of their own, and each would be kept for ever."""
+    config = MeterConfig(forget_ms=300_000)
+    driver: Driver[Any] = Driver(MeterStage(config))
+    gone = [dataclasses.replace(gpu(second, "cut"), pool="gone") for second in range(0, 300, 5)]
+    made = [dataclasses.replace(engine(second), pool="gone") for second in range(0, 300, 5)]
+    driver.append(pack([*gone, *made, *(gpu(second, "there") for second in range(0, 300, 5))]))
+    driver.fold(START_MS + 300_000)
+    totals = ("power_totals", "available_totals", "token_totals", "measured_totals", "booked")
+    hours = 7 * 24 + 2
+    counted: list[set[int]] = []
+    for hour in range(1, hours):
+        driver.append(pack([gpu(3600 * hour + second, "there") for second in (0, 5, 10)]))
+        driver.fold(START_MS + 3_600_000 * hour)
+        kept = {getattr(driver.state, name).filter(pool="gone").height for name in totals}
+        counted.append(kept)
+        assert driver.sample("idlewatt_unaccounted_joules_total", pool="p") == 0
+    # for a week, and all at once
+    last = next(hour for hour, kept in enumerate(counted, 1) if kept == {0})
+    assert last in (7 * 24, 7 * 24 + 1)
+    assert all(0 not in kept for kept in counted[: last - 1])
+    assert driver.sample("idlewatt_energy_joules_total", pool="gone") is None
+    assert driver.sample("idlewatt_energy_joules_total", pool="p", state="idle_free") is not None

@@ -9,7 +9,7 @@ import structlog
 
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.booking import messages
-from idlewatt.processors.economy import consumers, costs, envelopes, pricing, rolling, tiers
+from idlewatt.processors.economy import consumers, costs, envelopes, pricing, retiring, rolling, tiers
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.families import families
@@ -31,8 +31,6 @@ from idlewatt.stream.log import Record
 
 _POOL: Final = ("site", "pool")
 _MOST_LINES: Final = 20
-# A pool is gone whose windows end so long before its site's newest: the meter goes on with silent GPUs for a day.
-_GONE_MS: Final = 86_400_000
 _log = structlog.get_logger()
 
 
@@ -145,8 +143,8 @@ class EconomyStage:
         packs = pl.concat([state.packing, at_once(held)])
         if _minute(ends, roll) != _minute(state.windows, state.rolling):
             # who reads them goes by time anyway: what is too old can wait for the minute's end
-            gone = ends.filter(pl.col("end_ms") < pl.col("end_ms").max().over("site") - _GONE_MS)
-            ends, mix, roll, packs = (_of_others(gone, rows) for rows in (ends, mix, roll, packs))
+            silent = ends.filter(pl.col("end_ms") < pl.col("end_ms").max().over("site") - retiring.SILENT_MS)
+            ends, mix, roll, packs = (retiring.of_others(silent, rows) for rows in (ends, mix, roll, packs))
             mix, roll, packs = _recent(mix, ends), rolling.aged(roll, ends), rolling.packed(packs, ends)
         folded = replace(
             state,
@@ -175,8 +173,25 @@ class EconomyStage:
                 tokens.with_columns(window_start_ms=pl.col("window_start_ms") // 60_000 * 60_000),
             ),
             unattributed=_add(state.unattributed, counted.filter(~pl.col("attributed")), UNATTRIBUTED_KEY),
+            booked=retiring.last_booked(state.booked, power, tokens),
         )
-        return Folded(folded, list[Record](messages(topics.MONEY, records.MONEY, money)), moved=True)
+        return Folded(
+            _without_gone(folded), list[Record](messages(topics.MONEY, records.MONEY, money)), moved=True
+        )
+
+
+def _without_gone(state: EconomyState) -> EconomyState:
+    gone = retiring.gone(state.booked)
+    if gone.is_empty():
+        return state
+    return replace(
+        state,
+        totals=retiring.of_others(gone, state.totals),
+        unpriced=retiring.of_others(gone, state.unpriced),
+        uncosted=retiring.of_others(gone, state.uncosted),
+        carbon=retiring.of_others(gone, state.carbon),
+        booked=retiring.of_others(gone, state.booked),
+    )
 
 
 def _counted(priced: pl.DataFrame) -> pl.DataFrame:
@@ -226,11 +241,6 @@ def _ends(windows: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
 def _minute(ends: pl.DataFrame, windows: pl.DataFrame) -> int:
     newest = (ends.get_column("end_ms").max(), windows.get_column("window_start_ms").max())
     return max(ms // 60_000 if isinstance(ms, int) else 0 for ms in newest)
-
-
-def _of_others(gone: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """Without pools that are gone: nodes come with a new name each, and each would be remembered for ever."""
-    return rows if gone.is_empty() else rows.join(gone, on=_POOL, how="anti", maintain_order="left")
 
 
 def _recent(rows: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:

@@ -12,6 +12,7 @@ from idlewatt.processors.economy.envelopes import EnvelopeState
 from idlewatt.processors.economy.prices import VOLUME_COLUMNS
 from idlewatt.processors.economy.pricing import MIX_COLUMNS
 from idlewatt.processors.economy.rests import REST_COLUMNS
+from idlewatt.processors.economy.retiring import BOOKED_COLUMNS
 from idlewatt.processors.economy.rolling import PACKING_COLUMNS, ROLLING_COLUMNS
 from idlewatt.processors.economy.tiers import ENGINE_COLUMNS, SHARE_COLUMNS, TIER_COLUMNS
 from idlewatt.processors.economy.usage import UsageState
@@ -53,6 +54,7 @@ class EconomyState:
     volumes: pl.DataFrame  # what billed consumers have spent in this month and the one before
     rests: pl.DataFrame  # what rounding left of what consumers owe
     consumers: pl.DataFrame  # what consumers ever spent
+    booked: pl.DataFrame  # when each pool was booked last; its counters end when it is gone
 
     @classmethod
     def empty(cls) -> Self:
@@ -69,6 +71,10 @@ class EconomyState:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
         own = {name: _as_now(name, frames.get(name, pl.DataFrame())) for name in _FRAMES}
+        if "booked" not in frames:
+            # of builds before this one: the days count from now on
+            newest = own["windows"].group_by("site").agg(booked_ms=pl.col("end_ms").max())
+            own["booked"] = own["totals"].select("site", "pool").unique().join(newest, on="site")
         return cls(UsageState.of(frames), EnvelopeState.of(frames), scalars["currency"], **own)
 
 
@@ -88,6 +94,7 @@ _FRAMES: Final[dict[str, Any]] = {
     "volumes": VOLUME_COLUMNS,
     "rests": REST_COLUMNS,
     "consumers": CONSUMER_TOTAL_COLUMNS,
+    "booked": BOOKED_COLUMNS,
 }
 
 

@@ -178,6 +178,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         available_totals=available_totals,
         token_totals=totals.add_tokens(state.token_totals, token_rows),
         measured_totals=totals.add_measured(state.measured_totals, gpu_intervals, state.gpu_index),
+        booked=totals.last_booked(state.booked, edges.edge_ms, power, token_rows),
         pending_gpus=gpus.pending,
         # segments are kept for an hour: until then no other engine may have the id that stands in them
         engine_index=_known(
@@ -190,7 +191,21 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     )
     dropped = {("gpu", reason): n for reason, n in gpus.dropped.items()}
     dropped |= {("engine", reason): n for reason, n in engines.dropped.items()}
-    return after, Closing(power, token_rows, minutes, dropped)
+    return _without_gone(after, edges.edge_ms), Closing(power, token_rows, minutes, dropped)
+
+
+def _without_gone(state: MeterState, edge_ms: int) -> MeterState:
+    gone = totals.gone(state.booked, edge_ms)
+    if gone.is_empty():
+        return state
+    return replace(
+        state,
+        power_totals=totals.without(gone, state.power_totals),
+        available_totals=totals.without(gone, state.available_totals),
+        token_totals=totals.without(gone, state.token_totals),
+        measured_totals=totals.without(gone, state.measured_totals),
+        booked=totals.without(gone, state.booked),
+    )
 
 
 def _parted(last: pl.DataFrame, since_ms: int) -> tuple[pl.DataFrame, pl.DataFrame]:

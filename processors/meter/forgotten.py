@@ -13,7 +13,7 @@ from idlewatt.processors.meter.rows import where, with_names
 from idlewatt.processors.meter.timeline import Advance, first_readings
 
 # longer than raw rows are kept, and than a spool is likely to hold them
-_REMEMBERED_MS: Final = 7 * 86_400_000
+REMEMBERED_MS: Final = 7 * 86_400_000
 
 
 def back(
@@ -42,4 +42,4 @@ def remember(
     if lost.is_empty() and forgotten.is_empty():
         return forgotten
     both = pl.concat([forgotten, with_names(lost, index, *key).select_seq(forgotten.columns)])
-    return where(both, both["ts_ms"] > edge_ms - _REMEMBERED_MS)
+    return where(both, both["ts_ms"] > edge_ms - REMEMBERED_MS)

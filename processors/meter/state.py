@@ -11,7 +11,14 @@ from idlewatt.processors.meter.ids import Ids
 from idlewatt.processors.meter.renames import GPU_ATTRIBUTES, RENAME_COLUMNS
 from idlewatt.processors.meter.rolling import HISTORY_COLUMNS
 from idlewatt.processors.meter.timeline import GONE_COLUMNS
-from idlewatt.processors.meter.totals import AVAILABLE_COLUMNS, MEASURED_COLUMNS, POWER_COLUMNS, TOKEN_COLUMNS
+from idlewatt.processors.meter.totals import (
+    AVAILABLE_COLUMNS,
+    BOOKED_COLUMNS,
+    MEASURED_COLUMNS,
+    POWER_COLUMNS,
+    TOKEN_COLUMNS,
+    last_booked,
+)
 from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, PAIR, YIELD_COLUMNS
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream import records
@@ -117,6 +124,7 @@ class MeterState:
     available_totals: pl.DataFrame
     token_totals: pl.DataFrame
     measured_totals: pl.DataFrame
+    booked: pl.DataFrame  # when each pool was booked last; the totals of those that are gone go
 
     # Not in the snapshot: rows that wait are read again after a restart, the rest is shown until the next window.
     gpu_ids: Ids | None
@@ -144,8 +152,8 @@ class MeterState:
         scalars, frames = read_snapshot(LAYOUT, snapshot)
         # Rows that waited are read again: until they are, no topic has got as far as it had.
         clocks = {"newest_gpu_ms": 0, "newest_engine_ms": 0, "newest_ms": scalars["edge_ms"] or 0}
-        # builds before this one wrote no renames, nobody who is gone or forgotten, and nothing of what was available; nor
-        # these columns; and sums in 64 bits
+        # builds before this one wrote no renames, nobody who is gone or forgotten, nothing of what was available and when
+        # a pool was booked; nor these columns; and sums in 64 bits
         if "facility_mj" not in frames["power_totals"].columns:
             nothing = pl.lit(None, pl.Int64)
             frames["power_totals"] = frames["power_totals"].with_columns(facility_mj=nothing)
@@ -154,6 +162,13 @@ class MeterState:
         for name in ("gpu_gaps", "engine_gaps"):
             if "taken_back" not in frames[name].columns:
                 frames[name] = frames[name].with_columns(taken_back=pl.lit(False))
+        if "booked" not in frames:
+            frames["booked"] = last_booked(
+                pl.DataFrame(schema=BOOKED_COLUMNS),
+                clocks["newest_ms"],
+                frames["power_totals"],
+                frames["token_totals"],
+            )
         frames = {name: frame.cast(_FRAMES[name]) for name, frame in frames.items()}
         restored: dict[str, Any] = {**scalars, **clocks, **_empty_frames(), **frames, **_volatile()}
         return cls(**restored)
@@ -194,6 +209,7 @@ _FRAMES: Final[dict[str, Any]] = {
     "available_totals": AVAILABLE_COLUMNS,
     "token_totals": TOKEN_COLUMNS,
     "measured_totals": MEASURED_COLUMNS,
+    "booked": BOOKED_COLUMNS,
 }
 
 
