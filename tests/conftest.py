@@ -1,5 +1,7 @@
 """Real parts that tests share, each a fixture in a module of its own; and how hypothesis runs everywhere."""
 
+import os
+
 from hypothesis import HealthCheck, Phase, settings
 
 from idlewatt.processors.tuning import tune
@@ -25,3 +27,8 @@ pytest_plugins = [
     "skip_report",
     "small_disk",
 ]
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: a good part of the time, tests wait for processes that they have started."""
+    return (os.cpu_count() or 1) + 1
