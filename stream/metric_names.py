@@ -102,6 +102,12 @@ WINDOW_END: Final = _meter(
     "End of the pool's last closed window, Unix seconds.",
 )
 
+MONEY_END: Final = _economy(
+    "idlewatt_money_window_end_timestamp_seconds",
+    "gauge",
+    "",
+    "End of the pool's last window that was priced, Unix seconds.",
+)
 LOST_REVENUE: Final = _economy(
     "idlewatt_lost_revenue_total",
     "counter",

@@ -1,9 +1,14 @@
 """Money does not depend on which ledger messages are read together."""
 
+import os
+import resource
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -143,3 +148,33 @@ def test_the_benchmark_of_any_energy_has_its_sign() -> None:
     row = replace(idle(0, 0), draw_mj=2**60)
     found = booked([row], [1])
     assert found["benchmark_lost_revenue", START_MS] == round(Fraction(2**60 * 150_000, 3600 * 8760))
+
+
+def fold_a_day() -> None:
+    """A day of one pool's windows in one batch; prints the peak of memory it took, in MiB."""
+    windows = pl.DataFrame({"window_start_ms": [START_MS + 10_000 * window for window in range(8640)]})
+    windows = windows.with_row_index("src").with_columns(pl.col("src").cast(pl.Int64))
+    frames = {
+        schema.name: decode(encode_rows(schema, [row]))[1].drop("window_start_ms").join(windows, how="cross")
+        for schema, row in ((TOKENS, sold(0, 1000)), (POWER, idle(0, 1000)))
+    }
+    frames[USAGE.name] = empty_frame(USAGE).with_columns(src=pl.lit(None, pl.Int64))
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    stage = EconomyStage(lambda: BOOK, EconomyConfig())
+    stage.fold(stage.empty(), Batch(frames, START_MS, frozenset({topics.LEDGER})))
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib) // 1024)
+
+
+def test_a_ledger_of_a_day_that_waited_fits_in_memory() -> None:
+    """After an outage of the economy all of it comes at once; what is a day apart is not held against each other."""
+    command = [sys.executable, "-c", f"import {__name__}; {__name__}.fold_a_day()"]
+    tests = str(Path(__file__).parent)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": tests},
+    )
+    assert int(done.stdout.splitlines()[-1]) < 600

@@ -25,6 +25,8 @@ BENCHMARK_DENOMINATOR: Final = 5256
 # how far back a pool's mix goes: two hours, so that a row that is an hour late has the hour up to its window
 MIX_MS: Final = 2 * HOUR_MS
 _PRICED_BY: Final = ["site", "pool", "model_name", "window_start_ms", "priced_ms", "src"]
+# rows for each of which an hour of the mix is looked through
+_PRICED_AT_ONCE: Final = 1000
 _IDLE_PARTS: Final = ("idle_loaded.draw", "idle_loaded.headroom", "idle_free.draw", "idle_free.headroom")
 
 MIX_COLUMNS: Final = {
@@ -194,7 +196,7 @@ def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book) -> pl.DataFrame:
     it is read together with the row or not. Columns _PRICED_BY and price (micro-units per million output tokens).
     """
     wanted = lost[_PRICED_BY].unique()
-    if mix.is_empty() and not book.price:
+    if wanted.is_empty() or (mix.is_empty() and not book.price):
         return wanted.clear().with_columns(price=pl.lit(None, pl.Int64))
     known = mix.lazy().rename({"window_start_ms": "sold_ms", "src": "sold_src"})
     if (wanted["model_name"] == "").any():
@@ -204,22 +206,29 @@ def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book) -> pl.DataFrame:
         & (pl.col("sold_ms") > pl.col("priced_ms") - HOUR_MS)
         & (pl.col("sold_src") < pl.col("src"))
     )
-    realised = (
-        wanted.lazy()
-        .join(known, on=["site", "pool", "model_name"])
-        .filter(within)
-        .group_by(_PRICED_BY)
-        .agg(pl.col("output_tokens").sum(), pl.col("earned").sum())
-        .filter(pl.col("output_tokens") > 0)
-        .select(
-            *_PRICED_BY,
-            rounded(pl.col("earned"), pl.col("output_tokens")).alias("price"),
+    # an hour lies in two of the clock's: a join without them has a row for each two windows of a pool, days apart or not
+    hour = pl.col("sold_ms") // HOUR_MS
+    known = at_once(pl.concat([known.with_columns(hour=hour), known.with_columns(hour=hour + 1)]))
+    realised = [
+        at_once(
+            some.lazy()
+            .with_columns(hour=pl.col("priced_ms") // HOUR_MS)
+            .join(known.lazy(), on=["site", "pool", "model_name", "hour"])
+            .filter(within)
+            .group_by(_PRICED_BY)
+            .agg(pl.col("output_tokens").sum(), pl.col("earned").sum())
+            .filter(pl.col("output_tokens") > 0)
+            .select(
+                *_PRICED_BY,
+                rounded(pl.col("earned"), pl.col("output_tokens")).alias("price"),
+            )
         )
-    )
+        for some in wanted.iter_slices(_PRICED_AT_ONCE)
+    ]
     listed = prices.price_frame(book, wanted.with_columns(tier=pl.lit(book.default_tier)))
     return at_once(
         wanted.lazy()
-        .join(realised, on=_PRICED_BY, how="left")
+        .join(pl.concat(realised).lazy(), on=_PRICED_BY, how="left")
         .join(
             listed.lazy().select("model_name", "window_start_ms", "price_output"),
             on=["model_name", "window_start_ms"],
