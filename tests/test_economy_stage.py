@@ -620,15 +620,18 @@ def test_pools_that_are_gone_are_forgotten() -> None:
         window = half_day * 4320
         # B200 has no price, nor has x
         rows = (power(window), power(window, product="B200"), sold(window, 1000), sold(window, 7, model="x"))
-        driver.append(ledger(*(dataclasses.replace(row, pool=f"node-{half_day}") for row in rows)))
+        without_gpus = sold(window, 1000, pool=f"engines-{half_day}")
+        driver.append(
+            ledger(without_gpus, *(dataclasses.replace(row, pool=f"node-{half_day}") for row in rows))
+        )
         driver.fold(START_MS)
         state = driver.state
         sizes.append([frame.height for frame in (state.windows, state.mix, state.rolling, state.packing)])
         kept = (state.totals, state.unpriced, state.uncosted, state.booked)
         counters.append([frame["pool"].n_unique() for frame in kept])
-    assert sizes[-1] == sizes[-2] == [3, 3, 3, 3]
+    assert sizes[-1] == sizes[-2] == [3, 6, 6, 3]
     # those of eight days
-    assert counters[-1] == counters[-2] == [17, 17, 17, 17]
+    assert counters[-1] == counters[-2] == [34, 17, 17, 34]
     assert shown(driver, names.REVENUE, pool="node-2") is None
     assert shown(driver, names.REVENUE, pool="node-3") == pytest.approx(1000 * 0.35e-6, rel=0.9)
 
@@ -648,6 +651,20 @@ def test_counters_of_a_pool_that_returns_while_they_are_kept_go_on() -> None:
     driver.fold(START_MS)
     assert before is not None
     assert shown(driver, names.REVENUE, pool="p") == pytest.approx(2 * before)
+
+
+def test_counts_of_a_broken_engine_are_no_less_than_they_were() -> None:
+    """Each is what a counter may tell; their sum is more than 64 bits hold, and is that of all the site's pools."""
+    driver = driver_of()
+    rows = [
+        dataclasses.replace(sold(0, 0, model="x"), output_tokens=2**53 - 1, engine=f"{n}")
+        for n in range(1100)
+    ]
+    driver.append([Message(topics.LEDGER, TOKENS, rows)])
+    driver.fold(START_MS)
+    counted = 1100 * (2**53 - 1)
+    assert shown(driver, names.UNPRICED_TOKENS, model_name="x", kind="output") == pytest.approx(counted)
+    assert shown(driver, names.UNATTRIBUTED_TOKENS, kind="output") == pytest.approx(counted)
 
 
 def test_a_model_without_output_is_not_free() -> None:

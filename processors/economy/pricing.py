@@ -208,12 +208,12 @@ def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book) -> pl.DataFrame:
     )
     # an hour lies in two of the clock's: a join without them has a row for each two windows of a pool, days apart or not
     hour = pl.col("sold_ms") // HOUR_MS
-    known = at_once(pl.concat([known.with_columns(hour=hour), known.with_columns(hour=hour + 1)]))
+    by_hour = at_once(pl.concat([known.with_columns(hour=hour), known.with_columns(hour=hour + 1)]))
     realised = [
         at_once(
             some.lazy()
             .with_columns(hour=pl.col("priced_ms") // HOUR_MS)
-            .join(known.lazy(), on=["site", "pool", "model_name", "hour"])
+            .join(by_hour.lazy(), on=["site", "pool", "model_name", "hour"])
             .filter(within)
             .group_by(_PRICED_BY)
             .agg(pl.col("output_tokens").sum(), pl.col("earned").sum())

@@ -6,12 +6,12 @@ import polars as pl
 
 from idlewatt.processors.at_once import at_once
 
-# A pool's figures of the last hour end so long before its site's newest window: the meter goes on with silent GPUs for
-# a day.
+# What is known of a pool's last hours goes when nothing was booked for so long: the meter goes on with silent GPUs for a
+# day.
 SILENT_MS: Final = 86_400_000
-# Its counters end when nothing of it was booked for so long: the meter takes darkness back for a week after its last
-# reading, and a partition may be a little behind the others.
-_KEPT_MS: Final = 8 * 86_400_000
+# Its counters end when nothing was booked for so long: the meter takes darkness back for a week after its last reading,
+# and a partition may be a little behind the others.
+ENDED_MS: Final = 8 * 86_400_000
 _POOL: Final = ("site", "pool")
 # how far the site's windows went when anything of the pool was booked last
 BOOKED_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "booked_ms": pl.Int64}
@@ -27,9 +27,9 @@ def last_booked(booked: pl.DataFrame, power: pl.DataFrame, tokens: pl.DataFrame)
     return at_once(sums.agg(pl.col("booked_ms").max()))
 
 
-def gone(booked: pl.DataFrame) -> pl.DataFrame:
-    """Those whose counters end."""
-    return booked.filter(pl.col("booked_ms") < pl.col("booked_ms").max().over("site") - _KEPT_MS)
+def gone(booked: pl.DataFrame, for_ms: int) -> pl.DataFrame:
+    """The pools of which nothing was booked for so long."""
+    return booked.filter(pl.col("booked_ms") < pl.col("booked_ms").max().over("site") - for_ms)
 
 
 def of_others(pools: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:

@@ -7,6 +7,7 @@ from typing import Final
 import polars as pl
 import structlog
 
+from idlewatt.processors.amounts import SUM
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.booking import messages
 from idlewatt.processors.economy import consumers, costs, envelopes, pricing, retiring, rolling, tiers
@@ -133,6 +134,7 @@ class EconomyStage:
             ]
         )
         ends = _ends(state.windows, power)
+        booked = retiring.last_booked(state.booked, power, tokens)
         live = rolling.on_time(rolling.window_sums(costed, losses, priced), state.windows)
         held = rolling.packing(rolling.on_time(power.lazy(), state.windows), state.packing)
         counted = _counted(priced)
@@ -143,7 +145,7 @@ class EconomyStage:
         packs = pl.concat([state.packing, at_once(held)])
         if _minute(ends, roll) != _minute(state.windows, state.rolling):
             # who reads them goes by time anyway: what is too old can wait for the minute's end
-            silent = ends.filter(pl.col("end_ms") < pl.col("end_ms").max().over("site") - retiring.SILENT_MS)
+            silent = retiring.gone(booked, retiring.SILENT_MS)
             ends, mix, roll, packs = (retiring.of_others(silent, rows) for rows in (ends, mix, roll, packs))
             mix, roll, packs = _recent(mix, ends), rolling.aged(roll, ends), rolling.packed(packs, ends)
         folded = replace(
@@ -173,7 +175,7 @@ class EconomyStage:
                 tokens.with_columns(window_start_ms=pl.col("window_start_ms") // 60_000 * 60_000),
             ),
             unattributed=_add(state.unattributed, counted.filter(~pl.col("attributed")), UNATTRIBUTED_KEY),
-            booked=retiring.last_booked(state.booked, power, tokens),
+            booked=booked,
         )
         return Folded(
             _without_gone(folded), list[Record](messages(topics.MONEY, records.MONEY, money)), moved=True
@@ -181,7 +183,7 @@ class EconomyStage:
 
 
 def _without_gone(state: EconomyState) -> EconomyState:
-    gone = retiring.gone(state.booked)
+    gone = retiring.gone(state.booked, retiring.ENDED_MS)
     if gone.is_empty():
         return state
     return replace(
@@ -198,7 +200,7 @@ def _counted(priced: pl.DataFrame) -> pl.DataFrame:
     """Tokens by where they were made, as what they are sold, whether for somebody and whether at no price."""
     key = ("site", "pool", "model_name", "tier", "attributed")
     counts = priced.lazy().group_by(*key, unpriced=pl.col("earned").is_null(), maintain_order=True)
-    return at_once(counts.agg(pl.col(records.TOKEN_COUNTS).sum()))
+    return at_once(counts.agg(pl.col(records.TOKEN_COUNTS).cast(SUM).sum()))
 
 
 def _say_unpriced(rows: pl.DataFrame, before: pl.DataFrame) -> None:

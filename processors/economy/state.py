@@ -72,16 +72,27 @@ class EconomyState:
         scalars, frames = read_snapshot(LAYOUT, snapshot)
         own = {name: _as_now(name, frames.get(name, pl.DataFrame())) for name in _FRAMES}
         if "booked" not in frames:
-            # of builds before this one: the days count from now on
-            newest = own["windows"].group_by("site").agg(booked_ms=pl.col("end_ms").max())
-            own["booked"] = own["totals"].select("site", "pool").unique().join(newest, on="site")
+            own["booked"] = _booked_by_now(own)
         return cls(UsageState.of(frames), EnvelopeState.of(frames), scalars["currency"], **own)
+
+
+def _booked_by_now(frames: dict[str, pl.DataFrame]) -> pl.DataFrame:
+    """Of a build before this one, which did not keep it: the days count from now on."""
+    pools = [frames[name].select("site", "pool") for name in ("totals", "unpriced", "uncosted", "carbon")]
+    newest = pl.concat(
+        [
+            frames["windows"].select("site", booked_ms="end_ms"),
+            frames["rolling"].select("site", booked_ms="window_start_ms"),
+        ]
+    )
+    newest = newest.group_by("site").agg(pl.col("booked_ms").max())
+    return pl.concat(pools).unique(maintain_order=True).join(newest, on="site")
 
 
 _FRAMES: Final[dict[str, Any]] = {
     "mix": MIX_COLUMNS,
     "totals": {**dict.fromkeys(TOTAL_KEY, _STRING), "amount_micro": SUM, "shown_micro": SUM},
-    "unpriced": {**dict.fromkeys(UNPRICED_KEY, _STRING), **dict.fromkeys(TOKEN_COUNTS, pl.Int64)},
+    "unpriced": {**dict.fromkeys(UNPRICED_KEY, _STRING), **dict.fromkeys(TOKEN_COUNTS, SUM)},
     "uncosted": {**dict.fromkeys(UNCOSTED_KEY, _STRING), "gpu_ms": pl.Int64, "shown_gpu_ms": pl.Int64},
     "carbon": {**dict.fromkeys(("site", "pool", "state"), _STRING), "carbon_ug": SUM},
     "windows": {"site": _STRING, "pool": _STRING, "end_ms": pl.Int64},
@@ -90,7 +101,7 @@ _FRAMES: Final[dict[str, Any]] = {
     "tiers": TIER_COLUMNS,
     "engines": ENGINE_COLUMNS,
     "shares": SHARE_COLUMNS,
-    "unattributed": {**dict.fromkeys(UNATTRIBUTED_KEY, _STRING), **dict.fromkeys(TOKEN_COUNTS, pl.Int64)},
+    "unattributed": {**dict.fromkeys(UNATTRIBUTED_KEY, _STRING), **dict.fromkeys(TOKEN_COUNTS, SUM)},
     "volumes": VOLUME_COLUMNS,
     "rests": REST_COLUMNS,
     "consumers": CONSUMER_TOTAL_COLUMNS,

@@ -22,7 +22,7 @@ POWER_COLUMNS: Final = {
     **dict.fromkeys(_POWER_KEY, pl.String),
     **dict.fromkeys((*_POWER_SUMS, *_SHOWN.values(), _FACILITY), SUM),
 }
-TOKEN_COLUMNS: Final = {**dict.fromkeys(_TOKEN_KEY, pl.String), **dict.fromkeys(TOKEN_COUNTS, pl.Int64)}
+TOKEN_COLUMNS: Final = {**dict.fromkeys(_TOKEN_KEY, pl.String), **dict.fromkeys(TOKEN_COUNTS, SUM)}
 AVAILABLE_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "shown_available_mj": SUM}
 MEASURED_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "measured_mj": SUM}
 # the edge of the step that last booked anything of the pool
@@ -70,7 +70,8 @@ def _shown_available(shown: pl.DataFrame, power_totals: pl.DataFrame) -> pl.Data
 
 def add_tokens(totals: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:
     """Add ledger rows of tokens."""
-    rows = pl.concat([totals, tokens.select_seq(*_TOKEN_KEY, *TOKEN_COUNTS)])
+    more = tokens.select_seq(*_TOKEN_KEY, *TOKEN_COUNTS).cast(pl.Schema(TOKEN_COLUMNS))
+    rows = pl.concat([totals, more])
     return rows.group_by(*_TOKEN_KEY).agg(pl.col(TOKEN_COUNTS).sum()).sort(*_TOKEN_KEY)
 
 
