@@ -395,6 +395,15 @@ def test_money_is_withheld_where_tokens_have_no_price() -> None:
     assert (next_day["used"], next_day["limit"]) == (0, 100 * MICRO)
 
 
+def test_an_envelope_that_is_used_up_stays_so_when_something_has_no_price() -> None:
+    """A new model without a price may not give a consumer his budget back until the month is over."""
+    spent = row(START_MS + HOUR_MS, 120)
+    for limit, used in ((100, 120 * MICRO), (130, None)):
+        terms = book({"each": True, "period": "month", "limit": limit})
+        found = figures(terms, [spent, row(START_MS + HOUR_MS, None, 33)], START_MS + 5 * HOUR_MS)["e", "kim"]
+        assert (found["used"], found["unpriced_tokens"]) == (used, 33)
+
+
 def test_money_of_another_currency_is_never_added() -> None:
     """When the book's currency changes, what was spent before is unknown in the new one, until the next period."""
     terms = book({"each": True, "unit": "EUR"}, currency="EUR")
@@ -623,7 +632,10 @@ NESTED = (
 
 
 def expected(terms: Book, rows: Iterable[ConsumerRow], at_ms: int) -> dict[tuple[str, str], int | None]:
-    """What each envelope holds at a moment, added up row by row by the local calendar."""
+    """What each envelope holds at a moment, added up row by row by the local calendar.
+
+    Not known where something has no price, unless the rest is the limit already.
+    """
     zone = ZoneInfo(terms.time_zone)
 
     def period(name: str, ms: int) -> tuple[int, ...]:
@@ -640,7 +652,8 @@ def expected(terms: Book, rows: Iterable[ConsumerRow], at_ms: int) -> dict[tuple
         inner = (e.name for e in terms.envelope if e.within == name)
         return not envelope.each and any(counts(one, e) for e in inner)
 
-    sums: dict[tuple[str, str], int | None] = {(e.name, "" if e.each else e.match): 0 for e in terms.envelope}
+    sums = {(e.name, "" if e.each else e.match): 0 for e in terms.envelope}
+    unpriced: set[tuple[str, str]] = set()
     for one, envelope in itertools.product(rows, terms.envelope):
         if not counts(one, envelope.name):
             continue
@@ -650,9 +663,11 @@ def expected(terms: Book, rows: Iterable[ConsumerRow], at_ms: int) -> dict[tuple
             continue
         tokens = one.output_tokens + one.input_tokens + one.cached_input_tokens
         amount = tokens if envelope.unit == "tokens" else one.spend_micro
-        before = sums[key]
-        sums[key] = None if before is None or amount is None else before + amount
-    return sums
+        sums[key] += amount or 0
+        if amount is None:
+            unpriced.add(key)
+    limits = {e.name: int(e.limit * (1 if e.unit == "tokens" else MICRO)) for e in terms.envelope}
+    return {key: None if key in unpriced and used < limits[key[0]] else used for key, used in sums.items()}
 
 
 @examples(20)

@@ -251,14 +251,14 @@ def _amounts(
     left = pl.max_horizontal(pl.col("granted") - pl.col("used_before"), 0).cast(pl.Int64)
     is_known_before = (pl.col("unpriced_before") == 0) & ~pl.col("was_folded")
     carried = pl.when(pl.col("carries") & is_known_before).then(left).otherwise(0)
+    # where what has a price is more than the limit already, it does not matter what has none
+    is_known = ~pl.col("is_folded") & ((pl.col("unpriced_tokens") == 0) | (pl.col("used") >= pl.col("limit")))
     return (
         whole.join(calendar.lazy(), on=["site", "envelope"])
         .join(folded, on=list(ENVELOPE_KEY), how="left")
         .with_columns(pl.col("is_folded", "was_folded").fill_null(False))
-        .with_columns(
-            limit=pl.col("granted") + carried,
-            used=pl.when((pl.col("unpriced_tokens") == 0) & ~pl.col("is_folded")).then("used"),
-        )
+        .with_columns(limit=pl.col("granted") + carried)
+        .with_columns(used=pl.when(is_known).then("used"))
     )
 
 
