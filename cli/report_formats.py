@@ -19,6 +19,8 @@ from idlewatt.stream.clock import unix_ms
 
 # The ledger follows the clock by half a minute; a site of which nothing comes may be so for a while.
 _LAG_MS: Final = 600_000
+# Nobody uses anything at some times of the day; and where the economy does not run, nothing that is used is in the log.
+_UNUSED_MS: Final = 6 * 3_600_000
 _UNKNOWN: Final = "-"
 _NOBODY: Final = "(none)"
 # of ratios, which nobody adds up
@@ -89,6 +91,11 @@ class Heading:
             ]
             if told:
                 yield f"ledger: that of {printable(site.site)} {' and '.join(told)}"
+            if site.used_ms is not None and min(end_ms, site.to_ms) - site.used_ms > _UNUSED_MS:
+                yield (
+                    f"usage: the newest of {printable(site.site)} is of {written(site.used_ms, self.book.time_zone)}; what "
+                    "was used after that is in no figure"
+                )
         if self.now_ms < self.interval.to_ms:
             yield f"interval: it is not over, now is {written(self.now_ms, self.book.time_zone)}"
 
@@ -150,6 +157,7 @@ _NOTES: Final = {
         "unlisted_tokens",
         "given-away tokens have no price in the book: they are in no acquisition cost",
     ),
+    "dark": ("dark_gpu_hours", "GPU-hours have no telemetry: ratios stand on the others, or are withheld"),
     "uncosted": ("uncosted_gpu_hours", "GPU-hours have no price: their capital cost is in no amount"),
     "no yardstick": ("no_yardstick_kwh", "idle kWh have no yardstick: what they lost is in no figure"),
     "unvalued": ("unvalued_lost_tokens", "lost tokens have no price: they are in no lost revenue"),

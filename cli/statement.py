@@ -31,7 +31,7 @@ def write_statement(arguments: argparse.Namespace, settings: Settings, book: Boo
     heading = Heading.now(interval, book, reading.ledger)
     begin, end = (written(ms, book.time_zone) for ms in (interval.from_ms, interval.to_ms))
     text = page(
-        statement(found, book, arguments.statement),
+        statement(found, book, arguments.statement, settings.process.coverage_floor),
         book.currency,
         arguments.month,
         f"{begin} to {end} ({book.time_zone})",

@@ -60,7 +60,8 @@ def whatif(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
         (changed_ledger(reading.ledger, changes, interval), changed_book(book, changes)),
     ):
         found = grouped(cells(ledger, prices, counts, interval), ())
-        both.append(figures(found, prices, CENTS if arguments.format == "table" else EXACT))
+        decimals = CENTS if arguments.format == "table" else EXACT
+        both.append(figures(found, prices, decimals, settings.process.coverage_floor))
     was, would_be = (each.total for each in both)
     heading = Heading.now(interval, book, reading.ledger)
     assumed = list(assumptions(changes))

@@ -570,6 +570,22 @@ def test_a_pool_that_is_gone_shows_nothing_of_its_last_hour() -> None:
     assert shown(driver, names.REVENUE, pool="p") is not None
 
 
+def test_figures_are_withheld_while_engines_were_not_read() -> None:
+    """What they made meanwhile stands in no figure of the hour, also when it comes; a model that was unloaded is no gap."""
+    figures = (names.MARGIN_PER_HOUR, names.COST_PER_MILLION_TOKENS, names.REVENUE_PER_GIGAWATT_YEAR)
+    for unread, models, is_shown in ((60, 1, False), (20, 1, True), (360, 2, True)):
+        rows: list[Any] = []
+        for window in range(360):
+            silent = dataclasses.replace(sold(window, 0), measured_ms=0, silent_ms=WINDOW_MS)
+            rows += [silent if window < unread else sold(window, 1000)]
+            rows += [dataclasses.replace(sold(window, 1000), model_name="other")] if models == 2 else []
+            rows.append(power(window))
+        driver = driver_of(BOOK.replace('model = "m"', 'model = "*"'))
+        driver.append(ledger(*rows))
+        driver.fold(START_MS)
+        assert [shown(driver, figure, pool="p") is not None for figure in figures] == [is_shown] * 3
+
+
 def test_a_pool_without_gpus_grows_no_state() -> None:
     """Engines whose pool has no watts, such as one that is written wrongly: what is kept goes by its newest window."""
     driver = driver_of()

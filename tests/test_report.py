@@ -58,7 +58,7 @@ def of(ledger: Ledger, book: Book = BOOK, interval: Interval = WHOLE) -> Cells:
 
 
 def report(found: Cells, by: Sequence[str], book: Book = BOOK) -> Figures:
-    return figures(grouped(found, dimensions(by, book)), book, EXACT)
+    return figures(grouped(found, dimensions(by, book)), book, EXACT, 0.9)
 
 
 def booked(money: pl.DataFrame, kind: str, **where: str) -> int:
@@ -88,7 +88,7 @@ def test_shown_rows_add_up_to_the_shown_total(powers: Any, token_rows: Any, even
     totals = []
     for by in GROUPINGS:
         for decimals in (CENTS, EXACT):
-            shown = figures(grouped(found, dimensions(by, BOOK)), BOOK, decimals)
+            shown = figures(grouped(found, dimensions(by, BOOK)), BOOK, decimals, 0.9)
             for name in COLUMNS:
                 if name in (*RATIOS, "withheld") or shown.total[name] is None:
                     continue
@@ -232,6 +232,34 @@ def test_volume_steps_begin_anew_with_the_month() -> None:
         4_000 * 57 // 100,
         1_000_000 * 31 // 100,
     ]
+
+
+def test_ratios_of_gpus_that_were_not_seen_are_withheld() -> None:
+    """Their engines' tokens stand beside the watts of the others: the sums do, with what was not seen, and no ratio."""
+    dark = {"state": "dark", "model_name": "", "draw_mj": 0}
+    rows = [
+        power(
+            window_start_ms=START_MS + 10_000 * window,
+            pool=pool,
+            **(dark if pool == "chat" and window >= 30 else {}),
+        )
+        for window in range(60)
+        for pool in ("chat", "code")
+    ]
+    made = [tokens(window_start_ms=row.window_start_ms, pool=row.pool) for row in rows]
+    found = of(Booked(rows, made, []).ledger)
+    by_pool = {row["pool"]: row for row in report(found, ("pool",)).rows}
+    ratios = ("tokens_per_joule", "cost_per_mtok_usage", "energy_cost_per_mtok_allocation")
+    assert [by_pool["chat"][name] for name in ratios] == [None, None, None]
+    assert by_pool["chat"]["withheld"] == "GPU time without telemetry"
+    assert (by_pool["chat"]["gpu_hours"], by_pool["chat"]["dark_gpu_hours"]) == (
+        Decimal("0.167"),
+        Decimal("0.083"),
+    )
+    assert None not in [by_pool["code"][name] for name in ratios]
+    # what is dark has no model: of models the whole tells
+    assert [row["tokens_per_joule"] for row in report(found, ("model",)).rows] == [None, None]
+    assert by_pool["chat"]["output_tokens"] == by_pool["code"]["output_tokens"]
 
 
 def test_a_back_dated_price_shows_in_a_report() -> None:
@@ -412,7 +440,7 @@ def test_what_is_given_away_without_a_price_is_told() -> None:
         for event in events
     ]
     ledger = Booked([power()], made, events).ledger
-    found = figures(grouped(cells(ledger, BOOK, COUNTS, WHOLE), ()), BOOK, EXACT)
+    found = figures(grouped(cells(ledger, BOOK, COUNTS, WHOLE), ()), BOOK, EXACT, 0.9)
     assert (found.total["unlisted_tokens"], found.total["unpriced_tokens"]) == (20_000, 0)
     assert found.total["acquisition_cost"] == Decimal("0.0114")
     assert found.total["withheld"] == "given away without a price"

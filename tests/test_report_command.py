@@ -291,6 +291,19 @@ def test_figures_say_what_the_ledger_has_of_their_interval(env: dict[str, str]) 
     assert "interval: it is not over, now is 20" in to_come
 
 
+def test_a_statement_says_where_usage_ends(env: dict[str, str], tmp_path: Path) -> None:
+    """The economy stood still for the rest of the day, and the meter went on."""
+    settings = Settings.model_validate({"log": {"path": str(tmp_path / "economy.db")}})
+    prepare(settings)
+    rows = [power(window_start_ms=START_MS + hour * 3_600_000) for hour in range(9)]
+    write_ledger(settings, Booked(rows, [], [{"team": "search", "output_tokens": 40_000}]))
+    env |= {"IDLEWATT_LOG__PATH": settings.log.path}
+    page = idlewatt("report", "--statement", "search", "--month", "2020-11", env=env).stdout
+    assert "usage: the newest of hall is of 2020-11-01T02:01+01:00" in page
+    table = idlewatt("report", "--from", "2020-11-01T02:00", "--to", "2020-11-01T06:00", env=env).stdout
+    assert "usage: the newest" not in table
+
+
 def test_a_report_that_is_stopped_is_not_done(env: dict[str, str], tmp_path: Path) -> None:
     """Neither its exit code nor the file that it was to write says that it was."""
     pipe = tmp_path / "nobody reads it"

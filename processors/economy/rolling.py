@@ -44,6 +44,8 @@ _COUNTS: Final = (
     "facility_mj",
     "facility_ms",
     "facility_published_ms",
+    "read_ms",
+    "unread_ms",
 )
 ROLLING_COLUMNS: Final = {
     "site": pl.String,
@@ -64,9 +66,13 @@ PACKING_COLUMNS: Final = {
 }
 
 
-def window_sums(costed: pl.DataFrame, losses: pl.DataFrame, priced: pl.DataFrame) -> pl.LazyFrame:
-    """ROLLING_COLUMNS of costs.costed(), pricing.idle_losses() and pricing.priced_tokens() rows."""
-    return pl.concat([_of_power(costed.lazy(), losses.lazy()), _of_tokens(priced.lazy())])
+def window_sums(
+    costed: pl.DataFrame, losses: pl.DataFrame, priced: pl.DataFrame, tokens: pl.DataFrame
+) -> pl.LazyFrame:
+    """ROLLING_COLUMNS of costs.costed(), pricing.idle_losses() and pricing.priced_tokens() rows, and of the ledger's tokens."""
+    return pl.concat(
+        [_of_power(costed.lazy(), losses.lazy()), _of_tokens(priced.lazy()), _of_engines(tokens.lazy())]
+    )
 
 
 def _of_power(costed: pl.LazyFrame, losses: pl.LazyFrame) -> pl.LazyFrame:
@@ -77,6 +83,18 @@ def _of_power(costed: pl.LazyFrame, losses: pl.LazyFrame) -> pl.LazyFrame:
 
 def _of_tokens(priced: pl.LazyFrame) -> pl.LazyFrame:
     return priced.group_by("site", "pool", "window_start_ms").agg(_TOKEN_SUMS).select(_OF_TOKENS)
+
+
+def _of_engines(tokens: pl.LazyFrame) -> pl.LazyFrame:
+    """For how long engines were read and not read. One whose other model was read only lacks a model that it unloaded."""
+    engines = tokens.group_by("site", "pool", "window_start_ms", "node", "engine").agg(
+        read_ms=pl.col("measured_ms").max(), unread_ms=pl.col("silent_ms").min()
+    )
+    return (
+        engines.group_by("site", "pool", "window_start_ms")
+        .agg(pl.col("read_ms", "unread_ms").sum())
+        .select(_OF_ENGINES)
+    )
 
 
 def _known(amount: str, counts: pl.Expr) -> pl.Expr:
@@ -128,7 +146,8 @@ _TOKEN_COLUMNS: Final = (
     "unpriced_tokens",
     "revenue_micro",
 )
-_POWER_COLUMNS: Final = [name for name in ROLLING_COLUMNS if name not in _TOKEN_COLUMNS]
+_ENGINE_COLUMNS: Final = ("read_ms", "unread_ms")
+_POWER_COLUMNS: Final = [name for name in ROLLING_COLUMNS if name not in (*_TOKEN_COLUMNS, *_ENGINE_COLUMNS)]
 _OF_POWER: Final = _columns(
     {name: pl.col(name) for name in _POWER_COLUMNS}
     | {
@@ -139,6 +158,9 @@ _OF_POWER: Final = _columns(
 )
 _OF_TOKENS: Final = _columns(
     {name: pl.col(name) for name in ("site", "pool", "window_start_ms", *_TOKEN_COLUMNS)}
+)
+_OF_ENGINES: Final = _columns(
+    {name: pl.col(name) for name in ("site", "pool", "window_start_ms", *_ENGINE_COLUMNS)}
 )
 
 

@@ -88,7 +88,9 @@ def _sums(rolling: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
 def _among(sums: pl.DataFrame, config: EconomyConfig) -> Mapping[_Among, pl.DataFrame]:
     # what is mostly dark tells nothing of cost or yield
     is_lit = pl.col("gpu_ms") - pl.col("dark_ms") >= config.coverage_floor * pl.col("gpu_ms")
-    lit = sums.filter((pl.col("gpu_ms") > 0) & is_lit)
+    # nor does what its engines made while they were not read, which stands in no rolling figure when it comes
+    is_read = pl.col("read_ms") >= config.coverage_floor * (pl.col("read_ms") + pl.col("unread_ms"))
+    lit = sums.filter((pl.col("gpu_ms") > 0) & is_lit & is_read)
     return {
         "all": sums,
         "made": lit.filter(pl.col("output_tokens") >= config.min_tokens),

@@ -135,7 +135,7 @@ class EconomyStage:
         )
         ends = _ends(state.windows, power)
         booked = retiring.last_booked(state.booked, power, tokens)
-        live = rolling.on_time(rolling.window_sums(costed, losses, priced), state.windows)
+        live = rolling.on_time(rolling.window_sums(costed, losses, priced, tokens), state.windows)
         held = rolling.packing(rolling.on_time(power.lazy(), state.windows), state.packing)
         counted = _counted(priced)
         unpriced = counted.filter("unpriced")

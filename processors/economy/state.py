@@ -112,7 +112,7 @@ _FRAMES: Final[dict[str, Any]] = {
 # what builds before this one did not keep, by what they had
 _BEFORE: Final = {
     **{shown: pl.col(amount) for amount, shown in SHOWN.values()},
-    **dict.fromkeys(TOKEN_COUNTS, pl.lit(0)),
+    **dict.fromkeys((*TOKEN_COUNTS, "read_ms", "unread_ms"), pl.lit(0)),
     "owed": pl.col("spend_micro").cast(SUM) * MICRO,
     "listed": pl.col("list_micro").cast(SUM) * MICRO,
 }

@@ -110,7 +110,8 @@ def _needed(state: MeterState) -> Mapping[str, int]:
 def _ledger_records(closing: Closing) -> list[Record]:
     return [
         # tokens first: the economy prices a window's lost tokens by the mix up to that window
-        *messages(topics.LEDGER, records.TOKENS, closing.tokens),
+        # an engine's models together: one alone may have been unloaded
+        *messages(topics.LEDGER, records.TOKENS, closing.tokens, together=("pool", "window_start_ms")),
         # what comes after a part of its window was read would be late, and in no figure of the last hour
         *messages(topics.LEDGER, records.POWER, closing.power, together=("pool", "window_start_ms")),
         *messages(topics.LEDGER, records.GPU_MINUTE, closing.minutes),

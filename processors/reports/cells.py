@@ -38,6 +38,8 @@ _COSTS: Final = tuple(f"{kind}_{state}_micro" for kind in ("energy", "capital") 
 WATT_MEASURES: Final = (
     *(f"{part}_{state}_mj" for part in ("draw", "headroom") for state in STATES),
     "gpu_ms",
+    # of it, that of GPUs without telemetry
+    "dark_gpu_ms",
     *_COSTS,
     # capital cost at published prices; GPU time without a price
     "published_micro",
@@ -166,6 +168,7 @@ def _watt_cells(power: pl.DataFrame, losses: pl.DataFrame, book: Book) -> Iterat
                 for state, held in in_state.items()
             },
             "gpu_ms": pl.col("gpu_ms").sum(),
+            "dark_gpu_ms": pl.col("gpu_ms").filter(in_state["dark"]).sum(),
             "uncosted_gpu_ms": pl.col("gpu_ms").filter(pl.col("capital_micro").is_null()).sum(),
         },
     )

@@ -38,7 +38,11 @@ ENERGY: Final[Mapping[str, tuple[str, ...]]] = {
     "drawn_kwh": tuple(f"draw_{state}_mj" for state in STATES),
     "no_yardstick_kwh": ("unmeasured_mj",),
 }
-HOURS: Final = {"gpu_hours": ("gpu_ms",), "uncosted_gpu_hours": ("uncosted_gpu_ms",)}
+HOURS: Final = {
+    "gpu_hours": ("gpu_ms",),
+    "dark_gpu_hours": ("dark_gpu_ms",),
+    "uncosted_gpu_hours": ("uncosted_gpu_ms",),
+}
 MONEY: Final[Mapping[str, tuple[str, ...]]] = {
     "revenue": ("revenue_micro",),
     "acquisition_cost": ("acquisition_micro",),
@@ -105,8 +109,11 @@ class Figures:
     total: dict[str, Value]
 
 
-def figures(grouped: Grouped, book: Book, decimals: Decimals) -> Figures:
-    """Figures of each row. One that lacks what it stands on (a price, a tariff) is None; `withheld` says what."""
+def figures(grouped: Grouped, book: Book, decimals: Decimals, coverage_floor: float) -> Figures:
+    """Figures of each row. One that lacks what it stands on (a price, a tariff) is None; `withheld` says what.
+
+    Ratios, too, where telemetry covers less than `coverage_floor` of the GPU time.
+    """
     rows = grouped.rows.to_dicts()
     total = {name: grouped.total(name) for name in grouped.rows.columns if name not in grouped.by}
     shown: list[dict[str, Value]] = [{name: row[name] for name in (*grouped.by, *COUNTS)} for row in rows]
@@ -123,8 +130,12 @@ def figures(grouped: Grouped, book: Book, decimals: Decimals) -> Figures:
                 line[name] = Decimal(part).scaleb(-places)
             shown_total[name] = Decimal(rounded(sum(amounts), unit)).scaleb(-places)
     has_tariff = tariff.has_price(book.tariff)
+    # what is dark has no model, so that of models, tiers and consumers only the whole tells how much was seen
+    is_of_gpus = set(grouped.by) <= {"site", "pool"}
     for line, row in [*zip(shown, rows, strict=True), (shown_total, total)]:
-        _complete(line, row, has_tariff)
+        seen = row if is_of_gpus else total
+        is_covered = seen["dark_gpu_ms"] <= (1 - coverage_floor) * seen["gpu_ms"]
+        _complete(line, row, has_tariff, is_covered)
     order = (*grouped.by, *COLUMNS)
     return Figures(
         grouped.by,
@@ -133,10 +144,11 @@ def figures(grouped: Grouped, book: Book, decimals: Decimals) -> Figures:
     )
 
 
-def _complete(line: dict[str, Value], row: Mapping[str, int], has_tariff: bool) -> None:
+def _complete(line: dict[str, Value], row: Mapping[str, int], has_tariff: bool, is_covered: bool) -> None:
     """Withhold what is unknown, and add what is made of other figures."""
     lacking = {
         "no tariff": not has_tariff,
+        "GPU time without telemetry": not is_covered,
         "tokens without a price": row["unpriced_tokens"] != 0,
         "given away without a price": row["unlisted_tokens"] != 0,
         "GPU-hours without a price": row["uncosted_gpu_ms"] != 0,
@@ -166,6 +178,8 @@ def _complete(line: dict[str, Value], row: Mapping[str, int], has_tariff: bool) 
     if lacking["tokens without a price"]:
         line["margin"] = None
     _ratios(line, row)
+    if not is_covered:
+        line.update(dict.fromkeys(RATIOS))
     line["withheld"] = "; ".join(name for name, is_so in lacking.items() if is_so)
 
 

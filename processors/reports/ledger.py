@@ -21,6 +21,8 @@ class Reach:
     site: str
     from_ms: int
     to_ms: int
+    # the end of its newest usage, if there is any
+    used_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,9 @@ class Ledger:
             pl.concat([power, tokens]).group_by("site").agg(pl.col("from_ms").min(), pl.col("to_ms").max())
         )
         sites = pl.concat([metered, usage.join(metered, on="site", how="anti")]).sort("site")
+        sites = sites.join(
+            usage.select("site", used_ms="to_ms"), on="site", how="left", maintain_order="left"
+        )
         return [Reach(*row) for row in sites.iter_rows()]
 
 

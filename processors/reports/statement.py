@@ -39,7 +39,7 @@ class Statement:
     shares: dict[str, list[Share]]
 
 
-def statement(found: Cells, book: Book, consumer: str) -> Statement:
+def statement(found: Cells, book: Book, consumer: str, coverage_floor: float) -> Statement:
     """The consumer's statement; of the kind that the book bills. Raises ConfigError if it spent nothing."""
     kind = book.billed
     own = found.consumed.filter(pl.col(kind) == consumer)
@@ -47,7 +47,7 @@ def statement(found: Cells, book: Book, consumer: str) -> Statement:
         raise ConfigError(_nobody(consumer, kind, found.consumed.get_column(kind).unique().to_list()))
     rows = by_consumer(found, kind, _KEY).filter(pl.col("consumer") == consumer)
     named = rows.select("site", pl.col("model_name").alias("model"), "tier", *MEASURES)
-    lines = figures(Grouped(("site", "model", "tier"), named), book, CENTS)
+    lines = figures(Grouped(("site", "model", "tier"), named), book, CENTS, coverage_floor)
     shares = {other: _shares(own, other) for other in CONSUMER_KINDS if other != kind}
     return Statement(kind, consumer, lines, shares)
 
