@@ -2,6 +2,7 @@
 
 import datetime as dt
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -63,8 +64,10 @@ def price_frame(book: Book, wanted: pl.DataFrame) -> pl.DataFrame:
     """
     lines = _lines(book)
     rows = []
+    # looked for once, not for each window: a book may have hundreds of lines
+    of_model = functools.cache(functools.partial(_entries, lines))
     for model, tier, at_ms in wanted[PRICE_KEY].unique().iter_rows() if lines else ():
-        entry = _in_force(lines, model, tier, at_ms)
+        entry = _in_force(of_model(model, tier), at_ms)
         if entry is not None:
             price = entry.price
             rows.append(
@@ -186,13 +189,14 @@ def _lines(book: Book) -> tuple[tuple[_Entry, ...], ...]:
     )
 
 
-def _in_force(lines: tuple[tuple[_Entry, ...], ...], model: str, tier: str, at_ms: int) -> _Entry | None:
-    for line in lines:
-        if line[0].tier == tier and matches(model, line[0].price.model):
-            for entry in line:
-                if entry.from_ms is None or entry.from_ms <= at_ms:
-                    return entry
-    return None
+def _entries(lines: tuple[tuple[_Entry, ...], ...], model: str, tier: str) -> list[_Entry]:
+    """Those for the model on the tier; the first of them that is in force holds."""
+    found = (line for line in lines if line[0].tier == tier and matches(model, line[0].price.model))
+    return [entry for line in found for entry in line]
+
+
+def _in_force(entries: Sequence[_Entry], at_ms: int) -> _Entry | None:
+    return next((entry for entry in entries if entry.from_ms is None or entry.from_ms <= at_ms), None)
 
 
 @functools.lru_cache(maxsize=4)
