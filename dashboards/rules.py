@@ -188,6 +188,22 @@ ALERTS: Final = (
         ),
     ),
     AlertRule(
+        name="IdlewattMoneyClockStalled",
+        # the meter's clock of a pool goes on for an hour after its last GPU is gone; nothing is left to be priced then
+        expr=(
+            f"max by (site, pool) ({q.series(names.WINDOW_END)} and on (site, pool) {q.series(names.GPUS)})"
+            f" - max by (site, pool) (last_over_time({q.series(names.MONEY_END)}[{CLOCK_LOOKBACK}])) > {CLOCK_LIMIT_S}"
+        ),
+        lasting="5m",
+        severity="critical",
+        summary="No new money figures for pool {{ $labels.pool }} of site {{ $labels.site }}",
+        description=(
+            "Windows of pool {{ $labels.pool }} of site {{ $labels.site }} go on closing, and the last one that was "
+            "priced ended {{ $value | humanizeDuration }} before the last one that closed. Its money is old or not shown; "
+            "watts and tokens are right."
+        ),
+    ),
+    AlertRule(
         name="IdlewattNoFigures",
         expr=f"absent({q.series(names.WINDOW_END)})",
         lasting="5m",

@@ -68,6 +68,7 @@ READ: Final = 'idlewatt_messages_total{topic="idlewatt.gpu",partition="3",instan
 SCRAPE: Final = 'idlewatt_scrape_success{source="http://e:8000",instance="c:1",job="idlewatt"}'
 UP: Final = 'up{job="idlewatt",instance="process-1:9477"}'
 WINDOW_END: Final = f"idlewatt_window_end_timestamp_seconds{{{POOL}}}"
+MONEY_END: Final = f"idlewatt_money_window_end_timestamp_seconds{{{POOL}}}"
 DARK: Final = f'idlewatt_gpus{{{POOL},state="dark",product="H100"}}'
 SERVING: Final = f'idlewatt_gpus{{{POOL},state="serving",product="H100"}}'
 BOOK_VALID: Final = 'idlewatt_book_valid{instance="p:1"}'
@@ -112,6 +113,12 @@ STANDS_STILL: Final = Fires(
     "Processors are behind on partition 3 of idlewatt.gpu",
     "What is still to be read of partition 3 of idlewatt.gpu takes +Inf at the speed of the last 5 "
     "minutes (+Inf: it does not move). Figures and alerts of its pools are that late; nothing is lost.",
+)
+MONEY_STANDS_STILL: Final = Fires(
+    OF_POOL,
+    "No new money figures for pool a of site north",
+    "Windows of pool a of site north go on closing, and the last one that was priced ended 10m 0s before the last one that "
+    "closed. Its money is old or not shown; watts and tokens are right.",
 )
 FORECAST: Final = " By the forecast it is used up at 1970-01-01 03:00:00 +0000 UTC."
 
@@ -301,6 +308,71 @@ CASES: Final = (
                 "none, and its other alerts cannot fire.",
             ),
         ),
+    ),
+    Case(
+        "IdlewattMoneyClockStalled",
+        "fires",
+        "nothing was priced after 10 minutes; another pool's money goes on",
+        {
+            WINDOW_END: "0+60x30",
+            MONEY_END: "0+60x10 600x20",
+            SERVING: "8x30",
+            WINDOW_END.replace('"a"', '"b"'): "0+60x30",
+            MONEY_END.replace('"a"', '"b"'): "-60+60x30",
+            SERVING.replace('"a"', '"b"'): "8x30",
+        },
+        "20m",
+        (MONEY_STANDS_STILL,),
+    ),
+    Case(
+        "IdlewattMoneyClockStalled",
+        "fires",
+        "no processor serves the pool's money any more: the last known window counts",
+        {WINDOW_END: "0+60x30", MONEY_END: "0+60x10 stale", SERVING: "8x30"},
+        "20m",
+        (MONEY_STANDS_STILL,),
+    ),
+    Case(
+        "IdlewattMoneyClockStalled",
+        "quiet",
+        "money follows in a while",
+        {WINDOW_END: "0+60x30", MONEY_END: "-90+60x30", SERVING: "8x30"},
+        "25m",
+    ),
+    Case(
+        "IdlewattMoneyClockStalled",
+        "quiet",
+        "it catches up within minutes",
+        {WINDOW_END: "0+60x30", MONEY_END: "0+60x10 600x5 960+60x20", SERVING: "8x30"},
+        "25m",
+    ),
+    Case(
+        "IdlewattMoneyClockStalled",
+        "quiet",
+        "the meter stands still (IdlewattWindowClockStalled fires then)",
+        {WINDOW_END: "0+60x10 600x20", MONEY_END: "-60+60x11 600x20", SERVING: "8x30"},
+        "25m",
+    ),
+    Case(
+        "IdlewattMoneyClockStalled",
+        "quiet",
+        "the pool's last GPU is gone: its windows end, and its clock does not yet",
+        {WINDOW_END: "0+60x30", MONEY_END: "0+60x10 600x20", SERVING: "8x10 stale"},
+        "25m",
+    ),
+    Case(
+        "IdlewattMoneyClockStalled",
+        "quiet",
+        "the pool is gone",
+        {WINDOW_END: "0+60x10 stale", MONEY_END: "0+60x10 stale", SERVING: "8x10 stale"},
+        "25m",
+    ),
+    Case(
+        "IdlewattMoneyClockStalled",
+        "missing",
+        "no economy runs",
+        {WINDOW_END: "0+60x30", SERVING: "8x30"},
+        "25m",
     ),
     Case(
         "IdlewattNoFigures",
