@@ -37,6 +37,10 @@ BEHIND_LIMIT_S: Final = 60
 CLOCK_LIMIT_S: Final = 120
 # a pool whose figures vanish is looked for this long
 CLOCK_LOOKBACK: Final = "6h"
+# A broker that hangs holds each commit up for half a minute. Shorter than the alert lasts, so that a rebalance's few
+# are forgotten before it fires.
+REWINDS_WINDOW: Final = "3m"
+REWINDS_LIMIT: Final = 2
 # Multiples of the even rate, as the SRE workbook sets them for 30 days: 2 % of a month in an hour, 5 % in six
 BURN_FASTEST: Final = 14.4
 BURN_FAST: Final = 6
@@ -201,6 +205,18 @@ ALERTS: Final = (
             "Windows of pool {{ $labels.pool }} of site {{ $labels.site }} go on closing, and the last one that was "
             "priced ended {{ $value | humanizeDuration }} before the last one that closed. Its money is old or not shown; "
             "watts and tokens are right."
+        ),
+    ),
+    AlertRule(
+        name="IdlewattCommitsFail",
+        expr=f"{q.increase(names.REWINDS, by=('stage', 'instance'), window=REWINDS_WINDOW)} >= {REWINDS_LIMIT}",
+        lasting="5m",
+        severity="critical",
+        summary="{{ $labels.instance }} cannot commit its {{ $labels.stage }}",
+        description=(
+            "About {{ $value | humanize }} commits of stage {{ $labels.stage }} on {{ $labels.instance }} did not happen in "
+            "the last 3 minutes, and it has been so for 5: it does the same work again and again. What its page shows is as "
+            "of its last commit. Its log says why (rewound)."
         ),
     ),
     AlertRule(

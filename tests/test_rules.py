@@ -71,6 +71,7 @@ WINDOW_END: Final = f"idlewatt_window_end_timestamp_seconds{{{POOL}}}"
 MONEY_END: Final = f"idlewatt_money_window_end_timestamp_seconds{{{POOL}}}"
 DARK: Final = f'idlewatt_gpus{{{POOL},state="dark",product="H100"}}'
 SERVING: Final = f'idlewatt_gpus{{{POOL},state="serving",product="H100"}}'
+REWINDS: Final = 'idlewatt_rewinds_total{stage="economy",instance="p:1"}'
 BOOK_VALID: Final = 'idlewatt_book_valid{instance="p:1"}'
 UNACCOUNTED: Final = f"idlewatt_unaccounted_joules_total{{{POOL}}}"
 WASTED_TEXT: Final = "Pool a of site north draws 1kW, of which 400W go into GPUs with nothing to do; more than 30% for 15 minutes."
@@ -105,6 +106,15 @@ def burns_fast(multiple: str, forecast: str = "") -> Fires:
         f"{ENVELOPE_TEXT} burns {multiple} times as fast as it lasts",
         f"{ENVELOPE_TEXT} is used {multiple} times as fast as it would last until its period ends, and still "
         f"now.{forecast}",
+    )
+
+
+def commits_fail(about: str) -> Fires:
+    return Fires(
+        {"stage": "economy", "instance": "p:1"},
+        "p:1 cannot commit its economy",
+        f"About {about} commits of stage economy on p:1 did not happen in the last 3 minutes, and it has been so for 5: it "
+        "does the same work again and again. What its page shows is as of its last commit. Its log says why (rewound).",
     )
 
 
@@ -374,6 +384,38 @@ CASES: Final = (
         {WINDOW_END: "0+60x30", SERVING: "8x30"},
         "25m",
     ),
+    Case(
+        "IdlewattCommitsFail",
+        "fires",
+        "each commit of the economy is refused; the meter's of the same process are not",
+        {REWINDS: "13x10 13+26x20", REWINDS.replace("economy", "meter"): "2x30"},
+        "20m",
+        (commits_fail("78"),),
+    ),
+    Case(
+        "IdlewattCommitsFail",
+        "fires",
+        "a broker that hangs holds each commit up for a minute; the series is born with the first",
+        {REWINDS: "_x5 1+1x30"},
+        "20m",
+        (commits_fail("3"),),
+    ),
+    Case(
+        "IdlewattCommitsFail",
+        "quiet",
+        "a rebalance or two",
+        {REWINDS: "0x5 1x4 2x4 8x30"},
+        "19m",
+    ),
+    Case("IdlewattCommitsFail", "quiet", "not for five minutes", {REWINDS: "0x10 20+20x4 100x30"}, "18m"),
+    Case(
+        "IdlewattCommitsFail",
+        "quiet",
+        "now and then, for hours",
+        {REWINDS: "0x3 1x3 2x3 3x3 4x3 5x3 6x3"},
+        "20m",
+    ),
+    Case("IdlewattCommitsFail", "missing", "each commit happened", {}, "20m"),
     Case(
         "IdlewattNoFigures",
         "fires",
