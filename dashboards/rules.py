@@ -41,6 +41,8 @@ CLOCK_LOOKBACK: Final = "6h"
 # are forgotten before it fires.
 REWINDS_WINDOW: Final = "3m"
 REWINDS_LIMIT: Final = 2
+# a target that vanishes is looked for this long
+TARGET_LOOKBACK: Final = "1h"
 # Multiples of the even rate, as the SRE workbook sets them for 30 days: 2 % of a month in an hour, 5 % in six
 BURN_FASTEST: Final = 14.4
 BURN_FAST: Final = 6
@@ -97,6 +99,19 @@ def _exhaustion_in_words() -> str:
     query = f"{names.ENVELOPE_EXHAUSTION.name}{{site=%q,envelope=%q,consumer=%q}}"
     query = f"printf `{query}` $labels.site $labels.envelope $labels.consumer | query"
     return f"{{{{ range {query} }}}} By the forecast it is used up at {{{{ .Value | humanizeTimestamp }}}}.{{{{ end }}}}"
+
+
+def _gone_targets() -> str:
+    """Targets that were there within the hour, unless there are as many as there mostly were: others have taken their place.
+
+    Not as there were at most: while a container is replaced its old and its new address may both be targets.
+    """
+    up = f'up{{job="{q.JOB}"}}'
+    targets = f"count by (job) ({up})"
+    return (
+        f"last_over_time({up}[{TARGET_LOOKBACK}]) unless {up} "
+        f"unless on (job) ({targets} >= quantile_over_time(0.9, {targets}[{TARGET_LOOKBACK}:30s]))"
+    )
 
 
 def _burns(multiple: float, *windows: str) -> str:
@@ -239,6 +254,18 @@ ALERTS: Final = (
         description=(
             "Prometheus has not been able to read /metrics of {{ $labels.instance }} for 2 minutes. If it is a "
             "processor, the others take over its pools within a minute; if a collector, its node goes dark."
+        ),
+    ),
+    AlertRule(
+        name="IdlewattTargetGone",
+        expr=_gone_targets(),
+        lasting="5m",
+        severity="warning",
+        summary="{{ $labels.instance }} is gone",
+        description=(
+            "{{ $labels.instance }} was a target of Prometheus within the last hour and is none any more, and no other has "
+            "taken its place: a container that stops loses its name. If it was a collector, its node goes dark; if a "
+            "processor, the others have its pools."
         ),
     ),
     AlertRule(

@@ -67,6 +67,7 @@ BEHIND: Final = 'idlewatt_behind_messages{topic="idlewatt.gpu",partition="3",ins
 READ: Final = 'idlewatt_messages_total{topic="idlewatt.gpu",partition="3",instance="p:1"}'
 SCRAPE: Final = 'idlewatt_scrape_success{source="http://e:8000",instance="c:1",job="idlewatt"}'
 UP: Final = 'up{job="idlewatt",instance="process-1:9477"}'
+COLLECTOR_UP: Final = 'up{job="idlewatt",instance="10.0.0.3:9477"}'
 WINDOW_END: Final = f"idlewatt_window_end_timestamp_seconds{{{POOL}}}"
 MONEY_END: Final = f"idlewatt_money_window_end_timestamp_seconds{{{POOL}}}"
 DARK: Final = f'idlewatt_gpus{{{POOL},state="dark",product="H100"}}'
@@ -118,6 +119,13 @@ def commits_fail(about: str) -> Fires:
     )
 
 
+IS_GONE: Final = Fires(
+    {"job": "idlewatt", "instance": "10.0.0.3:9477"},
+    "10.0.0.3:9477 is gone",
+    "10.0.0.3:9477 was a target of Prometheus within the last hour and is none any more, and no other has taken its place: a "
+    "container that stops loses its name. If it was a collector, its node goes dark; if a processor, the others have its "
+    "pools.",
+)
 STANDS_STILL: Final = Fires(
     {"topic": "idlewatt.gpu", "partition": "3", "instance": "p:1"},
     "Processors are behind on partition 3 of idlewatt.gpu",
@@ -465,6 +473,67 @@ CASES: Final = (
     Case("IdlewattTargetDown", "quiet", "one lost scrape", {UP: "1 1 0 1x20"}, "5m"),
     Case("IdlewattTargetDown", "quiet", "another job", {'up{job="node",instance="n:1"}': "0x20"}, "5m"),
     Case("IdlewattTargetDown", "missing", "no target (IdlewattNoFigures fires then)", {}, "10m"),
+    Case(
+        "IdlewattTargetGone",
+        "fires",
+        "a collector's container stops; the others stay",
+        {UP: "1x90", COLLECTOR_UP: "1x20 0 stale", COLLECTOR_UP.replace(".3", ".4"): "1x90"},
+        "30m",
+        (IS_GONE,),
+    ),
+    Case(
+        "IdlewattTargetGone",
+        "fires",
+        "still after three quarters of an hour",
+        {UP: "1x120", COLLECTOR_UP: "1x60 0 stale"},
+        "105m",
+        (IS_GONE,),
+    ),
+    Case(
+        "IdlewattTargetGone",
+        "fires",
+        "a new one came ten minutes before another stopped",
+        {UP: "1x90", COLLECTOR_UP: "1x40 0 stale", COLLECTOR_UP.replace(".3", ".4"): "_x30 1x60"},
+        "50m",
+        (IS_GONE,),
+    ),
+    Case("IdlewattTargetGone", "fires", "the only one", {COLLECTOR_UP: "1x20 0 stale"}, "30m", (IS_GONE,)),
+    Case(
+        "IdlewattTargetGone",
+        "quiet",
+        "all collectors are replaced, and for a moment old and new are there",
+        {
+            UP: "1x90",
+            COLLECTOR_UP: "1x40 0 stale",
+            COLLECTOR_UP.replace(".3", ".4"): "1x41 0 stale",
+            COLLECTOR_UP.replace(".3", ".5"): "_x41 1x50",
+            COLLECTOR_UP.replace(".3", ".6"): "_x42 1x50",
+        },
+        "60m",
+    ),
+    Case(
+        "IdlewattTargetGone",
+        "quiet",
+        "back within five minutes",
+        {UP: "1x90", COLLECTOR_UP: "1x20 _x4 1x60"},
+        "25m",
+    ),
+    Case(
+        "IdlewattTargetGone",
+        "quiet",
+        "gone for more than an hour",
+        {UP: "1x150", COLLECTOR_UP: "1x20 stale"},
+        "85m",
+    ),
+    Case("IdlewattTargetGone", "quiet", "it is there and down", {UP: "1x20 0x40"}, "40m"),
+    Case(
+        "IdlewattTargetGone",
+        "quiet",
+        "another job's",
+        {UP: "1x90", 'up{job="node",instance="n:1"}': "1x20 stale"},
+        "30m",
+    ),
+    Case("IdlewattTargetGone", "missing", "no target was ever there", {}, "30m"),
     Case(
         "IdlewattCollectorFailing",
         "fires",
