@@ -49,9 +49,9 @@ def _now() -> list[object]:
         stat(
             "Revenue per hour",
             Query(q.money_per_hour(names.REVENUE, _HERE), "{{currency}}"),
-            no_value="no price",
+            no_value="no price, or old",
             description="Tokens made at the book's prices. Tokens without a price bring nothing here and are counted apart.",
-            place=Place(0, 0, 5, 4),
+            place=Place(0, 0, 4, 4),
             unit=CURRENCY,
             decimals=2,
             overrides=currency_units(),
@@ -59,9 +59,9 @@ def _now() -> list[object]:
         stat(
             "All-in cost per hour",
             Query(q.all_in_cost_per_hour(_HERE), "{{currency}}"),
-            no_value="no tariff or GPU-hour",
+            no_value="no tariff or GPU-hour, or old",
             description="Electricity and GPU-hours of all states, idle and dark included: what the bills come to.",
-            place=Place(5, 0, 5, 4),
+            place=Place(4, 0, 4, 4),
             unit=CURRENCY,
             decimals=2,
             overrides=currency_units(),
@@ -74,7 +74,7 @@ def _now() -> list[object]:
             ),
             no_value="withheld",
             description="Revenue less all-in cost over the trailing hour, of the pools for which both are known.",
-            place=Place(10, 0, 5, 4),
+            place=Place(8, 0, 4, 4),
             unit=CURRENCY,
             decimals=2,
             overrides=currency_units(),
@@ -83,20 +83,32 @@ def _now() -> list[object]:
             "Recoverable GPUs",
             Query(q.level(names.RECOVERABLE_GPUS, _HERE)),
             unit="short",
-            no_value="an hour is not known yet",
+            no_value="an hour is not known",
             description=(
                 "GPUs that held a model for all of the last hour and that not even its busiest window needed, at the "
                 "batches as they were: what packing could free."
             ),
-            place=Place(15, 0, 4, 4),
+            place=Place(12, 0, 4, 4),
         ),
         stat(
             "CO2 per hour",
             Query(f"3600 * {q.rate(names.CARBON, _HERE)}"),
             unit="massg",
-            no_value="no intensity in the book",
+            no_value="no intensity in the book, or old",
             description="Grams of CO2 of all energy drawn, PUE included, at the intensity of the book.",
-            place=Place(19, 0, 5, 4),
+            place=Place(16, 0, 4, 4),
+        ),
+        stat(
+            "Age of the money",
+            Query(q.money_age(_HERE)),
+            unit="s",
+            decimals=0,
+            description=(
+                "Since the end of the last window that was priced, of the chosen pool that is furthest behind. Half a minute or "
+                f"so is normal. A pool whose figures are older than {q.CLOCK_LIMIT_S} s is in no figure of the present on this "
+                "page: what is shown is of the others."
+            ),
+            place=Place(20, 0, 4, 4),
         ),
     ]
 
@@ -245,10 +257,15 @@ def _envelopes() -> list[object]:
         "unit": "Unit",
     }
     legend = "{{envelope}}: {{consumer}}"
+    used = q.fresh(names.ENVELOPE_USED, q.envelope_used_share(_SITE))
+    exhaustion = q.fresh(names.ENVELOPE_EXHAUSTION, q.envelope_exhaustion(_SITE))
+    last_hour, last_days = (
+        q.fresh(names.ENVELOPE_BURN_RATE, q.envelope_burn(window, _SITE)) for window in ("1h", "3d")
+    )
     return [
         table(
             "Envelopes most used",
-            Query(f"topk({_TOP}, {q.envelope_used_share(_SITE)})"),
+            Query(f"topk({_TOP}, {used})"),
             value="Used",
             columns=columns,
             unit="percentunit",
@@ -260,7 +277,7 @@ def _envelopes() -> list[object]:
         ),
         table(
             "Envelopes that will not last",
-            Query(f"1000 * bottomk({_TOP}, {q.envelope_exhaustion(_SITE)})"),
+            Query(f"1000 * bottomk({_TOP}, {exhaustion})"),
             value="Used up",
             columns=columns,
             unit="dateTimeFromNow",
@@ -272,14 +289,14 @@ def _envelopes() -> list[object]:
         ),
         timeseries(
             "Burn rate of envelopes, last hour",
-            [Query(f"topk({_TOP}, {q.envelope_burn('1h', _SITE)})", legend)],
+            [Query(f"topk({_TOP}, {last_hour})", legend)],
             unit="suffix: x",
             description="Use over the last hour as a multiple of the even rate, at which the limit lasts just until the period ends.",
             place=Place(0, 48, 12, 8),
         ),
         timeseries(
             "Burn rate of envelopes, last three days",
-            [Query(f"topk({_TOP}, {q.envelope_burn('3d', _SITE)})", legend)],
+            [Query(f"topk({_TOP}, {last_days})", legend)],
             unit="suffix: x",
             description="The same over three days; absent until usage has been read for so long.",
             place=Place(12, 48, 12, 8),

@@ -96,9 +96,9 @@ def _now() -> list[object]:
             no_value="withheld",
             description=(
                 "Output tokens per second for each megawatt the boards draw. Withheld while coverage is under "
-                f"{q.COVERAGE_FLOOR:.0%} or there are too few tokens to mean anything."
+                f"{q.COVERAGE_FLOOR:.0%}, there are too few tokens to mean anything, or the figures are too old."
             ),
-            place=Place(6, 0, 4, 4),
+            place=Place(6, 0, 3, 4),
         ),
         stat(
             "Tokens per joule (IT)",
@@ -110,20 +110,20 @@ def _now() -> list[object]:
                 "Output tokens per joule of board energy, which is tokens/s per watt; idle GPUs count with what "
                 "they draw. Withheld under the same conditions."
             ),
-            place=Place(10, 0, 3, 4),
+            place=Place(9, 0, 3, 4),
         ),
         stat(
             "Lost per hour",
             Query(q.lost_revenue_per_hour(_HERE), "{{currency}}"),
             unit=CURRENCY,
             decimals=2,
-            no_value="no price or yardstick",
+            no_value="no price or yardstick, or old",
             overrides=currency_units(),
             description=(
                 "Revenue that idle watts would have brought, per hour: lost tokens at the realised blended "
                 "price, over the last 5 minutes. Needs a price in the book and a yardstick."
             ),
-            place=Place(13, 0, 4, 4),
+            place=Place(12, 0, 3, 4),
         ),
         stat(
             "Lost today",
@@ -136,8 +136,11 @@ def _now() -> list[object]:
             no_value="no price or yardstick",
             overrides=currency_units(),
             time_from="now/d",
-            description="The same since midnight, as Prometheus estimates it; the ledger has the exact sum.",
-            place=Place(17, 0, 4, 4),
+            description=(
+                "The same since midnight and as far as windows are priced (see the age of the figures), as Prometheus "
+                "estimates it; the ledger has the exact sum."
+            ),
+            place=Place(15, 0, 3, 4),
         ),
         stat(
             "Benchmark loss per hour",
@@ -148,6 +151,19 @@ def _now() -> list[object]:
             description=(
                 "BENCHMARK, not your revenue: idle kWh at 17.12 USD, the yield of 150 bn USD a year from one "
                 "gigawatt. Needs no price book. Never add it to the loss beside it."
+            ),
+            place=Place(18, 0, 3, 4),
+        ),
+        stat(
+            "Age of the figures",
+            Query(q.meter_age(_HERE), "watts"),
+            beside=(Query(q.money_age(_HERE), "money"),),
+            unit="s",
+            decimals=0,
+            description=(
+                "Since the end of the last closed window (watts, tokens), and of the last one that was priced (money), of the "
+                "chosen pool that is furthest behind. Half a minute or so is normal. A pool whose figures are older than "
+                f"{q.CLOCK_LIMIT_S} s is in no figure of the present on this page: what is shown is of the others."
             ),
             place=Place(21, 0, 3, 4),
         ),
@@ -334,7 +350,7 @@ def _pipeline() -> list[object]:
                 Query(
                     q.zero_while(
                         q.rate(names.UNPRICED_TOKENS, _HERE, ("model_name", "kind")),
-                        q.output_tokens_rate(_HERE),
+                        q.highest(names.MONEY_END, _HERE),
                     ),
                     "{{model_name}} {{kind}}",
                 )

@@ -89,12 +89,13 @@ def stat(
     decimals: int | None = None,
     overrides: Sequence[Json] = (),
     time_from: str | None = None,
+    beside: Sequence[Query] = (),
 ) -> Panel:
-    """One figure, as it is now; `no_value` says what its absence means."""
+    """One figure, as it is now, and those `beside` it; `no_value` says what its absence means."""
     return Stat(
         title=title,
         description=description,
-        targets=_targets((query,), instant=True),
+        targets=_targets((query, *beside), instant=True),
         format=unit,
         decimals=decimals,
         noValue=no_value,

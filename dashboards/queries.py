@@ -1,8 +1,9 @@
 """Every PromQL expression Idlewatt ships, as functions of the metric constants.
 
-Three rules hold for all of them. A ratio is a ratio of sums, never a mean of ratios. Gauges of withheld
+Four rules hold for all of them. A ratio is a ratio of sums, never a mean of ratios. Gauges of withheld
 figures stay absent: nothing here turns "not known" into 0. Meter and economy series carry no `instance`
-(provisioning.py drops it), so they are summed by site and pool and never by who served them.
+(provisioning.py drops it), so they are summed by site and pool and never by who served them. Figures of now are of pools
+whose figures are not old (fresh()).
 """
 
 from collections.abc import Mapping
@@ -22,6 +23,10 @@ RATE_INTERVAL: Final = "$__rate_interval"
 RANGE: Final = "$__range"
 ROLLING: Final = "5m"
 WASTED: Final = "~idle_loaded|idle_free"
+# window, grace and scrape make about 45 s in the default settings; figures that are older than this are none of now
+CLOCK_LIMIT_S: Final = 120
+# when the figures of a stage are of
+_CLOCKS: Final = {"meter": names.WINDOW_END, "economy": names.MONEY_END}
 # job of every Idlewatt process in prometheus.yml
 JOB: Final = "idlewatt"
 
@@ -43,21 +48,44 @@ def series(metric: Metric, where: Where = EVERYWHERE) -> str:
     return f"{metric.name}{{{','.join(matchers)}}}" if where else metric.name
 
 
+def fresh(metric: Metric, expression: str) -> str:
+    """The expression, made of this metric and with its labels, without pools (or sites) whose figures are old.
+
+    A stage that cannot commit goes on showing its last state: gauges stay, and counters that stand still have a rate of 0.
+    What has no clock is kept: pools without a GPU have none for their money, sites without a pool none at all.
+    """
+    clock = _CLOCKS.get(metric.stage)
+    if clock is None:
+        return expression
+    by = ", ".join(label for label in POOL if label in metric.labels)
+    return f"({expression} unless on ({by}) (time() - max by ({by}) ({clock.name}) >= {CLOCK_LIMIT_S}))"
+
+
+def meter_age(where: Where) -> str:
+    """Seconds since the end of the last closed window, of the pool for which that is longest ago."""
+    return f"max(time() - {series(names.WINDOW_END, where)})"
+
+
+def money_age(where: Where) -> str:
+    """The same of the last window that was priced. What has no GPUs any more has no windows to be priced."""
+    return f"max(time() - ({series(names.MONEY_END, where)} and on (site, pool) {series(names.GPUS, where)}))"
+
+
 def level(metric: Metric, where: Where = EVERYWHERE, by: tuple[str, ...] = ()) -> str:
-    """Sum of a gauge."""
-    return _aggregated("sum", metric, by, series(metric, where))
+    """Sum of a gauge as it is now, or of what a counter came to."""
+    return _aggregated("sum", metric, by, _as_it_is(metric, where))
 
 
 def highest(metric: Metric, where: Where = EVERYWHERE, by: tuple[str, ...] = ()) -> str:
     """Largest value of a gauge."""
-    return _aggregated("max", metric, by, series(metric, where))
+    return _aggregated("max", metric, by, _as_it_is(metric, where))
 
 
 def rate(
     metric: Metric, where: Where = EVERYWHERE, by: tuple[str, ...] = (), window: str = RATE_INTERVAL
 ) -> str:
     """Growth of a counter per second, summed."""
-    return _aggregated("sum", metric, by, f"rate({series(metric, where)}[{window}])")
+    return _aggregated("sum", metric, by, fresh(metric, f"rate({series(metric, where)}[{window}])"))
 
 
 def increase(metric: Metric, where: Where = EVERYWHERE, by: tuple[str, ...] = (), window: str = RANGE) -> str:
@@ -201,19 +229,22 @@ def worst_offenders(where: Where, most: int) -> str:
 
 def envelope_burn(window: str, where: Where = EVERYWHERE) -> str:
     """Use of each envelope over a window, as a multiple of the even rate."""
-    return highest(names.ENVELOPE_BURN_RATE, {**where, "window": window}, ENVELOPE)
+    return _envelope(names.ENVELOPE_BURN_RATE, {**where, "window": window})
 
 
 def envelope_used_share(where: Where = EVERYWHERE) -> str:
     """What of each envelope's limit is used."""
-    return (
-        f"{highest(names.ENVELOPE_USED, where, ENVELOPE)} / {highest(names.ENVELOPE_LIMIT, where, ENVELOPE)}"
-    )
+    return f"{_envelope(names.ENVELOPE_USED, where)} / {_envelope(names.ENVELOPE_LIMIT, where)}"
 
 
 def envelope_exhaustion(where: Where = EVERYWHERE) -> str:
     """When each envelope will be used up; absent where that is not before its period ends."""
-    return highest(names.ENVELOPE_EXHAUSTION, where, ENVELOPE)
+    return _envelope(names.ENVELOPE_EXHAUSTION, where)
+
+
+def _envelope(metric: Metric, where: Where) -> str:
+    """Old or not: what is used up stays so until its period ends, and no alert on it is over because the economy is."""
+    return _aggregated("max", metric, ENVELOPE, series(metric, where))
 
 
 def behind_messages() -> str:
@@ -254,6 +285,12 @@ def new_events(metric: Metric, by: tuple[str, ...], window: str, where: Where = 
         f"unless on (instance) {scraped} == 0 and on () group({scraped}))"
     )
     return _aggregated("sum", metric, by, f"{born} or increase({selector}[{window}]) > 0")
+
+
+def _as_it_is(metric: Metric, where: Where) -> str:
+    selector = series(metric, where)
+    # what a counter came to is no figure of now
+    return fresh(metric, selector) if metric.kind == "gauge" else selector
 
 
 def _aggregated(operator: str, metric: Metric, by: tuple[str, ...], expression: str) -> str:

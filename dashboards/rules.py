@@ -33,8 +33,6 @@ YIELD_MIN_TOKENS_PER_SECOND: Final = 10
 YIELD_MIN_HISTORY: Final = "6h"
 DARK_SHARE_LIMIT: Final = round(1 - q.COVERAGE_FLOOR, 6)
 BEHIND_LIMIT_S: Final = 60
-# window, grace and scrape make about 45 s in the default settings
-CLOCK_LIMIT_S: Final = 120
 # a pool whose figures vanish is looked for this long
 CLOCK_LOOKBACK: Final = "6h"
 # A broker that hangs holds each commit up for half a minute. Shorter than the alert lasts, so that a rebalance's few
@@ -79,6 +77,7 @@ _POOL_IN_WORDS: Final = "Pool {{ $labels.pool }} of site {{ $labels.site }}"
 def _lost_per_hour_in_words() -> str:
     """What the pool loses now, in every currency it is told in; nothing where no price is known."""
     loss = f'{names.LOST_REVENUE_PER_HOUR.name}{{window="{q.ROLLING}",site=%q,pool=%q}}'
+    loss = q.fresh(names.LOST_REVENUE_PER_HOUR, loss)
     query = f"printf `sum by (currency) ({loss})` $labels.site $labels.pool | query"
     return (
         f"{{{{ range {query} }}}}"
@@ -195,15 +194,14 @@ ALERTS: Final = (
         name="IdlewattWindowClockStalled",
         expr=(
             f"time() - max by (site, pool) (last_over_time({q.series(names.WINDOW_END)}[{CLOCK_LOOKBACK}]))"
-            f" > {CLOCK_LIMIT_S}"
+            f" > {q.CLOCK_LIMIT_S}"
         ),
         lasting="5m",
         severity="critical",
         summary="No new figures for pool {{ $labels.pool }} of site {{ $labels.site }}",
         description=(
             "The last closed window of pool {{ $labels.pool }} of site {{ $labels.site }} ended "
-            "{{ $value | humanizeDuration }} ago. Its panels show old figures or none, and its other alerts "
-            "cannot fire."
+            "{{ $value | humanizeDuration }} ago. Panels do not show it, and its other alerts cannot fire."
         ),
     ),
     AlertRule(
@@ -211,7 +209,7 @@ ALERTS: Final = (
         # the meter's clock of a pool goes on for an hour after its last GPU is gone; nothing is left to be priced then
         expr=(
             f"max by (site, pool) ({q.series(names.WINDOW_END)} and on (site, pool) {q.series(names.GPUS)})"
-            f" - max by (site, pool) (last_over_time({q.series(names.MONEY_END)}[{CLOCK_LOOKBACK}])) > {CLOCK_LIMIT_S}"
+            f" - max by (site, pool) (last_over_time({q.series(names.MONEY_END)}[{CLOCK_LOOKBACK}])) > {q.CLOCK_LIMIT_S}"
         ),
         lasting="5m",
         severity="critical",

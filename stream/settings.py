@@ -231,7 +231,7 @@ class Process(_Section):
     grace_s: Annotated[float, Field(ge=0.5, le=3600)] = Field(
         15.0,
         description="A window closes this long after its end in event time. At least 1.5 times the slowest reading interval. "
-        "Above 60, raise the limit of the alert IdlewattWindowClockStalled.",
+        "Above 60, raise the limit of the alert IdlewattWindowClockStalled and of the dashboards, as its runbook says.",
     )
     forget_after_s: Seconds = Field(
         86_400.0,

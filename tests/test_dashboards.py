@@ -28,6 +28,8 @@ PANELS: Final = [
     for uid, dashboard in DASHBOARDS.items()
     for panel in panels(dashboard)
 ]
+# what fresh() adds keeps no label
+CLOCK: Final = re.compile(r" unless on \([a-z, ]*\) \(time\(\) - max by \([a-z, ]*\) \(\w+\) >= \d+\)")
 QUERIES: Final = [pytest.param(query, id=str(query)) for query in panel_queries()]
 
 
@@ -244,7 +246,7 @@ def test_legends_name_labels_that_the_query_keeps(uid: str) -> None:
         for target in panel["targets"]:
             kept = {
                 label
-                for group in re.findall(r"\bby \(([^)]*)\)", target["expr"])
+                for group in re.findall(r"\bby \(([^)]*)\)", CLOCK.sub("", target["expr"]))
                 for label in group.split(", ")
             }
             assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= kept, panel["title"]
@@ -316,6 +318,36 @@ BACK: Final = {
     'idlewatt_tokens_total{site="n",pool="c",model_name="m",kind="output"}': "1000000+10000000x60",
 }
 
+
+def clocks(meter: Mapping[str, int], money: Mapping[str, int]) -> dict[str, str]:
+    """The last windows of pools, as old as given in seconds after 9 minutes, when figures are asked for."""
+    return {
+        f'idlewatt_{clock}_end_timestamp_seconds{{site="n",pool="{pool}"}}': f"{540 - age_s}x60"
+        for clock, ages in (("window", meter), ("money_window", money))
+        for pool, age_s in ages.items()
+    }
+
+
+FRESH: Final = {"a": 30, "b": 45}
+# a's watts are those of two minutes ago, and of then
+OLD: Final = {"a": 120, "b": 45}
+# per hour: a brings 36 USD, b 18 USD and 72 EUR
+SALES: Final = {
+    'idlewatt_revenue_total{site="n",pool="a",model_name="m",tier="standard",currency="USD"}': "0+0.1x60",
+    'idlewatt_revenue_total{site="n",pool="b",model_name="m",tier="standard",currency="USD"}': "0+0.05x60",
+    'idlewatt_revenue_total{site="n",pool="b",model_name="m",tier="standard",currency="EUR"}': "0+0.2x60",
+}
+LOSSES: Final = {
+    f'idlewatt_lost_revenue_per_hour{{site="n",pool="{pool}",window="5m",currency="USD"}}': f"{loss}x60"
+    for pool, loss in (("a", 300), ("b", 18))
+}
+UNATTRIBUTED: Final = 'idlewatt_unattributed_tokens_total{site="n",model_name="m",kind="output"}'
+HALF_USED: Final = {
+    f'idlewatt_envelope_{of}{{site="{site}",envelope="e",consumer_kind="team",consumer="t",unit="USD"}}': f"{amount}x60"
+    for of, amount in (("limit", 100), ("used", 50))
+    for site in ("n", "usage-only")
+}
+
 FIGURES: Final = (
     ("tokens per second", FACTORY, q.output_tokens_rate(ANYWHERE, window="1m"), {"{}": 2000}),
     ("watts drawn", FACTORY, q.drawn_watts(ANYWHERE), {"{}": 1600}),
@@ -373,6 +405,83 @@ FIGURES: Final = (
         {'{site="n",pool="a"}': 0, '{site="n",pool="b"}': 1},
     ),
     ("surplus and want do not cancel out", FACTORY, q.unaccounted_joules(ANYWHERE), {"{}": 6}),
+    ("watts of pools that are fresh", FACTORY | clocks(FRESH, {}), q.drawn_watts(ANYWHERE), {"{}": 1600}),
+    ("old watts are not of now", FACTORY | clocks(OLD, {}), q.drawn_watts(ANYWHERE), {"{}": 600}),
+    (
+        "a counter that stands still is no rate of 0",
+        {**FACTORY, **dict.fromkeys((s for s in FACTORY if "_tokens_" in s), "1000000x60")} | clocks(OLD, {}),
+        q.output_tokens_rate(ANYWHERE, window="1m"),
+        {},
+    ),
+    (
+        "and was one as long as it was fresh",
+        FACTORY | {'idlewatt_window_end_timestamp_seconds{site="n",pool="a"}': "0+10x30 300x30"},
+        f"max_over_time(({q.drawn_watts({'site': 'n', 'pool': 'a'})})[9m:10s])"
+        f" unless {q.drawn_watts({'site': 'n', 'pool': 'a'})}",
+        {"{}": 1000},
+    ),
+    (
+        "yield of the pools that are fresh",
+        FACTORY | covered(1, 1, 1) | clocks(OLD, {}),
+        q.tokens_per_joule(ANYWHERE),
+        {},
+    ),
+    (
+        "each currency of each pool that is fresh",
+        SALES | clocks(FRESH, FRESH),
+        q.money_per_hour(names.REVENUE, ANYWHERE),
+        {'{currency="USD"}': 54, '{currency="EUR"}': 72},
+    ),
+    (
+        "without the pool whose money is old, although its watts are not",
+        SALES | clocks(FRESH, OLD),
+        q.money_per_hour(names.REVENUE, ANYWHERE),
+        {'{currency="USD"}': 18, '{currency="EUR"}': 72},
+    ),
+    (
+        "a pool without a GPU has no clock of money, and is sold from all the same",
+        SALES | clocks(FRESH, {"a": 30}),
+        q.money_per_hour(names.REVENUE, ANYWHERE),
+        {'{currency="USD"}': 54, '{currency="EUR"}': 72},
+    ),
+    ("old bills are none", BILLS | clocks(FRESH, OLD), q.all_in_cost_per_hour(ANYWHERE), {}),
+    (
+        "a loss that is frozen to the cent",
+        LOSSES | clocks(FRESH, OLD),
+        q.lost_revenue_per_hour(ANYWHERE),
+        {'{currency="USD"}': 18},
+    ),
+    (
+        "of a site's money some is fresh",
+        FACTORY | {UNATTRIBUTED: "0+5000x60"} | clocks(FRESH, OLD),
+        q.unattributed_share({"site": "~.+"}),
+        {'{model_name="m"}': 0.25},
+    ),
+    (
+        "none of it is",
+        FACTORY | {UNATTRIBUTED: "5000x60"} | clocks(FRESH, {"a": 130, "b": 130}),
+        q.unattributed_share({"site": "~.+"}),
+        {},
+    ),
+    (
+        "a site without pools has envelopes; another's are old",
+        HALF_USED | clocks(FRESH, {"a": 130}),
+        f"sum by (site) ({q.fresh(names.ENVELOPE_USED, q.envelope_used_share())})",
+        {'{site="usage-only"}': 0.5},
+    ),
+    ("the age of the oldest", clocks(OLD, {}), q.meter_age(ANYWHERE), {"{}": 120}),
+    (
+        "the age of the oldest money, of pools that have GPUs",
+        FACTORY | clocks(FRESH, {"a": 240, "b": 45, "gone": 1}),
+        q.money_age(ANYWHERE),
+        {"{}": 240},
+    ),
+    (
+        "no pool but one that is gone",
+        clocks({}, {"gone": 300}),
+        q.money_age(ANYWHERE),
+        {},
+    ),
     ("no GPU was ever dark", FACTORY, q.dark_share(ANYWHERE), {}),
     ("what the bills come to", BILLS, q.all_in_cost_per_hour(ANYWHERE), {'{currency="USD"}': 54}),
     (

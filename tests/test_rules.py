@@ -164,6 +164,18 @@ CASES: Final = (
         "30m",
         (Fires(OF_POOL, "Pool a of site north burns 40% of its watts for nothing", WASTED_TEXT),),
     ),
+    Case(
+        "IdlewattWastedWatts",
+        "fires",
+        "the economy stands still: no word of money that is old",
+        energy(600, 300, 100)
+        | {
+            f'idlewatt_lost_revenue_per_hour{{{POOL},window="5m",currency="USD"}}': "12.5x40",
+            MONEY_END: "0x40",
+        },
+        "30m",
+        (Fires(OF_POOL, "Pool a of site north burns 40% of its watts for nothing", WASTED_TEXT),),
+    ),
     Case("IdlewattWastedWatts", "quiet", "a quarter is wasted", energy(750, 150, 100), "40m"),
     Case("IdlewattWastedWatts", "quiet", "not for 15 minutes yet", energy(600, 300, 100), "14m"),
     Case("IdlewattWastedWatts", "quiet", "no idle state was ever seen", energy(1000, 0, 0), "40m"),
@@ -243,6 +255,13 @@ CASES: Final = (
     ),
     Case("IdlewattPoolDark", "quiet", "1 of 12 GPUs tells nothing", {DARK: "1x20", SERVING: "11x20"}, "10m"),
     Case("IdlewattPoolDark", "quiet", "dark for a moment", {DARK: "9 9 0x20", SERVING: "3 3 12x20"}, "10m"),
+    Case(
+        "IdlewattPoolDark",
+        "quiet",
+        "the figures are old (IdlewattWindowClockStalled fires then)",
+        {DARK: "3x20", SERVING: "9x20", WINDOW_END: "0x20"},
+        "10m",
+    ),
     Case("IdlewattPoolDark", "missing", "no GPU was ever dark", {SERVING: "12x20"}, "10m"),
     Case(
         "IdlewattPipelineBehind",
@@ -306,8 +325,8 @@ CASES: Final = (
             Fires(
                 OF_POOL,
                 "No new figures for pool a of site north",
-                "The last closed window of pool a of site north ended 10m 0s ago. Its panels show old figures or "
-                "none, and its other alerts cannot fire.",
+                "The last closed window of pool a of site north ended 10m 0s ago. Panels do not show it, and its other "
+                "alerts cannot fire.",
             ),
         ),
     ),
@@ -322,8 +341,8 @@ CASES: Final = (
             Fires(
                 OF_POOL,
                 "No new figures for pool a of site north",
-                "The last closed window of pool a of site north ended 10m 0s ago. Its panels show old figures or "
-                "none, and its other alerts cannot fire.",
+                "The last closed window of pool a of site north ended 10m 0s ago. Panels do not show it, and its other "
+                "alerts cannot fire.",
             ),
         ),
     ),
@@ -788,6 +807,20 @@ CASES: Final = (
         "fires",
         "the limit is reached; somebody else has a cent left",
         envelope(used="99x5 100x20") | envelope(consumer="ann", used="99.99x60"),
+        "10m",
+        (
+            Fires(
+                OF_ENVELOPE,
+                f"{ENVELOPE_TEXT} is used up",
+                f"{ENVELOPE_TEXT} is 100% used. Idlewatt stops nobody: gateways that ask GET /v1/envelopes are told so.",
+            ),
+        ),
+    ),
+    Case(
+        "IdlewattEnvelopeExhausted",
+        "fires",
+        "and still is while the economy stands still",
+        envelope(used="100x20") | {MONEY_END: "0x20"},
         "10m",
         (
             Fires(

@@ -3,6 +3,7 @@
 import http.server
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -14,7 +15,7 @@ from prometheus_server import StartPrometheus
 from idlewatt.dashboards import queries as q
 from idlewatt.dashboards import rules
 from idlewatt.dashboards.provisioning import prometheus_yaml
-from idlewatt.stream.metric_names import METRICS, UNCOSTED_GPU_SECONDS, Metric
+from idlewatt.stream.metric_names import METRICS, MONEY_END, UNCOSTED_GPU_SECONDS, WINDOW_END, Metric
 
 pytestmark = pytest.mark.prometheus
 
@@ -103,7 +104,9 @@ def test_every_panel_shows_data(prometheus_server: StartPrometheus, pages: Calla
         now = next(scrapes) * 1000
         # all is priced: what is not blinds a panel
         grows = {m for m in METRICS if m.kind == "counter" and m is not UNCOSTED_GPU_SECONDS}
-        return "".join(everything(m, now if m in grows else 1) for m in METRICS)
+        # and all figures are of now: old ones are shown on no panel
+        clocks = dict.fromkeys((WINDOW_END, MONEY_END), time.time())
+        return "".join(everything(m, clocks.get(m, now if m in grows else 1)) for m in METRICS)
 
     server = prometheus_server(
         config(pages(body)),
