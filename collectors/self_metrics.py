@@ -51,7 +51,10 @@ class CollectorMetrics(Collector):
             left_out.add_metric(["usage_post", reason], requests)
         waiting = _family(metric_names.SPOOL_BYTES)
         waiting.add_metric([], sink.waiting_bytes)
-        return success, duration, errors, left_out, sent, dropped, waiting
+        limit = _family(metric_names.SPOOL_LIMIT)
+        if sink.spool_max_bytes is not None:
+            limit.add_metric([], sink.spool_max_bytes)
+        return success, duration, errors, left_out, sent, dropped, waiting, limit
 
 
 def _family(metric: metric_names.Metric) -> CounterMetricFamily | GaugeMetricFamily:

@@ -29,7 +29,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class SinkState:
-    """Rows since the start, by topic, and what waits for the log in memory and in the spool.
+    """Rows since the start, by topic, what waits for the log in memory and in the spool, and how much the spool holds.
 
     While nothing moves: rows put and rows found in the spool = sent + dropped + unencodable + waiting.
     """
@@ -39,6 +39,7 @@ class SinkState:
     unencodable_rows: int
     waiting_rows: int
     waiting_bytes: int
+    spool_max_bytes: int | None
     damaged_records: int
 
 
@@ -156,6 +157,7 @@ class Sink:
             unencodable_rows=queue.unencodable_rows,
             waiting_rows=queue.waiting_rows + (spool.waiting_rows if spool else 0),
             waiting_bytes=queue.waiting_bytes + (spool.waiting_bytes if spool else 0),
+            spool_max_bytes=spool.max_bytes if spool else None,
             damaged_records=spool.damaged if spool else 0,
         )
 

@@ -41,6 +41,8 @@ REWINDS_WINDOW: Final = "3m"
 REWINDS_LIMIT: Final = 2
 # a target that vanishes is looked for this long
 TARGET_LOOKBACK: Final = "1h"
+# two days of 8 GPUs in a spool of the default size; as much time is left as has gone by
+SPOOL_SHARE_LIMIT: Final = 0.5
 # Multiples of the even rate, as the SRE workbook sets them for 30 days: 2 % of a month in an hour, 5 % in six
 BURN_FASTEST: Final = 14.4
 BURN_FAST: Final = 6
@@ -300,6 +302,18 @@ ALERTS: Final = (
         description=(
             "About {{ $value | humanize }} rows of {{ $labels.topic }} were refused in the last 5 minutes "
             "({{ $labels.reason }}), and some for a quarter of an hour. What they say cannot be true, and is in no figure."
+        ),
+    ),
+    AlertRule(
+        name="IdlewattSpoolFills",
+        expr=f"{q.spool_share()} > {SPOOL_SHARE_LIMIT}",
+        lasting="5m",
+        severity="warning",
+        summary="The spool of {{ $labels.instance }} is {{ $value | humanizePercentage }} full",
+        description=(
+            "{{ $labels.instance }} cannot send its rows to Kafka as fast as it reads them, and its spool is "
+            "{{ $value | humanizePercentage }} full. When it is full the oldest rows are dropped, and POST /v1/usage takes "
+            "nothing more."
         ),
     ),
     AlertRule(

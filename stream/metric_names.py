@@ -371,5 +371,11 @@ DROPPED_ROWS: Final = _collector(
 SPOOL_BYTES: Final = _collector(
     "idlewatt_spool_bytes", "gauge", "", "Bytes that wait for the log, most of them in the spool on disk."
 )
+SPOOL_LIMIT: Final = _collector(
+    "idlewatt_spool_limit_bytes",
+    "gauge",
+    "",
+    "Bytes that the spool holds at most (collect.spool_max_bytes); beyond it rows are lost. Absent without a spool.",
+)
 
 METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

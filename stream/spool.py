@@ -35,7 +35,7 @@ _LOST: Final = frozenset({errno.ENOENT, errno.EIO})
 class Spool:
     """The messages of one collector that wait for the log. May be used from several threads.
 
-    `waiting_bytes` is the size of its files, `waiting_rows` are the rows not acknowledged. `damaged` counts records
+    `waiting_bytes` is the size of its files, at most `max_bytes`; `waiting_rows` are the rows not acknowledged. `damaged` counts records
     that were skipped, `failures` what the disk refused, a full one included; `fault` says what was last wrong.
 
     A message that append() has taken is in a file, where SIGKILL cannot touch it. append() also syncs the file
@@ -50,7 +50,7 @@ class Spool:
         self.failures = 0
         self.fault = ""
         self._folder = Path(path)
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._segment_bytes = min(_SEGMENT_BYTES, max_bytes // _LEAST_SEGMENTS)
         self._dropped_rows: Counter[str] = Counter()
         self._segments: deque[Segment] = deque()
@@ -145,18 +145,18 @@ class Spool:
             self._segments.append(segment)
             self.waiting_bytes += segment.bytes
             self.waiting_rows += segment.rows.total()
-        while self.waiting_bytes > self._max_bytes:
+        while self.waiting_bytes > self.max_bytes:
             self._remove_first()
 
     def _append(self, message: WaitingMessage, drop_oldest: bool) -> None:
         frame = to_frame(message)
         topic, rows = message.record.topic, message.rows
-        if not drop_oldest and self.waiting_bytes + len(frame) > self._max_bytes:
+        if not drop_oldest and self.waiting_bytes + len(frame) > self.max_bytes:
             raise OSError(errno.ENOSPC, "the spool is full", str(self._folder))
-        if len(frame) > self._max_bytes:
+        if len(frame) > self.max_bytes:
             self._dropped_rows[topic] += rows
             return
-        while self.waiting_bytes + len(frame) > self._max_bytes:
+        while self.waiting_bytes + len(frame) > self.max_bytes:
             self._remove_first()
         self._write(frame, drop_oldest)
         self._segments[-1].rows[topic] += rows

@@ -110,7 +110,11 @@ def test_rows_of_all_sources_reach_the_log_and_are_accounted_for(server: Loopbac
     assert shown["idlewatt_scrape_success", "gone"] == 0
     assert 0 < shown["idlewatt_scrape_duration_seconds", "good"] < 0.5
     assert shown["idlewatt_sample_errors_total", "good", "nan"] >= 1
-    assert {name[0] for name in shown} == {m.name for m in metric_names.METRICS if m.stage == "collector"}
+    # the log is on this disk, so there is no spool
+    expected = {m.name for m in metric_names.METRICS if m.stage == "collector"} - {
+        "idlewatt_spool_limit_bytes"
+    }
+    assert {name[0] for name in shown} == expected
     rows = [row for record in shelf.records for row in decode(record.value)[1].to_dicts()]
     engine_rows = [row for row in rows if "engine" in row]
     assert {(row["engine"], row["pool"], row["ts_ms"], row["output_tokens"]) for row in engine_rows} == {
@@ -142,8 +146,10 @@ def test_kafka_has_a_spool_and_the_embedded_log_none(tmp_path: Path, monkeypatch
     """The spool stands beside the process, holds what Kafka does not take, and belongs to one collector."""
     monkeypatch.chdir(tmp_path)
     shelf = Shelf()
-    Collection(settings(), shelf, extra_sources=[OneGpu()]).stop(1)
+    embedded = Collection(settings(), shelf, extra_sources=[OneGpu()])
+    embedded.stop(1)
     assert list(tmp_path.iterdir()) == []
+    assert ("idlewatt_spool_limit_bytes",) not in metrics(embedded)
 
     kafka = settings().model_copy(update={"log": Log(kind="kafka")})
     shelf.away = True
@@ -158,6 +164,7 @@ def test_kafka_has_a_spool_and_the_embedded_log_none(tmp_path: Path, monkeypatch
     shown = metrics(collection)
     on_disk = sum(path.stat().st_size for path in tmp_path.glob("idlewatt-spool/*.spool"))
     assert shown["idlewatt_spool_bytes",] == on_disk > 0
+    assert shown["idlewatt_spool_limit_bytes",] == kafka.collect.spool_max_bytes
     assert shown["idlewatt_spool_dropped_rows_total", topics.GPU] == 0
 
 

@@ -63,6 +63,8 @@ def falling_yield(tokens: str, tokens_per_joule: str) -> dict[str, str]:
 REJECTED: Final = 'idlewatt_rejected_messages_total{topic="idlewatt.gpu",reason="not_arrow",instance="p:1"}'
 REFUSED: Final = 'idlewatt_rejected_rows_total{topic="idlewatt.gpu",reason="clock_ahead",instance="p:1"}'
 DROPPED: Final = 'idlewatt_spool_dropped_rows_total{topic="idlewatt.gpu",instance="c:1"}'
+SPOOLED: Final = 'idlewatt_spool_bytes{instance="c:1",job="idlewatt"}'
+SPOOL_LIMIT: Final = 'idlewatt_spool_limit_bytes{instance="c:1",job="idlewatt"}'
 BEHIND: Final = 'idlewatt_behind_messages{topic="idlewatt.gpu",partition="3",instance="p:1"}'
 READ: Final = 'idlewatt_messages_total{topic="idlewatt.gpu",partition="3",instance="p:1"}'
 SCRAPE: Final = 'idlewatt_scrape_success{source="http://e:8000",instance="c:1",job="idlewatt"}'
@@ -634,6 +636,41 @@ CASES: Final = (
         {REJECTED: "7x20 _x12 7x30"},
         "34m",
     ),
+    Case(
+        "IdlewattSpoolFills",
+        "fires",
+        "Kafka is away for hours; another collector has more room",
+        {
+            SPOOLED: "0+10x90",
+            SPOOL_LIMIT: "1000x90",
+            SPOOLED.replace("c:1", "c:2"): "0+10x90",
+            SPOOL_LIMIT.replace("c:1", "c:2"): "2000x90",
+        },
+        "60m",
+        (
+            Fires(
+                {"instance": "c:1", "job": "idlewatt"},
+                "The spool of c:1 is 60% full",
+                "c:1 cannot send its rows to Kafka as fast as it reads them, and its spool is 60% full. When it is full the "
+                "oldest rows are dropped, and POST /v1/usage takes nothing more.",
+            ),
+        ),
+    ),
+    Case(
+        "IdlewattSpoolFills",
+        "quiet",
+        "a short outage",
+        {SPOOLED: "0 100+100x3 0x40", SPOOL_LIMIT: "1000x60"},
+        "20m",
+    ),
+    Case(
+        "IdlewattSpoolFills",
+        "quiet",
+        "it empties",
+        {SPOOLED: "900-100x9 0x20", SPOOL_LIMIT: "1000x60"},
+        "6m",
+    ),
+    Case("IdlewattSpoolFills", "missing", "no spool: the log is on this disk", {SPOOLED: "900x60"}, "20m"),
     Case(
         "IdlewattRowsDropped",
         "fires",
