@@ -18,6 +18,7 @@ from crc32c import crc32c
 from pyarrow import ipc
 from xxhash import xxh3_128_digest
 
+from idlewatt.stream.arrow_sizes import sizes
 from idlewatt.stream.encoding import END_OF_STREAM, SEAL, named
 from idlewatt.stream.errors import UnreadableMessageError
 from idlewatt.stream.joined_batches import join, learn, repeated
@@ -25,6 +26,7 @@ from idlewatt.stream.layouts import Layout, Layouts, RosterLayout
 from idlewatt.stream.log import Values
 from idlewatt.stream.records import NAME_KEY, SCHEMAS, VERSION_KEY, Schema
 from idlewatt.stream.rosters import Rosters
+from idlewatt.stream.topics import MAX_MESSAGE_BYTES
 
 _CONTINUATION: Final = b"\xff\xff\xff\xff"
 # the end of the stream, and the seal: where the record batch begins, mark, checksum
@@ -32,6 +34,12 @@ _TAIL: Final = struct.Struct("<8sI4sI")
 _NO_TAIL: Final = (b"", 0, b"", 0)
 # what a CRC-32C comes to over bytes and their own CRC-32C behind them
 _CRC_OF_WHOLE: Final = 0x48674BC7
+# What another writer's message may open to. It may be compressed, and a dictionary's value stands for any number of rows:
+# in a few kilobytes there is room for more than any memory holds.
+_MOST_ROWS: Final = 1 << 17
+_MOST_BYTES: Final = 2 * MAX_MESSAGE_BYTES
+# a value and where it lies
+_VALUE_BYTES: Final = 16
 _POLARS_TYPES: Final[dict[pa.DataType, pl.DataType]] = {
     pa.int64(): pl.Int64(),
     pa.float64(): pl.Float64(),
@@ -98,33 +106,54 @@ def decode_all(
     columns = {schema: tuple(names) for schema, names in (wanted or {}).items()}
     kept = rosters or {}
     known = dict(kept)
-    found = _sorted_out(messages, columns, known)
-    foreign, faults = found.foreign, found.faults
+    read = _Read(messages, columns, kept)
+    found = _sorted_out(messages, columns, known, read)
     for layouts, new in found.new_rosters.items():
         # those whose names make no sense are missed when rows are joined
         with contextlib.suppress(pa.ArrowException):
             learn(layouts, new, known[layouts.schema])
-    parts: dict[Schema, list[_Part]] = defaultdict(list)
     for (layouts, _), sealed in found.sealed.items():
         schema = layouts.schema
         try:
             frame = join(layouts, sealed.layouts, sealed.taken, sealed.digests, known[schema])
         except (pa.ArrowException, KeyError):
-            foreign += [(place, schema) for place in sealed.places]
+            for place in sealed.places:
+                read.foreign(place, schema, messages[place])
         else:
             if "entity" in frame.columns and schema not in kept:
                 frame = frame.hstack(known[schema].names[frame["entity"]])
             frame = _as_wanted(frame, schema, columns[schema], kept.get(schema))
-            parts[schema].append(_Part(sealed.places, [layout.rows for layout in sealed.layouts], frame))
-    for place, schema in foreign:
+            counts = [layout.rows for layout in sealed.layouts]
+            read.parts[schema].append(_Part(sealed.places, counts, frame))
+    return {schema: _in_order(parts) for schema, parts in read.parts.items()}, read.faults
+
+
+class _Read:
+    """What was read of messages, and what is wrong with those that cannot be, by place."""
+
+    def __init__(
+        self,
+        messages: Sequence[bytes] | Values,
+        columns: Mapping[Schema, tuple[str, ...]],
+        rosters: Mapping[Schema, Rosters],
+    ) -> None:
+        self._messages = messages
+        self._columns = columns
+        self._rosters = rosters
+        self.parts: defaultdict[Schema, list[_Part]] = defaultdict(list)
+        self.faults: dict[int, UnreadableMessageError] = {}
+
+    def foreign(self, place: int, schema: Schema, message: bytes) -> None:
+        """Read with pyarrow one that is not as our own writer seals it."""
         try:
-            frame = _read_foreign(schema, messages[place])
+            rows = _read_foreign(schema, message)
         except UnreadableMessageError as fault:
-            faults[place] = fault
-        else:
-            frame = _as_wanted(frame, schema, columns[schema], kept.get(schema))
-            parts[schema].append(_Part([place], [frame.height], frame))
-    return {schema: _in_order(found) for schema, found in parts.items()}, faults
+            self.faults[place] = fault
+            return
+        if isinstance(self._messages, Values):
+            self._messages.opened_bytes += int(rows.estimated_size())
+        frame = _as_wanted(rows, schema, self._columns[schema], self._rosters.get(schema))
+        self.parts[schema].append(_Part([place], [frame.height], frame))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +168,12 @@ class _Sealed:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Messages by how they are to be read; `foreign` are those that pyarrow reads one by one."""
+    """Messages as our own writer seals them, by how they are to be read."""
 
     # by layout if it is plain: bodies can stand one below the other
     sealed: dict[tuple[Layouts, Layout | None], _Sealed]
     # by digest
     new_rosters: defaultdict[Layouts, dict[bytes, tuple[RosterLayout, bytes]]]
-    foreign: list[tuple[int, Schema]]
-    faults: dict[int, UnreadableMessageError]
 
     def of(self, layouts: Layouts, layout: Layout) -> _Sealed:
         key = layouts, layout if layout.is_plain else None
@@ -154,10 +181,17 @@ class _Found:
 
 
 def _sorted_out(
-    messages: Sequence[bytes] | Values, columns: dict[Schema, tuple[str, ...]], known: dict[Schema, Rosters]
+    messages: Sequence[bytes] | Values,
+    columns: dict[Schema, tuple[str, ...]],
+    known: dict[Schema, Rosters],
+    read: _Read,
 ) -> _Found:
-    """Adds to `columns` and `known` those of schemas that nobody asked for."""
-    found = _Found({}, defaultdict(dict), [], {})
+    """Adds to `columns` and `known` those of schemas that nobody asked for.
+
+    What is not sealed as our own writer does is read at once: so much of what is in messages counts before more are
+    asked for.
+    """
+    found = _Found({}, defaultdict(dict))
     head: bytes | None = None
     layout: Layout | None = None
     sealed: _Sealed | None = None
@@ -168,7 +202,7 @@ def _sorted_out(
             try:
                 stream = _stream(_schema_message(message))
             except UnreadableMessageError as fault:
-                found.faults[place] = fault
+                read.faults[place] = fault
                 continue
             schema, head = stream.schema, stream.head
             layouts = _layouts(stream, columns.setdefault(schema, tuple(schema.arrow.names)))
@@ -179,21 +213,21 @@ def _sorted_out(
         end = len(message) - _TAIL.size
         end_of_stream, at, mark, _ = _TAIL.unpack_from(message, end) if end > 0 else _NO_TAIL
         if mark != SEAL or end_of_stream != END_OF_STREAM:
-            found.foreign.append((place, schema))
+            read.foreign(place, schema, message)
             continue
         if crc32c(message) != _CRC_OF_WHOLE:
-            found.faults[place] = UnreadableMessageError(
+            read.faults[place] = UnreadableMessageError(
                 "checksum", "the message's checksum does not fit its bytes"
             )
             continue
         if layouts is None or not (layouts.apart or at == len(head)):
-            found.foreign.append((place, schema))
+            read.foreign(place, schema, message)
             continue
         # most are laid out like the one before
         if layout is None or at != end - layout.batch_bytes or not message.startswith(layout.header, at):
             layout = layouts.of(message, at, end)
             if layout is None:
-                found.foreign.append((place, schema))
+                read.foreign(place, schema, message)
                 continue
             sealed = None
         digest = b""
@@ -202,7 +236,7 @@ def _sorted_out(
             if digest not in learned and digest not in found.new_rosters[layouts]:
                 roster = layouts.roster(message, at, end)
                 if roster is None:
-                    found.foreign.append((place, schema))
+                    read.foreign(place, schema, message)
                     continue
                 found.new_rosters[layouts][digest] = roster
         if sealed is None:
@@ -302,6 +336,9 @@ def _layouts(stream: _Stream, wanted: tuple[str, ...]) -> Layouts | None:
 def _read_foreign(schema: Schema, message: bytes) -> pl.DataFrame:
     """A message of another writer or another minor version."""
     try:
+        found = sizes(message)
+        if found.rows > _MOST_ROWS or found.opened_bytes > _MOST_BYTES:
+            raise _too_large(f"{found.rows} rows and {found.opened_bytes} bytes")
         table = ipc.open_stream(message).read_all()
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
@@ -310,11 +347,13 @@ def _read_foreign(schema: Schema, message: bytes) -> pl.DataFrame:
     if missing:
         raise UnreadableMessageError("missing_column", f"{schema.name} lacks {', '.join(missing)}")
     try:
-        # a column of nothing but nulls has no bytes however many rows it has; as numbers they would take memory
-        _without_nulls(schema, table)
+        given = {name: table.column(name) for name in schema.arrow.names if name in table.column_names}
+        plain_bytes = sum(_plain_bytes(chunk) for column in given.values() for chunk in column.chunks)
+        if plain_bytes > _MOST_BYTES:
+            raise _too_large(f"{plain_bytes} bytes")
         columns = [
-            _plain(table.column(field.name)).cast(field.type)
-            if field.name in table.column_names
+            _plain(given[field.name]).cast(field.type)
+            if field.name in given
             else pa.nulls(table.num_rows, field.type)
             for field in schema.arrow
         ]
@@ -323,7 +362,6 @@ def _read_foreign(schema: Schema, message: bytes) -> pl.DataFrame:
             "column_type", f"a column of {schema.name} has the wrong type: {error}"
         ) from error
     table = pa.table(columns, names=schema.arrow.names)
-    # and now also those that stood in a dictionary
     _without_nulls(schema, table)
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
@@ -334,6 +372,41 @@ def _without_nulls(schema: Schema, table: pa.Table) -> None:
     for name in schema.required:
         if table.column(name).null_count:
             raise UnreadableMessageError("null_value", f"{schema.name}.{name} has rows without a value")
+
+
+def _too_large(what: str) -> UnreadableMessageError:
+    return UnreadableMessageError(
+        "not_arrow", f"the Arrow stream opens to {what}, more than any message of ours"
+    )
+
+
+def _plain_bytes(array: pa.Array) -> int:
+    """The most that its values take once each row has its own."""
+    kind = array.type
+    if isinstance(array, pa.ExtensionArray):
+        return _plain_bytes(array.storage)
+    if pa.types.is_dictionary(kind):
+        return len(array) * (_VALUE_BYTES + _longest(array.dictionary))
+    if isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        return len(array) * _VALUE_BYTES + _plain_bytes(array.values)
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        # many rows may show the same bytes
+        return int(pl.Series(array).estimated_size())
+    return int(array.nbytes)
+
+
+def _longest(values: pa.Array) -> int:
+    """The most bytes that one of them takes."""
+    if (
+        pa.types.is_string(values.type)
+        or pa.types.is_large_string(values.type)
+        or pa.types.is_string_view(values.type)
+    ):
+        longest = pl.Series(values).str.len_bytes().max()
+        return longest if isinstance(longest, int) else 0
+    if pa.types.is_primitive(values.type):
+        return _VALUE_BYTES
+    return _plain_bytes(values)
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import ipc
 
-from idlewatt.stream import records, rosters
+from idlewatt.stream import decoding, records, rosters
 from idlewatt.stream.decoding import decode, decode_all, frame_schema
 from idlewatt.stream.encoding import END_OF_STREAM, SEAL, SEAL_BYTES, encode_rows, encode_table, sealed
 from idlewatt.stream.errors import UnreadableMessageError
@@ -77,13 +77,13 @@ def reason_of(message: bytes) -> str:
     return caught.value.reason
 
 
-def foreign(columns: dict[str, Any], metadata: dict[bytes, bytes] | None = None) -> bytes:
+def foreign(columns: dict[str, Any], metadata: dict[bytes, bytes] | None = None, **options: Any) -> bytes:
     """A message another Arrow writer made: no seal, its own types."""
     table = pa.table(columns).replace_schema_metadata(
         {records.NAME_KEY: b"engine", records.VERSION_KEY: b"1.0"} if metadata is None else metadata
     )
     sink = pa.BufferOutputStream()
-    with ipc.new_stream(sink, table.schema) as writer:
+    with ipc.new_stream(sink, table.schema, options=ipc.IpcWriteOptions(**options)) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue())
 
@@ -380,9 +380,124 @@ def test_nothing_but_nulls_takes_no_memory() -> None:
     message = sink.getvalue().to_pybytes()
     assert len(message) < 10_000
     before = pa.default_memory_pool().max_memory()
-    with pytest.raises(UnreadableMessageError, match="rows without a value"):
+    with pytest.raises(UnreadableMessageError, match="3000000 rows"):
         decode(message)
     assert pa.default_memory_pool().max_memory() - before < 10_000_000
+
+
+def many(rows: int, **changed: Any) -> dict[str, Any]:
+    """Columns of so many rows, of which the names take a byte each; those in `changed` may take more."""
+    return {
+        name: pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int8()), rows), pa.array(value))
+        if isinstance(value[0], str)
+        else pa.repeat(pa.scalar(value[0]), rows)
+        for name, value in (columns_of(ROW) | changed).items()
+        if name != "gpus"
+    }
+
+
+@pytest.mark.parametrize("codec", [None, "zstd", "lz4"])
+def test_what_a_small_message_opens_to_is_bounded(codec: str | None) -> None:
+    """Another writer may compress, and a name stands for any number of rows; it is refused before it is opened."""
+    for columns, told in (
+        (many(200_000), "2000.. rows"),
+        (many(5000, model_name=["x" * 20_000]), "bytes"),
+        # a column that nobody knows is opened as well
+        (many(1) | {"colour": ["x" * (65 << 20)]}, "bytes"),
+        (
+            {name: pa.chunked_array([[value[0]]] * 3) for name, value in many(1).items()}
+            | {"gpus": pa.chunked_array([pa.array([["x"] * 50_000])] * 3)},
+            "rows",
+        ),
+    ):
+        message = foreign(columns, compression=codec)
+        before = pa.default_memory_pool().max_memory()
+        with pytest.raises(
+            UnreadableMessageError, match=f"opens to .*{told}.*, more than any message of ours"
+        ):
+            decode(message)
+        assert pa.default_memory_pool().max_memory() - before < 10_000_000
+        if codec:
+            assert len(message) < 1_000_000
+
+
+@pytest.mark.parametrize("codec", [None, "zstd", "lz4"])
+def test_an_honest_message_may_be_compressed(codec: str | None) -> None:
+    """Many rows, names in dictionaries or in views of text: what other writers make of the same rows."""
+    rows = [
+        dataclasses.replace(ROW, engine=f"node-1:{n}", output_tokens=n, gpus=[f"GPU-{n}"] * 8)
+        for n in range(3000)
+    ]
+    table = decode(encode_rows(records.ENGINE, rows))[1].to_arrow()
+    views = table.set_column(
+        table.column_names.index("gpus"), "gpus", table.column("gpus").cast(pa.list_(pa.string_view()))
+    )
+    dictionaries = table
+    for number, name in enumerate(table.column_names):
+        if table.schema.field(name).type == pa.large_string():
+            views = views.set_column(number, name, table.column(name).cast(pa.string_view()))
+            dictionaries = dictionaries.set_column(number, name, table.column(name).dictionary_encode())
+    for made in (table, views, dictionaries):
+        message = foreign(dict(zip(made.column_names, made.columns, strict=True)), compression=codec)
+        assert decode(message)[1].rows(named=True) == [dataclasses.asdict(row) for row in rows]
+
+
+def test_what_an_old_writer_has_compressed_is_bounded() -> None:
+    """Arrow 0.17 said so elsewhere, and pyarrow reads that still."""
+    for rows, fits in ((1000, True), (100_000, False)):
+        columns = many(rows) | {"node": ["x" * 1000] * rows}
+        batch = pa.record_batch(columns).replace_schema_metadata(records.ENGINE.arrow.metadata)
+        sink = pa.BufferOutputStream()
+        options = ipc.IpcWriteOptions(compression="zstd", metadata_version=ipc.MetadataVersion.V4)
+        with ipc.new_stream(sink, batch.schema, options=options) as writer:
+            writer.write_batch(batch, custom_metadata={"ARROW:experimental_compression": "zstd"})
+        message = sink.getvalue().to_pybytes()
+        assert len(message) < 500_000
+        if fits:
+            assert decode(message)[1].height == rows
+        else:
+            assert reason_of(message) == "not_arrow"
+
+
+def test_many_rows_may_not_show_the_same_long_text() -> None:
+    """Views of text lie upon each other, in a column and in a list."""
+    text = pa.py_buffer(b"x" * 20_000)
+    view = (20_000).to_bytes(4, "little") + b"xxxx" + bytes(8)
+    views = pa.Array.from_buffers(pa.string_view(), 5000, [None, pa.py_buffer(view * 5000), text])
+    lists = pa.ListArray.from_arrays(pa.array(range(5001), pa.int32()), views)
+    for changed in ({"node": views}, {"gpus": lists}):
+        message = foreign(many(5000) | changed)
+        assert len(message) < 300_000
+        with pytest.raises(
+            UnreadableMessageError, match=r"opens to 100.* bytes, more than any message of ours"
+        ):
+            decode(message)
+
+
+def test_additions_to_a_dictionary_are_copies_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch may add a value, and keeps the dictionary that it was written with."""
+    monkeypatch.setattr(decoding, "_MOST_BYTES", 200_000)
+    columns = many(1)
+    names = ["x" * 1000 * n for n in range(1, 5)]
+    for some, fits in ((names[:2], True), (names * 5, False)):
+        kinds = [pa.array(some[: n + 1]) for n in range(len(some))]
+        batches = [
+            pa.record_batch(
+                columns | {"node": pa.DictionaryArray.from_arrays(pa.array([n], pa.int8()), kind)}
+            )
+            for n, kind in enumerate(kinds)
+        ]
+        schema = batches[0].schema.with_metadata(records.ENGINE.arrow.metadata)
+        sink = pa.BufferOutputStream()
+        with ipc.new_stream(sink, schema, options=ipc.IpcWriteOptions(emit_dictionary_deltas=True)) as writer:
+            for made in batches:
+                writer.write_batch(made.replace_schema_metadata(schema.metadata))
+        message = sink.getvalue().to_pybytes()
+        assert len(message) < 100_000
+        if fits:
+            assert decode(message)[1].get_column("node").to_list() == some
+        else:
+            assert reason_of(message) == "not_arrow"
 
 
 def test_a_padded_header_is_read_and_not_remembered() -> None:

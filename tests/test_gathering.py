@@ -78,3 +78,26 @@ def test_the_same_dictionaries_under_another_schema_are_other_names() -> None:
     gathered = Gathering(STAGE)
     gathered.add([first, other])
     assert named(gathered) == [(0, 0, "g", "p"), (1, 0, "p", "g")]
+
+
+def test_what_other_writers_messages_open_to_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name in a dictionary is as long in each row: one fold takes no more of such messages than of any others."""
+    rows, long = 1000, "x" * 1000
+    table = pa.table(
+        {
+            name: pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int8()), pa.array([long]))
+            if isinstance(value, str)
+            else pa.array([value] * rows)
+            for name, value in dataclasses.asdict(ROW).items()
+            if value is not None
+        }
+    ).replace_schema_metadata(records.GPU.arrow.metadata)
+    sink = pa.BufferOutputStream()
+    with ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    sent = [Message(topics.GPU, 0, n, sink.getvalue().to_pybytes()) for n in range(5)]
+    assert len(sent[0].value) < 50_000
+    monkeypatch.setattr(gathering, "OPENED_BYTES", 6_000_000)
+    gathered = Gathering(STAGE)
+    gathered.add(sent)
+    assert [len(named(gathered)) for _ in range(3)] == [2 * rows, 2 * rows, rows]
