@@ -15,6 +15,7 @@ from typing import Final
 import polars as pl
 import pyarrow as pa
 from crc32c import crc32c
+from polars.exceptions import PanicException
 from pyarrow import ipc
 from xxhash import xxh3_128_digest
 
@@ -147,12 +148,16 @@ class _Read:
         """Read with pyarrow one that is not as our own writer seals it."""
         try:
             rows = _read_foreign(schema, message)
+            frame = _as_wanted(rows, schema, self._columns[schema], self._rosters.get(schema))
         except UnreadableMessageError as fault:
             self.faults[place] = fault
             return
+        # what polars panics over is nobody's Exception
+        except (Exception, PanicException) as error:
+            self.faults[place] = UnreadableMessageError("not_arrow", f"the message cannot be read: {error}")
+            return
         if isinstance(self._messages, Values):
             self._messages.opened_bytes += int(rows.estimated_size())
-        frame = _as_wanted(rows, schema, self._columns[schema], self._rosters.get(schema))
         self.parts[schema].append(_Part([place], [frame.height], frame))
 
 
@@ -348,6 +353,9 @@ def _read_foreign(schema: Schema, message: bytes) -> pl.DataFrame:
         raise UnreadableMessageError("missing_column", f"{schema.name} lacks {', '.join(missing)}")
     try:
         given = {name: table.column(name) for name in schema.arrow.names if name in table.column_names}
+        for name, column in given.items():
+            if _is_list_view(column.type):
+                raise pa.ArrowTypeError(f"{name} is {column.type}, which pyarrow casts wrongly")
         plain_bytes = sum(_plain_bytes(chunk) for column in given.values() for chunk in column.chunks)
         if plain_bytes > _MOST_BYTES:
             raise _too_large(f"{plain_bytes} bytes")
@@ -357,11 +365,13 @@ def _read_foreign(schema: Schema, message: bytes) -> pl.DataFrame:
             else pa.nulls(table.num_rows, field.type)
             for field in schema.arrow
         ]
+        table = pa.table(columns, names=schema.arrow.names)
+        # polars believes whatever a cast has made
+        table.validate(full=True)
     except (pa.ArrowException, KeyError) as error:
         raise UnreadableMessageError(
             "column_type", f"a column of {schema.name} has the wrong type: {error}"
         ) from error
-    table = pa.table(columns, names=schema.arrow.names)
     _without_nulls(schema, table)
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
@@ -372,6 +382,12 @@ def _without_nulls(schema: Schema, table: pa.Table) -> None:
     for name in schema.required:
         if table.column(name).null_count:
             raise UnreadableMessageError("null_value", f"{schema.name}.{name} has rows without a value")
+
+
+def _is_list_view(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_list_view(kind.value_type)
+    return bool(pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
 
 
 def _too_large(what: str) -> UnreadableMessageError:

@@ -12,6 +12,7 @@ from crc32c import crc32c
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from polars.exceptions import PanicException
 from pyarrow import ipc
 
 from idlewatt.stream import decoding, records, rosters
@@ -152,6 +153,8 @@ def test_another_writers_message_is_read() -> None:
         (foreign({k: v for k, v in columns_of(ROW).items() if k != "model_name"}), "missing_column"),
         (foreign(columns_of(ROW) | {"output_tokens": ["many"]}), "column_type"),
         (foreign(columns_of(ROW) | {"output_tokens": pa.array([2**63], pa.uint64())}), "column_type"),
+        (foreign(columns_of(ROW) | {"gpus": pa.array([["a"]], pa.list_view(pa.string()))}), "column_type"),
+        (foreign(columns_of(ROW) | {"gpus": pa.array([["a"]], pa.large_list_view(pa.string()))}), "column_type"),
         (foreign(columns_of(ROW) | {"node": pa.nulls(1, pa.string())}), "null_value"),
     ],
 )  # fmt: skip
@@ -383,6 +386,38 @@ def test_nothing_but_nulls_takes_no_memory() -> None:
     with pytest.raises(UnreadableMessageError, match="3000000 rows"):
         decode(message)
     assert pa.default_memory_pool().max_memory() - before < 10_000_000
+
+
+def test_what_a_cast_makes_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a list_view, whose cast may end the last list before all others: polars would panic over it."""
+    offsets = pa.array([0, 1, 2, 0]).buffers()[1]
+    texts = pa.array(["a", "b", "c"], pa.large_string())
+    lists = pa.Array.from_buffers(pa.large_list(texts.type), 3, [None, offsets], children=[texts])
+
+    def badly(column: pa.ChunkedArray) -> pa.ChunkedArray:
+        return pa.chunked_array([lists]) if pa.types.is_list(column.type) else column
+
+    monkeypatch.setattr(decoding, "_plain", badly)
+    assert reason_of(foreign({name: value * 3 for name, value in columns_of(ROW).items()})) == "column_type"
+
+
+@pytest.mark.parametrize("step", ["_read_foreign", "_as_wanted"])
+def test_what_a_library_fails_over_is_set_aside(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """Also a panic, which is no Exception; the messages beside it are read."""
+
+    done = getattr(decoding, step)
+
+    def panicking(*given: Any) -> Any:
+        if any(value is records.ENGINE for value in given):
+            raise PanicException("polars' maximum length reached")
+        return done(*given)
+
+    gpu = records.GpuRow(ts_ms=1, site="hall-1", pool="chat", node="n", gpu_uuid="GPU-a", product="H100")
+    honest, other = encode_rows(records.GPU, [gpu]), foreign(columns_of(ROW))
+    monkeypatch.setattr(decoding, step, panicking)
+    found, faults = decode_all([honest, other, honest])
+    assert list(found[records.GPU].messages) == [0, 2]
+    assert [(place, fault.reason) for place, fault in faults.items()] == [(1, "not_arrow")]
 
 
 def many(rows: int, **changed: Any) -> dict[str, Any]:
