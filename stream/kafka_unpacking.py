@@ -6,13 +6,17 @@ that is not (of a transaction, damaged, of another codec or format), the rest of
 """
 
 import functools
+import gzip
+import io
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import lz4.frame  # type: ignore[import-untyped]
+import zstandard
 from crc32c import crc32c
 from kafka.consumer.fetcher import Fetcher
+from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecords
 from kafka.record.util import decode_varint, encode_varint
 
@@ -32,6 +36,8 @@ _FIRST: Final = bytes(3)
 _BEGINNING_BYTES: Final = 8
 # What a batch of ours may hold with room to spare: a producer takes no larger message. lz4 opens to 255 times its size.
 _MOST_OPENED_BYTES: Final = 2 * MAX_MESSAGE_BYTES
+# of a batch; more are left to kafka-python, which makes messages of them only as they are asked for.
+_MOST_RECORDS: Final = 1 << 16
 
 
 def _decompressed(packed: bytes) -> bytes:
@@ -46,6 +52,14 @@ def _decompressed(packed: bytes) -> bytes:
     return found
 
 
+def _bounded(read: Callable[[int], bytes]) -> bytes:
+    """Raises one of _BROKEN."""
+    found = read(_MOST_OPENED_BYTES + 1)
+    if len(found) > _MOST_OPENED_BYTES:
+        raise ValueError("a batch holds more than any of ours")
+    return found
+
+
 _Opened = Callable[[bytes], bytes]
 # by the attributes of a batch: no transaction, no control batch; the time of its creation, or of its arrival (8), as our
 # topics have it
@@ -54,6 +68,14 @@ _OPENED: Final[Mapping[int, _Opened]] = {
     3: _decompressed,
     8: bytes,
     11: _decompressed,
+}
+# by codec, what kafka-python would open whatever comes of it; for snappy it needs a library that is not here
+_OPENED_FOR_KAFKA_PYTHON: Final[Mapping[int, _Opened]] = {
+    DefaultRecordBatch.CODEC_GZIP: lambda packed: _bounded(gzip.GzipFile(fileobj=io.BytesIO(packed)).read),
+    DefaultRecordBatch.CODEC_LZ4: _decompressed,
+    DefaultRecordBatch.CODEC_ZSTD: lambda packed: _bounded(
+        zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True).read
+    ),
 }
 # what those and the functions below raise over what is no batch
 _BROKEN: Final = (IndexError, RuntimeError, ValueError, MemoryError)
@@ -64,8 +86,8 @@ class PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
     """Of one partition, as Message; what is not plain is unpacked by kafka-python.
 
     What a producer has packed alone is opened when its value is asked for. If it cannot be, it is the value itself, which
-    no reader takes for a message of ours. Of any other batch that cannot be opened, and is as it was sent, a message
-    without a value stands for what is left of it. kafka-python would stand before both for ever.
+    no reader takes for a message of ours. Of any other batch that cannot be opened or holds more than any of ours, and is
+    as it was sent, a message without a value stands for what is left of it. kafka-python would stand before such for ever.
     """
 
     next_fetch_offset: int
@@ -114,7 +136,12 @@ class PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
             base, size, epoch, magic, checksum, attributes, last, count = _HEADER.unpack_from(fetched, at)
             end = at + _BATCH_BYTES_FROM + size
             opened = _OPENED.get(attributes)
-            if magic != _MAGIC or opened is None or not at + _HEADER.size <= end <= len(fetched):
+            if (
+                magic != _MAGIC
+                or opened is None
+                or count > _MOST_RECORDS
+                or not at + _HEADER.size <= end <= len(fetched)
+            ):
                 break
             checked = fetched[at + _CHECKED_FROM : end]
             if crc32c(checked) != checksum:
@@ -145,6 +172,22 @@ class PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
         return found
 
 
+class _Batch(DefaultRecordBatch):  # type: ignore[misc]
+    """Opens no more than a batch of ours may hold."""
+
+    _buffer: bytearray
+    _pos: int
+    _decompressed: bool
+
+    def _maybe_uncompress(self) -> None:
+        opened = _OPENED_FOR_KAFKA_PYTHON.get(self.compression_type)
+        if opened is not None and not self._decompressed:
+            self._buffer = bytearray(opened(bytes(self._buffer[self._pos :])))
+            self._pos = 0
+            self._decompressed = True
+        super()._maybe_uncompress()
+
+
 class _Batches(MemoryRecords):  # type: ignore[misc]
     """Goes on behind a batch that cannot be opened."""
 
@@ -152,7 +195,8 @@ class _Batches(MemoryRecords):  # type: ignore[misc]
 
     def next_batch(self) -> Any:
         self._given = self._next_slice
-        return super().next_batch()
+        batch = super().next_batch()
+        return _Batch(self._given) if isinstance(batch, DefaultRecordBatch) else batch
 
     def span(self) -> range | None:
         """The offsets of the batch that was given last, if it is as it was sent."""

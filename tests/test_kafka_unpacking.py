@@ -17,6 +17,7 @@ from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
 from kafka.record.util import encode_varint
 
+from idlewatt.stream import kafka_unpacking
 from idlewatt.stream.decoding import decode
 from idlewatt.stream.errors import UnreadableMessageError
 from idlewatt.stream.kafka_unpacking import PartitionRecords
@@ -186,6 +187,41 @@ def test_a_message_larger_than_any_of_ours_is_not_opened() -> None:
         part = PartitionRecords(5, TP, MemoryRecords(bytes(with_checksum(sent))), check_crcs=True)
         (found,) = part.take()
         assert len(found.value) == (size if opens else len(found.packed))
+
+
+@pytest.mark.parametrize("codec", [GZIP, LZ4, ZSTD])
+@pytest.mark.parametrize("transactional", [False, True])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_batch_larger_than_any_of_ours_is_stepped_over(
+    monkeypatch: pytest.MonkeyPatch, codec: int, transactional: bool, rows: int
+) -> None:
+    """However many messages are in it and whoever opens it; one without a value stands in its place."""
+    most = 600_000
+    monkeypatch.setattr(kafka_unpacking, "_MOST_OPENED_BYTES", most)
+    for size, fits in ((most // rows - 100, True), (most // rows + 1, False)):
+        sent = batch(codec, transactional, 5, [(b"key", bytes(size), [], 0)] * rows)
+        after = batch(LZ4, False, 5 + rows, [(b"key", b"after", [], 0)])
+        assert len(sent) < most // 100
+        found, next_offset, error = taken(PartitionRecords, bytes(sent + after), 5, 2)
+        if fits:
+            assert found[:-1] == [(5 + n, bytes(size)) for n in range(rows)]
+        else:
+            # of a message that is alone what was sent is its value
+            ((offset, value),) = found[:-1]
+            assert (offset, len(value) <= len(sent)) == (5, True)
+        assert found[-1] == (5 + rows, b"after")
+        assert (next_offset, error) == (6 + rows, "")
+
+
+def test_of_many_messages_no_more_are_made_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty ones take seven bytes each, or next to none under lz4: a batch of a kilobyte may hold a million."""
+    sent = bytes(batch(LZ4, False, 5, [(b"", b"", [], 0)] * 20))
+    whole = taken(PartitionRecords, sent, 5, 2)
+    monkeypatch.setattr(kafka_unpacking, "_MOST_RECORDS", 10)
+    assert taken(PartitionRecords, sent, 5, 2) == whole
+    part = PartitionRecords(5, TP, MemoryRecords(sent), check_crcs=True)
+    assert len(part.take(2)) == 2
+    assert not part._waiting
 
 
 def test_a_frame_that_claims_any_size_holds_up_nothing() -> None:
