@@ -237,6 +237,12 @@ def envelope_used_share(where: Where = EVERYWHERE) -> str:
     return f"{_envelope(names.ENVELOPE_USED, where)} / {_envelope(names.ENVELOPE_LIMIT, where)}"
 
 
+def envelopes_unknown() -> str:
+    """Of each envelope how many limits nobody can hold anything against."""
+    limit, used = series(names.ENVELOPE_LIMIT), series(names.ENVELOPE_USED)
+    return _aggregated("count", names.ENVELOPE_LIMIT, ("site", "envelope"), f"{limit} unless {used}")
+
+
 def envelope_exhaustion(where: Where = EVERYWHERE) -> str:
     """When each envelope will be used up; absent where that is not before its period ends."""
     return _envelope(names.ENVELOPE_EXHAUSTION, where)

@@ -387,6 +387,18 @@ ALERTS: Final = (
             "GET /v1/envelopes are told so."
         ),
     ),
+    AlertRule(
+        name="IdlewattEnvelopeUnknown",
+        expr=q.envelopes_unknown(),
+        lasting="15m",
+        severity="warning",
+        summary="What is used of envelope {{ $labels.envelope }} at site {{ $labels.site }} is not known",
+        description=(
+            "Of {{ $value }} consumers in envelope {{ $labels.envelope }} of site {{ $labels.site }} nobody knows what they "
+            "have used: tokens without a price, in another currency, or of more names than are kept apart. None of its other "
+            "alerts can fire for them."
+        ),
+    ),
 )
 
 

@@ -875,6 +875,29 @@ CASES: Final = (
         {name: values for name, values in envelope().items() if "limit" in name},
         "10m",
     ),
+    Case(
+        "IdlewattEnvelopeUnknown",
+        "fires",
+        "tokens without a price: only the limit is told, of two of three",
+        envelope(consumer="ann")
+        | {
+            name: values
+            for consumer in ("kim", "bo")
+            for name, values in envelope(consumer=consumer).items()
+            if "limit" in name
+        },
+        "20m",
+        (
+            Fires(
+                {"site": "north", "envelope": "engineers"},
+                "What is used of envelope engineers at site north is not known",
+                "Of 2 consumers in envelope engineers of site north nobody knows what they have used: tokens without a price, "
+                "in another currency, or of more names than are kept apart. None of its other alerts can fire for them.",
+            ),
+        ),
+    ),
+    Case("IdlewattEnvelopeUnknown", "quiet", "all is known", envelope(), "20m"),
+    Case("IdlewattEnvelopeUnknown", "missing", "there are no envelopes", {}, "20m"),
 )
 
 
