@@ -3,6 +3,7 @@
 Whatever it raises while a client is opened becomes ConfigError or LogUnavailableError here.
 """
 
+import copy
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from kafka.errors import (
 )
 from kafka.errors import KafkaError as KafkaError
 from kafka.net.compat import KafkaNetClient
+from kafka.protocol.consumer import IsolationLevel
 from kafka.structs import MemberState
 from kafka.structs import OffsetAndMetadata as OffsetAndMetadata
 
@@ -223,6 +225,22 @@ def position(consumer: Consumer, topic: str, partition: int) -> int | None:
     """
     state = consumer._subscription.assignment.get(TopicPartition(topic, partition))  # type: ignore[attr-defined]
     found: int | None = None if state is None or state.position is None else state.position.offset
+    return found
+
+
+def ends_of_logs(
+    consumer: Consumer, partitions: Sequence[Any], timeout_ms: int
+) -> dict[tuple[str, int], int]:
+    """Where partitions end, messages of open transactions and what is hidden behind them included.
+
+    The end that our consumers are told is that of what they may read. What a fetch says of the log's end
+    (KafkaConsumer.highwater()) is not said again after a seek where nothing comes, nor taken back by a log that has
+    lost its end.
+    """
+    # the copy asks over the same connections; what is fetched meanwhile stays what is committed
+    asking = copy.copy(consumer._fetcher)  # type: ignore[attr-defined]
+    asking._isolation_level = IsolationLevel.READ_UNCOMMITTED
+    found: dict[tuple[str, int], int] = asking.end_offsets(partitions, timeout_ms)
     return found
 
 

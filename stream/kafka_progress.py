@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from idlewatt.stream.kafka_clients import Consumer, TopicPartition, position
+from idlewatt.stream.kafka_clients import Consumer, TopicPartition, ends_of_logs, position
 
 _ENDS_INTERVAL_S: Final = 1.0
 _TIMEOUT_MS: Final = 3_000
@@ -22,14 +22,12 @@ class Progress:
         """Ask where the inputs end, at most once a second; raises KafkaError when Kafka does not answer.
 
         Consumers of kafka-python wait for a broker that is away without a word; this is how it is noticed, and
-        how a silent input is told from one that cannot be read.
+        how a silent input is told from one that cannot be read. Nor can one behind a transaction that is left open.
         """
         if time.monotonic() - self._ends_at < _ENDS_INTERVAL_S:
             return
         wanted = [TopicPartition(topic, n) for n in partitions for topic in self._inputs]
-        self._ends = consumer.end_offsets(
-            wanted or [TopicPartition(self._inputs[0], 0)], timeout_ms=_TIMEOUT_MS
-        )
+        self._ends = ends_of_logs(consumer, wanted or [TopicPartition(self._inputs[0], 0)], _TIMEOUT_MS)
         self._ends_at = time.monotonic()
 
     def begin(self, partition: int) -> None:
@@ -39,7 +37,8 @@ class Progress:
             self._ends.pop((topic, partition), None)
 
     def behind(self, consumer: Consumer, partitions: Iterable[int]) -> dict[tuple[str, int], int]:
-        """Messages and transaction marks still to be read; at least 1 where that is not known."""
+        """Messages and transaction marks still to be read, also those that cannot be yet; at least 1 where that is not
+        known."""
         behind = {}
         for n in partitions:
             for topic in self._inputs:

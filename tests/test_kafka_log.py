@@ -596,6 +596,39 @@ def test_the_end_of_a_transactional_topic_is_reached(fresh_topics: Settings, ope
     economy.log.close()
 
 
+@pytest.mark.parametrize("end", ["commit_transaction", "abort_transaction"])
+def test_what_an_open_transaction_hides_is_still_to_be_read(
+    fresh_topics: Settings, open_member: OpenMember, append: Callable[..., None], end: str
+) -> None:
+    """A peer that leaves one open hides everybody's rows behind it: nobody is taken for silent meanwhile, by a member
+    that comes only then neither, and when it has ended nothing is left to wait for."""
+    member = open_member()
+    append("a ")
+    member.until_values(sent("a "))
+    member.until_assigned_and_caught_up()
+    commit_what_was_read(member)
+    peer = kafka_clients.open_producer(fresh_topics.log, "peer", 10_000, f"{fresh_topics.process.group}-peer")
+    peer.init_transactions()
+    peer.begin_transaction()
+    peer.send(topics.GPU, b"peer", b"peer", partition=0).get(timeout=10)
+    place = topics.GPU, 0
+    member.until(lambda: member.behind[place] > 0)
+    assert not any(behind for other, behind in member.behind.items() if other != place)
+    member.log.close()
+    heir = open_member()
+    told: list[int] = []
+    while len(told) < 20:
+        heir.poll()
+        told += [behind for at, behind in heir.behind.items() if at == place]
+    assert 0 not in told
+    assert not any(behind for other, behind in heir.behind.items() if other != place)
+    append("b ")
+    getattr(peer, end)()
+    kafka_clients.close_producer(peer)
+    heir.until_assigned_and_caught_up()
+    assert {message.value for message in heir.messages} - {b"peer"} == sent("b ")
+
+
 def test_topics_that_do_not_belong_together_are_refused(
     kafka_broker: KafkaBroker, fresh_topics: Settings
 ) -> None:
