@@ -5,8 +5,8 @@ import itertools
 import operator
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final, Generic, TypeVar
 
 import structlog
@@ -47,6 +47,10 @@ GATHER_BYTES: Final = 512 * 1024 * 1024
 # machine with a fifth of a core takes that long for what is gathered of a dozen partitions.
 FOLD_S: Final = 10.0
 _MOST_DETAIL: Final = 500
+# Once so many messages are to be set aside it commits before it folds on; a message tells of so many of them, 10 MB at
+# most. What others send must not make a commit of minutes: it would fail, and all be read again, for ever.
+MOST_REJECTED: Final = 32_768
+REJECTED_PER_MESSAGE: Final = 5_000
 UNAVAILABLE_PAUSE_S: Final = 1.0
 SAY_AGAIN_S: Final = 60.0
 
@@ -79,6 +83,9 @@ class Runner(Generic[S]):
         self._resume: dict[tuple[str, int], int] = {}
         # partition -> records of folds that are not committed; a key without records is a state that moved
         self._outbox: dict[int, list[Record]] = {}
+        # of the same folds: messages that are set aside, and what is counted once that is committed
+        self._rejected: list[records.RejectedRow] = []
+        self._counted: Counter[tuple[names.Metric, tuple[str, ...]]] = Counter()
         self._folded_at = 0.0
         # partitions that were due, for which there was no time
         self._left: list[int] = []
@@ -182,6 +189,9 @@ class Runner(Generic[S]):
     def _rewind(self, error: Exception) -> None:
         self._figures.count(names.REWINDS, self._stage.name)
         self._say("rewound", error=str(error))
+        self._rejected.clear()
+        # it is read, and counted, again
+        self._counted.clear()
         for partition in list(self._states):
             self._drop(partition)
         # what is given to others now is not told: nothing may stay on the page
@@ -194,10 +204,10 @@ class Runner(Generic[S]):
         """
         began, now_ms = time.monotonic(), self._clock()
         self._left = [*partitions]
-        while self._left and time.monotonic() - began < FOLD_S:
+        while self._left and time.monotonic() - began < FOLD_S and len(self._rejected) < MOST_REJECTED:
             partition = self._left.pop(0)
             gathering = self._gathering[partition]
-            gathered = gathering.take()
+            gathered = gathering.take(began + FOLD_S)
             self._tell_what_was_read(partition, gathering, now_ms)
             at_end = frozenset(
                 topic
@@ -209,6 +219,9 @@ class Runner(Generic[S]):
                 self._fold_partition(partition, gathered, at_end, now_ms)
         if self._outbox:
             self._commit()
+        for (metric, labels), count in self._counted.items():
+            self._figures.count(metric, *labels, by=count)
+        self._counted.clear()
 
     def _tell_how_far(self, poll: Poll) -> None:
         total: dict[int, int] = defaultdict(int)
@@ -225,13 +238,12 @@ class Runner(Generic[S]):
                 self._figures.show(names.CATCH_UP, self._stage.name, str(partition), value=seconds)
 
     def _tell_what_was_read(self, partition: int, gathering: Gathering, now_ms: int) -> None:
-        rejected = [self._reject(message, fault, now_ms) for message, fault in gathering.faults]
-        if rejected:
-            self._outbox.setdefault(partition, []).extend(rejected)
+        for message, fault in gathering.faults:
+            self._reject(message, fault, now_ms)
         for topic, count in gathering.messages.items():
-            self._figures.count(names.MESSAGES, topic, str(partition), by=count)
+            self._counted[names.MESSAGES, (topic, str(partition))] += count
         for topic, count in gathering.rows.items():
-            self._figures.count(names.ROWS, topic, by=count)
+            self._counted[names.ROWS, (topic,)] += count
         for told in (gathering.faults, gathering.messages, gathering.rows):
             told.clear()
 
@@ -256,8 +268,7 @@ class Runner(Generic[S]):
             ((topic, offset),) = messages
             _log.exception("fold_failed", stage=self._stage.name, topic=topic, offset=offset)
             fault = UnreadableMessageError("fold_failed", "the stage could not fold it")
-            message = Message(topic, partition, offset, b"")
-            self._outbox.setdefault(partition, []).append(self._reject(message, fault, now_ms))
+            self._reject(Message(topic, partition, offset, b""), fault, now_ms)
             self._keep_place(partition, gathered, self._waiting(partition))
             return
         self._take(partition, folded, now_ms)
@@ -268,12 +279,12 @@ class Runner(Generic[S]):
         if folded.moved:
             self._outbox.setdefault(partition, []).extend(folded.records)
         for (schema, reason), count in folded.rejected.items():
-            self._figures.count(names.REJECTED_ROWS, _TOPIC_OF[schema], reason, by=count)
+            self._counted[names.REJECTED_ROWS, (_TOPIC_OF[schema], reason)] += count
             # repeats are what a restart or a retried append brings: nothing to report
             if reason != "repeat":
                 self._say("rows_rejected", schema=schema, reason=reason, count=count)
         for schema, count in folded.late.items():
-            self._figures.count(names.LATE_ROWS, _TOPIC_OF[schema], by=count)
+            self._counted[names.LATE_ROWS, (_TOPIC_OF[schema],)] += count
         if folded.event_ms is not None:
             self._lag_s[partition] = lag_s = (now_ms - folded.event_ms) / 1000
             self._figures.show(names.EVENT_TIME_LAG, self._stage.name, str(partition), value=lag_s)
@@ -295,10 +306,10 @@ class Runner(Generic[S]):
             if place in self._resume and self._resume[place] < self._positions[place]
         }
 
-    def _reject(self, message: Message, fault: UnreadableMessageError, now_ms: int) -> Record:
+    def _reject(self, message: Message, fault: UnreadableMessageError, now_ms: int) -> None:
         # what is wrong may be quoted in it, up to the whole message
         reason, detail = fault.reason, str(fault)[:_MOST_DETAIL]
-        self._figures.count(names.REJECTED_MESSAGES, message.topic, reason)
+        self._counted[names.REJECTED_MESSAGES, (message.topic, reason)] += 1
         self._say(
             "message_rejected", topic=message.topic, reason=reason, offset=message.offset, detail=detail
         )
@@ -310,19 +321,32 @@ class Runner(Generic[S]):
             reason=reason,
             detail=detail,
         )
-        return Record(topics.REJECTED, message.topic.encode(), encode_rows(records.REJECTED, [row]))
+        self._rejected.append(row)
+        # its partition has moved past it
+        self._outbox.setdefault(message.partition, [])
+
+    def _set_aside(self) -> Iterator[Record]:
+        """What was rejected, by topic."""
+        by_topic: dict[str, list[records.RejectedRow]] = defaultdict(list)
+        for row in self._rejected:
+            by_topic[row.topic].append(row)
+        for topic, rows in by_topic.items():
+            for first in range(0, len(rows), REJECTED_PER_MESSAGE):
+                some = rows[first : first + REJECTED_PER_MESSAGE]
+                yield Record(topics.REJECTED, topic.encode(), encode_rows(records.REJECTED, some))
 
     def _commit(self) -> None:
         began = time.monotonic()
         snapshots = {partition: self._stage.snapshot(self._states[partition]) for partition in self._outbox}
         self._stage_log.commit(
             Commit(
-                records=[record for waiting in self._outbox.values() for record in waiting],
+                records=[*itertools.chain.from_iterable(self._outbox.values()), *self._set_aside()],
                 snapshots=snapshots,
                 resume={place: offset for place, offset in self._resume.items() if place[1] in snapshots},
             )
         )
         self._outbox.clear()
+        self._rejected.clear()
         self._figures.show(names.CHECKPOINT_SECONDS, self._stage.name, value=time.monotonic() - began)
         self._figures.show(names.CHECKPOINT_BYTES, self._stage.name, value=sum(map(len, snapshots.values())))
         self._show(snapshots)

@@ -57,6 +57,26 @@ def test_rows_keep_their_names(
     assert not gathered.size_bytes
 
 
+def test_a_fold_reads_so_many_messages_of_each_topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood in one of them holds up no other; and what takes long is left to the next fold."""
+    monkeypatch.setattr(gathering, "_READ_AT_ONCE", 2)
+    monkeypatch.setattr(gathering, "MOST_MESSAGES", 4)
+    gathered = Gathering(STAGE)
+    gathered.add([Message(topics.GPU, 0, offset, b"x") for offset in range(7)])
+    gathered.add([Message(topics.ENGINE, 0, offset, b"x") for offset in range(3)])
+    # of what is tiny, messages are counted
+    assert gathered.size_bytes == 10 * gathering.LEAST_MESSAGE_BYTES
+    assert gathered.take().next_offsets == {topics.GPU: 4, topics.ENGINE: 3}
+    assert (gathered.waits(topics.GPU), gathered.waits(topics.ENGINE)) == (True, False)
+    assert gathered.size_bytes == 3 * gathering.LEAST_MESSAGE_BYTES
+    gathered.add([Message(topics.ENGINE, 0, 3, b"x")])
+    assert gathered.take(until_s=0.0).next_offsets == {topics.GPU: 6, topics.ENGINE: 4}
+    assert gathered.take().next_offsets == {topics.GPU: 7}
+    assert [(m.topic, m.offset) for m, _ in gathered.faults if m.topic == topics.GPU] == [
+        (topics.GPU, offset) for offset in range(7)
+    ]
+
+
 def test_the_same_dictionaries_under_another_schema_are_other_names() -> None:
     """A sealed message that says its dictionaries belong to other columns is not taken for one that was read before."""
     first = message(0, "p", pool="g")

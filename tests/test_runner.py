@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import polars as pl
 import pytest
@@ -11,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from idlewatt.processors import processing
 from idlewatt.processors.families import Family, family, rendered
+from idlewatt.processors.gathering import LEAST_MESSAGE_BYTES, Gathering
 from idlewatt.processors.page import Page
 from idlewatt.processors.pipeline_figures import PipelineFigures
 from idlewatt.processors.runner import FOLD_S, Runner
@@ -268,6 +270,24 @@ def test_it_polls_between_long_folds(stand: Stand, monkeypatch: pytest.MonkeyPat
     assert [commit.snapshots for commit in stand.log.commits][1:] == [{2: b"10"}]
 
 
+def test_it_polls_while_messages_take_long_to_read(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of other writers take fifty times as long as ours: what is left of a partition is folded after a poll."""
+    now_s = 1000.0
+    monkeypatch.setattr("idlewatt.processors.runner.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("idlewatt.processors.gathering._READ_AT_ONCE", 1)
+    read = Gathering._read
+
+    def slow(*args: Any) -> Any:
+        nonlocal now_s
+        now_s += FOLD_S / 2
+        return read(*args)
+
+    monkeypatch.setattr(Gathering, "_read", slow)
+    stand.log.polls = [Poll(assigned={0: None}), Poll([reading(offset, 7) for offset in range(5)])]
+    stand.run(4)
+    assert [commit.resume[topics.GPU, 0] for commit in stand.log.commits] == [2, 4, 5]
+
+
 def test_it_tells_when_it_will_have_caught_up(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     """Per partition, over all its topics, and nothing of a partition that is another's or gets no nearer."""
     now_s = 100.0
@@ -307,6 +327,51 @@ def test_a_bad_message_costs_nothing_else(stand: Stand, bad: bytes, reason: str)
     (rejected,) = [decode(record.value)[1].row(0, named=True) for record in commit.records]
     assert (rejected["topic"], rejected["offset"], rejected["reason"]) == (topics.GPU, 8, reason)
     assert stand.figure("idlewatt_rejected_messages_total") == {(topics.GPU, reason): 1}
+
+
+def rejected_in(commit: Commit) -> list[list[tuple[int, int]]]:
+    """Partitions and offsets of what a commit sets aside, by message."""
+    return [decode(record.value)[1].select("partition", "offset").rows() for record in commit.records]
+
+
+def test_a_flood_of_tiny_garbage_is_set_aside_in_parts(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few bytes it has: a step of minutes would lose the partitions, and begin again with the same. What is set
+    aside takes few messages of few rows, and after so many the other partitions wait for the next commit."""
+    monkeypatch.setattr(Summing, "gather_s", 3600.0)
+    stand.runner._folded_at = float("inf")
+    monkeypatch.setattr("idlewatt.processors.runner.GATHER_BYTES_PER_PARTITION", 4 * LEAST_MESSAGE_BYTES)
+    monkeypatch.setattr("idlewatt.processors.runner.MOST_REJECTED", 4)
+    monkeypatch.setattr("idlewatt.processors.runner.REJECTED_PER_MESSAGE", 3)
+    monkeypatch.setattr("idlewatt.processors.gathering._READ_AT_ONCE", 2)
+    monkeypatch.setattr("idlewatt.processors.gathering.MOST_MESSAGES", 4)
+    garbage = [Message(topics.GPU, 0, offset, b"x") for offset in range(9)]
+    others = [*[reading(offset, 5, 1) for offset in range(3)], Message(topics.GPU, 1, 3, b"x")]
+    stand.log.polls = [Poll(assigned={0: None, 1: None}), Poll([*garbage, *others])]
+    stand.run(4)
+    assert [rejected_in(commit) for commit in stand.log.commits] == [
+        [[(0, 0), (0, 1), (0, 2)], [(0, 3)]],
+        [[(1, 3)]],
+        [[(0, 4), (0, 5), (0, 6)], [(0, 7)]],
+    ]
+    assert [commit.resume for commit in stand.log.commits] == [
+        {(topics.GPU, 0): 4},
+        {(topics.GPU, 1): 4},
+        {(topics.GPU, 0): 8},
+    ]
+    assert stand.log.commits[1].snapshots == {1: b"15"}
+
+
+def test_only_what_is_committed_is_counted(stand: Stand) -> None:
+    """What a failed commit set aside is read, and set aside, again."""
+    stand.log.failing = 2
+    messages = [reading(7, 10), Message(topics.GPU, 0, 8, b"x")]
+    stand.log.polls = [Poll(assigned={0: None}), Poll(messages)] * 3
+    stand.run(6)
+    assert rejected_in(stand.log.commits[0]) == [[(0, 8)]]
+    assert stand.figure("idlewatt_rewinds_total") == {("summing",): 2}
+    assert stand.figure("idlewatt_rejected_messages_total") == {(topics.GPU, "not_arrow"): 1}
+    assert stand.figure("idlewatt_messages_total") == {(topics.GPU, "0"): 2}
+    assert stand.figure("idlewatt_rows_total") == {(topics.GPU,): 1}
 
 
 def test_a_panic_of_polars_is_a_fault_like_others(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
