@@ -104,7 +104,7 @@ def _now() -> list[object]:
             unit="s",
             decimals=0,
             description=(
-                "Since the end of the last window that was priced, of the chosen pool that is furthest behind. Half a minute or "
+                "Since the end of the last window that was priced, of the chosen site that is furthest behind. Half a minute or "
                 f"so is normal. A pool whose figures are older than {q.CLOCK_LIMIT_S} s is in no figure of the present on this "
                 "page: what is shown is of the others."
             ),
@@ -257,15 +257,10 @@ def _envelopes() -> list[object]:
         "unit": "Unit",
     }
     legend = "{{envelope}}: {{consumer}}"
-    used = q.fresh(names.ENVELOPE_USED, q.envelope_used_share(_SITE))
-    exhaustion = q.fresh(names.ENVELOPE_EXHAUSTION, q.envelope_exhaustion(_SITE))
-    last_hour, last_days = (
-        q.fresh(names.ENVELOPE_BURN_RATE, q.envelope_burn(window, _SITE)) for window in ("1h", "3d")
-    )
     return [
         table(
             "Envelopes most used",
-            Query(f"topk({_TOP}, {used})"),
+            Query(f"topk({_TOP}, {q.envelope_used_share(_SITE)})"),
             value="Used",
             columns=columns,
             unit="percentunit",
@@ -277,7 +272,7 @@ def _envelopes() -> list[object]:
         ),
         table(
             "Envelopes that will not last",
-            Query(f"1000 * bottomk({_TOP}, {exhaustion})"),
+            Query(f"1000 * bottomk({_TOP}, {q.envelope_exhaustion(_SITE)})"),
             value="Used up",
             columns=columns,
             unit="dateTimeFromNow",
@@ -289,14 +284,14 @@ def _envelopes() -> list[object]:
         ),
         timeseries(
             "Burn rate of envelopes, last hour",
-            [Query(f"topk({_TOP}, {last_hour})", legend)],
+            [Query(f"topk({_TOP}, {q.envelope_burn('1h', _SITE)})", legend)],
             unit="suffix: x",
             description="Use over the last hour as a multiple of the even rate, at which the limit lasts just until the period ends.",
             place=Place(0, 48, 12, 8),
         ),
         timeseries(
             "Burn rate of envelopes, last three days",
-            [Query(f"topk({_TOP}, {last_days})", legend)],
+            [Query(f"topk({_TOP}, {q.envelope_burn('3d', _SITE)})", legend)],
             unit="suffix: x",
             description="The same over three days; absent until usage has been read for so long.",
             place=Place(12, 48, 12, 8),

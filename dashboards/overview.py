@@ -162,7 +162,7 @@ def _now() -> list[object]:
             decimals=0,
             description=(
                 "Since the end of the last closed window (watts, tokens), and of the last one that was priced (money), of the "
-                "chosen pool that is furthest behind. Half a minute or so is normal. A pool whose figures are older than "
+                "chosen site that is furthest behind. Half a minute or so is normal. A pool whose figures are older than "
                 f"{q.CLOCK_LIMIT_S} s is in no figure of the present on this page: what is shown is of the others."
             ),
             place=Place(21, 0, 3, 4),

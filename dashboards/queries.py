@@ -27,6 +27,9 @@ WASTED: Final = "~idle_loaded|idle_free"
 CLOCK_LIMIT_S: Final = 120
 # when the figures of a stage are of
 _CLOCKS: Final = {"meter": names.WINDOW_END, "economy": names.MONEY_END}
+# A clock that is not there is looked for this long: with each commit that fails a processor's page is empty for a moment, in
+# which its counters still have a rate.
+_CLOCK_SEEN: Final = "1h"
 # job of every Idlewatt process in prometheus.yml
 JOB: Final = "idlewatt"
 
@@ -52,23 +55,29 @@ def fresh(metric: Metric, expression: str) -> str:
     """The expression, made of this metric and with its labels, without pools (or sites) whose figures are old.
 
     A stage that cannot commit goes on showing its last state: gauges stay, and counters that stand still have a rate of 0.
-    What has no clock is kept: pools without a GPU have none for their money, sites without a pool none at all.
+    What has no clock is kept: pools without a GPU have none for their money, and what consumers use has another.
     """
     clock = _CLOCKS.get(metric.stage)
-    if clock is None:
+    if clock is None or "consumer" in metric.labels:
         return expression
     by = ", ".join(label for label in POOL if label in metric.labels)
-    return f"({expression} unless on ({by}) (time() - max by ({by}) ({clock.name}) >= {CLOCK_LIMIT_S}))"
+    clock_by = f"max by ({by}) ({_last_seen(clock)})"
+    return f"({expression} unless on ({by}) (time() - {clock_by} >= {CLOCK_LIMIT_S}))"
 
 
 def meter_age(where: Where) -> str:
-    """Seconds since the end of the last closed window, of the pool for which that is longest ago."""
-    return f"max(time() - {series(names.WINDOW_END, where)})"
+    """Seconds since the end of the last closed window, of the site for which that is longest ago: all its pools stand still."""
+    return f"max(time() - max by (site) ({_last_seen(names.WINDOW_END, where)}))"
 
 
 def money_age(where: Where) -> str:
-    """The same of the last window that was priced. What has no GPUs any more has no windows to be priced."""
-    return f"max(time() - ({series(names.MONEY_END, where)} and on (site, pool) {series(names.GPUS, where)}))"
+    """The same of the last window that was priced. A site without GPUs has none to be priced."""
+    gpus = _last_seen(names.GPUS, where)
+    return f"max(time() - max by (site) ({_last_seen(names.MONEY_END, where)} and on (site) {gpus}))"
+
+
+def _last_seen(metric: Metric, where: Where = EVERYWHERE) -> str:
+    return f"last_over_time({series(metric, where)}[{_CLOCK_SEEN}])"
 
 
 def level(metric: Metric, where: Where = EVERYWHERE, by: tuple[str, ...] = ()) -> str:
@@ -229,12 +238,14 @@ def worst_offenders(where: Where, most: int) -> str:
 
 def envelope_burn(window: str, where: Where = EVERYWHERE) -> str:
     """Use of each envelope over a window, as a multiple of the even rate."""
-    return _envelope(names.ENVELOPE_BURN_RATE, {**where, "window": window})
+    return highest(names.ENVELOPE_BURN_RATE, {**where, "window": window}, ENVELOPE)
 
 
 def envelope_used_share(where: Where = EVERYWHERE) -> str:
     """What of each envelope's limit is used."""
-    return f"{_envelope(names.ENVELOPE_USED, where)} / {_envelope(names.ENVELOPE_LIMIT, where)}"
+    return (
+        f"{highest(names.ENVELOPE_USED, where, ENVELOPE)} / {highest(names.ENVELOPE_LIMIT, where, ENVELOPE)}"
+    )
 
 
 def envelopes_unknown() -> str:
@@ -245,12 +256,7 @@ def envelopes_unknown() -> str:
 
 def envelope_exhaustion(where: Where = EVERYWHERE) -> str:
     """When each envelope will be used up; absent where that is not before its period ends."""
-    return _envelope(names.ENVELOPE_EXHAUSTION, where)
-
-
-def _envelope(metric: Metric, where: Where) -> str:
-    """Old or not: what is used up stays so until its period ends, and no alert on it is over because the economy is."""
-    return _aggregated("max", metric, ENVELOPE, series(metric, where))
+    return highest(names.ENVELOPE_EXHAUSTION, where, ENVELOPE)
 
 
 def behind_messages() -> str:

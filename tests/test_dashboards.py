@@ -29,7 +29,9 @@ PANELS: Final = [
     for panel in panels(dashboard)
 ]
 # what fresh() adds keeps no label
-CLOCK: Final = re.compile(r" unless on \([a-z, ]*\) \(time\(\) - max by \([a-z, ]*\) \(\w+\) >= \d+\)")
+CLOCK: Final = re.compile(
+    r" unless on \([a-z, ]*\) \(time\(\) - max by \([a-z, ]*\) \(last_over_time\(\w+\[1h\]\)\) >= \d+\)"
+)
 QUERIES: Final = [pytest.param(query, id=str(query)) for query in panel_queries()]
 
 
@@ -257,7 +259,9 @@ def test_rates_follow_the_zoom() -> None:
     for dashboard in DASHBOARDS.values():
         for panel in panels(dashboard):
             for target in panel["targets"]:
-                assert set(re.findall(r"\[([^\]]+)\]", target["expr"])) <= {"$__rate_interval", "$__range"}
+                # clocks are no rates
+                expr = re.sub(r"last_over_time\([^\]]*\]", "", target["expr"])
+                assert set(re.findall(r"\[([^\]]+)\]", expr)) <= {"$__rate_interval", "$__range"}
 
 
 def promtool(folder: Path, *arguments: str) -> None:
@@ -464,24 +468,34 @@ FIGURES: Final = (
         {},
     ),
     (
-        "a site without pools has envelopes; another's are old",
+        "envelopes go by usage, which has another clock than the ledger",
         HALF_USED | clocks(FRESH, {"a": 130}),
-        f"sum by (site) ({q.fresh(names.ENVELOPE_USED, q.envelope_used_share())})",
-        {'{site="usage-only"}': 0.5},
+        f"sum by (site) ({q.envelope_used_share()})",
+        {'{site="n"}': 0.5, '{site="usage-only"}': 0.5},
     ),
-    ("the age of the oldest", clocks(OLD, {}), q.meter_age(ANYWHERE), {"{}": 120}),
     (
-        "the age of the oldest money, of pools that have GPUs",
-        FACTORY | clocks(FRESH, {"a": 240, "b": 45, "gone": 1}),
-        q.money_age(ANYWHERE),
+        "a stage that fails to commit shows its last state and nothing by turns",
+        {
+            **FACTORY,
+            **dict.fromkeys((s for s in FACTORY if "_tokens_" in s), "1000000x53 stale"),
+            'idlewatt_window_end_timestamp_seconds{site="n",pool="a"}': "300x53 stale",
+        },
+        q.output_tokens_rate(ANYWHERE, window="1m"),
+        {},
+    ),
+    (
+        "the age of the site that is furthest behind, although it shows nothing just now",
+        clocks({"a": 30}, {}) | {'idlewatt_window_end_timestamp_seconds{site="s",pool="c"}': "300x53 stale"},
+        q.meter_age(ANYWHERE),
         {"{}": 240},
     ),
     (
-        "no pool but one that is gone",
-        clocks({}, {"gone": 300}),
+        "the age of a site's money, not of a pool that is gone",
+        FACTORY | clocks(FRESH, {"a": 140, "b": 140, "gone": 300}),
         q.money_age(ANYWHERE),
-        {},
+        {"{}": 140},
     ),
+    ("a site without GPUs has no money that is old", clocks({}, {"gone": 300}), q.money_age(ANYWHERE), {}),
     ("no GPU was ever dark", FACTORY, q.dark_share(ANYWHERE), {}),
     ("what the bills come to", BILLS, q.all_in_cost_per_hour(ANYWHERE), {'{currency="USD"}': 54}),
     (

@@ -586,6 +586,37 @@ def test_figures_are_withheld_while_engines_were_not_read() -> None:
         assert [shown(driver, figure, pool="p") is not None for figure in figures] == [is_shown] * 3
 
 
+def test_what_came_late_is_taken_back_from_its_own_engine() -> None:
+    """Whether its window is read with it or before: another engine was not read at all."""
+    for at_once in (True, False):
+        driver = driver_of(BOOK.replace('model = "m"', 'model = "*"'))
+        rows: list[Any] = []
+        for window in range(360):
+            silent = dataclasses.replace(sold(window, 0), measured_ms=0, silent_ms=WINDOW_MS)
+            cut = [dataclasses.replace(silent, engine=engine) for engine in ("e", "f")]
+            rows += (
+                cut
+                if window < 100
+                else [dataclasses.replace(sold(window, 1000), engine=x) for x in ("e", "f")]
+            )
+            rows.append(power(window))
+        late = [dataclasses.replace(sold(window, 1000), silent_ms=-WINDOW_MS) for window in range(100)]
+        driver.append(ledger(*rows, *(late if at_once else ())))
+        driver.fold(START_MS)
+        driver.append(ledger(*(() if at_once else late)))
+        driver.fold(START_MS)
+        assert shown(driver, names.MARGIN_PER_HOUR, pool="p") is None
+
+
+def test_a_pool_that_is_hours_behind_tells_how_far_it_is_priced() -> None:
+    """Its meter's partition catches up while another's is there: whoever sees no clock takes its money for that of now."""
+    driver = driver_of()
+    driver.append(ledger(power(0), dataclasses.replace(power(1080), pool="q")))
+    driver.fold(START_MS)
+    ends_s = [shown(driver, names.MONEY_END, pool=pool) for pool in ("p", "q")]
+    assert ends_s == [START_MS / 1000 + 10, START_MS / 1000 + 10_810]
+
+
 def test_a_pool_without_gpus_grows_no_state() -> None:
     """Engines whose pool has no watts, such as one that is written wrongly: what is kept goes by its newest window."""
     driver = driver_of()

@@ -257,7 +257,12 @@ def test_ratios_of_gpus_that_were_not_seen_are_withheld() -> None:
         Decimal("0.083"),
     )
     assert None not in [by_pool["code"][name] for name in ratios]
-    # what is dark has no model: of models the whole tells
+    # what is dark has no model: the pool tells, else the whole
+    by_both = report(found, ("pool", "model")).rows
+    assert [(row["pool"], row["tokens_per_joule"] is None) for row in by_both if row["output_tokens"]] == [
+        ("chat", True),
+        ("code", False),
+    ]
     assert [row["tokens_per_joule"] for row in report(found, ("model",)).rows] == [None, None]
     assert by_pool["chat"]["output_tokens"] == by_pool["code"]["output_tokens"]
 

@@ -87,7 +87,10 @@ def _of_tokens(priced: pl.LazyFrame) -> pl.LazyFrame:
 
 def _of_engines(tokens: pl.LazyFrame) -> pl.LazyFrame:
     """For how long engines were read and not read. One whose other model was read only lacks a model that it unloaded."""
-    engines = tokens.group_by("site", "pool", "window_start_ms", "node", "engine").agg(
+    engine = ("site", "pool", "window_start_ms", "node", "engine")
+    # what comes late takes back what was silent
+    models = tokens.group_by(*engine, "model_name").agg(pl.col("measured_ms", "silent_ms").sum())
+    engines = models.group_by(engine).agg(
         read_ms=pl.col("measured_ms").max(), unread_ms=pl.col("silent_ms").min()
     )
     return (

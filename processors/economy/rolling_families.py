@@ -62,7 +62,8 @@ def rolling_families(state: EconomyState, book: Book, config: EconomyConfig) -> 
     for metric, frames in parts.items():
         yield family(metric, pl.concat(frames))
     yield family(names.RECOVERABLE_GPUS, recoverable(state.packing, ends))
-    yield family(names.MONEY_END, ends.with_columns(value=pl.col("end_ms") / 1000))
+    # also of pools that are behind the others: what else would tell
+    yield family(names.MONEY_END, state.windows.with_columns(value=pl.col("end_ms") / 1000))
 
 
 def _current(ends: pl.DataFrame) -> pl.DataFrame:

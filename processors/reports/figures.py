@@ -4,10 +4,11 @@ Sums are rounded so that each column's rows add up to its total, and figures tha
 costs, margin) are added from those as shown: whatever is added up, along rows or columns, is what stands there.
 """
 
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
 from idlewatt.processors.economy import tariff
 from idlewatt.processors.economy.book import MICRO, Book
@@ -130,11 +131,9 @@ def figures(grouped: Grouped, book: Book, decimals: Decimals, coverage_floor: fl
                 line[name] = Decimal(part).scaleb(-places)
             shown_total[name] = Decimal(rounded(sum(amounts), unit)).scaleb(-places)
     has_tariff = tariff.has_price(book.tariff)
-    # what is dark has no model, so that of models, tiers and consumers only the whole tells how much was seen
-    is_of_gpus = set(grouped.by) <= {"site", "pool"}
-    for line, row in [*zip(shown, rows, strict=True), (shown_total, total)]:
-        seen = row if is_of_gpus else total
-        is_covered = seen["dark_gpu_ms"] <= (1 - coverage_floor) * seen["gpu_ms"]
+    of_place = [name for name in grouped.by if name in ("site", "pool")]
+    covered = [*_covered(rows, of_place, coverage_floor), *_covered([total], (), coverage_floor)]
+    for line, row, is_covered in zip([*shown, shown_total], [*rows, total], covered, strict=True):
         _complete(line, row, has_tariff, is_covered)
     order = (*grouped.by, *COLUMNS)
     return Figures(
@@ -142,6 +141,21 @@ def figures(grouped: Grouped, book: Book, decimals: Decimals, coverage_floor: fl
         [{name: line[name] for name in order} for line in shown],
         {name: shown_total[name] for name in COLUMNS},
     )
+
+
+def _covered(
+    rows: Sequence[Mapping[str, Any]], of_place: Sequence[str], coverage_floor: float
+) -> Iterator[bool]:
+    """Of each row whether the GPUs of its place were seen for so much of their time.
+
+    What is dark has no model, tier or consumer, so that rows by those stand or fall together.
+    """
+    places = [tuple(row[name] for name in of_place) for row in rows]
+    seen: defaultdict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for place, row in zip(places, rows, strict=True):
+        seen[place].update({name: row[name] for name in ("gpu_ms", "dark_gpu_ms")})
+    for place in places:
+        yield seen[place]["dark_gpu_ms"] <= (1 - coverage_floor) * seen[place]["gpu_ms"]
 
 
 def _complete(line: dict[str, Value], row: Mapping[str, int], has_tariff: bool, is_covered: bool) -> None:
