@@ -37,15 +37,7 @@ class Sizes:
 
 
 def sizes(message: bytes) -> Sizes:
-    """Raises ValueError, or what else pyarrow raises, over bytes that are no stream."""
-    try:
-        return _sizes(message)
-    # pyarrow checks all of a header only when it reads the batch
-    except struct.error as error:
-        raise ValueError(f"a header is damaged: {error}") from error
-
-
-def _sizes(message: bytes) -> Sizes:
+    """Raises struct.error or what pyarrow raises over bytes that are no stream."""
     rows = opened_bytes = in_dictionaries = 0
     for part in ipc.MessageReader.open_stream(message):
         if part.type not in ("record batch", "dictionary"):
