@@ -1,37 +1,29 @@
-"""Pools that are gone: nodes come with a new name each, and each would be remembered and shown for ever."""
+"""When a pool of a site is gone, by how far the site's windows go."""
 
 from typing import Final
 
 import polars as pl
 
 from idlewatt.processors.at_once import at_once
+from idlewatt.processors.gone_pools import POOL, TAKEN_BACK_MS
 
 # What is known of a pool's last hours goes when nothing was booked for so long: the meter goes on with silent GPUs for a
 # day.
 SILENT_MS: Final = 86_400_000
-# Its counters end when nothing was booked for so long: the meter takes darkness back for a week after its last reading,
-# and a partition may be a little behind the others.
-ENDED_MS: Final = 8 * 86_400_000
-_POOL: Final = ("site", "pool")
-# how far the site's windows went when anything of the pool was booked last
-BOOKED_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "booked_ms": pl.Int64}
+# Its counters end when nothing was booked for so long: a partition of the meter may be a little behind the others.
+ENDED_MS: Final = TAKEN_BACK_MS + 86_400_000
 
 
 def last_booked(booked: pl.DataFrame, power: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:
     """BOOKED_COLUMNS with the pools of ledger rows."""
     end_ms = pl.col("window_start_ms") + pl.col("window_ms")
-    seen = [rows.lazy().select(*_POOL, booked_ms=end_ms, is_new=True) for rows in (power, tokens)]
+    seen = [rows.lazy().select(*POOL, booked_ms=end_ms, is_new=True) for rows in (power, tokens)]
     both = pl.concat([booked.lazy().with_columns(is_new=False), *seen])
     newest_ms = pl.when("is_new").then(pl.col("booked_ms").max().over("site")).otherwise("booked_ms")
-    sums = both.with_columns(booked_ms=newest_ms).group_by(*_POOL, maintain_order=True)
+    sums = both.with_columns(booked_ms=newest_ms).group_by(*POOL, maintain_order=True)
     return at_once(sums.agg(pl.col("booked_ms").max()))
 
 
 def gone(booked: pl.DataFrame, for_ms: int) -> pl.DataFrame:
     """The pools of which nothing was booked for so long."""
     return booked.filter(pl.col("booked_ms") < pl.col("booked_ms").max().over("site") - for_ms)
-
-
-def of_others(pools: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows of other pools than these."""
-    return rows if pools.is_empty() else rows.join(pools, on=_POOL, how="anti", maintain_order="left")

@@ -25,12 +25,14 @@ from idlewatt.processors.economy.state import (
 )
 from idlewatt.processors.economy.usage import fold_usage
 from idlewatt.processors.families import Family
+from idlewatt.processors.gone_pools import POOL, frames_of_others, of_others
 from idlewatt.processors.stage import Batch, Folded
 from idlewatt.stream import records, topics
 from idlewatt.stream.decoding import frame_schema
 from idlewatt.stream.log import Record
 
-_POOL: Final = ("site", "pool")
+# frames of the state whose counters have a pool
+_ENDING: Final = ("totals", "unpriced", "uncosted", "carbon", "booked")
 _MOST_LINES: Final = 20
 _log = structlog.get_logger()
 
@@ -146,7 +148,7 @@ class EconomyStage:
         if _minute(ends, roll) != _minute(state.windows, state.rolling):
             # who reads them goes by time anyway: what is too old can wait for the minute's end
             silent = retiring.gone(booked, retiring.SILENT_MS)
-            ends, mix, roll, packs = (retiring.of_others(silent, rows) for rows in (ends, mix, roll, packs))
+            ends, mix, roll, packs = (of_others(silent, rows) for rows in (ends, mix, roll, packs))
             mix, roll, packs = _recent(mix, ends), rolling.aged(roll, ends), rolling.packed(packs, ends)
         folded = replace(
             state,
@@ -184,16 +186,7 @@ class EconomyStage:
 
 def _without_gone(state: EconomyState) -> EconomyState:
     gone = retiring.gone(state.booked, retiring.ENDED_MS)
-    if gone.is_empty():
-        return state
-    return replace(
-        state,
-        totals=retiring.of_others(gone, state.totals),
-        unpriced=retiring.of_others(gone, state.unpriced),
-        uncosted=retiring.of_others(gone, state.uncosted),
-        carbon=retiring.of_others(gone, state.carbon),
-        booked=retiring.of_others(gone, state.booked),
-    )
+    return state if gone.is_empty() else replace(state, **frames_of_others(gone, state, _ENDING))
 
 
 def _counted(priced: pl.DataFrame) -> pl.DataFrame:
@@ -235,9 +228,9 @@ def _add_shown(
 
 
 def _ends(windows: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
-    seen = power.lazy().select(*_POOL, (pl.col("window_start_ms") + pl.col("window_ms")).alias("end_ms"))
+    seen = power.lazy().select(*POOL, (pl.col("window_start_ms") + pl.col("window_ms")).alias("end_ms"))
     both = pl.concat([windows.lazy(), seen])
-    return at_once(both.group_by(*_POOL, maintain_order=True).agg(pl.col("end_ms").max()))
+    return at_once(both.group_by(*POOL, maintain_order=True).agg(pl.col("end_ms").max()))
 
 
 def _minute(ends: pl.DataFrame, windows: pl.DataFrame) -> int:
@@ -247,5 +240,5 @@ def _minute(ends: pl.DataFrame, windows: pl.DataFrame) -> int:
 
 def _recent(rows: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
     """Rows of the mix that lost revenue is priced by, up to the pool's newest window."""
-    with_ends = rows.lazy().join(windows.lazy(), on=_POOL, how="left")
+    with_ends = rows.lazy().join(windows.lazy(), on=POOL, how="left")
     return at_once(with_ends.filter(rolling.recent(pl.col("window_start_ms"), MIX_MS)).drop("end_ms"))

@@ -12,10 +12,10 @@ from idlewatt.processors.economy.envelopes import EnvelopeState
 from idlewatt.processors.economy.prices import VOLUME_COLUMNS
 from idlewatt.processors.economy.pricing import MIX_COLUMNS
 from idlewatt.processors.economy.rests import REST_COLUMNS
-from idlewatt.processors.economy.retiring import BOOKED_COLUMNS
 from idlewatt.processors.economy.rolling import PACKING_COLUMNS, ROLLING_COLUMNS
 from idlewatt.processors.economy.tiers import ENGINE_COLUMNS, SHARE_COLUMNS, TIER_COLUMNS
 from idlewatt.processors.economy.usage import UsageState
+from idlewatt.processors.gone_pools import BOOKED_COLUMNS
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream.records import TOKEN_COUNTS
 

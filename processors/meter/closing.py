@@ -5,6 +5,7 @@ from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.gone_pools import frames_of_others
 from idlewatt.processors.meter import activity, forgotten, learning, rolling, tokens, totals, waterfall
 from idlewatt.processors.meter.classifying import classify, steady_windows, whole_windows
 from idlewatt.processors.meter.config import MeterConfig
@@ -34,6 +35,8 @@ from idlewatt.stream.records import TOKEN_COUNTS
 ENERGY: Final = ("energy_mj",)
 # beside the counter, what a piece of a GPU's time is judged by
 _JUDGED_BY: Final = ("power_limit_mw", "has_process")
+# frames of the state that counters are made of
+_COUNTED: Final = ("power_totals", "available_totals", "token_totals", "measured_totals", "booked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,16 +199,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
 
 def _without_gone(state: MeterState, edge_ms: int) -> MeterState:
     gone = totals.gone(state.booked, edge_ms)
-    if gone.is_empty():
-        return state
-    return replace(
-        state,
-        power_totals=totals.without(gone, state.power_totals),
-        available_totals=totals.without(gone, state.available_totals),
-        token_totals=totals.without(gone, state.token_totals),
-        measured_totals=totals.without(gone, state.measured_totals),
-        booked=totals.without(gone, state.booked),
-    )
+    return state if gone.is_empty() else replace(state, **frames_of_others(gone, state, _COUNTED))
 
 
 def _parted(last: pl.DataFrame, since_ms: int) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -5,15 +5,12 @@ somebody new, and what stood there as dark is taken back from the first of them 
 """
 
 from collections.abc import Sequence
-from typing import Final
 
 import polars as pl
 
+from idlewatt.processors.gone_pools import TAKEN_BACK_MS
 from idlewatt.processors.meter.rows import where, with_names
 from idlewatt.processors.meter.timeline import Advance, first_readings
-
-# longer than raw rows are kept, and than a spool is likely to hold them
-REMEMBERED_MS: Final = 7 * 86_400_000
 
 
 def back(
@@ -42,4 +39,4 @@ def remember(
     if lost.is_empty() and forgotten.is_empty():
         return forgotten
     both = pl.concat([forgotten, with_names(lost, index, *key).select_seq(forgotten.columns)])
-    return where(both, both["ts_ms"] > edge_ms - REMEMBERED_MS)
+    return where(both, both["ts_ms"] > edge_ms - TAKEN_BACK_MS)

@@ -5,6 +5,7 @@ from typing import Any, Final, Self
 
 import polars as pl
 
+from idlewatt.processors.gone_pools import BOOKED_COLUMNS
 from idlewatt.processors.meter.activity import SEGMENT_COLUMNS, Holding
 from idlewatt.processors.meter.gaps import GAP_COLUMNS
 from idlewatt.processors.meter.ids import Ids
@@ -13,7 +14,6 @@ from idlewatt.processors.meter.rolling import HISTORY_COLUMNS
 from idlewatt.processors.meter.timeline import GONE_COLUMNS
 from idlewatt.processors.meter.totals import (
     AVAILABLE_COLUMNS,
-    BOOKED_COLUMNS,
     MEASURED_COLUMNS,
     POWER_COLUMNS,
     TOKEN_COLUMNS,

@@ -5,7 +5,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.amounts import SUM
-from idlewatt.processors.meter.forgotten import REMEMBERED_MS
+from idlewatt.processors.gone_pools import POOL, TAKEN_BACK_MS
 from idlewatt.processors.meter.rows import sums_by, with_names
 from idlewatt.stream.records import TOKEN_COUNTS
 
@@ -15,8 +15,7 @@ _POWER_SUMS: Final = ("gpu_ms", "draw_mj", "headroom_mj", "lost_tokens_draw", "l
 _SHOWN: Final = {"gpu_ms": "shown_gpu_ms", "headroom_mj": "shown_headroom_mj"}
 # What a joule of the boards was at the utility when it was booked: null where no PUE was known.
 _FACILITY: Final = "facility_mj"
-_POOL: Final = ("site", "pool")
-_TOKEN_KEY: Final = (*_POOL, "model_name")
+_TOKEN_KEY: Final = (*POOL, "model_name")
 
 POWER_COLUMNS: Final = {
     **dict.fromkeys(_POWER_KEY, pl.String),
@@ -25,8 +24,6 @@ POWER_COLUMNS: Final = {
 TOKEN_COLUMNS: Final = {**dict.fromkeys(_TOKEN_KEY, pl.String), **dict.fromkeys(TOKEN_COUNTS, SUM)}
 AVAILABLE_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "shown_available_mj": SUM}
 MEASURED_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "measured_mj": SUM}
-# the edge of the step that last booked anything of the pool
-BOOKED_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "booked_ms": pl.Int64}
 
 
 def add_power(
@@ -86,20 +83,12 @@ def add_measured(totals: pl.DataFrame, intervals: pl.DataFrame, gpus: pl.DataFra
 def last_booked(
     booked: pl.DataFrame, edge_ms: int, power: pl.DataFrame, tokens: pl.DataFrame
 ) -> pl.DataFrame:
-    """BOOKED_COLUMNS with the pools of a step's ledger rows."""
-    now = pl.concat([rows.select_seq(*_POOL) for rows in (power, tokens)]).unique()
+    """BOOKED_COLUMNS with the pools of a step's ledger rows, by the edge of the step."""
+    now = pl.concat([rows.select_seq(*POOL) for rows in (power, tokens)]).unique()
     both = pl.concat([booked, now.with_columns_seq(booked_ms=pl.lit(edge_ms, pl.Int64))])
-    return both.group_by(*_POOL).agg(pl.col("booked_ms").max()).sort(*_POOL)
+    return both.group_by(*POOL).agg(pl.col("booked_ms").max()).sort(*POOL)
 
 
 def gone(booked: pl.DataFrame, edge_ms: int) -> pl.DataFrame:
-    """Pools whose counters end: nothing was booked for so long that nothing is taken back any more.
-
-    Where nodes come with a new name each, they would be kept and shown for ever.
-    """
-    return booked.filter(pl.col("booked_ms") <= edge_ms - REMEMBERED_MS)
-
-
-def without(pools: pl.DataFrame, totals: pl.DataFrame) -> pl.DataFrame:
-    """The totals of other pools."""
-    return totals.join(pools, on=_POOL, how="anti", maintain_order="left")
+    """Pools whose counters end: nothing was booked for so long that nothing is taken back any more."""
+    return booked.filter(pl.col("booked_ms") <= edge_ms - TAKEN_BACK_MS)
