@@ -25,8 +25,8 @@ test: $(VENV)/.test ## run every test, real Kafka, Prometheus and NVML included
 soak: $(VENV)/.test ## try the property tests with ten times as many examples, others each time
 	@$(RUN) -m pytest -n auto --maxprocesses 4 -m hypothesis --hypothesis-profile soak --timeout 0 $(ARGS)
 
-chaos: $(VENV)/.test ## kill, freeze and mislead a real pipeline, then check every figure; SEED=1 FAULTS=200
-	@$(RUN) tests/chaos.py --seed $(or $(SEED),1) --faults $(or $(FAULTS),200)
+chaos: $(VENV)/.test ## kill, freeze and mislead a real pipeline, then check every figure; SEED=1 FAULTS=200 BROKERS=1
+	@$(RUN) tests/chaos.py --seed $(or $(SEED),1) --faults $(or $(FAULTS),200) --brokers $(or $(BROKERS),1)
 
 check: $(VENV)/.check ## lint, formatting and types
 	$(VENV)/bin/ruff check

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from kafka_broker import KafkaBroker, java_command
+from kafka_broker import Cluster, KafkaBroker, java_command
 
 from bench import CACHE, ROOT
 from bench.fleet import Fleet, Shape
@@ -54,7 +54,7 @@ class KeptBroker(KafkaBroker):
 def empty_broker(name: str) -> Iterator[KeptBroker]:
     """A broker with nothing in it; removed at the end."""
     folder = CACHE / f"kafka-{name}-{os.getpid()}"
-    broker = KeptBroker(folder, java_command())
+    broker = KeptBroker(folder, java_command(), Cluster())
     try:
         broker.open()
         yield broker
@@ -78,7 +78,7 @@ def recorded(
             fleet = None
         if fleet is None:
             shutil.rmtree(folder, ignore_errors=True)
-        broker = KeptBroker(folder, java_command())
+        broker = KeptBroker(folder, java_command(), Cluster())
         try:
             broker.open()
             if fleet is None:

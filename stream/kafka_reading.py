@@ -5,7 +5,14 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
-from idlewatt.stream.kafka_clients import Consumer, KafkaError, TopicPartition, close_consumer, open_reader
+from idlewatt.stream.kafka_clients import (
+    Consumer,
+    KafkaError,
+    TopicPartition,
+    close_consumer,
+    ends_of_logs,
+    open_reader,
+)
 from idlewatt.stream.log import Message
 from idlewatt.stream.settings import Log
 
@@ -32,22 +39,19 @@ def read_messages(
         left = [TopicPartition(topic, n) for n in sorted(partitions)]
         consumer.assign(left)
         _seek(consumer, left, since_ms, newest)
-        # partition -> where it ended when it was first read from
-        ends: dict[int, int | None] = {}
+        # not what fetches tell, which is too low for a moment where another broker has just become the leader
+        ends = dict.fromkeys(left, _NO_END) if follow else ends_of_logs(consumer, left, _TIMEOUT_MS)
         deadline = time.monotonic() + _STALLED_S
         while left:
             fetched = consumer.poll(200)
-            for tp in left:
-                if ends.get(tp.partition) is None:
-                    ends[tp.partition] = _NO_END if follow else consumer.highwater(tp)
             for records in fetched.values():
                 for record in records:
-                    if record.offset < (ends[record.partition] or 0):
+                    if record.offset < ends[topic, record.partition]:
                         yield Message(topic, record.partition, record.offset, record.value or b"")
             if fetched:
                 # the time that the caller took does not count
                 deadline = time.monotonic() + _STALLED_S
-            left = [tp for tp in left if not _is_read(consumer, tp, ends[tp.partition])]
+            left = [tp for tp in left if not _is_read(consumer, tp, ends[tp])]
             if left and not follow and time.monotonic() > deadline:
                 raise LogUnavailableError(
                     f"topic {topic}: Kafka at {log.bootstrap_servers} gives no messages"
@@ -77,7 +81,7 @@ def _seek(consumer: Consumer, partitions: list[Any], since_ms: int, newest: int 
             consumer.seek(tp, max(begins[tp], end - 2 * newest))
 
 
-def _is_read(consumer: Consumer, tp: Any, end: int | None) -> bool:
+def _is_read(consumer: Consumer, tp: Any, end: int) -> bool:
     # the position and not the last record: the marks of ended transactions take offsets too
     position = consumer.position(tp, timeout_ms=_TIMEOUT_MS)
-    return end is not None and position is not None and position >= end
+    return position is not None and position >= end

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from idlewatt.stream.errors import LogUnavailableError
-from idlewatt.stream.kafka_clients import Consumer, TopicPartition, close_consumer, open_reader
+from idlewatt.stream.kafka_clients import Consumer, TopicPartition, close_consumer, ends_of_logs, open_reader
 from idlewatt.stream.settings import Log
 from idlewatt.stream.topics import STATE
 
 CHUNK_BYTES: Final = 900_000
 # Longer than the broker takes to abort the transaction of a process that died.
 _RESTORE_TIMEOUT_S: Final = 120.0
+_ENDS_TIMEOUT_MS: Final = 5_000
 _POLL_RECORDS: Final = 64
 # magic, id of the commit, number of this chunk, how many there are
 _HEADER: Final = struct.Struct(">4s16sII")
@@ -56,8 +57,6 @@ class _Assembly:
     commit_id: bytes = b""
     count: int = 0
     chunks: dict[int, bytes] = field(default_factory=dict)
-    # what a restore must have read: the end of the partition when it began, open transactions included
-    target: int | None = None
 
     def add(self, key: bytes, value: bytes) -> None:
         if not key.startswith(self.key_prefix):
@@ -99,6 +98,8 @@ class SnapshotRestore:
         wanted = [TopicPartition(STATE, n) for n in sorted(partitions)]
         self._consumer.assign(wanted)
         self._consumer.seek_to_beginning(*wanted)
+        # what must have been read
+        self._ends: Mapping[tuple[str, int], int] = {}
 
     @property
     def done(self) -> bool:
@@ -106,6 +107,11 @@ class SnapshotRestore:
 
     def step(self, timeout_s: float) -> dict[int, Snapshot | None]:
         """Read on, at most `timeout_s`; returns the partitions that are complete now."""
+        if not self._ends:
+            # What a fetch tells is too low for a moment where another broker has just become the leader: what was
+            # committed last would be taken for not there, and booked again.
+            wanted = [TopicPartition(STATE, n) for n in sorted(self._assemblies)]
+            self._ends = ends_of_logs(self._consumer, wanted, _ENDS_TIMEOUT_MS)
         for records in self._consumer.poll(int(timeout_s * 1000), _POLL_RECORDS).values():
             for record in records:
                 if (
@@ -114,9 +120,7 @@ class SnapshotRestore:
                     and record.partition in self._assemblies
                 ):
                     self._assemblies[record.partition].add(record.key, record.value)
-        complete = {
-            n: assembly.snapshot() for n, assembly in self._assemblies.items() if self._is_read(n, assembly)
-        }
+        complete = {n: assembly.snapshot() for n, assembly in self._assemblies.items() if self._is_read(n)}
         for n in complete:
             del self._assemblies[n]
         if not self.done and time.monotonic() > self._deadline:
@@ -129,10 +133,8 @@ class SnapshotRestore:
     def close(self) -> None:
         close_consumer(self._consumer)
 
-    def _is_read(self, partition: int, assembly: _Assembly) -> bool:
+    def _is_read(self, partition: int) -> bool:
         tp = TopicPartition(STATE, partition)
-        if assembly.target is None:
-            assembly.target = self._consumer.highwater(tp)
         # the position and not the last record: the marks of ended transactions take offsets too
         position = self._consumer.position(tp, timeout_ms=1_000)
-        return assembly.target is not None and position is not None and position >= assembly.target
+        return position is not None and position >= self._ends[STATE, partition]

@@ -1,6 +1,6 @@
 """Truth under fire: faults on a real Kafka and real processes, then every figure against the truth.
 
-`make chaos SEED=1 FAULTS=200`, or `python tests/chaos.py --seed 1 --faults 200`. Prints a table, and ends with 0 if
+`make chaos SEED=1 FAULTS=200 BROKERS=3`, or `python tests/chaos.py --seed 1 --faults 200 --brokers 3`. Prints a table, and ends with 0 if
 nothing differs.
 """
 
@@ -82,14 +82,14 @@ class Report:
         return [*found, "difference: " + ", ".join(f"{by_unit[unit]} {unit}" for unit in UNITS)]
 
 
-def run(seed: int, faults: int, folder: Path, say: Callable[[str], None]) -> Report:
-    """One whole run in a folder of its own."""
+def run(seed: int, faults: int, folder: Path, say: Callable[[str], None], brokers: int = 1) -> Report:
+    """One whole run in a folder of its own. Several brokers move what they lead to one another."""
     command = java_command()
     if command is None:
         pytest.skip(
             "needs java here: a broker in a container can be neither killed nor frozen like a process"
         )
-    scene = Scene(folder, command, seed)
+    scene = Scene(folder, command, seed, brokers)
     began = time.monotonic()
 
     def phase(name: str) -> None:
@@ -113,7 +113,7 @@ def run(seed: int, faults: int, folder: Path, say: Callable[[str], None]) -> Rep
 
 def _heal(scene: Scene) -> None:
     """Until every process serves, every pool's figures move again, and nothing waits in a spool."""
-    scene.until(scene.broker.answers, "Kafka answers again", HEAL_S)
+    scene.until(scene.kafka_is_whole, "Kafka answers again", HEAL_S)
     running = [member for member in scene.members.values() if member.wanted]
     scene.until(lambda: all(member.look() for member in running), "every process serves again", HEAL_S)
     calm_from_s = time.time()
@@ -216,7 +216,7 @@ def _is_priced(scene: Scene, ends: dict[str, dict[int, int]]) -> bool:
     """Whether the economy has committed its inputs up to where each partition ended."""
     group = f"{scene.settings.process.group}-economy"
     try:
-        with scene.broker.admin() as admin:
+        with scene.brokers[0].admin() as admin:
             offsets = admin.list_group_offsets(group)[group]
     except (KafkaError, LogUnavailableError):
         return False
@@ -228,6 +228,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--brokers", type=int, default=1, help="3: what they lead moves from one to another")
     parser.add_argument("--keep", type=Path, help="an empty folder for logs; a temporary one if left out")
     arguments = parser.parse_args()
     began = time.monotonic()
@@ -235,7 +236,13 @@ def main() -> int:
         folder = arguments.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            report = run(arguments.seed, arguments.faults, folder, lambda line: print(line, flush=True))
+            report = run(
+                arguments.seed,
+                arguments.faults,
+                folder,
+                lambda line: print(line, flush=True),
+                arguments.brokers,
+            )
         except pytest.skip.Exception as skipped:
             print(f"chaos: {skipped}", file=sys.stderr)
             return 2

@@ -13,6 +13,7 @@ from typing import Final
 
 from chaos_garbage import SORTS, Injection
 from chaos_scene import EXTRA, SESSION_S, Scene
+from kafka_broker import KafkaBroker
 
 from idlewatt.stream.errors import LogUnavailableError
 
@@ -57,12 +58,15 @@ def kinds(scene: Scene) -> list[Kind]:
         # it wakes as a zombie: its partitions have gone to others meanwhile
         Kind("freeze a processor", processors, (SESSION_S + 1, SESSION_S + 4), _PROCESS_AT_WORK_S, 2),
         Kind("add a processor, and remove it", [EXTRA], (4.0, 12.0), _PROCESS_AT_WORK_S, 2),
-        Kind("kill the broker", ["broker"], (0.1, 5.0), _BROKER_AT_WORK_S),
-        Kind("freeze the broker", ["broker"], (1.0, 7.0), _BROKER_AT_WORK_S),
+        Kind("kill a broker", ["broker"], (0.1, 5.0), _BROKER_AT_WORK_S),
+        Kind("freeze a broker", ["broker"], (1.0, 7.0), _BROKER_AT_WORK_S),
         Kind("kill a collector", collectors, (0.1, 4.0), _PROCESS_AT_WORK_S, 2),
         Kind("freeze a collector", collectors, (1.0, 12.0), _PROCESS_AT_WORK_S),
         *(Kind(f"inject {sort}", ["log"], (0.0, 0.0), 0.0) for sort in SORTS),
     ]
+    if len(scene.brokers) > 1:
+        # it hands what it leads over to others before it ends, as in a rolling upgrade
+        found.append(Kind("terminate a broker", ["broker"], (0.1, 5.0), _BROKER_AT_WORK_S, 2))
     if all(disk.is_small for disk in scene.disks.values()):
         name = "fill the spools' disks while the broker is away"
         found.append(Kind(name, ["broker"], (4.0, 9.0), _BROKER_AT_WORK_S))
@@ -142,7 +146,7 @@ class Chaos:
         self._faulty.discard(fault.target)
 
     def _apply(self, fault: Fault) -> Callable[[], None] | None:
-        scene, broker = self._scene, self._scene.broker
+        scene, broker = self._scene, self._broker(fault)
         member = scene.members.get(fault.target)
         match fault.kind.split()[0], member:
             case "inject", _:
@@ -150,6 +154,9 @@ class Chaos:
                 return None
             case "kill", None:
                 broker.kill()
+                return broker.launch
+            case "terminate", None:
+                broker.stop()
                 return broker.launch
             case "freeze", None:
                 broker.freeze()
@@ -175,19 +182,29 @@ class Chaos:
         scene = self._scene
         for disk in scene.disks.values():
             disk.fill()
-        scene.broker.kill()
+        brokers = scene.brokers
+        for broker in brokers:
+            broker.kill()
 
         def free() -> None:
             for disk in scene.disks.values():
                 disk.free()
 
         self._at(self._now_s() + fault.length_s * (0.4 + fault.seed % 100 / 100), free)
-        return scene.broker.launch
+
+        def launch() -> None:
+            for broker in brokers:
+                broker.launch()
+
+        return launch
+
+    def _broker(self, fault: Fault) -> KafkaBroker:
+        return self._scene.brokers[fault.seed % len(self._scene.brokers)]
 
     def _inject(self, fault: Fault) -> None:
         """A broker that is away is no reason to leave a fault out, and may not hold up its own return."""
         with contextlib.suppress(LogUnavailableError):
-            if self._scene.broker.listens:
+            if self._broker(fault).listens:
                 self._injection.inject(fault.kind.removeprefix("inject "), random.Random(fault.seed))
                 return
         self._at(self._now_s() + _TRY_AGAIN_S, lambda: self._inject(fault))

@@ -1,4 +1,4 @@
-"""What chaos happens to: a real Kafka, real `idlewatt` processes, and a small disk for the spool of each collector."""
+"""What chaos happens to: a real Kafka of one broker or several, real `idlewatt` processes, and a small disk for the spool of each collector."""
 
 import contextlib
 import ctypes
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from idlewatt_command import COMMAND, environment, wait_until
-from kafka_broker import KafkaBroker, die_with_parent
+from kafka_broker import Cluster, KafkaBroker, die_with_parent
 from prometheus_client.parser import text_string_to_metric_families
 
 from idlewatt.cli.exit_codes import ExitCode
@@ -226,12 +226,13 @@ class Member:
 
 
 class Scene:
-    """Broker, processors and collectors. All of it ends with this process, however it ends."""
+    """Brokers, processors and collectors. All of it ends with this process, however it ends."""
 
-    def __init__(self, folder: Path, java: Sequence[str], seed: int) -> None:
+    def __init__(self, folder: Path, java: Sequence[str], seed: int, brokers: int) -> None:
         self.folder = folder
-        self.broker = KafkaBroker(folder / "kafka", java)
-        self.settings = self.broker.settings(
+        cluster = Cluster(brokers)
+        self.brokers = [KafkaBroker(folder / f"kafka-{n}", java, cluster, n) for n in range(1, brokers + 1)]
+        self.settings = self.brokers[0].settings(
             log={"session_timeout_s": SESSION_S},
             process={
                 "window_s": WINDOW_S,
@@ -260,13 +261,18 @@ class Scene:
         """Return when every process serves."""
         for disk in self.disks.values():
             disk.mount()
-        self.broker.prepare()
-        self.broker.start()
-        self.broker.fresh_topics(self.settings)
+        for broker in self.brokers:
+            broker.prepare()
+            broker.launch()
+        wait_until(self.kafka_is_whole, "Kafka answers", _START_S)
+        self.brokers[0].fresh_topics(self.settings)
         for member in self.members.values():
             if member.name != EXTRA:
                 member.start()
         self.until(lambda: all(m.look() for m in self.members.values() if m.wanted), "all serve", _START_S)
+
+    def kafka_is_whole(self) -> bool:
+        return all(broker.answers() for broker in self.brokers)
 
     def keep(self) -> None:
         for member in self.members.values():
@@ -287,7 +293,8 @@ class Scene:
             member.end(signal.SIGKILL)
         for disk in self.disks.values():
             disk.close()
-        self.broker.remove()
+        for broker in self.brokers:
+            broker.remove()
 
     def _collector(self, site: str) -> Path:
         collect: dict[str, Any] = {

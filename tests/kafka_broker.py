@@ -1,4 +1,4 @@
-"""A real Apache Kafka for tests: one KRaft node on the loopback, its own cluster id, no Docker needed.
+"""A real Apache Kafka for tests: KRaft nodes on the loopback, one or several, their own cluster id, no Docker needed.
 
 The jars come from Maven Central once and stay in .cache/kafka.
 """
@@ -52,25 +52,42 @@ _POM: Final = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
 """
 
 
+class Cluster:
+    """What the brokers of a cluster share: its id, and the ports of all."""
+
+    def __init__(self, brokers: int = 1) -> None:
+        self.id = _base64_uuid()
+        ports = _free_ports(2 * brokers)
+        self.ports, self.controller_ports = ports[:brokers], ports[brokers:]
+
+
 class KafkaBroker:
     """One broker that belongs to this test session; stop() and start() make an outage, the data stays."""
 
-    def __init__(self, folder: Path, command: Sequence[str] | None) -> None:
+    def __init__(
+        self, folder: Path, command: Sequence[str] | None, cluster: "Cluster", number: int = 1
+    ) -> None:
         """`command` is how java is started with the jars; None runs the image in Docker."""
         self.folder = folder
         self.log_path = folder / "kafka.log"
-        self.cluster_id = _base64_uuid()
+        self.cluster_id = cluster.id
+        self.number = number
+        # all of the cluster's, as users give them
+        self.bootstrap_servers = ",".join(f"127.0.0.1:{port}" for port in cluster.ports)
+        self.copies = len(cluster.ports)
+        self._port = cluster.ports[number - 1]
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
         self._frozen = False
         self._name = f"idlewatt-{uuid.uuid4().hex[:12]}"
-        port, controller_port = _free_ports(2)
-        self.bootstrap_servers = f"127.0.0.1:{port}"
+        port, controller_port = self._port, cluster.controller_ports[number - 1]
+        voters = (f"{n}@127.0.0.1:{other}" for n, other in enumerate(cluster.controller_ports, 1))
+        copies, most = str(self.copies), str(self.copies // 2 + 1)
         data = str(folder / "data") if command else "/var/lib/kafka/data"
         self._properties = {
             "process.roles": "broker,controller",
-            "node.id": "1",
-            "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+            "node.id": str(number),
+            "controller.quorum.voters": ",".join(voters),
             "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
             "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
@@ -78,13 +95,16 @@ class KafkaBroker:
             "inter.broker.listener.name": "PLAINTEXT",
             "log.dirs": data,
             "auto.create.topics.enable": "false",
-            "offsets.topic.replication.factor": "1",
+            "offsets.topic.replication.factor": copies,
             "offsets.topic.num.partitions": "4",
-            "transaction.state.log.replication.factor": "1",
-            "transaction.state.log.min.isr": "1",
+            "transaction.state.log.replication.factor": copies,
+            "transaction.state.log.min.isr": most,
             "transaction.state.log.num.partitions": "4",
-            "share.coordinator.state.topic.replication.factor": "1",
-            "share.coordinator.state.topic.min.isr": "1",
+            "share.coordinator.state.topic.replication.factor": copies,
+            "share.coordinator.state.topic.min.isr": most,
+            # a broker that is gone loses what it leads to others this soon
+            "broker.session.timeout.ms": "3000",
+            "broker.heartbeat.interval.ms": "500",
             "group.initial.rebalance.delay.ms": "0",
             "group.min.session.timeout.ms": "1000",
             "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
@@ -94,7 +114,12 @@ class KafkaBroker:
 
     def settings(self, **sections: Any) -> Settings:
         """Settings with this broker as the log, four partitions and a consumer group of their own."""
-        log = {"kind": "kafka", "bootstrap_servers": self.bootstrap_servers, "partitions": 4}
+        log = {
+            "kind": "kafka",
+            "bootstrap_servers": self.bootstrap_servers,
+            "partitions": 4,
+            "replication_factor": self.copies,
+        }
         process = {"group": f"test-{uuid.uuid4().hex[:12]}"}
         return Settings.model_validate(
             {
@@ -214,18 +239,20 @@ class KafkaBroker:
         """Whether it takes connections: at once true or false, where answers() waits."""
         if self._frozen:
             return False
-        host, _, port = self.bootstrap_servers.partition(":")
-        with suppress(OSError), socket.create_connection((host, int(port)), timeout=1.0):
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1.0):
             return True
         return False
 
     def remove(self) -> None:
         """Stop for good; the log stays."""
-        self.stop()
         if self._command is None:
+            self.stop()
             subprocess.run(
                 ["docker", "volume", "rm", "--force", self._name], check=False, capture_output=True
             )
+        elif self._process is not None:
+            # the last of several would wait for the others until its time is over
+            self.kill()
         shutil.rmtree(self.folder / "data", ignore_errors=True)
 
     def answers(self) -> bool:
@@ -237,17 +264,19 @@ class KafkaBroker:
             )
         try:
             with self.admin() as admin:
-                found = admin.describe_cluster()["cluster_id"]
+                found = admin.describe_cluster()
         except (LogUnavailableError, KafkaError):
             return False
-        assert found == self.cluster_id, f"another Kafka ({found}) answers at {self.bootstrap_servers}"
-        return True
+        assert found["cluster_id"] == self.cluster_id, (
+            f"another Kafka ({found['cluster_id']}) answers at {self.bootstrap_servers}"
+        )
+        return any(b["broker_id"] == self.number and not b["is_fenced"] for b in found["brokers"])
 
 
 @pytest.fixture(scope="session")
 def kafka_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
     """The broker of this session. Tests take kafka_broker, which is running at their start."""
-    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"), java_command())
+    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"), java_command(), Cluster())
     broker.prepare()
     try:
         broker.start()
