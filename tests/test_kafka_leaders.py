@@ -1,20 +1,26 @@
 """Three brokers that move what they lead to one another."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final
 
 import pytest
 from kafka_broker import Cluster, KafkaBroker, java_command
+from stage_reader import StageReader
 
+from idlewatt.stream.errors import LogUnavailableError, RewindError
 from idlewatt.stream.kafka_clients import TopicPartition, close_producer, open_producer
+from idlewatt.stream.kafka_log import KafkaAppender, KafkaStageLog
 from idlewatt.stream.kafka_reading import read_messages
 from idlewatt.stream.kafka_snapshots import Snapshot, SnapshotRestore, encode_chunks
+from idlewatt.stream.log import Record
 from idlewatt.stream.settings import Log, Settings
-from idlewatt.stream.topics import LEDGER, STATE
+from idlewatt.stream.topics import ENGINE, GPU, LEDGER, STATE
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
-MOVES: Final = 10
+MOVES: Final = 6
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +67,75 @@ def test_what_is_there_is_read_whoever_leads(brokers: list[KafkaBroker], three_b
         close_producer(producer)
 
 
+def test_each_message_counts_once_while_leaders_move(
+    brokers: list[KafkaBroker], three_brokers: Settings
+) -> None:
+    """Leaders of what is read, of what is written, of the group and of its transactions; and a broker that ends."""
+    line = _Line(three_brokers)
+    try:
+        for topic in (GPU, LEDGER, STATE, "__consumer_offsets", "__transaction_state"):
+            _move(brokers[0], topic)
+            line.until_more_is_booked()
+        brokers[0].stop()
+        line.until_more_is_booked()
+        brokers[0].start()
+        line.until_all_is_booked()
+    finally:
+        line.close()
+    # what was not sure to be there was sent again
+    there = [message.value for message in read_messages(three_brokers.log, GPU)]
+    booked = [message.value for message in read_messages(three_brokers.log, LEDGER)]
+    assert booked == there
+    assert sorted(set(there)) == line.sent
+
+
+class _Line:
+    """A collector that sends numbers and a processor that books each message it reads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.sent: list[bytes] = []
+        self._booked = 0
+        self._appender = KafkaAppender(settings.log, "collector")
+        self._member = StageReader(
+            KafkaStageLog(settings.log, settings.process.group, "meter", (GPU, ENGINE))
+        )
+
+    def until_more_is_booked(self) -> None:
+        enough = self._booked + 5
+        self._until(lambda: self._booked >= enough, sends=True)
+
+    def until_all_is_booked(self) -> None:
+        self._until(
+            lambda: self._booked >= len(self.sent) and not any(self._member.behind.values()), sends=False
+        )
+
+    def close(self) -> None:
+        self._member.log.close()
+        self._appender.close()
+
+    def _until(self, condition: Callable[[], bool], *, sends: bool) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, f"sent {len(self.sent)}; {self._member.state()}"
+            if sends:
+                self._send()
+            self._book()
+
+    def _send(self) -> None:
+        value = b"%04d" % len(self.sent)
+        with suppress(LogUnavailableError):
+            self._appender.append([Record(GPU, b"site", value)])
+            self.sent.append(value)
+
+    def _book(self) -> None:
+        with suppress(LogUnavailableError, RewindError):
+            self._member.poll(0.1)
+            if rows := tuple(Record(LEDGER, b"site", m.value) for m in self._member.messages):
+                self._member.commit(b"state", rows)
+                self._booked += len(rows)
+                self._member.messages.clear()
+
+
 def _restored(log: Log) -> bytes:
     restore = SnapshotRestore(log, "reader", "group", frozenset({0}))
     try:
@@ -73,11 +148,12 @@ def _restored(log: Log) -> bytes:
 
 
 def _move(broker: KafkaBroker, topic: str) -> None:
-    """Have the next of its brokers lead the topic's one partition, at once."""
+    """Have the next of its brokers lead each of the topic's partitions, at once."""
     with broker.admin() as admin:
-        (partition,) = admin.describe_topics([topic])[0]["partitions"]
-        replicas = list(partition["replica_nodes"])
-        at = replicas.index(partition["leader_id"]) + 1
-        order = [*replicas[at:], *replicas[:at]]
-        admin.alter_partition_reassignments({TopicPartition(topic, 0): order})
-        admin.elect_leaders(0, {topic: [0]}, raise_errors=False)
+        orders = {}
+        for partition in admin.describe_topics([topic])[0]["partitions"]:
+            replicas = list(partition["replica_nodes"])
+            at = replicas.index(partition["leader_id"]) + 1
+            orders[TopicPartition(topic, partition["partition_index"])] = [*replicas[at:], *replicas[:at]]
+        admin.alter_partition_reassignments(orders)
+        admin.elect_leaders(0, {topic: [tp.partition for tp in orders]}, raise_errors=False)
