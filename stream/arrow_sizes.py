@@ -25,8 +25,9 @@ _BATCH, _IS_DELTA = 1, 2
 _COLUMNS, _BUFFERS, _COMPRESSION = 1, 2, 3
 # Arrow 0.17 says in the custom metadata that it compresses, and pyarrow still believes it
 _V4: Final = 3
-# What a column takes whatever is in it: a stream may be made of any number of empty batches.
-_COLUMN_BYTES: Final = 256
+# What a batch takes beside its columns, and each of them, whatever is in it: a stream may be made of any number of empty
+# ones. Measured: 25 KB and a quarter of a millisecond for a batch of six columns.
+_COLUMN_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,11 @@ class Sizes:
     opened_bytes: int
 
 
-def sizes(message: bytes) -> Sizes:
-    """Raises struct.error or what pyarrow raises over bytes that are no stream."""
+def sizes(message: bytes) -> Iterator[Sizes]:
+    """Up to each of its parts, so that nobody need read on who has heard enough.
+
+    Raises struct.error or what pyarrow raises over bytes that are no stream.
+    """
     rows = opened_bytes = in_dictionaries = 0
     for part in ipc.MessageReader.open_stream(message):
         if part.type not in ("record batch", "dictionary"):
@@ -54,7 +58,7 @@ def sizes(message: bytes) -> Sizes:
             if _field(header, outer, _IS_DELTA):
                 # to add to a dictionary is to copy it
                 opened_bytes += in_dictionaries
-    return Sizes(rows, opened_bytes)
+        yield Sizes(rows, opened_bytes)
 
 
 def _sizes_of_batch(header: bytes, batch: int, body: bytes | pa.Buffer) -> Sizes:
@@ -66,7 +70,7 @@ def _sizes_of_batch(header: bytes, batch: int, body: bytes | pa.Buffer) -> Sizes
         opened = [size for _, size in buffers]
     # of buffers that belong to no column pyarrow takes any size
     opened_bytes = sum(max(size, 0) for size in opened)
-    return Sizes(max(rows, default=0), opened_bytes + _COLUMN_BYTES * len(rows))
+    return Sizes(max(rows, default=0), opened_bytes + _COLUMN_BYTES * (1 + len(rows)))
 
 
 def _may_be_compressed(header: bytes) -> bool:

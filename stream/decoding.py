@@ -342,19 +342,26 @@ def _layouts(stream: _Stream, wanted: tuple[str, ...]) -> Layouts | None:
 
 def _read_foreign(schema: Schema, message: bytes) -> pl.DataFrame:
     """A message of another writer or another minor version. Raises whatever comes of bytes that are no stream."""
-    found = sizes(message)
-    if found.rows > _MOST_ROWS or found.opened_bytes > _MOST_BYTES:
-        raise _too_large(f"{found.rows} rows and {found.opened_bytes} bytes")
+    for upto in sizes(message):
+        if upto.rows > _MOST_ROWS or upto.opened_bytes > _MOST_BYTES:
+            raise _too_large(f"{upto.rows} rows and {upto.opened_bytes} bytes")
     table = ipc.open_stream(message).read_all()
-    table.validate(full=True)
     missing = [name for name in schema.required if name not in table.column_names]
     if missing:
         raise UnreadableMessageError("missing_column", f"{schema.name} lacks {', '.join(missing)}")
+    # what we do not know is not looked at
+    table = table.select([name for name in schema.arrow.names if name in table.column_names])
+    given = dict(zip(table.column_names, table.columns, strict=True))
+    for name, column in given.items():
+        if not _is_readable(column.type):
+            raise UnreadableMessageError("column_type", f"{schema.name}.{name} is {column.type}")
+    # to validate all is to read each value, and many may show the same bytes
+    table.validate()
+    shown_bytes = sum(_shown_bytes(chunk) for column in given.values() for chunk in column.chunks)
+    if shown_bytes > _MOST_BYTES:
+        raise _too_large(f"{shown_bytes} bytes")
+    table.validate(full=True)
     try:
-        given = {name: table.column(name) for name in schema.arrow.names if name in table.column_names}
-        for name, column in given.items():
-            if _is_list_view(column.type):
-                raise pa.ArrowTypeError(f"{name} is {column.type}, which pyarrow casts wrongly")
         plain_bytes = sum(_plain_bytes(chunk) for column in given.values() for chunk in column.chunks)
         if plain_bytes > _MOST_BYTES:
             raise _too_large(f"{plain_bytes} bytes")
@@ -383,10 +390,18 @@ def _without_nulls(schema: Schema, table: pa.Table) -> None:
             raise UnreadableMessageError("null_value", f"{schema.name}.{name} has rows without a value")
 
 
-def _is_list_view(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_list_view(kind.value_type)
-    return bool(pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
+def _is_readable(kind: pa.DataType) -> bool:
+    """Values, names in dictionaries, and lists of these. Those of views of lists pyarrow casts wrongly."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _is_readable(kind.storage_type)
+    if (
+        pa.types.is_dictionary(kind)
+        or pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+    ):
+        return _is_readable(kind.value_type)
+    return not (pa.types.is_nested(kind) or pa.types.is_run_end_encoded(kind))
 
 
 def _too_large(what: str) -> UnreadableMessageError:
@@ -404,10 +419,24 @@ def _plain_bytes(array: pa.Array) -> int:
         return len(array) * (_VALUE_BYTES + _longest(array.dictionary))
     if isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
         return len(array) * _VALUE_BYTES + _plain_bytes(array.values)
-    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
-        # many rows may show the same bytes
-        return int(pl.Series(array).estimated_size())
-    return int(array.nbytes)
+    return int(array.nbytes) + _shown_bytes(array)
+
+
+def _shown_bytes(array: pa.Array) -> int:
+    """What views of text show, each by itself, by their lengths alone; 0 of what is no view."""
+    kind = array.type
+    if isinstance(array, pa.ExtensionArray):
+        return _shown_bytes(array.storage)
+    if pa.types.is_dictionary(kind):
+        return _shown_bytes(array.dictionary)
+    if isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        return _shown_bytes(array.values)
+    if not (pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)):
+        return 0
+    # four integers each, of which the first is the length
+    words = pa.Array.from_buffers(pa.int32(), 4 * (array.offset + len(array)), [None, array.buffers()[1]])
+    lengths = pl.Series(words[4 * array.offset :]).gather_every(4)
+    return int(lengths.filter(pl.Series(array.is_valid())).cast(pl.Int64).sum())
 
 
 def _longest(values: pa.Array) -> int:

@@ -509,12 +509,38 @@ def test_many_rows_may_not_show_the_same_long_text() -> None:
             decode(message)
 
 
+def test_what_is_too_long_is_refused_before_it_is_looked_at() -> None:
+    """What views of the same text show would hold up its partition for minutes, were it read through, as here the bytes
+    that are no text would show."""
+    text = pa.py_buffer(b"\xff" * 3_000_000)
+    view = (3_000_000).to_bytes(4, "little") + b"xxxx" + bytes(8)
+    views = pa.Array.from_buffers(pa.string_view(), 20_000, [None, pa.py_buffer(view * 20_000), text])
+    with pytest.raises(UnreadableMessageError, match="opens to 60000000000 bytes"):
+        decode(foreign(many(20_000) | {"node": views}))
+
+
+def test_many_batches_of_one_row_are_not_read_to_their_end() -> None:
+    """Each takes memory and time, however little is in it."""
+    batch = pa.record_batch(many(1)).replace_schema_metadata(records.ENGINE.arrow.metadata)
+    for count, fits in ((100, True), (20_000, False)):
+        sink = pa.BufferOutputStream()
+        with ipc.new_stream(sink, batch.schema) as writer:
+            for _ in range(count):
+                writer.write_batch(batch)
+        message = sink.getvalue().to_pybytes()
+        if fits:
+            assert decode(message)[1].height == count
+        else:
+            with pytest.raises(UnreadableMessageError, match=r"opens to 1\d\d\d rows"):
+                decode(message)
+
+
 def test_additions_to_a_dictionary_are_copies_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each batch may add a value, and keeps the dictionary that it was written with."""
-    monkeypatch.setattr(decoding, "_MOST_BYTES", 200_000)
+    monkeypatch.setattr(decoding, "_MOST_BYTES", 1_000_000)
     columns = many(1)
     names = ["x" * 1000 * n for n in range(1, 5)]
-    for some, fits in ((names[:2], True), (names * 5, False)):
+    for some, fits in ((names[:2], True), (names * 4, False)):
         kinds = [pa.array(some[: n + 1]) for n in range(len(some))]
         batches = [
             pa.record_batch(
