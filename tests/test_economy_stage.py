@@ -683,6 +683,23 @@ def test_pools_that_are_gone_are_forgotten() -> None:
     assert shown(driver, names.REVENUE, pool="node-3") == pytest.approx(1000 * 0.35e-6, rel=0.9)
 
 
+def test_a_pool_whose_gpus_are_forgotten_has_no_clock() -> None:
+    """Its engines go on: what is kept of them is an hour, and no clock that stands still hides what they bring in."""
+    driver = driver_of()
+    driver.append(ledger(sold(0, 1000), power(0)))
+    driver.fold(START_MS)
+    kept = []
+    for hour in range(1, 28):
+        driver.append(ledger(*(sold(window, 1000) for window in range(360 * hour, 360 * (hour + 1), 60))))
+        driver.fold(START_MS)
+        kept.append(driver.state.rolling.height + driver.state.mix.height)
+        assert (shown(driver, names.MONEY_END, pool="p") is not None) == (hour < 24)
+    assert kept[-1] == kept[-2] < 30 < max(kept)
+    driver.append(ledger(power(360 * 28)))
+    driver.fold(START_MS)
+    assert shown(driver, names.MONEY_END, pool="p") is not None
+
+
 def test_counters_of_a_pool_that_returns_while_they_are_kept_go_on() -> None:
     """Its spool of a week ago is booked before what it reads now: the days count from what was booked last."""
     driver = driver_of()

@@ -27,3 +27,14 @@ def last_booked(booked: pl.DataFrame, power: pl.DataFrame, tokens: pl.DataFrame)
 def gone(booked: pl.DataFrame, for_ms: int) -> pl.DataFrame:
     """The pools of which nothing was booked for so long."""
     return booked.filter(pl.col("booked_ms") < pl.col("booked_ms").max().over("site") - for_ms)
+
+
+def with_gpus(ends: pl.DataFrame, rolling: pl.DataFrame) -> pl.DataFrame:
+    """The ends of windows (site, pool, end_ms) of pools whose engines did not go on alone for so long that GPUs are silent.
+
+    By the clock of the pool itself, which may be hours behind its site's. `rolling`: ROLLING_COLUMNS.
+    """
+    newest = rolling.lazy().group_by(*POOL).agg(pl.col("window_start_ms").max())
+    both = ends.lazy().join(newest, on=POOL, how="left", maintain_order="left")
+    alone = pl.col("window_start_ms") - pl.col("end_ms") >= SILENT_MS
+    return at_once(both.filter(alone.fill_null(False).not_()).drop("window_start_ms"))

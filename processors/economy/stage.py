@@ -149,6 +149,7 @@ class EconomyStage:
             # who reads them goes by time anyway: what is too old can wait for the minute's end
             silent = retiring.gone(booked, retiring.SILENT_MS)
             ends, mix, roll, packs = (of_others(silent, rows) for rows in (ends, mix, roll, packs))
+            ends = retiring.with_gpus(ends, roll)
             mix, roll, packs = _recent(mix, ends), rolling.aged(roll, ends), rolling.packed(packs, ends)
         folded = replace(
             state,
