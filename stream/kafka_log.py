@@ -114,6 +114,8 @@ class KafkaStageLog:
     _JOIN_STEP_S: Final = 0.05
     _RESTORE_STEP_S: Final = 0.25
     _OFFSETS_TIMEOUT_MS: Final = 5_000
+    # brokers know by then who leads
+    _STALE_S: Final = 30.0
 
     def __init__(
         self, log: Log, group: str, stage: str, inputs: tuple[str, ...], instance: str | None = None
@@ -136,6 +138,8 @@ class KafkaStageLog:
         self._told: Mapping[int, Grant] = {}
         self._restore: SnapshotRestore | None = None
         self._restoring: Mapping[int, Grant] = {}
+        # since when the snapshots of partitions that are being restored are known to be old ones
+        self._stale_since: dict[int, float] = {}
         # handed out, and poll() has still to say that it is gone
         self._revoked: set[int] = set()
         # where the last commit stands
@@ -309,12 +313,42 @@ class KafkaStageLog:
         left_s = max(deadline - time.monotonic(), 0.0)
         found = self._restore.step(min(left_s, self._RESTORE_STEP_S))
         # one that went away meanwhile may have been moved on by others
-        found = {n: snapshot for n, snapshot in found.items() if self._owned.get(n) == self._restoring[n]}
+        found = {
+            n: snapshot
+            for n, snapshot in found.items()
+            if self._owned.get(n) == self._restoring[n] and not self._is_stale(consumer, n, snapshot)
+        }
         for n, snapshot in found.items():
             self._seek(consumer, n, snapshot)
         if self._restore.done:
             self._stop_restore()
         return {n: snapshot.state if snapshot else None for n, snapshot in found.items()}
+
+    def _is_stale(self, consumer: Consumer, partition: int, snapshot: Snapshot | None) -> bool:
+        """Whether the group knows of a commit behind the snapshot, which is read once more then.
+
+        A broker that was cut off from the others, or frozen, tells its old end until it knows that another one leads.
+        The group has just been told its members by a broker that does lead.
+        """
+        known = snapshot.resume if snapshot is not None else {}
+        committed = (
+            consumer.committed(TopicPartition(topic, partition), timeout_ms=self._OFFSETS_TIMEOUT_MS) or 0
+            for topic in self._inputs
+        )
+        if all(offset <= known.get(topic, 0) for topic, offset in zip(self._inputs, committed, strict=True)):
+            self._stale_since.pop(partition, None)
+            return False
+        now = time.monotonic()
+        if now - self._stale_since.setdefault(partition, now) < self._STALE_S:
+            return True
+        del self._stale_since[partition]
+        _log.error(
+            "snapshot_older_than_offsets",
+            partition=partition,
+            mend="what was booked since is booked again, if nobody has set the group's offsets; "
+            "after making the state topic anew, give process.group a new name",
+        )
+        return False
 
     def _seek(self, consumer: Consumer, partition: int, snapshot: Snapshot | None) -> None:
         """Read on from where the snapshot stands. Without one: from the group's offsets, or from the beginning."""

@@ -20,10 +20,12 @@ from kafka_broker import KafkaBroker
 from stage_reader import StageReader
 from structlog.testing import capture_logs
 
-from idlewatt.stream import kafka_clients, kafka_transactions, topics
+from idlewatt.stream import kafka_clients, kafka_log, kafka_transactions, topics
 from idlewatt.stream.errors import ConfigError, LogUnavailableError, RewindError
+from idlewatt.stream.kafka_clients import OffsetAndMetadata, TopicPartition
 from idlewatt.stream.kafka_log import KafkaAppender, KafkaStageLog
 from idlewatt.stream.kafka_reading import read_messages
+from idlewatt.stream.kafka_snapshots import Snapshot, SnapshotRestore
 from idlewatt.stream.kafka_topics import create_topics
 from idlewatt.stream.log import Commit, Record
 from idlewatt.stream.opening import prepare
@@ -32,6 +34,7 @@ from idlewatt.stream.settings import Log, Settings
 pytestmark = pytest.mark.kafka
 METER = (topics.GPU, topics.ENGINE)
 PARTITIONS = {0, 1, 2, 3}
+THE_TRUTH: Any = object()
 OpenMember = Callable[..., StageReader]
 
 
@@ -390,6 +393,63 @@ def test_the_snapshot_says_where_to_read_on(
     append("b ")
     heir = open_member()
     heir.until_values(sent("b "))
+
+
+def test_a_snapshot_of_before_is_read_again(
+    open_member: OpenMember,
+    append: Callable[..., None],
+    fresh_topics: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A broker that does not know yet that another one leads now tells an end before the last commit."""
+    member = open_member()
+    append("a ")
+    member.until_values(sent("a "))
+    commit_what_was_read(member)
+    member.log.close()
+    lies = [None, Snapshot(b"of before", dict.fromkeys(METER, 0))]
+
+    class Told(SnapshotRestore):
+        """Tells that nothing is there, then what was there first, then what is there."""
+
+        def __init__(self, *of: Any) -> None:
+            super().__init__(*of)
+            self.lie = lies.pop(0) if lies else THE_TRUTH
+
+        def step(self, timeout_s: float) -> dict[int, Snapshot | None]:
+            found = super().step(timeout_s)
+            return found if self.lie is THE_TRUTH else dict.fromkeys(found, self.lie)
+
+    monkeypatch.setattr(kafka_log, "SnapshotRestore", Told)
+    append("b ")
+    heir = open_member()
+    heir.until_values(sent("b "))
+    assert not lies
+
+
+def test_offsets_that_somebody_has_set_ahead_are_told_and_not_followed(
+    open_member: OpenMember,
+    append: Callable[..., None],
+    fresh_topics: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The state goes on from where it stands, after a while in which a newer snapshot might have come."""
+    monkeypatch.setattr(KafkaStageLog, "_STALE_S", 1.0)
+    member = open_member()
+    append("a ")
+    member.until_values(sent("a "))
+    commit_what_was_read(member)
+    resume = member.log._resume
+    member.log.close()
+    append("b ")
+    with kafka_clients.open_admin(fresh_topics.log) as admin:
+        ahead = {TopicPartition(*place): OffsetAndMetadata(at + 1, "", -1) for place, at in resume.items()}
+        admin.alter_group_offsets(f"{fresh_topics.process.group}-meter", ahead)
+    with capture_logs() as said:
+        heir = open_member()
+        heir.until_values(sent("b "))
+    older = {line["partition"] for line in said if line["event"] == "snapshot_older_than_offsets"}
+    assert older == PARTITIONS
 
 
 def longest(member: StageReader) -> tuple[str, int]:
