@@ -95,8 +95,8 @@ def _now() -> list[object]:
             unit="si:tok/s/MW",
             no_value="withheld",
             description=(
-                "Output tokens per second for each megawatt the boards draw. Withheld while coverage is under "
-                f"{q.COVERAGE_FLOOR:.0%}, there are too few tokens to mean anything, or the figures are too old."
+                "Output tokens per second for each megawatt the boards draw, of the pools whose GPUs are read. Withheld while "
+                f"coverage is under {q.COVERAGE_FLOOR:.0%}, there are too few tokens to mean anything, or the figures are too old."
             ),
             place=Place(6, 0, 3, 4),
         ),

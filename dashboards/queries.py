@@ -152,6 +152,7 @@ def tokens_per_joule(where: Where) -> str:
     The meter's own gauge cannot be added over pools, and pools that it withholds for want of tokens drew
     joules nevertheless; so it is made of the counters here, under the same two conditions. A pool that does not meet
     them is left out: when its readings come back, its counters jump by what was booked late, of one kind or the other.
+    One without an engine is in; one without a GPU that is read has tokens and no joules, and is not.
     """
     tokens = f"{_of_covered_pools(output_tokens_rate(where, POOL), where)} >= {MIN_TOKENS_PER_SECOND}"
     return " and on () ".join(
@@ -164,11 +165,10 @@ def tokens_per_joule(where: Where) -> str:
 
 
 def _of_covered_pools(by_pool: str, where: Where) -> str:
-    too_low = (
-        f"{highest(names.COVERAGE, {**where, 'window': ROLLING, 'of': of}, POOL)} < {COVERAGE_FLOOR}"
-        for of in ("watts", "tokens")
+    watts, tokens = (
+        highest(names.COVERAGE, {**where, "window": ROLLING, "of": of}, POOL) for of in ("watts", "tokens")
     )
-    return f"sum({by_pool} unless {' unless '.join(too_low)})"
+    return f"sum({by_pool} and {watts} >= {COVERAGE_FLOOR} unless {tokens} < {COVERAGE_FLOOR})"
 
 
 def tokens_per_second_per_megawatt(where: Where) -> str:

@@ -323,6 +323,13 @@ BACK: Final = {
 }
 
 
+# engines whose GPUs nobody reads: tokens over no joules
+BLIND: Final = {
+    'idlewatt_coverage_ratio{site="n",pool="blind",window="5m",of="tokens"}': "1x60",
+    'idlewatt_tokens_total{site="n",pool="blind",model_name="m",kind="output"}': "1000000+2320x60",
+}
+
+
 def clocks(meter: Mapping[str, int], money: Mapping[str, int]) -> dict[str, str]:
     """The last windows of pools, as old as given in seconds after 9 minutes, when figures are asked for."""
     return {
@@ -377,6 +384,12 @@ FIGURES: Final = (
     (
         "a pool whose engine comes back after hours counts when it was measured, not at once",
         FACTORY | covered(1, 1, 1) | BACK,
+        q.tokens_per_joule(ANYWHERE),
+        {"{}": 1.25},
+    ),
+    (
+        "a pool of which no watt is known makes no tokens over the joules of others",
+        FACTORY | covered(1, 1, 1) | BLIND,
         q.tokens_per_joule(ANYWHERE),
         {"{}": 1.25},
     ),
