@@ -101,8 +101,11 @@ def site_figures(older: Scrape, newer: Scrape) -> SiteFigures:
         },
         tokens_per_s=_sum(pool.tokens_per_s for pool in pools),
         watts=_sum(pool.watts for pool in pools),
-        lost_per_hour=newer.one(names.LOST_REVENUE_PER_HOUR, window=_ROLLING),
-        benchmark_per_hour=newer.one(names.BENCHMARK_LOST_REVENUE_PER_HOUR, window=_ROLLING),
+        lost_per_hour=_sum(pool.lost_per_hour for pool in pools),
+        benchmark_per_hour=_sum(
+            newer.one(names.BENCHMARK_LOST_REVENUE_PER_HOUR, pool=pool.name, window=_ROLLING)
+            for pool in pools
+        ),
         currency=_currency(newer),
     )
 
@@ -146,6 +149,7 @@ class Sums:
     idle_energy_cost: float
     idle_capital_cost: float
     lost_revenue: float
+    unpriced_pools: tuple[str, ...]  # some of whose idle watts are not in lost_revenue
     benchmark_loss: float
     currency: str
 
@@ -155,6 +159,7 @@ def sums(scrape: Scrape) -> Sums:
     joules = scrape.by(names.ENERGY, "state", scope="it")
     drawn = sum(joules.values())
     tokens = scrape.sum(names.TOKENS, kind="output")
+    priced = scrape.by(names.LOST_REVENUE_PER_HOUR, "pool", window=_ROLLING)
     return Sums(
         output_tokens=tokens,
         kwh=drawn / _JOULES_PER_KWH,
@@ -165,6 +170,7 @@ def sums(scrape: Scrape) -> Sums:
         idle_energy_cost=sum(scrape.sum(names.ENERGY_COST, state=state) for state in IDLE),
         idle_capital_cost=sum(scrape.sum(names.CAPITAL_COST, state=state) for state in IDLE),
         lost_revenue=scrape.sum(names.LOST_REVENUE),
+        unpriced_pools=tuple(sorted(scrape.window_ends.keys() - priced.keys())),
         benchmark_loss=scrape.sum(names.BENCHMARK_LOST_REVENUE),
         currency=_currency(scrape),
     )

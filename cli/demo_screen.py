@@ -76,6 +76,7 @@ def lines(figures: SiteFigures) -> Iterator[str]:
 def summary(sums: Sums) -> Iterator[str]:
     """What the demo metered in all."""
     share = _UNKNOWN if sums.wasted_share is None else f"{sums.wasted_share:.1%}"
+    unpriced = f", without some of pool {', '.join(sums.unpriced_pools)}" if sums.unpriced_pools else ""
     yield "metered in this demo:"
     yield f"  {sums.output_tokens:,.0f} output tokens from {sums.kwh:.3f} kWh: {_ratio(sums.tokens_per_joule)} tokens per joule"
     yield f"  {share} of the watts drawn were wasted on idle GPUs"
@@ -84,7 +85,7 @@ def summary(sums: Sums) -> Iterator[str]:
         f"for {_money(sums.cost, sums.currency)} of electricity and GPU-hours"
     )
     yield (
-        f"  idle, in three moneys: {_money(sums.lost_revenue, sums.currency)} of tokens not sold; "
+        f"  idle, in three moneys: {_money(sums.lost_revenue, sums.currency)} of tokens not sold{unpriced}; "
         f"{_money(sums.idle_capital_cost, sums.currency)} of GPU-hours paid; "
         f"{_money(sums.idle_energy_cost, sums.currency)} of electricity burnt"
     )

@@ -86,7 +86,7 @@ def _now() -> list[object]:
             no_value="an hour is not known",
             description=(
                 "GPUs that held a model for all of the last hour and that not even its busiest window needed, at the "
-                "batches as they were: what packing could free."
+                "batches as they were: what packing could free, of the pools for which an hour is known."
             ),
             place=Place(12, 0, 4, 4),
         ),
@@ -174,8 +174,8 @@ def _idle() -> list[object]:
             unit=CURRENCY,
             overrides=currency_units(),
             description=(
-                "The same idle watts three times: never add them. Tokens not sold are unsold capacity where nobody "
-                "waited (see the panel beside it)."
+                "The same idle watts three times: never add them. Tokens not sold are those of the watts that have a price "
+                "and a yardstick, and unsold capacity where nobody waited (see the panel beside it)."
             ),
             place=Place(0, 13, 12, 9),
         ),
@@ -191,8 +191,8 @@ def _idle() -> list[object]:
             stacked=True,
             overrides=currency_units(),
             description=(
-                "Lost revenue per hour. waiting: some engine of the pool had a queue, the loss was avoidable. none: unsold "
-                "capacity. unknown: no engine was read."
+                "Lost revenue per hour of the idle watts that have a price and a yardstick. waiting: some engine of the pool "
+                "had a queue, the loss was avoidable. none: unsold capacity. unknown: no engine was read."
             ),
             place=Place(12, 13, 12, 9),
         ),

@@ -121,7 +121,8 @@ def _now() -> list[object]:
             overrides=currency_units(),
             description=(
                 "Revenue that idle watts would have brought, per hour: lost tokens at the realised blended "
-                "price, over the last 5 minutes. Needs a price in the book and a yardstick."
+                "price, over the last 5 minutes, of the pools for which it is known: a pool is left out while some of its "
+                "idle watts have no price or yardstick."
             ),
             place=Place(12, 0, 3, 4),
         ),
@@ -137,8 +138,8 @@ def _now() -> list[object]:
             overrides=currency_units(),
             time_from="now/d",
             description=(
-                "The same since midnight and as far as windows are priced (see the age of the figures), as Prometheus "
-                "estimates it; the ledger has the exact sum."
+                "The same since midnight, of all idle watts that have a price and a yardstick and as far as windows are "
+                "priced (see the age of the figures), as Prometheus estimates it; the ledger has the exact sum."
             ),
             place=Place(15, 0, 3, 4),
         ),

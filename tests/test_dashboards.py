@@ -217,6 +217,25 @@ def test_the_benchmark_is_labelled_as_such() -> None:
             assert not re.search(r"idlewatt_lost_revenue", target["expr"])
 
 
+def test_sums_over_what_pools_withhold_say_so() -> None:
+    """A sum of pools of which one withholds its part is not shown as that of all."""
+    withheld = (names.LOST_REVENUE_PER_HOUR, names.MARGIN_PER_HOUR, names.RECOVERABLE_GPUS)
+    said = {metric.name: "of the pools for which" for metric in withheld}
+    # of an idle watt without a price the counter has nothing
+    said[names.LOST_REVENUE.name] = "that have a price and a yardstick"
+    summed = [
+        (name, panel)
+        for dashboard in DASHBOARDS.values()
+        for panel in panels(dashboard)
+        for target in panel["targets"]
+        for name in said
+        if re.search(rf"^(3600 \* )?sum(?! by \(site, pool\b).*\b{name}\b", target["expr"])
+    ]
+    assert {name for name, _ in summed} == said.keys()
+    for name, panel in summed:
+        assert said[name] in panel["description"], panel["title"]
+
+
 def test_an_unknown_label_is_refused_where_the_query_is_made() -> None:
     """A label that the metric does not carry would match nothing, silently."""
     with pytest.raises(ValueError, match="idlewatt_gpus carries no label part"):

@@ -15,7 +15,7 @@ from idlewatt_command import COMMAND, environment, idlewatt, taken_port
 from rich.console import Console
 
 from idlewatt.cli.demo_figures import Scrape, site_figures, sums
-from idlewatt.cli.demo_screen import lines, screen
+from idlewatt.cli.demo_screen import lines, screen, summary
 
 WATTS = re.compile(r"([\d.]+) (k?)W")
 
@@ -151,6 +151,35 @@ def test_what_is_withheld_is_a_dash_and_never_zero() -> None:
     assert figures.lost_per_hour is None
     assert next(lines(figures)) == "site - tokens/s, - of 1.0 kW, - tokens/J, lost -/h, benchmark -/h"
     assert site_figures(Scrape(""), Scrape("")).pools == ()
+
+
+LOSSES = """\
+# TYPE idlewatt_window_end_timestamp_seconds gauge
+idlewatt_window_end_timestamp_seconds{site="s",pool="a"} 100
+idlewatt_window_end_timestamp_seconds{site="s",pool="b"} 100
+# TYPE idlewatt_lost_revenue counter
+idlewatt_lost_revenue_total{site="s",pool="a",state="idle_free",part="draw",demand="none",currency="USD"} 7
+# TYPE idlewatt_lost_revenue_per_hour gauge
+idlewatt_lost_revenue_per_hour{site="s",pool="a",window="1m",currency="USD"} 166
+# TYPE idlewatt_benchmark_lost_revenue_per_hour gauge
+idlewatt_benchmark_lost_revenue_per_hour{site="s",pool="a",window="1m",currency="USD"} 200
+"""
+LOSSES_OF_B = """\
+idlewatt_lost_revenue_per_hour{site="s",pool="b",window="1m",currency="USD"} 34
+"""
+
+
+def test_a_loss_that_one_pool_withholds_is_not_the_site_s() -> None:
+    """The site loses what all of its pools do; the sum at the end names those whose part of it is not known."""
+    some = Scrape(LOSSES)
+    figures = site_figures(some, some)
+    assert [pool.lost_per_hour for pool in figures.pools] == [166, None]
+    assert figures.lost_per_hour is None
+    assert figures.benchmark_per_hour is None
+    assert "7.00 USD of tokens not sold, without some of pool b;" in "\n".join(summary(sums(some)))
+    known = Scrape(LOSSES + LOSSES_OF_B)
+    assert site_figures(known, known).lost_per_hour == 200
+    assert "7.00 USD of tokens not sold;" in "\n".join(summary(sums(known)))
 
 
 def test_the_screen_fits_a_small_terminal() -> None:
