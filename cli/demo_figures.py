@@ -82,8 +82,8 @@ class SiteFigures:
 
     @property
     def tokens_per_joule(self) -> float | None:
-        """Tokens per second over watts: the same interval, sums first."""
-        return self.tokens_per_s / self.watts if self.tokens_per_s and self.watts else None
+        """Of the same interval, sums first."""
+        return _yield(self.tokens_per_s, self.watts)
 
 
 def site_figures(older: Scrape, newer: Scrape) -> SiteFigures:
@@ -116,18 +116,25 @@ def _sum(values: Iterable[float | None]) -> float | None:
     return sum(value or 0.0 for value in known) if known and None not in known else None
 
 
+def _yield(tokens_per_s: float | None, watts: float | None) -> float | None:
+    return tokens_per_s / watts if tokens_per_s and watts else None
+
+
 def _pool(older: Scrape, newer: Scrape, pool: str, seconds: float) -> PoolFigures:
     def rate(metric: Metric, **labels: str) -> float | None:
         if seconds <= 0:
             return None
         return (newer.sum(metric, pool=pool, **labels) - older.sum(metric, pool=pool, **labels)) / seconds
 
+    tokens_per_s, watts = rate(names.TOKENS, kind="output"), rate(names.ENERGY, scope="it")
+    # the meter's own is of a minute, but it knows what to withhold
+    is_withheld = newer.one(names.TOKENS_PER_JOULE, pool=pool, window=_ROLLING, kind="output") is None
     return PoolFigures(
         name=pool,
         gpus=newer.by(names.GPUS, "state", pool=pool),
-        tokens_per_s=rate(names.TOKENS, kind="output"),
-        watts=rate(names.ENERGY, scope="it"),
-        tokens_per_joule=newer.one(names.TOKENS_PER_JOULE, pool=pool, window=_ROLLING, kind="output"),
+        tokens_per_s=tokens_per_s,
+        watts=watts,
+        tokens_per_joule=None if is_withheld else _yield(tokens_per_s, watts),
         lost_per_hour=newer.one(names.LOST_REVENUE_PER_HOUR, pool=pool, window=_ROLLING),
     )
 

@@ -119,6 +119,8 @@ idlewatt_energy_joules_total{{site="s",pool="a",state="idle_free",scope="it"}} {
 idlewatt_energy_joules_total{{site="s",pool="a",state="serving",scope="facility"}} 999999
 # TYPE idlewatt_window_end_timestamp_seconds gauge
 idlewatt_window_end_timestamp_seconds{{site="s",pool="a"}} {end}
+# TYPE idlewatt_tokens_per_joule gauge
+idlewatt_tokens_per_joule{{site="s",pool="a",window="1m",kind="output"}} 0.5
 # TYPE idlewatt_power_watts gauge
 idlewatt_power_watts{{site="s",pool="a",state="serving",part="draw"}} 300
 idlewatt_power_watts{{site="s",pool="a",state="serving",part="headroom"}} 400
@@ -140,6 +142,17 @@ def test_rates_are_differences_over_event_time() -> None:
     assert total.output_tokens == 9000
     assert total.wasted_share == 0.2
     assert total.kwh == pytest.approx(10_000 / 3_600_000)
+
+
+def test_a_pool_s_yield_belongs_to_its_row() -> None:
+    """Tokens per joule are the row's tokens/s by its watts, of the same seconds, and withheld where the meter withholds them."""
+    older = PAGE.format(tokens=1000, serving=5000, idle=1000, end=100)
+    newer = PAGE.format(tokens=9000, serving=8000, idle=2000, end=110)
+    (pool,) = site_figures(Scrape(older), Scrape(newer)).pools
+    assert (pool.tokens_per_s, pool.watts, pool.tokens_per_joule) == (800, 400, 2)
+    withheld = "".join(line for line in newer.splitlines(keepends=True) if "tokens_per_joule{" not in line)
+    (pool,) = site_figures(Scrape(older), Scrape(withheld)).pools
+    assert (pool.tokens_per_s, pool.watts, pool.tokens_per_joule) == (800, 400, None)
 
 
 def test_what_is_withheld_is_a_dash_and_never_zero() -> None:
