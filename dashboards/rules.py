@@ -125,7 +125,7 @@ RECORDING: Final = (
     RecordingRule(ENERGY_RATE, q.energy_rate(q.EVERYWHERE, q.POOL, q.ROLLING)),
     RecordingRule(WASTED_ENERGY_RATE, q.wasted_energy_rate(q.EVERYWHERE, q.POOL, q.ROLLING)),
     RecordingRule(WASTED_SHARE, q.ratio(WASTED_ENERGY_RATE, ENERGY_RATE)),
-    RecordingRule(TOKENS_PER_JOULE, q.ratio(OUTPUT_TOKENS_RATE, ENERGY_RATE)),
+    RecordingRule(TOKENS_PER_JOULE, q.pool_tokens_per_joule(q.EVERYWHERE)),
 )
 
 # A day of raw counters would be read over and over. Sums of the recorded rates, not their means: joules are counted before
@@ -154,7 +154,7 @@ ALERTS: Final = (
         name="IdlewattTokensPerJouleFell",
         expr=" and on (site, pool) ".join(
             (
-                f"{q.pool_tokens_per_joule(q.EVERYWHERE)} < {YIELD_FALL} * {TOKENS_PER_JOULE_DAY}",
+                f"{TOKENS_PER_JOULE} < {YIELD_FALL} * {TOKENS_PER_JOULE_DAY}",
                 f"{OUTPUT_TOKENS_RATE} > {YIELD_MIN_TOKENS_PER_SECOND}",
                 f"{OUTPUT_TOKENS_RATE} offset {YIELD_MIN_HISTORY}",
             )

@@ -974,7 +974,7 @@ def test_a_wrong_expectation_fails(prometheus_tools: None, tmp_path: Path) -> No
 
 
 def test_recorded_ratios_are_ratios_of_sums(prometheus_tools: None, tmp_path: Path) -> None:
-    """Two models and two states of one pool make one yield, and the day's mean weighs by joules."""
+    """Two models and two states of one pool make one yield of the day, which weighs by joules."""
     series = energy(400, 100, 0) | {
         f'idlewatt_tokens_total{{{POOL},model_name="m",kind="output"}}': "1000000+30000x40",
         f'idlewatt_tokens_total{{{POOL},model_name="n",kind="output"}}': "1000000+6000x40",
@@ -987,7 +987,6 @@ def test_recorded_ratios_are_ratios_of_sums(prometheus_tools: None, tmp_path: Pa
         rules.ENERGY_RATE: 500.0,
         rules.WASTED_ENERGY_RATE: 100.0,
         rules.WASTED_SHARE: 0.2,
-        rules.TOKENS_PER_JOULE: 1.2,
         rules.TOKENS_PER_JOULE_DAY: 1.2,
     }
     done = promtool_test(
@@ -1009,7 +1008,36 @@ def test_recorded_ratios_are_ratios_of_sums(prometheus_tools: None, tmp_path: Pa
         ],
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert set(expected) == {rule.record for rule in (*rules.RECORDING, *rules.RECORDING_DAY)}
+    recorded = {rule.record for rule in (*rules.RECORDING, *rules.RECORDING_DAY)}
+    assert recorded == {*expected, rules.TOKENS_PER_JOULE}
+
+
+def test_a_recorded_yield_is_withheld_as_the_meter_withholds_it(
+    prometheus_tools: None, tmp_path: Path
+) -> None:
+    """The recorded yield is the panel's: none while the meter shows none, whatever the counters have gained."""
+    series = falling_yield("1000000+120000x540", "2x20 _x10 1.5x10")
+    values = {"20m": 2, "29m": None, "35m": 1.5}
+    done = promtool_test(
+        tmp_path,
+        [
+            {
+                "interval": "1m",
+                "input_series": input_series(series),
+                "promql_expr_test": [
+                    {
+                        "expr": rules.TOKENS_PER_JOULE,
+                        "eval_time": at,
+                        "exp_samples": [{"labels": f"{rules.TOKENS_PER_JOULE}{{{POOL}}}", "value": value}]
+                        if value
+                        else [],
+                    }
+                    for at, value in values.items()
+                ],
+            }
+        ],
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("text", [rules.recording_yaml(), rules.alerts_yaml()], ids=["recording", "alerts"])
