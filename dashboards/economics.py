@@ -106,7 +106,7 @@ def _now() -> list[object]:
             description=(
                 "Since the end of the last window that was priced, of the chosen site that is furthest behind. Half a minute or "
                 f"so is normal. A pool whose figures are older than {q.CLOCK_LIMIT_S} s is in no figure of the present on this "
-                "page: what is shown is of the others."
+                "page, and in no rate while it catches up: what is shown is of the others."
             ),
             place=Place(20, 0, 4, 4),
         ),

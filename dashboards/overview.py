@@ -164,7 +164,8 @@ def _now() -> list[object]:
             description=(
                 "Since the end of the last closed window (watts, tokens), and of the last one that was priced (money), of the "
                 "chosen site that is furthest behind. Half a minute or so is normal. A pool whose figures are older than "
-                f"{q.CLOCK_LIMIT_S} s is in no figure of the present on this page: what is shown is of the others."
+                f"{q.CLOCK_LIMIT_S} s is in no figure of the present on this page, and in no rate while it catches up: what is "
+                "shown is of the others."
             ),
             place=Place(21, 0, 3, 4),
         ),
@@ -348,13 +349,7 @@ def _pipeline() -> list[object]:
         timeseries(
             "Tokens without a price",
             [
-                Query(
-                    q.zero_while(
-                        q.rate(names.UNPRICED_TOKENS, _HERE, ("model_name", "kind")),
-                        q.highest(names.MONEY_END, _HERE),
-                    ),
-                    "{{model_name}} {{kind}}",
-                )
+                Query(q.unpriced_tokens_rate(_HERE, ("model_name", "kind")), "{{model_name}} {{kind}}"),
             ],
             unit="si:tok/s",
             description="Tokens of models the price book does not name: they bring no revenue in these figures.",

@@ -25,6 +25,9 @@ ROLLING: Final = "5m"
 WASTED: Final = "~idle_loaded|idle_free"
 # window, grace and scrape make about 45 s in the default settings; figures that are older than this are none of now
 CLOCK_LIMIT_S: Final = 120
+# seconds of windows closed per second, beyond which a rate is so many times too high: windows and scrapes that do not fit
+# make less of it
+CLOCK_PACE_LIMIT: Final = 1.5
 # when the figures of a stage are of
 _CLOCKS: Final = {"meter": names.WINDOW_END, "economy": names.MONEY_END}
 # A clock that is not there is looked for this long: with each commit that fails a processor's page is empty for a moment, in
@@ -51,10 +54,11 @@ def series(metric: Metric, where: Where = EVERYWHERE) -> str:
     return f"{metric.name}{{{','.join(matchers)}}}" if where else metric.name
 
 
-def fresh(metric: Metric, expression: str) -> str:
+def fresh(metric: Metric, expression: str, window: str | None = None) -> str:
     """The expression, made of this metric and with its labels, without pools (or sites) whose figures are old.
 
     A stage that cannot commit goes on showing its last state: gauges stay, and counters that stand still have a rate of 0.
+    One that catches up counts at once what was drawn in an hour: a rate over `window` is left out while its clock leaps.
     What has no clock is kept: pools without a GPU have none for their money, and what consumers use has another.
     """
     clock = _CLOCKS.get(metric.stage)
@@ -62,7 +66,8 @@ def fresh(metric: Metric, expression: str) -> str:
         return expression
     by = ", ".join(label for label in POOL if label in metric.labels)
     clock_by = f"max by ({by}) ({_last_seen(clock)})"
-    return f"({expression} unless on ({by}) (time() - {clock_by} >= {CLOCK_LIMIT_S}))"
+    leaps = f" unless on ({by}) deriv({clock.name}[{window}]) > {CLOCK_PACE_LIMIT}" if window else ""
+    return f"({expression} unless on ({by}) (time() - {clock_by} >= {CLOCK_LIMIT_S}){leaps})"
 
 
 def meter_age(where: Where) -> str:
@@ -94,7 +99,7 @@ def rate(
     metric: Metric, where: Where = EVERYWHERE, by: tuple[str, ...] = (), window: str = RATE_INTERVAL
 ) -> str:
     """Growth of a counter per second, summed."""
-    return _aggregated("sum", metric, by, fresh(metric, f"rate({series(metric, where)}[{window}])"))
+    return _aggregated("sum", metric, by, fresh(metric, f"rate({series(metric, where)}[{window}])", window))
 
 
 def increase(metric: Metric, where: Where = EVERYWHERE, by: tuple[str, ...] = (), window: str = RANGE) -> str:
@@ -205,6 +210,12 @@ def all_in_cost_per_hour(where: Where, by: tuple[str, ...] = ("currency",)) -> s
 def trailing_hour(metric: Metric, where: Where, by: tuple[str, ...]) -> str:
     """The economy's figure of each pool over the trailing hour; absent where it withholds it."""
     return highest(metric, {**where, "window": "1h"}, by)
+
+
+def unpriced_tokens_rate(where: Where, by: tuple[str, ...]) -> str:
+    """Tokens per second that the book has no price for; 0 while windows are priced and all have one."""
+    priced = fresh(names.MONEY_END, series(names.MONEY_END, where), RATE_INTERVAL)
+    return zero_while(rate(names.UNPRICED_TOKENS, where, by), f"max({priced})")
 
 
 def unattributed_share(where: Where) -> str:

@@ -367,6 +367,23 @@ SALES: Final = {
     'idlewatt_revenue_total{site="n",pool="b",model_name="m",tier="standard",currency="USD"}': "0+0.05x60",
     'idlewatt_revenue_total{site="n",pool="b",model_name="m",tier="standard",currency="EUR"}': "0+0.2x60",
 }
+
+
+def caught_up(until: int) -> dict[str, str]:
+    """Pool a of FACTORY and SALES by a processor that stood still from 200 s on and caught up at 10 x `until` s."""
+    gains = {
+        'idlewatt_window_end_timestamp_seconds{site="n",pool="a"}': 10,
+        'idlewatt_money_window_end_timestamp_seconds{site="n",pool="a"}': 10,
+        'idlewatt_tokens_total{site="n",pool="a",model_name="m",kind="output"}': 20_000,
+        'idlewatt_energy_joules_total{site="n",pool="a",state="serving",scope="it"}': 10_000,
+        'idlewatt_revenue_total{site="n",pool="a",model_name="m",tier="standard",currency="USD"}': 0.1,
+    }
+    return {
+        series: f"0+{gain}x20 {20 * gain}x{until - 22} {until * gain}+{gain}x{60 - until}"
+        for series, gain in gains.items()
+    }
+
+
 LOSSES: Final = {
     f'idlewatt_lost_revenue_per_hour{{site="n",pool="{pool}",window="5m",currency="USD"}}': f"{loss}x60"
     for pool, loss in (("a", 300), ("b", 18))
@@ -479,6 +496,42 @@ FIGURES: Final = (
         SALES | clocks(FRESH, {"a": 30}),
         q.money_per_hour(names.REVENUE, ANYWHERE),
         {'{currency="USD"}': 54, '{currency="EUR"}': 72},
+    ),
+    (
+        "what a processor books at once when it catches up was not drawn at once",
+        FACTORY | caught_up(51),
+        q.energy_rate(ANYWHERE, q.POOL),
+        {'{site="n",pool="b"}': 600},
+    ),
+    (
+        "nor made",
+        FACTORY | covered(1, 1, 1) | caught_up(51),
+        f"{q.output_tokens_rate(ANYWHERE)} or {q.tokens_per_joule(ANYWHERE)}",
+        {},
+    ),
+    (
+        "nor sold",
+        SALES | caught_up(51),
+        q.money_per_hour(names.REVENUE, ANYWHERE),
+        {'{currency="USD"}': 18, '{currency="EUR"}': 72},
+    ),
+    (
+        "nor had nothing a price, which nobody knows either",
+        FACTORY | caught_up(51),
+        q.unpriced_tokens_rate({"site": "n", "pool": "a"}, ("model_name",)),
+        {},
+    ),
+    (
+        "everything that is priced has a price",
+        FACTORY | caught_up(47),
+        q.unpriced_tokens_rate({"site": "n", "pool": "a"}, ("model_name",)),
+        {"{}": 0},
+    ),
+    (
+        "a minute later the minute is as any other",
+        FACTORY | caught_up(47),
+        q.energy_rate(ANYWHERE, q.POOL),
+        {'{site="n",pool="a"}': 1000, '{site="n",pool="b"}': 600},
     ),
     ("old bills are none", BILLS | clocks(FRESH, OLD), q.all_in_cost_per_hour(ANYWHERE), {}),
     (
