@@ -267,6 +267,19 @@ def test_ratios_of_gpus_that_were_not_seen_are_withheld() -> None:
     assert by_pool["chat"]["output_tokens"] == by_pool["code"]["output_tokens"]
 
 
+@pytest.mark.parametrize("gpus", [10, 20, 40, 100])
+def test_ratios_are_shown_at_the_floor(gpus: int) -> None:
+    """One GPU in ten without telemetry leaves what a floor of 0.9 asks for, as on /metrics; one more does not."""
+    for dark, is_shown in ((gpus // 10, True), (gpus // 10 + 1, False)):
+        rows = [
+            power(gpu_ms=10_000 * (gpus - dark)),
+            power(state="dark", model_name="", draw_mj=0, gpu_ms=10_000 * dark),
+        ]
+        total = report(of(Booked(rows, [tokens()], []).ledger), ()).total
+        assert (total["tokens_per_joule"] is not None) is is_shown
+        assert (total["withheld"] == "") is is_shown
+
+
 def test_a_back_dated_price_shows_in_a_report() -> None:
     """The past is computed again with the book as it is now."""
     ledger = Booked([], [tokens(input_tokens=0, cached_input_tokens=0, output_tokens=10**6)], []).ledger

@@ -155,7 +155,8 @@ def _covered(
     for place, row in zip(places, rows, strict=True):
         seen[place].update({name: row[name] for name in ("gpu_ms", "dark_gpu_ms")})
     for place in places:
-        yield seen[place]["dark_gpu_ms"] <= (1 - coverage_floor) * seen[place]["gpu_ms"]
+        gpu_ms, dark_gpu_ms = seen[place]["gpu_ms"], seen[place]["dark_gpu_ms"]
+        yield gpu_ms - dark_gpu_ms >= coverage_floor * gpu_ms
 
 
 def _complete(line: dict[str, Value], row: Mapping[str, int], has_tariff: bool, is_covered: bool) -> None:
