@@ -158,6 +158,10 @@ _NOTES: Final = {
         "given-away tokens have no price in the book: they are in no acquisition cost",
     ),
     "dark": ("dark_gpu_hours", "GPU-hours have no telemetry: ratios stand on the others, or are withheld"),
+    "unmetered": (
+        "unmetered_tokens",
+        "tokens of all kinds are of pools whose GPUs nobody read: no ratio or margin is shown with them",
+    ),
     "uncosted": ("uncosted_gpu_hours", "GPU-hours have no price: their capital cost is in no amount"),
     "no yardstick": ("no_yardstick_kwh", "idle kWh have no yardstick: what they lost is in no figure"),
     "unvalued": ("unvalued_lost_tokens", "lost tokens have no price: they are in no lost revenue"),

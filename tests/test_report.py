@@ -280,6 +280,34 @@ def test_ratios_are_shown_at_the_floor(gpus: int) -> None:
         assert (total["withheld"] == "") is is_shown
 
 
+def test_tokens_of_gpus_that_nobody_reads_have_no_ratio() -> None:
+    """Nobody knows what they took: neither they nor what they are added to or shared with has a ratio or a margin."""
+    used = [{"team": "a", "output_tokens": 5_000}]
+    made = [tokens(), tokens(pool="blind"), tokens(site="annex", pool="blind")]
+    seen = [power(), power(site="annex", pool="blind")]
+    found = of(Booked(seen, made, used).ledger)
+    withheld = (*RATIOS, "margin")
+    for by in (("site", "pool"), ("site", "tier"), ("site", "team"), ("site", "model"), ()):
+        shown = report(found, by)
+        for row in (*shown.rows, shown.total):
+            is_known = row.get("site") == "annex" or row.get("pool") == "chat"
+            assert [name for name in withheld if (row[name] is not None) is not is_known] == [], by
+            assert row["withheld"] == ("" if is_known else "tokens without telemetry of their GPUs")
+            # sums are shown, with what is not known beside them
+            assert (row["revenue"] is None, row["cost_allocation"] is None) == (False, False)
+        assert shown.total["unmetered_tokens"] == 70_000
+        assert [note for note in notes(shown) if note.startswith("unmetered: 70,000 tokens ")]
+
+
+def test_gpus_that_are_read_later_than_their_engines_are_read() -> None:
+    """Of an hour in which a pool's GPUs were read for a while, tokens have their watts, whatever the interval cuts off."""
+    rows = Booked([power(window_start_ms=START_MS + HOUR_MS - 10_000)], [tokens()], []).ledger
+    cut = Interval(START_MS, START_MS + MINUTE_MS)
+    assert [report(of(rows, interval=each), ()).total["unmetered_tokens"] for each in (WHOLE, cut)] == [0, 0]
+    rows = Booked([power(window_start_ms=START_MS + HOUR_MS)], [tokens()], []).ledger
+    assert report(of(rows), ()).total["unmetered_tokens"] == 70_000
+
+
 def test_a_back_dated_price_shows_in_a_report() -> None:
     """The past is computed again with the book as it is now."""
     ledger = Booked([], [tokens(input_tokens=0, cached_input_tokens=0, output_tokens=10**6)], []).ledger

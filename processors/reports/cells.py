@@ -44,6 +44,8 @@ WATT_MEASURES: Final = (
     # capital cost at published prices; GPU time without a price
     "published_micro",
     "uncosted_gpu_ms",
+    # tokens of all kinds that nobody read the watts of
+    "unmetered_tokens",
     # idle energy that has no yardstick, and lost tokens that have no price
     "lost_tokens",
     "unmeasured_mj",
@@ -73,7 +75,7 @@ def cells(ledger: Ledger, book: Book, lost_revenue_counts: Sequence[str], interv
     """What the interval comes to. `ledger` has the rows of ledger_span() and usage_span()."""
     spent = priced_usage(ledger.usage.filter(usage_span(interval, book).has()), book)
     span = ledger_span(interval)
-    power = _by_hour(ledger.power.filter(interval.has()).with_columns(src=pl.lit(0, pl.Int64)))
+    power = _by_hour(ledger.power.filter(span.has()).with_columns(src=pl.lit(0, pl.Int64)))
     # what any row tells counts for every row: -1 comes before 0
     tokens = _by_hour(ledger.tokens.filter(span.has()).with_columns(src=pl.lit(-1, pl.Int64)))
     used = _by_hour(tier_rows(book, _within_hours(spent)).filter(span.has()))
@@ -87,11 +89,16 @@ def cells(ledger: Ledger, book: Book, lost_revenue_counts: Sequence[str], interv
         made = tokens.get(hour_ms, no_tokens)
         priced = pricing.priced_tokens(made, _shares(used.get(hour_ms, none_used), made, hour_ms), book)
         mix = pricing.mix_rows(priced)
-        watts = power.get(hour_ms, no_power)
+        read = power.get(hour_ms, no_power)
+        watts = read.filter(interval.has())
         losses = pricing.idle_losses(watts, pl.concat([before, mix]), book, lost_revenue_counts)
         before = mix.filter(pl.col("window_start_ms") >= hour_ms)
         in_time = priced.filter(interval.has())
-        found += [*_token_cells(in_time, book), *_watt_cells(watts, losses, book)]
+        found += [
+            *_token_cells(in_time, book),
+            *_watt_cells(watts, losses, book),
+            _unmetered_cells(in_time, read),
+        ]
     return Cells(_summed(found, KEY), _consumed(spent.filter(interval.has()), book))
 
 
@@ -195,6 +202,14 @@ def _watt_cells(power: pl.DataFrame, losses: pl.DataFrame, book: Book) -> Iterat
         pricing.loss_rows(losses, book),
         {"lost_micro": _amount("lost_revenue"), "benchmark_micro": _amount("benchmark_lost_revenue")},
     )
+
+
+def _unmetered_cells(priced: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
+    """Of the tokens of a clock hour those of pools none of whose GPUs were read in it."""
+    gpu_ms = power.group_by("site", "pool").agg(pl.col("gpu_ms").sum())
+    read = gpu_ms.filter(pl.col("gpu_ms") > 0)
+    unmetered = priced.join(read, on=["site", "pool"], how="anti").drop("tier")
+    return _cells(unmetered, {"unmetered_tokens": _ALL_KINDS.sum()})
 
 
 def _amount(kind: str, condition: pl.Expr | None = None) -> pl.Expr:

@@ -31,6 +31,7 @@ COUNTS: Final = (
     "unpriced_tokens",
     "unlisted_tokens",
     "unattributed_tokens",
+    "unmetered_tokens",
     "lost_tokens",
     "unvalued_lost_tokens",
 )
@@ -164,6 +165,7 @@ def _complete(line: dict[str, Value], row: Mapping[str, int], has_tariff: bool, 
     lacking = {
         "no tariff": not has_tariff,
         "GPU time without telemetry": not is_covered,
+        "tokens without telemetry of their GPUs": row["unmetered_tokens"] != 0,
         "tokens without a price": row["unpriced_tokens"] != 0,
         "given away without a price": row["unlisted_tokens"] != 0,
         "GPU-hours without a price": row["uncosted_gpu_ms"] != 0,
@@ -190,10 +192,11 @@ def _complete(line: dict[str, Value], row: Mapping[str, int], has_tariff: bool, 
         line[name] = _sum(line, plus, minus)
     if lacking["GPU-hours without a price"]:
         line.update(dict.fromkeys(("cost_usage", "cost_allocation", "cost_not_serving", "margin")))
-    if lacking["tokens without a price"]:
+    is_metered = row["unmetered_tokens"] == 0
+    if not is_metered or lacking["tokens without a price"]:
         line["margin"] = None
     _ratios(line, row)
-    if not is_covered:
+    if not (is_covered and is_metered):
         line.update(dict.fromkeys(RATIOS))
     line["withheld"] = "; ".join(name for name, is_so in lacking.items() if is_so)
 
