@@ -158,6 +158,10 @@ _NOTES: Final = {
         "given-away tokens have no price in the book: they are in no acquisition cost",
     ),
     "dark": ("dark_gpu_hours", "GPU-hours have no telemetry: ratios stand on the others, or are withheld"),
+    "unmade": (
+        "unmade_tokens",
+        "output tokens are in usage and no engine made them: ratios stand on the others, or are withheld",
+    ),
     "unmetered": (
         "unmetered_tokens",
         "tokens of all kinds are of pools whose GPUs nobody read: no ratio or margin is shown with them",
@@ -173,8 +177,11 @@ def notes(found: Figures, about: Iterable[str] = tuple(_NOTES)) -> Iterator[str]
     """What a reader must know of the figures."""
     for what in about:
         column, text = _NOTES[what]
-        if found.total[column]:
-            yield f"{what}: {shown(found.total[column])} {text}"
+        # what usage tells beyond the engines' tokens is in a row of its own and taken away in nobody's
+        amounts = (row[column] for row in found.rows)
+        amount = sum(value for value in amounts if isinstance(value, int | Decimal) and value > 0)
+        if amount:
+            yield f"{what}: {shown(amount)} {text}"
 
 
 def frame(heading: Heading, found: Figures) -> pl.DataFrame:

@@ -308,6 +308,54 @@ def test_gpus_that_are_read_later_than_their_engines_are_read() -> None:
     assert report(of(rows), ()).total["unmetered_tokens"] == 70_000
 
 
+def test_tokens_that_no_engine_made_are_in_no_ratio() -> None:
+    """A gateway tells of a bought model, too: who used it has no yield and no cost per token, whoever did not has both."""
+    used = [
+        {"team": "both", "output_tokens": 12_000},
+        {"team": "both", "model_name": "bought", "output_tokens": 108_000},
+        {"team": "own", "output_tokens": 8_000},
+    ]
+    ledger = Booked([power(draw_mj=5_000_000)], [tokens(output_tokens=20_000)], used).ledger
+    shown = report(of(ledger), ("team",))
+    rows = {row["team"]: row for row in shown.rows}
+    for row in (rows["both"], rows[""]):
+        assert {row[name] for name in RATIOS} == {None}
+        assert "tokens that no engine made" in str(row["withheld"])
+    assert rows["own"]["tokens_per_joule"] == shown.total["tokens_per_joule"] == 4
+    # micro-units of a small row are rounded
+    cost = Decimal(str(shown.total["cost_per_mtok_usage"]))
+    assert rows["own"]["cost_per_mtok_usage"] == pytest.approx(cost, rel=Decimal("0.01"))
+    assert [rows[team]["unmade_tokens"] for team in ("both", "own", "")] == [108_000, 0, -108_000]
+    assert shown.total["unmade_tokens"] == 0
+    by_both = {(row["team"], row["model"]): row for row in report(of(ledger), ("team", "model")).rows}
+    assert by_both["both", "llama"]["tokens_per_joule"] == 4
+    assert by_both["both", "bought"]["cost_per_mtok_allocation"] is None
+
+
+@pytest.mark.parametrize(("told", "is_shown"), [(20_000, True), (22_222, True), (22_223, False)])
+def test_counters_that_nearly_agree_have_ratios(told: int, is_shown: bool) -> None:
+    """A gateway counts a little more than the engines: ratios stand while engines made as much as the floor asks for."""
+    ledger = Booked([power()], [tokens()], [{"team": "a", "output_tokens": told}]).ledger
+    row = next(row for row in report(of(ledger), ("team",)).rows if row["team"] == "a")
+    assert row["unmade_tokens"] == told - 20_000
+    assert (row["tokens_per_joule"] is not None) is is_shown
+
+
+def test_notes_tell_of_what_the_total_takes_away() -> None:
+    """What has no price is told where it stands in a row, though no engine made it and the total has none of it."""
+    used = [{"team": "a", "model_name": "bought", "output_tokens": 1_000}]
+    ledger = Booked([power()], [tokens()], used).ledger
+    shown = report(of(ledger), ("team",))
+    assert shown.total["unpriced_tokens"] == 0
+    told = [note.split(" of all")[0] for note in notes(shown)]
+    assert told[:2] == [
+        "unattributed: 20,000 output tokens are in no usage: they are on the default tier",
+        "unpriced: 1,000 tokens",
+    ]
+    assert [note for note in notes(shown) if note.startswith("unmade: 1,000 output tokens ")]
+    assert not [note for note in notes(report(of(ledger), ("model",))) if "unpriced" in note]
+
+
 def test_a_back_dated_price_shows_in_a_report() -> None:
     """The past is computed again with the book as it is now."""
     ledger = Booked([], [tokens(input_tokens=0, cached_input_tokens=0, output_tokens=10**6)], []).ledger

@@ -30,7 +30,7 @@ def by_consumer(found: Cells, kind: str, key: Sequence[str]) -> pl.DataFrame:
     """`key` (of site, model_name, tier), consumer and MEASURES: the consumers of a kind, and the rest, named "".
 
     Tokens and revenue are what usage tells of each; the rest is what engines made beyond it, and negative where
-    usage tells of more than they made.
+    usage tells of more than they made: that more is in unmade_tokens, in proportion to output tokens.
     """
     cells = with_tiers(found.cells) if "tier" in key else found.cells
     # a site's watts are its own consumers', whether or not sites are told apart
@@ -41,6 +41,9 @@ def by_consumer(found: Cells, kind: str, key: Sequence[str]) -> pl.DataFrame:
         .filter(pl.col("consumer") != "")
         .group_by(*models, "consumer")
         .agg(pl.col(*TOKEN_MEASURES).sum())
+        .join(whole.select(*models, made="output_tokens"), on=models, how="left")
+        .with_columns(unmade_tokens=_unmade(models))
+        .drop("made")
     )
     told = spent.group_by(models).agg(pl.col(*TOKEN_MEASURES).sum().name.prefix("told_"))
     both = whole.join(told, on=models, how="full", coalesce=True).with_columns(
@@ -67,6 +70,12 @@ def by_consumer(found: Cells, kind: str, key: Sequence[str]) -> pl.DataFrame:
         ],
         [*key, "consumer"],
     )
+
+
+def _unmade(models: Sequence[str]) -> pl.Expr:
+    output, made = pl.col("output_tokens"), pl.col("made").fill_null(0)
+    told = output.sum().over(models)
+    return pl.when(told > made).then(output * (told - made) // told).otherwise(0)
 
 
 def split(

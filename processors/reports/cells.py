@@ -23,12 +23,14 @@ from idlewatt.stream.records import TOKEN_COUNTS
 STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
 KEY: Final = ("site", "pool", "model_name", "tier")
 # of tokens: what they are, bring, or would have brought; unpriced are those of all kinds without a price, unlisted
-# those of them that are given away, unattributed those of output that no usage claims
+# those of them that are given away, unattributed those of output that no usage claims, unmade those of output that
+# usage claims beyond what engines made
 TOKEN_MEASURES: Final = (
     *TOKEN_COUNTS,
     "unpriced_tokens",
     "unlisted_tokens",
     "unattributed_tokens",
+    "unmade_tokens",
     "revenue_micro",
     "acquisition_micro",
 )
@@ -239,6 +241,7 @@ def _consumed(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
         .then(_ALL_KINDS)
         .otherwise(0),
         unattributed_tokens=pl.lit(0, pl.Int64),
+        unmade_tokens=pl.lit(0, pl.Int64),
         revenue_micro=pl.col("spend_micro").fill_null(0),
         acquisition_micro=pl.when(unsold).then(pl.col("worth").fill_null(0)).otherwise(0),
     )

@@ -31,6 +31,7 @@ COUNTS: Final = (
     "unpriced_tokens",
     "unlisted_tokens",
     "unattributed_tokens",
+    "unmade_tokens",
     "unmetered_tokens",
     "lost_tokens",
     "unvalued_lost_tokens",
@@ -114,7 +115,8 @@ class Figures:
 def figures(grouped: Grouped, book: Book, decimals: Decimals, coverage_floor: float) -> Figures:
     """Figures of each row. One that lacks what it stands on (a price, a tariff) is None; `withheld` says what.
 
-    Ratios, too, where telemetry covers less than `coverage_floor` of the GPU time.
+    Ratios, too, where telemetry covers less than `coverage_floor` of the GPU time, or engines made less than that of the
+    output tokens.
     """
     rows = grouped.rows.to_dicts()
     total = {name: grouped.total(name) for name in grouped.rows.columns if name not in grouped.by}
@@ -135,7 +137,7 @@ def figures(grouped: Grouped, book: Book, decimals: Decimals, coverage_floor: fl
     of_place = [name for name in grouped.by if name in ("site", "pool")]
     covered = [*_covered(rows, of_place, coverage_floor), *_covered([total], (), coverage_floor)]
     for line, row, is_covered in zip([*shown, shown_total], [*rows, total], covered, strict=True):
-        _complete(line, row, has_tariff, is_covered)
+        _complete(line, row, has_tariff, is_covered, coverage_floor)
     order = (*grouped.by, *COLUMNS)
     return Figures(
         grouped.by,
@@ -160,12 +162,23 @@ def _covered(
         yield gpu_ms - dark_gpu_ms >= coverage_floor * gpu_ms
 
 
-def _complete(line: dict[str, Value], row: Mapping[str, int], has_tariff: bool, is_covered: bool) -> None:
+def _complete(
+    line: dict[str, Value],
+    row: Mapping[str, int],
+    has_tariff: bool,
+    is_covered: bool,
+    coverage_floor: float,
+) -> None:
     """Withhold what is unknown, and add what is made of other figures."""
+    output, unmade = row["output_tokens"], row["unmade_tokens"]
+    # of nobody's tokens, what others were told beyond the engines' is taken away
+    is_made = output - abs(unmade) >= coverage_floor * output
+    is_metered = row["unmetered_tokens"] == 0
     lacking = {
         "no tariff": not has_tariff,
         "GPU time without telemetry": not is_covered,
-        "tokens without telemetry of their GPUs": row["unmetered_tokens"] != 0,
+        "tokens without telemetry of their GPUs": not is_metered,
+        "tokens that no engine made": not is_made,
         "tokens without a price": row["unpriced_tokens"] != 0,
         "given away without a price": row["unlisted_tokens"] != 0,
         "GPU-hours without a price": row["uncosted_gpu_ms"] != 0,
@@ -192,11 +205,10 @@ def _complete(line: dict[str, Value], row: Mapping[str, int], has_tariff: bool, 
         line[name] = _sum(line, plus, minus)
     if lacking["GPU-hours without a price"]:
         line.update(dict.fromkeys(("cost_usage", "cost_allocation", "cost_not_serving", "margin")))
-    is_metered = row["unmetered_tokens"] == 0
     if not is_metered or lacking["tokens without a price"]:
         line["margin"] = None
     _ratios(line, row)
-    if not (is_covered and is_metered):
+    if not (is_covered and is_metered and is_made):
         line.update(dict.fromkeys(RATIOS))
     line["withheld"] = "; ".join(name for name, is_so in lacking.items() if is_so)
 
