@@ -10,7 +10,14 @@ import polars as pl
 from idlewatt.cli.text_table import printable
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.economy.book_file import read_book
-from idlewatt.processors.reports.ledger import Interval, Ledger, ledger_span, usage_span
+from idlewatt.processors.reports.ledger import (
+    END_COLUMNS,
+    Interval,
+    Ledger,
+    ends_before,
+    ledger_span,
+    usage_span,
+)
 from idlewatt.stream import records, topics
 from idlewatt.stream.decoding import empty_frame
 from idlewatt.stream.reading import Fault, read_rows
@@ -38,14 +45,21 @@ def read_ledger(settings: Settings, book: Book, interval: Interval) -> Reading:
     """Raises ConfigError, LogUnavailableError."""
     watts, usage = ledger_span(interval), usage_span(interval, book)
     faults: list[Fault] = []
+    before = [pl.DataFrame(schema=END_COLUMNS)]
     # first: while a processor writes, none of it lacks the tokens that it claims
-    frames = _rows(settings, topics.MONEY, (records.CONSUMER,), usage, faults)
-    frames |= _rows(settings, topics.LEDGER, (records.POWER, records.TOKENS), watts, faults)
-    return Reading(Ledger(*(frames[s] for s in (records.POWER, records.TOKENS, records.CONSUMER))), faults)
+    frames = _rows(settings, topics.MONEY, (records.CONSUMER,), usage, faults, before)
+    frames |= _rows(settings, topics.LEDGER, (records.POWER, records.TOKENS), watts, faults, before)
+    power, tokens, used = (frames[schema] for schema in (records.POWER, records.TOKENS, records.CONSUMER))
+    return Reading(Ledger(power, tokens, used, pl.concat(before)), faults)
 
 
 def _rows(
-    settings: Settings, topic: str, schemas: tuple[Schema, ...], span: Interval, faults: list[Fault]
+    settings: Settings,
+    topic: str,
+    schemas: tuple[Schema, ...],
+    span: Interval,
+    faults: list[Fault],
+    before: list[pl.DataFrame],
 ) -> dict[Schema, pl.DataFrame]:
     parts = {schema: [empty_frame(schema)] for schema in schemas}
     for found in read_rows(settings, topic, schemas, max(0, span.from_ms - _CLOCKS_MS)):
@@ -54,6 +68,7 @@ def _rows(
         else:
             schema, rows = found
             parts[schema].append(rows.filter(span.has()))
+            before.append(ends_before(span.from_ms, rows))
     return {schema: pl.concat(rows) for schema, rows in parts.items()}
 
 

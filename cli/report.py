@@ -41,7 +41,8 @@ def report(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
     highest = peaks(reading.ledger.power, book, interval)
     heading = report_formats.Heading.now(interval, book, reading.ledger)
     is_table = arguments.format in (None, "table")
-    shown = figures(grouped(found, by), book, CENTS if is_table else EXACT, settings.process.coverage_floor)
+    decimals = CENTS if is_table else EXACT
+    shown = heading.known(figures(grouped(found, by), book, decimals, settings.process.coverage_floor))
     if not shown.rows:
         print("idlewatt: the ledger has nothing of this interval", file=sys.stderr)
     if is_table:

@@ -13,7 +13,7 @@ from idlewatt.cli.moments import written
 from idlewatt.cli.text_table import printable, text_table
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.reports.demand import Peak
-from idlewatt.processors.reports.figures import COLUMNS, COUNTS, PARTS, Figures, Value
+from idlewatt.processors.reports.figures import COLUMNS, COUNTS, PARTS, Figures, Value, unmetered
 from idlewatt.processors.reports.ledger import Interval, Ledger, Reach
 from idlewatt.stream.clock import unix_ms
 
@@ -61,11 +61,15 @@ class Heading:
     interval: Interval
     book: Book
     reach: Sequence[Reach]
+    # sites of which there is nothing in the interval, and when what is known of them ends
+    ended: Sequence[tuple[str, int]]
+    is_metered: bool
     now_ms: int
 
     @classmethod
     def now(cls, interval: Interval, book: Book, ledger: Ledger) -> "Heading":
-        return cls(interval, book, ledger.reach(interval), unix_ms())
+        reach, ended = ledger.reach(interval), ledger.ended(interval)
+        return cls(interval, book, reach, ended, ledger.is_metered(interval), unix_ms())
 
     @property
     def columns(self) -> dict[str, str]:
@@ -79,6 +83,8 @@ class Heading:
     @property
     def notes(self) -> Iterator[str]:
         """Where a site's ledger begins later than the interval, or ends before it or now: that is in no figure."""
+        if not self.is_metered:
+            yield "ledger: it has nothing of this interval"
         end_ms = min(self.interval.to_ms, self.now_ms)
         for site in self.reach:
             told = [
@@ -96,8 +102,15 @@ class Heading:
                     f"usage: the newest of {printable(site.site)} is of {written(site.used_ms, self.book.time_zone)}; what "
                     "was used after that is in no figure"
                 )
+        for name, to_ms in self.ended:
+            if end_ms - to_ms > _LAG_MS:
+                yield f"ledger: that of {printable(name)} ends at {written(to_ms, self.book.time_zone)}"
         if self.now_ms < self.interval.to_ms:
             yield f"interval: it is not over, now is {written(self.now_ms, self.book.time_zone)}"
+
+    def known(self, found: Figures) -> Figures:
+        """The figures, without a total where nothing was metered."""
+        return found if self.is_metered else unmetered(found)
 
     @property
     def as_of_ms(self) -> int | None:
@@ -133,10 +146,7 @@ def table(heading: Heading, found: Figures, peaks: Sequence[Peak]) -> Iterator[s
 def reconciliation(found: Figures) -> dict[str, dict[str, Value]]:
     """available = serving + idle + other + dark, in kWh and in money."""
     total = found.total
-    kwh = {
-        part: sum((Decimal(str(total[f"{state}_kwh"])) for state in states), Decimal(0))
-        for part, states in PARTS.items()
-    }
+    kwh = {part: _added(*(total[f"{state}_kwh"] for state in states)) for part, states in PARTS.items()}
     cost = {part: _added(total[f"energy_cost_{part}"], total[f"capital_cost_{part}"]) for part in PARTS}
     return {
         "kwh": {"available": total["available_kwh"], **kwh},

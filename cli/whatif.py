@@ -62,8 +62,8 @@ def whatif(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
         found = grouped(cells(ledger, prices, counts, interval), ())
         decimals = CENTS if arguments.format == "table" else EXACT
         both.append(figures(found, prices, decimals, settings.process.coverage_floor))
-    was, would_be = (each.total for each in both)
     heading = Heading.now(interval, book, reading.ledger)
+    was, would_be = (heading.known(each).total for each in both)
     assumed = list(assumptions(changes))
     if arguments.format == "json":
         told = {

@@ -185,6 +185,50 @@ def test_an_interval_without_rows_says_so(env: dict[str, str]) -> None:
     assert "the ledger has nothing of this interval" in result.stderr
 
 
+NOTHING = "ledger: it has nothing of this interval"
+
+
+def test_nothing_metered_is_not_nothing_made(env: dict[str, str]) -> None:
+    """Of an interval without watts and tokens no figure is 0: a collector that stood still is no idle factory."""
+    empty = ("--from", "2020-11-02", "--to", "2020-11-03")
+    told = json.loads(idlewatt("report", *empty, "--format", "json", env=env).stdout)
+    known = {name for name, value in told["total"].items() if value is not None}
+    assert (known, told["total"]["withheld"]) == ({"withheld"}, "nothing in the ledger")
+    assert {value for parts in told["reconciliation"].values() for value in parts.values()} == {None}
+    assert told["notes"][0] == NOTHING
+    table = idlewatt("report", *empty, env=env).stdout
+    assert NOTHING in table
+    assert "0.00" not in table
+    change = ("whatif", *empty, "--price", "+10%")
+    told = json.loads(idlewatt(*change, "--format", "json", env=env).stdout)
+    assert {*told["as_it_was"].values(), *told["what_if"].values()} == {None}
+    assert told["notes"][0] == NOTHING
+    table = idlewatt(*change, env=env).stdout
+    assert NOTHING in table
+    assert "0.00" not in table
+
+
+def test_a_site_that_ended_before_the_interval_is_named(env: dict[str, str]) -> None:
+    """Its last rows are of the day before: it is missing in every figure, as is one that ends within the interval."""
+    settings = Settings.model_validate({"log": {"path": env["IDLEWATT_LOG__PATH"]}})
+    going_on = [power(site="annex", window_start_ms=START_MS + n * HOUR_MS) for n in range(48)]
+    write_ledger(settings, Booked(going_on, [], []))
+    day = ("--from", "2020-11-02", "--to", "2020-11-03", "--format", "json")
+    told = json.loads(idlewatt("report", *day, env=env).stdout)
+    assert [site["site"] for site in told["ledger"]] == ["annex"]
+    assert [note for note in told["notes"] if "hall" in note] == [
+        "ledger: that of hall ends at 2020-11-01T02:02+01:00"
+    ]
+    assert NOTHING not in told["notes"]
+    # a site that is known by usage of the month alone
+    used = {"ts_ms": START_MS, "site": "attic", "team": "search", "output_tokens": 1}
+    write_ledger(settings, Booked([], [], [used]))
+    told = json.loads(
+        idlewatt("report", "--from", "2020-11-20", "--to", "2020-11-21", "--format", "json", env=env).stdout
+    )
+    assert "ledger: that of attic ends at 2020-11-01T02:01+01:00" in told["notes"]
+
+
 def test_help_has_examples() -> None:
     """--help is enough to begin with."""
     assert "idlewatt report --from 2026-11-01 --to 2026-12-01" in idlewatt("report", "--help").stdout

@@ -4,6 +4,7 @@ Sums are rounded so that each column's rows add up to its total, and figures tha
 costs, margin) are added from those as shown: whatever is added up, along rows or columns, is what stands there.
 """
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,6 +145,11 @@ def figures(grouped: Grouped, book: Book, decimals: Decimals, coverage_floor: fl
         [{name: line[name] for name in order} for line in shown],
         {name: shown_total[name] for name in COLUMNS},
     )
+
+
+def unmetered(found: Figures) -> Figures:
+    """Of an interval without watts and tokens, of which nothing is known that could be a total."""
+    return dataclasses.replace(found, total=dict.fromkeys(COLUMNS) | {"withheld": "nothing in the ledger"})
 
 
 def _covered(

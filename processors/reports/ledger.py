@@ -1,7 +1,7 @@
 """What a report reads of the log: which rows, and from when on."""
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -12,6 +12,7 @@ from idlewatt.stream import records
 from idlewatt.stream.decoding import empty_frame
 
 HOUR_MS: Final = 3_600_000
+END_COLUMNS: Final = {"site": pl.String, "to_ms": pl.Int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,24 @@ class Ledger:
     tokens: pl.DataFrame
     # records.CONSUMER; what they owed when they were booked is not looked at
     usage: pl.DataFrame
+    # END_COLUMNS: of sites with older rows when these end, as far as they were read
+    before: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=END_COLUMNS))
 
     @classmethod
     def empty(cls) -> "Ledger":
         return cls(*(empty_frame(schema) for schema in (records.POWER, records.TOKENS, records.CONSUMER)))
+
+    def is_metered(self, interval: "Interval") -> bool:
+        """Whether there are watts or tokens of it."""
+        return any(not rows.filter(interval.has()).is_empty() for rows in (self.power, self.tokens))
+
+    def ended(self, interval: "Interval") -> list[tuple[str, int]]:
+        """Of each site that has nothing in the interval, by name, when what was read of it before ends."""
+        told = (self.power, self.tokens, self.usage)
+        ends = pl.concat([self.before, *(ends_before(interval.from_ms, rows) for rows in told)])
+        there = pl.concat([rows.filter(interval.has()).select("site") for rows in told])
+        gone = ends.join(there, on="site", how="anti").group_by("site").agg(pl.col("to_ms").max())
+        return list(gone.sort("site").iter_rows())
 
     def reach(self, interval: "Interval") -> list[Reach]:
         """Of each site that has anything in the interval, by name: of its power and tokens, else of its usage."""
@@ -68,6 +83,14 @@ class Interval:
 
     def has(self, start: str = "window_start_ms") -> pl.Expr:
         return pl.col(start).is_between(self.from_ms, self.to_ms, closed="left")
+
+
+def ends_before(moment_ms: int, rows: pl.DataFrame) -> pl.DataFrame:
+    """END_COLUMNS of those rows of the ledger or of usage that begin before the moment."""
+    end_ms = pl.col("window_start_ms") + pl.col("window_ms")
+    # not those of a clock gone wild, which are of no year
+    older = rows.filter(Interval(0, moment_ms).has())
+    return older.group_by("site").agg(end_ms.max().alias("to_ms"))
 
 
 def ledger_span(interval: Interval) -> Interval:
