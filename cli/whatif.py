@@ -53,17 +53,20 @@ def whatif(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
         )
     reading = read_ledger(settings, book, interval)
     tell_faults(reading)
-    counts = settings.economy.lost_revenue_counts
-    both = []
-    for ledger, prices in (
-        (reading.ledger, book),
-        (changed_ledger(reading.ledger, changes, interval), changed_book(book, changes)),
-    ):
-        found = grouped(cells(ledger, prices, counts, interval), ())
-        decimals = CENTS if arguments.format == "table" else EXACT
-        both.append(figures(found, prices, decimals, settings.process.coverage_floor))
     heading = Heading.now(interval, book, reading.ledger)
-    was, would_be = (heading.known(each).total for each in both)
+    counts, floor = settings.economy.lost_revenue_counts, settings.process.coverage_floor
+    both = [
+        (grouped(cells(ledger, prices, counts, interval), ()), prices)
+        for ledger, prices in (
+            (reading.ledger, book),
+            (changed_ledger(reading.ledger, changes, interval), changed_book(book, changes)),
+        )
+    ]
+    in_cents, exact = (
+        [heading.known(figures(found, prices, decimals, floor)) for found, prices in both]
+        for decimals in (CENTS, EXACT)
+    )
+    was, would_be = (each.total for each in exact)
     assumed = list(assumptions(changes))
     if arguments.format == "json":
         told = {
@@ -71,7 +74,7 @@ def whatif(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
             "assumed": assumed,
             "as_it_was": {name: was[name] for name in _SHOWN},
             "what_if": {name: would_be[name] for name in _SHOWN},
-            "notes": [*heading.notes, *notes(both[0])],
+            "notes": [*heading.notes, *notes(exact[0])],
         }
         write_text(None, json.dumps(told, default=str, ensure_ascii=False, indent=2) + "\n")
         return ExitCode.OK
@@ -81,13 +84,13 @@ def whatif(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
         "",
         *text_table(
             ["", "as it was", "what if", "difference", "%"],
-            [_row(name, was[name], would_be[name]) for name in _SHOWN],
+            [_row(name, *(each.total[name] for each in (*in_cents, *exact))) for name in _SHOWN],
             1,
         ),
         "",
         *(f"assumed: {line}" for line in assumed),
         *heading.notes,
-        *notes(both[0]),
+        *notes(in_cents[0]),
     ]
     write_text(None, "\n".join(lines) + "\n")
     return ExitCode.OK
@@ -108,11 +111,12 @@ def assumptions(changes: Changes) -> Iterator[str]:
         yield "the watts were drawn when they were drawn; the demand charge is left out"
 
 
-def _row(name: str, was: Value, would_be: Value) -> list[str]:
+def _row(name: str, shown_was: Value, shown_would_be: Value, was: Value, would_be: Value) -> list[str]:
+    """The difference has the places of what is shown; it and the percent are of the exact figures."""
     difference, percent = "-", "-"
     if isinstance(was, int | Decimal) and isinstance(would_be, int | Decimal):
         more = Decimal(would_be) - Decimal(was)
-        difference = ("+" if more > 0 else "") + shown(more)
+        difference = ("+" if more > 0 else "") + shown(more.quantize(Decimal(str(shown_was))))
         if was:
             percent = f"{100 * more / abs(Decimal(was)):+.1f}"
-    return [name, shown(was), shown(would_be), difference, percent]
+    return [name, shown(shown_was), shown(shown_would_be), difference, percent]

@@ -123,6 +123,24 @@ def test_the_table_shows_both_and_the_difference(env: dict[str, str]) -> None:
     assert "assumed: every price" in result.stdout
 
 
+def test_percents_are_of_exact_figures(env: dict[str, str]) -> None:
+    """Cents are for reading: a percent or a difference of what was rounded would be another change than was asked for."""
+    settings = Settings.model_validate({"log": {"path": env["IDLEWATT_LOG__PATH"]}})
+    small = power(window_start_ms=START_MS + HOUR_MS, draw_mj=360_000_000)
+    # 0.03 of tokens, and 0.1 kWh x 1.25 x 0.12 of energy
+    write_ledger(
+        settings, Booked([small], [tokens(window_start_ms=START_MS + HOUR_MS, output_tokens=60_000)], [])
+    )
+    hour = ("--from", "2020-11-01T03:00", "--to", "2020-11-01T04:00")
+    for change, name, line in (
+        (("--price", "-25%"), "revenue", ["0.03", "0.02", "-0.01", "-25.0"]),
+        (("--pue", "1.4375"), "energy_cost", ["0.02", "0.02", "+0.00", "+15.0"]),
+        (("--tariff", "0.12"), "energy_cost", ["0.02", "0.02", "0.00", "+0.0"]),
+    ):
+        table = idlewatt("whatif", *hour, *change, env=env).stdout.splitlines()
+        assert next(row for row in table if row.startswith(name)).split()[1:] == line
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
