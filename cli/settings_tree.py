@@ -129,6 +129,8 @@ def _accepts(name: str, schema: dict[str, Any]) -> str:
             words = "a whole number" if schema["type"] == "integer" else "a number"
             unit = next((unit for ending, unit in _UNITS.items() if name.endswith(ending)), None)
             return words + (f" of {unit}" if unit else "") + _limits(schema)
+        case "boolean":
+            return "true or false"
         case _:
             return "text"
 

@@ -65,6 +65,10 @@ BAD_FILES = {
         "[process]\nwindow_s = true",
         "[process] window_s must be a whole number of seconds, 1 to 60; it is true",
     ),
+    "text_for_a_truth": (
+        "[process]\npublished_yardsticks = 'off'",
+        '[process] published_yardsticks must be true or false; it is "off"',
+    ),
     "number_for_text": ("[log]\npath = 3", "[log] path must be text; it is 3"),
     "out_of_limits": (
         "[serve]\nport = 70000",
