@@ -5,6 +5,7 @@ import contextlib
 import importlib.metadata
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ examples:
 
 # those for which it is the usual end
 _UNTIL_STOPPED: Final = ("run", "collect", "process", "demo")
+# of a host, or of an IPv6 address in brackets, and its port
+_ADDRESS: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 # as shells count
 _BY_SIGNAL: Final = 128
 
@@ -164,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     dashboards.add_argument(
         "--target",
         action="append",
+        type=_target,
         metavar="HOST:PORT",
         help="a process that Prometheus reads, instead of the services of compose.yaml; give it once for each",
     )
@@ -180,6 +184,16 @@ def _seconds(text: str) -> float:
         if 0 < seconds < 1e6:
             return seconds
     raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds; write it plainly, such as 40")
+
+
+def _target(text: str) -> str:
+    """As Prometheus takes it: it refuses the whole file over a URL, and asks port 80 where there is none."""
+    address = _ADDRESS.fullmatch(text)
+    if address and 0 < int(address[1]) < 1 << 16:
+        return text
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no HOST:PORT; write it without http:// and path and with its port, such as 127.0.0.1:9477"
+    )
 
 
 def _stop(number: int, _: object) -> None:

@@ -154,6 +154,18 @@ def test_config_prints_the_sample() -> None:
         assert process.wait(30) == 0
 
 
+@pytest.mark.parametrize(
+    "target",
+    ["http://127.0.0.1:9477/metrics", "127.0.0.1", "127.0.0.1:", "a:0", "a:65536", "a:9477/metrics", "::1:1"],
+)
+def test_what_prometheus_cannot_ask_is_no_target(tmp_path: Path, target: str) -> None:
+    """It would refuse the whole file, or ask another port: nothing is written, and the line says how it is."""
+    result = idlewatt("dashboards", "--out", str(tmp_path / "out"), "--target", target)
+    assert (result.returncode, (tmp_path / "out").exists()) == (2, False)
+    assert f"{target!r} is no HOST:PORT; write it" in result.stderr
+    assert "such as 127.0.0.1:9477" in result.stderr
+
+
 def test_dashboards_are_written(tmp_path: Path) -> None:
     """--out gets dashboards and rules; a folder that cannot be is told in a line."""
     assert idlewatt("dashboards", "--out", str(tmp_path / "out")).returncode == 0
