@@ -27,13 +27,14 @@ _PROBE_BYTES: Final = 1 << 20
 
 
 def examine(config: Path | None, environ: Mapping[str, str]) -> ExitCode:
-    """Print every finding as it comes; WRONG_USE if the settings are wrong, else UNREACHABLE if one is FAIL."""
+    """Print every finding as it comes; WRONG_USE if settings or book are wrong, else UNREACHABLE if one is FAIL."""
     failed = set()
     for finding in _findings(config, environ):
         print(finding, flush=True)
         if finding.level == "FAIL":
             failed.add(finding.part)
-    if "config" in failed:
+    # without a good book nothing starts either
+    if failed & {"config", "book"}:
         return ExitCode.WRONG_USE
     return ExitCode.UNREACHABLE if failed else ExitCode.OK
 

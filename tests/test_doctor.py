@@ -122,17 +122,19 @@ def test_an_engine_that_tells_nothing_fails(tmp_path: Path, answer: bytes, told:
 
 
 def test_the_book_is_looked_at(tmp_path: Path) -> None:
-    """A book that would be refused is told with its fault before anything starts."""
+    """A book that would be refused is told with its fault before anything starts, and ends as it would end `run`."""
     book = tmp_path / "book.toml"
     price = '[[price]]\nmodel = "*"\ninput = 0\noutput = {}\n'
     for output, code, told in (
         ("1", 0, f"ok {book}: 1 prices and 0 budgets in USD"),
-        ("-1", 3, f"FAIL {book}: [[price]] number 1 output must be 0 to 1000000000; it is -1"),
+        ("-1", 2, f"FAIL {book}: [[price]] number 1 output must be 0 to 1000000000; it is -1"),
     ):
         book.write_text(price.format(output))
         found, parts = examine(tmp_path, {"IDLEWATT_ECONOMY__BOOK": str(book)})
         assert found == code
         assert parts["book"] == [told]
+    book.unlink()
+    assert examine(tmp_path, {"IDLEWATT_ECONOMY__BOOK": str(book)})[0] == 2
 
 
 def test_an_unknown_server_kind_fails(tmp_path: Path) -> None:
