@@ -136,10 +136,13 @@ def table(heading: Heading, found: Figures, peaks: Sequence[Peak]) -> Iterator[s
     yield from reconciliation_lines(found)
     yield from (*heading.notes, *notes(found))
     for peak in peaks:
+        what = f"demand charge of {printable(peak.site)}, {peak.month}: "
+        if peak.start_ms is None:
+            yield f"{what}{_UNKNOWN}; the ledger has no whole quarter of an hour of it in this interval"
+            continue
         at = written(peak.start_ms, heading.book.time_zone)
         yield (
-            f"demand charge of {printable(peak.site)}, {peak.month}: {peak.charge:,.2f} for {peak.kw:,} kW in the "
-            f"quarter of an hour from {at}; it is in no cost above"
+            f"{what}{peak.charge:,.2f} for {peak.kw:,} kW in the quarter of an hour from {at}; it is in no cost above"
         )
 
 
@@ -221,7 +224,8 @@ def as_json(heading: Heading, found: Figures, peaks: Sequence[Peak], unreadable:
                 for site in heading.reach
             ],
             "demand_charges": [
-                {**dataclasses.asdict(peak), "from": written(peak.start_ms, zone)} for peak in peaks
+                {**dataclasses.asdict(peak), "from": peak.start_ms and written(peak.start_ms, zone)}
+                for peak in peaks
             ],
             "unreadable_messages": unreadable,
         },

@@ -17,6 +17,7 @@ from report_ledgers import (
     COUNTS,
     EVENT_LISTS,
     HOUR_MS,
+    MINUTE_MS,
     POWER_LISTS,
     START_MS,
     TOKEN_LISTS,
@@ -202,6 +203,8 @@ def test_the_demand_charge_is_of_the_highest_quarter_of_an_hour() -> None:
                 for n in range(5)
             ),
             power(window_start_ms=START_MS + 5 * HOUR_MS, draw_mj=1_000_000_000),
+            # the ledger is of the whole interval
+            *(power(window_start_ms=START_MS + at, draw_mj=0) for at in (0, 6 * HOUR_MS - 10_000)),
         ],
         [],
         [],
@@ -212,3 +215,39 @@ def test_the_demand_charge_is_of_the_highest_quarter_of_an_hour() -> None:
     assert (november.month, november.kw, november.charge) == ("2020-11", 5, 50)
     assert november.start_ms == START_MS + 4 * HOUR_MS
     assert peaks(ledger.power, BOOK, interval) == []
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "kw"),
+    [(0, 120, 100), (7, 10, None), (7, 22, None), (10, 20, None), (7, 30, 100), (53, 130, 100)],
+)
+def test_a_part_of_a_quarter_of_an_hour_is_no_demand(begins: int, ends: int, kw: int | None) -> None:
+    """100 kW for two hours are 100 kW in each whole quarter of an hour, and unknown where interval or ledger has none."""
+    book = parse_book(b"[tariff]\nper_kwh = 0.1\ndemand_charge_per_kw_month = 10\n", "book")
+    minutes = [
+        power(window_start_ms=START_MS + n * MINUTE_MS, window_ms=MINUTE_MS, draw_mj=6_000_000_000)
+        for n in range(120)
+    ]
+    interval = Interval(START_MS + begins * MINUTE_MS, START_MS + ends * MINUTE_MS)
+    ledger = Booked(minutes, [], []).ledger
+    assert [peak.kw for peak in peaks(ledger.power, book, interval)] == [kw]
+    # of a site whose ledger begins and ends within one quarter, no interval has a whole one
+    short = ledger.power.filter(pl.col("window_start_ms") < START_MS + 14 * MINUTE_MS)
+    assert [(peak.month, peak.kw, peak.charge, peak.start_ms) for peak in peaks(short, book, WHOLE)] == [
+        ("2020-11", None, None, None)
+    ]
+
+
+def test_a_demand_charge_that_is_unknown_is_told(env: dict[str, str]) -> None:
+    """The ledger has one minute: neither 0 nor a fifteenth of it stands below the table."""
+    book = Path(env["IDLEWATT_ECONOMY__BOOK"])
+    book.write_text(BOOK_FILE.replace("pue = 1.25", "demand_charge_per_kw_month = 10"))
+    day = ("report", "--from", "2020-11-01", "--to", "2020-11-02")
+    table = idlewatt(*day, env=env).stdout
+    assert (
+        "demand charge of hall, 2020-11: -; the ledger has no whole quarter of an hour of it in this interval"
+        in table
+    )
+    (charge,) = json.loads(idlewatt(*day, "--format", "json", env=env).stdout)["demand_charges"]
+    assert (charge["site"], charge["month"]) == ("hall", "2020-11")
+    assert {charge[name] for name in ("kw", "charge", "from")} == {None}

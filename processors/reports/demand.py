@@ -18,33 +18,54 @@ _MJ_PER_KW: Final = _QUARTER_MS * 1000
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """A site's highest quarter of an hour in a calendar month, as far as the interval has of it."""
+    """A site's highest quarter of an hour in a calendar month, of those that are whole in interval and ledger."""
 
     site: str
     month: str
-    start_ms: int
+    # all None if none is
+    start_ms: int | None
     # drawn, times PUE where the book has one
-    kw: Decimal
-    charge: Decimal
+    kw: Decimal | None
+    charge: Decimal | None
 
 
 def peaks(power: pl.DataFrame, book: Book, interval: Interval) -> list[Peak]:
-    """By site and month; none where the book has no demand charge. `power` has records.POWER."""
+    """By site and month; none where the book has no demand charge.
+
+    `power` has records.POWER of ledger_span(), which tells whether a site's ledger began before the interval.
+    """
     price = book.tariff.demand_charge_per_kw_month
     if price is None:
         return []
     pue = MICRO if book.tariff.pue is None else book.tariff.pue
     local = pl.from_epoch("start_ms", time_unit="ms").dt.convert_time_zone(book.time_zone)
+    begin_ms, end_ms = pl.col("start_ms"), pl.col("start_ms") + _QUARTER_MS
+    is_whole = (begin_ms >= pl.max_horizontal("first_ms", interval.from_ms)) & (
+        end_ms <= pl.min_horizontal("last_ms", interval.to_ms)
+    )
     highest = (
-        power.filter(interval.has())
+        power.with_columns(
+            first_ms=pl.col("window_start_ms").min().over("site"),
+            last_ms=(pl.col("window_start_ms") + pl.col("window_ms")).max().over("site"),
+        )
+        .filter(interval.has())
         .group_by("site", start_ms=pl.col("window_start_ms") // _QUARTER_MS * _QUARTER_MS)
-        .agg(pl.col("draw_mj").sum())
-        .with_columns(month=local.dt.strftime("%Y-%m"))
-        .sort("site", "month", "draw_mj", "start_ms", descending=[False, False, True, False])
+        .agg(pl.col("draw_mj").sum(), pl.col("first_ms", "last_ms").first())
+        .with_columns(month=local.dt.strftime("%Y-%m"), draw_mj=pl.when(is_whole).then("draw_mj"))
+        .sort(
+            "site",
+            "month",
+            "draw_mj",
+            "start_ms",
+            descending=[False, False, True, False],
+            nulls_last=True,
+        )
         .unique(["site", "month"], keep="first", maintain_order=True)
     )
     return [
-        Peak(
+        Peak(row["site"], row["month"], None, None, None)
+        if row["draw_mj"] is None
+        else Peak(
             row["site"],
             row["month"],
             row["start_ms"],
