@@ -63,13 +63,10 @@ def page(
         *_shares(found),
         f"<h2>{_text('What it took, in ' + currency)}</h2>",
         *_table(
-            ["Model", "Tier", *_TAKEN.values()],
-            2,
-            [
-                [str(row["model"]) or "(none)", str(row["tier"]), *(_amount(row[name]) for name in _TAKEN)]
-                for row in found.lines.rows
-            ],
-            ["Total", "", *(_amount(total[name]) for name in _TAKEN)],
+            [*list(_LINES.values())[:_NAMES], *_TAKEN.values()],
+            _NAMES,
+            [[*_line_names(row), *(_amount(row[name]) for name in _TAKEN)] for row in found.lines.rows],
+            ["Total", "", "", *(_amount(total[name]) for name in _TAKEN)],
         ),
         '<p class="note">Watts, GPU-hours and their costs are shared among consumers by their part of each '
         "model's output tokens. Watts that hold no model are in nobody's statement. Amounts are rounded so that "
@@ -84,10 +81,11 @@ def page(
 
 
 def _line_rows(found: Statement) -> list[list[str]]:
-    return [
-        [*(str(row[name]) or "(none)" for name in ("site", "model", "tier")), *_figures(row)]
-        for row in found.lines.rows
-    ]
+    return [[*_line_names(row), *_figures(row)] for row in found.lines.rows]
+
+
+def _line_names(row: dict[str, Value]) -> list[str]:
+    return [str(row[name]) or "(none)" for name in list(_LINES)[:_NAMES]]
 
 
 def _figures(row: dict[str, Value]) -> list[str]:

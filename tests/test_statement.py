@@ -124,7 +124,7 @@ def test_a_statement_adds_up_and_escapes_names(env: dict[str, str], tmp_path: Pa
     owed, by_engineer, taken = page.tables
     assert [row[1] for row in owed[1:-1]] == [EVIL, "llama"]
     assert [row[0] for row in by_engineer[1:-1]] == [f"{EVIL}-{n}" for n in range(1, 5)]
-    for table, names in ((owed, 3), (by_engineer, 1), (taken, 2)):
+    for table, names in ((owed, 3), (by_engineer, 1), (taken, 3)):
         for column in range(names, len(table[0])):
             cells_ = [row[column] for row in table[1:-1]]
             if "-" not in cells_:
@@ -133,6 +133,17 @@ def test_a_statement_adds_up_and_escapes_names(env: dict[str, str], tmp_path: Pa
     spent = sum(7_001 + n for n in range(1, 5))
     assert [number(row[3]) for row in owed[1:]] == [spent, spent, 2 * spent]
     assert number(owed[-1][-1]) == number(by_engineer[-1][-1]) == Decimal("0.02")
+
+
+def test_each_line_of_what_it_took_is_of_a_site(env: dict[str, str]) -> None:
+    """A model that a team used at two sites has two lines in each table, and one can tell them apart."""
+    settings = Settings.model_validate({"log": {"path": env["IDLEWATT_LOG__PATH"]}})
+    used = [{"ts_ms": NOVEMBER_MS, "site": "annex", "team": "growth", "output_tokens": 7_001}]
+    write_ledger(settings, Booked([], [], used))
+    text = idlewatt("report", "--statement", "growth", "--month", "2020-11", env=env).stdout
+    owed, _, taken = Page(text).tables
+    assert [row[:3] for row in taken] == [row[:3] for row in owed]
+    assert [row[:2] for row in taken[1:-1]] == [["annex", "llama"], ["hall", EVIL], ["hall", "llama"]]
 
 
 @given(powers=POWER_LISTS, token_rows=TOKEN_LISTS, events=EVENT_LISTS)
