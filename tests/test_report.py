@@ -299,6 +299,15 @@ def test_tokens_of_gpus_that_nobody_reads_have_no_ratio() -> None:
         assert [note for note in notes(shown) if note.startswith("unmetered: 70,000 tokens ")]
 
 
+def test_a_few_tokens_of_gpus_that_nobody_reads_withhold_nothing() -> None:
+    """As on /metrics, where a pool whose readings began an hour late does not hide what a month made."""
+    for output, is_shown in ((5_000, True), (9_000, False)):
+        blind = tokens(pool="blind", output_tokens=output, input_tokens=0, cached_input_tokens=0)
+        total = report(of(Booked([power()], [tokens(), blind], []).ledger), ()).total
+        assert total["unmetered_tokens"] == output
+        assert (total["tokens_per_joule"] is not None, total["margin"] is not None) == (is_shown, is_shown)
+
+
 def test_gpus_that_are_read_later_than_their_engines_are_read() -> None:
     """Of an hour in which a pool's GPUs were read for a while, tokens have their watts, whatever the interval cuts off."""
     rows = Booked([power(window_start_ms=START_MS + HOUR_MS - 10_000)], [tokens()], []).ledger

@@ -116,8 +116,8 @@ class Figures:
 def figures(grouped: Grouped, book: Book, decimals: Decimals, coverage_floor: float) -> Figures:
     """Figures of each row. One that lacks what it stands on (a price, a tariff) is None; `withheld` says what.
 
-    Ratios, too, where telemetry covers less than `coverage_floor` of the GPU time, or engines made less than that of the
-    output tokens.
+    Ratios, too, where less than `coverage_floor` of the GPU time has telemetry, or less than that of the tokens was made by
+    engines, or by ones whose GPUs are read.
     """
     rows = grouped.rows.to_dicts()
     total = {name: grouped.total(name) for name in grouped.rows.columns if name not in grouped.by}
@@ -179,7 +179,8 @@ def _complete(
     output, unmade = row["output_tokens"], row["unmade_tokens"]
     # of nobody's tokens, what others were told beyond the engines' is taken away
     is_made = output - abs(unmade) >= coverage_floor * output
-    is_metered = row["unmetered_tokens"] == 0
+    made = abs(sum(row[name] for name in TOKEN_COUNTS))
+    is_metered = made - abs(row["unmetered_tokens"]) >= coverage_floor * made
     lacking = {
         "no tariff": not has_tariff,
         "GPU time without telemetry": not is_covered,
