@@ -43,12 +43,19 @@ _READINGS = st.sampled_from([1, 2, 3, 6, 12, 25, 25, 40])
 
 
 @st.composite
-def fleets(draw: st.DrawFn, *, clean: bool = False, overdraw: bool = True, forget: bool = False) -> Fleet:
+def fleets(
+    draw: st.DrawFn,
+    *,
+    clean: bool = False,
+    overdraw: bool = True,
+    forget: bool = False,
+    shared: bool = False,
+) -> Fleet:
     """1-2 pools, 1-3 nodes, 1-6 GPUs, 0-3 engines; up to some minutes of readings.
 
     How many there are of each, and how long they are read, is drawn and shrinks; what they read is random.
     `clean`: no counter restarts or lies. `overdraw`: boards may draw more than their limit. `forget`: entities are
-    given up soon; GPUs come back from longer outages.
+    given up soon; GPUs come back from longer outages. `shared`: 2-3 engines of two models each on the first node, read for long.
     """
     grace_ms = draw(st.sampled_from([15_000, 9_000]))
     hold_ms = grace_ms * 2 // 3
@@ -59,19 +66,20 @@ def fleets(draw: st.DrawFn, *, clean: bool = False, overdraw: bool = True, forge
         provisioned_mw=draw(st.sampled_from([{}, {}, {"p0": 1_100_000}])),
     )
     rng = random.Random(draw(st.integers(0, 10**6)))
+    readings = st.sampled_from([25, 40]) if shared else _READINGS
     pools = draw(st.integers(1, 2))
     gpus: list[tuple[str, str, str]] = []
     rows: list[Row] = []
     for n in range(draw(st.integers(1, 3))):
         for g in range(draw(st.integers(1, 2))):
             gpus.append((f"p{n % pools}", f"n{n}", f"G{n}{g}"))
-            rows += _gpu(rng, *gpus[-1], draw(_READINGS), hold_ms, clean, overdraw, 10 if forget else 4)
-    for e in range(draw(st.integers(0, 3))):
-        pool, node, own = rng.choice(gpus)
+            rows += _gpu(rng, *gpus[-1], draw(readings), hold_ms, clean, overdraw, 10 if forget else 4)
+    for e in range(draw(st.integers(2 if shared else 0, 3))):
+        pool, node, own = gpus[0] if shared else rng.choice(gpus)
         near = [uuid for p, n, uuid in gpus if (p, n) == (pool, node)]
         named = draw(st.sampled_from([None, near, [own]]))
-        for model in rng.choice(["a", "b", "ab"]):
-            rows += _engine(rng, (pool, node, f"E{e}", model), named, draw(_READINGS), hold_ms, clean)
+        for model in rng.choice(["ab"] if shared else ["a", "b", "ab"]):
+            rows += _engine(rng, (pool, node, f"E{e}", model), named, draw(readings), hold_ms, clean)
     return Fleet(config, tuple(sorted(rows, key=lambda row: row.ts_ms)))
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from stage_driver import Driver, Message
+from stage_driver import Driver, Message, sums
 
 from idlewatt.processors.meter import stage
 from idlewatt.processors.meter.config import MeterConfig
@@ -258,6 +258,44 @@ def test_states_of_a_gpu() -> None:
     assert set(time_ms(metered(*held))) == {"other"}
     assert set(time_ms(metered(*(gpu(s, s) for s in seconds)))) == {"idle_free"}
     assert set(time_ms(metered(*(gpu(s, s, has_process=None) for s in seconds)))) == {"dark"}
+
+
+def two_models(until_s: int) -> list[records.EngineRow]:
+    """Of ten tokens that two servers make on one GPU nine are zeta's."""
+    served = {"alpha": ("n:8000", 100), "zeta": ("n:8001", 900)}
+    return [
+        engine(s, per_s * s, engine=name, model_name=model)
+        for model, (name, per_s) in served.items()
+        for s in range(until_s + 1)
+    ]
+
+
+def served_by(driver: Driver[Any]) -> dict[tuple[Any, ...], tuple[int, ...]]:
+    """By model: GPU time, draw and headroom while it served."""
+    rows = [row for row in driver.rows(records.POWER) if row["state"] == "serving"]
+    return sums(rows, ("model_name",), ("gpu_ms", "draw_mj", "headroom_mj"))
+
+
+def test_models_on_one_gpu_bear_its_watts_by_their_tokens() -> None:
+    """Who makes nine tokens of ten has nine tenths of the GPU's time, draw and headroom; the GPU has them all."""
+    driver = metered(*(gpu(s, 500_000 * s) for s in range(61)), *two_models(60))
+    alpha, zeta = (6_000, 3_000_000, 1_200_000), (54_000, 27_000_000, 10_800_000)
+    assert served_by(driver) == {("alpha",): alpha, ("zeta",): zeta}
+    minute = sums(driver.rows(records.GPU_MINUTE), ("state",), ("gpu_ms", "draw_mj", "headroom_mj"))
+    assert minute["serving",] == (60_000, 30_000_000, 12_000_000)
+
+
+def test_watts_that_come_after_their_tokens_are_shared_as_their_joules() -> None:
+    """By the tokens that are booked with them: where a spool comes late there are none, and each model has half."""
+    driver = metered(*(gpu(s, 0, gpu_uuid="GPU-1") for s in range(91)), *two_models(60))
+    late = [gpu(s, 500_000 * s) for s in range(61)]
+    driver.append([Message(topics.GPU, records.GPU, late)])
+    for until_s in (120, 180):
+        driver.fold(START_MS + until_s * 1000)
+    half = (30_000, 15_000_000, 6_000_000)
+    assert served_by(driver) == {("alpha",): half, ("zeta",): half}
+    joules = sums(driver.rows(records.TOKENS), ("model_name",), ("serving_mj",))
+    assert joules == {("alpha",): (15_000_000,), ("zeta",): (15_000_000,)}
 
 
 def test_lost_tokens_are_idle_joules_times_the_yardstick() -> None:

@@ -19,6 +19,7 @@ POWER_KEY = ("site", "pool", "window_start_ms", "product", "model_name", "state"
 TOKEN_KEY = ("site", "pool", "window_start_ms", "node", "engine", "model_name")
 MINUTE_KEY = ("site", "pool", "gpu_uuid", "minute_start_ms", "state")
 WINDOW_KEY = ("site", "pool", "window_start_ms")
+POWER_SUMS = ("gpu_ms", "draw_mj", "headroom_mj", "estimated_mj")
 TOKEN_SUMS = (
     "output_tokens",
     "input_tokens",
@@ -70,18 +71,17 @@ def truth_of(fleet: Fleet, edge_ms: int) -> Truth:
 def assert_true(driver: Driver[Any], fleet: Fleet, edge_ms: int, *, late: bool = False) -> None:
     """Every sum of the ledger is the truth's, and everything measured is accounted for.
 
-    `late`: serving joules are compared by pool and window only, for late ones are shared by themselves.
+    `late`: what served is compared by pool and window only, for late joules are shared by themselves.
     """
     expected = truth_of(fleet, edge_ms)
     power = driver.rows(records.POWER)
-    assert sums(power, POWER_KEY, ("gpu_ms", "draw_mj", "headroom_mj", "estimated_mj")) == _nonzero(
-        expected.power
-    )
     tokens = driver.rows(records.TOKENS)
-    told = [
-        {**dict(zip(TOKEN_KEY, key, strict=True)), **dict(zip(TOKEN_SUMS, row, strict=True))}
-        for key, row in expected.tokens.items()
-    ]
+    assert_shared_alike(power, tokens)
+    told_power = _told(expected.power, POWER_KEY, POWER_SUMS)
+    told = _told(expected.tokens, TOKEN_KEY, TOKEN_SUMS)
+    if late:
+        power, told_power = ([_unshared(row) for row in rows] for rows in (power, told_power))
+    assert sums(power, POWER_KEY, POWER_SUMS) == sums(told_power, POWER_KEY, POWER_SUMS)
     by_engine = tuple(name for name in TOKEN_SUMS if not (late and name == "serving_mj"))
     assert sums(tokens, TOKEN_KEY, by_engine) == sums(told, TOKEN_KEY, by_engine)
     assert sums(tokens, WINDOW_KEY, ("serving_mj",)) == sums(told, WINDOW_KEY, ("serving_mj",))
@@ -89,6 +89,22 @@ def assert_true(driver: Driver[Any], fleet: Fleet, edge_ms: int, *, late: bool =
     over = {key: row for key, row in expected.minutes.items() if key[3] + MINUTE_MS <= edge_ms}
     assert sums(minutes, MINUTE_KEY, ("gpu_ms", "draw_mj", "headroom_mj")) == _nonzero(over)
     assert_accounted(driver)
+
+
+def assert_shared_alike(power: list[dict[str, Any]], tokens: list[dict[str, Any]]) -> None:
+    """The joules that a model served with are the same among watts as beside its tokens, in every pool and window."""
+    serving = [row for row in power if row["state"] == "serving"]
+    key = (*WINDOW_KEY, "model_name")
+    assert sums(serving, key, ("draw_mj",)) == sums(tokens, key, ("serving_mj",))
+
+
+def _told(expected: Any, key: tuple[str, ...], of: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Sums of the truth as rows of the ledger."""
+    return [dict(zip((*key, *of), (*names, *row), strict=True)) for names, row in expected.items()]
+
+
+def _unshared(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "model_name": ""} if row["state"] == "serving" else row
 
 
 def assert_accounted(driver: Driver[Any]) -> None:
@@ -105,6 +121,15 @@ def _nonzero(expected: dict[Any, list[int]]) -> dict[Any, tuple[int, ...]]:
 @given(fleets(), SEEDS)
 def test_arrival_changes_no_sum(fleet: Fleet, seed: int) -> None:
     """Cutting, repeating and shuffling within a third of the grace gives the truth, once the clock has run on."""
+    driver = meter(fleet)
+    now_ms = live(driver, fleet, random.Random(seed), repeats=0)
+    assert_true(driver, fleet, drain(driver, fleet, now_ms))
+
+
+@examples(10)
+@given(fleets(shared=True), SEEDS)
+def test_models_on_one_gpu_share_its_watts(fleet: Fleet, seed: int) -> None:
+    """What a GPU drew, had to spare and was there for while several models served is split as its joules are."""
     driver = meter(fleet)
     now_ms = live(driver, fleet, random.Random(seed), repeats=0)
     assert_true(driver, fleet, drain(driver, fleet, now_ms))

@@ -231,7 +231,8 @@ def _book_gpu(
 ) -> None:
     # (window, model, state) -> [gpu_ms, draw_mj, available_mj, estimated_mj]
     booked: dict[tuple[int, str, str], list[int]] = defaultdict(lambda: [0] * 4)
-    served: dict[int, int] = defaultdict(int)
+    # window -> [gpu_ms, draw_mj, headroom_mj, estimated_mj] while anybody served
+    served: dict[int, list[int]] = defaultdict(lambda: [0] * 4)
     for interval in intervals:
         gpu = interval.row
         limit = gpu.power_limit_mw or 0
@@ -243,20 +244,23 @@ def _book_gpu(
                 booked[window, min(models, default=""), state],
                 (b - a, drawn, available, drawn if interval.estimated else 0),
             )
-            if state == "serving":
-                served[window] += drawn
     for (window, model, state), (gpu_ms, drawn, available, estimated) in booked.items():
         # dark time may be booked before what was drawn in it is known
         headroom = available - drawn if state == "dark" else max(0, available - drawn)
-        power = (gpu.site, gpu.pool, window, gpu.product, model, state)
-        _add(result.power.setdefault(power, [0] * 4), (gpu_ms, drawn, headroom, estimated))
         minute = (gpu.site, gpu.pool, gpu.gpu_uuid, window // MINUTE_MS * MINUTE_MS, state)
         _add(result.minutes.setdefault(minute, [0] * 3), (gpu_ms, drawn, headroom))
-    for window, joules in served.items():
+        if state == "serving":
+            _add(served[window], (gpu_ms, drawn, headroom, estimated))
+        else:
+            power = (gpu.site, gpu.pool, window, gpu.product, model, state)
+            _add(result.power.setdefault(power, [0] * 4), (gpu_ms, drawn, headroom, estimated))
+    for window, amounts in served.items():
         busy = [(who, span) for who, span in _spans(members, window, window + times.window) if span.active]
         made = {who: _made(members[who], window, times) for who, _ in _holding(gpu, busy)}
-        for who, share in _shares(joules, made).items():
-            result.tokens[gpu.site, gpu.pool, window, *who][3] += share
+        for who, part in _shares(amounts, made).items():
+            power = (gpu.site, gpu.pool, window, gpu.product, who[2], "serving")
+            _add(result.power.setdefault(power, [0] * 4), part)
+            result.tokens[gpu.site, gpu.pool, window, *who][3] += part[1]
 
 
 def _state(interval: Interval[GpuRow], a: int, b: int, members: Members) -> tuple[str, set[str]]:
@@ -302,12 +306,15 @@ def _made(intervals: list[Interval[EngineRow]], window: int, times: Times) -> li
     return made
 
 
-def _shares(joules: int, made: dict[Who, list[int]]) -> dict[Who, int]:
-    """Share joules in proportion to output tokens, else to input tokens, else evenly; the last takes the remainder."""
+def _shares(amounts: list[int], made: dict[Who, list[int]]) -> dict[Who, list[int]]:
+    """Share each amount in proportion to output tokens, else to input tokens, else evenly; the last takes the remainder."""
     weights = [[made[who][kind] for who in made] for kind in (0, 1)] + [[1] * len(made)]
     chosen = next(each for each in weights if any(each))
-    upto = [joules * reached // sum(chosen) for reached in accumulate(chosen, initial=0)]
-    return {who: after - before for who, (before, after) in zip(made, pairwise(upto), strict=True)}
+    upto = [
+        [amount * reached // sum(chosen) for amount in amounts] for reached in accumulate(chosen, initial=0)
+    ]
+    parts = [[b - a for a, b in zip(before, after, strict=True)] for before, after in pairwise(upto)]
+    return dict(zip(made, parts, strict=True))
 
 
 def _add(row: list[int], more: Iterable[int]) -> None:

@@ -115,9 +115,11 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     )
 
     demand = activity.demand(done, engine_index)
-    pool_windows = waterfall.pool_windows(gpu_windows, state.gpu_index, state.gpu_renames, edges.window_ms)
-    shares = tokens.serving_shares(
+    shares, parts = tokens.serving_shares(
         gpu_windows, engine_windows, state.engine_index, holding.held, segments, edges.window_ms
+    )
+    pool_windows = waterfall.pool_windows(
+        waterfall.by_model(gpu_windows, parts), state.gpu_index, state.gpu_renames, edges.window_ms
     )
     engine_windows = tokens.with_joules(
         engine_windows, tokens.joules(shares, state.gpu_index), state.engine_index

@@ -7,6 +7,7 @@ import polars as pl
 from idlewatt.processors.meter.activity import Holding, in_windows
 from idlewatt.processors.meter.rows import by_id, where, with_names
 from idlewatt.processors.meter.timeline import Edges
+from idlewatt.processors.meter.waterfall import SUMS
 from idlewatt.stream.records import TOKEN_COUNTS
 
 SHARE_COLUMNS: Final = {
@@ -14,6 +15,13 @@ SHARE_COLUMNS: Final = {
     "window_start_ms": pl.Int64,
     "gpu_id": pl.Int64,
     "serving_mj": pl.Int64,
+}
+PART_COLUMNS: Final = {
+    "id": pl.Int64,
+    "window_start_ms": pl.Int64,
+    "gpu_id": pl.Int64,
+    "model_name": pl.String,
+    **dict.fromkeys(SUMS, pl.Int64),
 }
 JOULE_COLUMNS: Final = {
     "id": pl.Int64,
@@ -65,33 +73,31 @@ def serving_shares(
     held: pl.DataFrame,
     segments: pl.DataFrame,
     window_ms: int,
-) -> pl.DataFrame:
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Share each GPU's serving joules among those that were active on it: (id, window_start_ms, gpu_id, serving_mj).
 
     `id` is the engine and model. In proportion to output tokens, input tokens where there are none, evenly
     where there are neither; the last by name takes the remainder, so that totals do not depend on the sharing,
-    nor the sharing on who was read first.
+    nor the sharing on who was read first. Also returns all that is shared so, time and headroom too, of GPUs that
+    several can serve on: PART_COLUMNS.
     """
-    serving = (
-        gpu_windows.filter(pl.col("state") == "serving")
-        .group_by(pl.col("id").alias("gpu_id"), "window_start_ms")
-        .agg(pl.col("draw_mj").sum())
-    )
+    no_parts = pl.DataFrame(schema=PART_COLUMNS)
+    serving = gpu_windows.filter(pl.col("state") == "serving").rename({"id": "gpu_id"})
     if serving.is_empty():
-        return pl.DataFrame(schema=SHARE_COLUMNS)
+        return pl.DataFrame(schema=SHARE_COLUMNS), no_parts
     alone = _alone(held, engine_index)
     only = by_id(serving["gpu_id"], alone["gpu_id"], alone["id"])
-    sole = where(serving.with_columns_seq(only.alias("id")), only.is_not_null())
-    sole = sole.select_seq(*_WINDOW, "gpu_id", pl.col("draw_mj").alias("serving_mj"))
+    sole = _joules_of(where(serving.with_columns_seq(only.alias("id")), only.is_not_null()))
     several = where(serving, only.is_null())
     if several.is_empty():
-        return sole
+        return sole, no_parts
+    group = ("gpu_id", "window_start_ms")
+    several = several.group_by(*group).agg(pl.col(SUMS).sum())
     since_ms, last_ms = several.select_seq(
         a=pl.col("window_start_ms").min(), b=pl.col("window_start_ms").max()
     ).row(0)
     active = in_windows(segments.filter("active"), since_ms, last_ms + window_ms, window_ms)
     active = active.select_seq("server", pl.col("model").alias("id"), "window_start_ms").unique()
-    group = ("gpu_id", "window_start_ms")
     candidates = (
         several.join(held.select_seq("server", "inferred", pl.col("id").alias("gpu_id")), on="gpu_id")
         .join(active, on=["server", "window_start_ms"])
@@ -101,7 +107,12 @@ def serving_shares(
         .with_columns_seq(pl.col(*_SEEN.values()).fill_null(0))
         .sort(*group, *_NAMES)
     )
-    return pl.concat([sole, _weighed(candidates)])
+    parts = _weighed(candidates)
+    return pl.concat([sole, _joules_of(parts)]), parts
+
+
+def _joules_of(shares: pl.DataFrame) -> pl.DataFrame:
+    return shares.select_seq(*_WINDOW, "gpu_id", pl.col("draw_mj").alias("serving_mj"))
 
 
 def _alone(held: pl.DataFrame, engine_index: pl.DataFrame) -> pl.DataFrame:
@@ -114,7 +125,7 @@ def _alone(held: pl.DataFrame, engine_index: pl.DataFrame) -> pl.DataFrame:
 
 
 def _weighed(candidates: pl.DataFrame) -> pl.DataFrame:
-    """Split draw_mj among the rows of each (gpu_id, window_start_ms)."""
+    """Split SUMS among the rows of each (gpu_id, window_start_ms)."""
     group = ("gpu_id", "window_start_ms")
     weight = (
         pl.when(pl.col("seen_output_tokens").sum().over(group) > 0)
@@ -124,12 +135,13 @@ def _weighed(candidates: pl.DataFrame) -> pl.DataFrame:
         .otherwise(1)
         .cast(pl.Int128)
     )
-    weighed = candidates.with_columns_seq(weight=weight)
-    upto = pl.col("weight").cum_sum().over(group)
-    total = pl.col("weight").sum().over(group)
-    energy = pl.col("draw_mj").cast(pl.Int128)
-    share = energy * upto // total - energy * (upto - pl.col("weight")) // total
-    return weighed.select_seq(*_WINDOW, "gpu_id", share.cast(pl.Int64).alias("serving_mj"))
+    weighed = candidates.with_columns_seq(weight=weight).with_columns_seq(
+        upto=pl.col("weight").cum_sum().over(group), total=pl.col("weight").sum().over(group)
+    )
+    upto, total = pl.col("upto"), pl.col("total")
+    whole = pl.col(SUMS).cast(pl.Int128)
+    share = whole * upto // total - whole * (upto - pl.col("weight")) // total
+    return weighed.select_seq(*_WINDOW, "gpu_id", "model_name", share.cast(pl.Int64))
 
 
 def joules(shares: pl.DataFrame, gpus: pl.DataFrame) -> pl.DataFrame:

@@ -134,6 +134,17 @@ def gpu_windows(classified: pl.DataFrame, models: pl.Series) -> pl.DataFrame:
     )
 
 
+def by_model(windows: pl.DataFrame, parts: pl.DataFrame) -> pl.DataFrame:
+    """GPU windows, with each model's part of the serving time where several can have served. `parts`: see serving_shares()."""
+    if parts.is_empty():
+        return windows
+    served = parts.select_seq(
+        pl.col("gpu_id").alias("id"), "window_start_ms", pl.lit("serving").alias("state"), "model_name", *SUMS
+    )
+    others = windows.join(served, on=["id", "window_start_ms", "state"], how="anti")
+    return pl.concat([others, served])
+
+
 def _without_booked(classified: pl.DataFrame) -> pl.DataFrame:
     booked_already = pl.col("late") & ~pl.col("measured")
     return classified.with_columns_seq(
