@@ -17,6 +17,9 @@ BACKOFF_LIMIT_S: Final = 30.0
 LOG_INTERVAL_S: Final = 60.0
 # A source that keeps its own deadline ends just after it; this long it may take to say so itself.
 HUNG_MARGIN_S: Final = 0.5
+# Clocks that are kept step by less. After more, what was read before is refused as ahead by processors whose clock is
+# right, or was, if that step was the wrong one, for hours: to wait for it would be to stay blind.
+MOST_SET_BACK_MS: Final = 60_000
 
 _log = structlog.get_logger()
 
@@ -54,6 +57,7 @@ class ScheduledSource:
         self._success: bool | None = None
         self._duration_s = 0.0
         self._failures_in_a_row = 0
+        self._newest_ms: int | None = None
         self._errors: Counter[str] = Counter()
         self._left_out: Counter[str] = Counter()
         self._log_after = dict.fromkeys(("failed", "left_out"), float("-inf"))
@@ -71,7 +75,10 @@ class ScheduledSource:
         return self._grid_start + point * interval_s - now
 
     def read(self) -> Reading | None:
-        """Read the source now; None if that failed, which is counted and logged here."""
+        """Read the source now; None if that failed, which is counted and logged here.
+
+        Rows that are older than those of the readings before, since the clock was set back, are left out.
+        """
         with self._lock:
             self._reading_since = self._monotonic()
             self._hung = False
@@ -82,6 +89,7 @@ class ScheduledSource:
         except Exception as error:
             self._failed("unexpected", repr(error), _log.exception)
         else:
+            reading = self._going_on(reading)
             self._succeeded(reading)
             return reading
         return None
@@ -118,6 +126,19 @@ class ScheduledSource:
             self._source.close()
         except Exception:
             _log.exception("close_failed", source=self.name)
+
+    def _going_on(self, reading: Reading) -> Reading:
+        """The meter orders readings by their time: between those before the step a counter would fall, and rise again."""
+        newest_ms = self._newest_ms
+        rows = reading.rows
+        if newest_ms is not None:
+            rows = [row for row in rows if not newest_ms - MOST_SET_BACK_MS <= row.ts_ms < newest_ms]
+        if rows:
+            self._newest_ms = max(row.ts_ms for row in rows)
+        if len(rows) == len(reading.rows):
+            return reading
+        set_back = {"clock_set_back": len(reading.rows) - len(rows)}
+        return Reading(rows, Counter(reading.left_out) + Counter(set_back))
 
     def _ended(self, success: bool) -> None:
         assert self._reading_since is not None

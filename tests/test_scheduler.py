@@ -2,6 +2,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import structlog
@@ -159,6 +160,38 @@ def test_what_was_left_out_of_a_good_reading_is_counted(now: Time) -> None:
     scripted.act = lambda: Reading([], {"nan": 1, "negative": 1})
     source.read()
     assert (source.state().success, source.state().left_out) == (False, {"nan": 3, "negative": 1})
+
+
+def test_a_clock_set_back_leaves_out_readings_until_it_has_passed_the_newest(now: Time) -> None:
+    """Between those of before they would make counters zigzag. A GPU read after the step waits like one read before it."""
+    scripted = Scripted()
+    source = scheduled(scripted, now)
+
+    def taken(*times_ms: int) -> list[int]:
+        scripted.act = lambda: Reading([replace(ROW, ts_ms=ts_ms) for ts_ms in times_ms], {"nan": 1})
+        reading = source.read()
+        assert reading is not None
+        return [row.ts_ms for row in reading.rows]
+
+    assert taken(100_000, 100_010) == [100_000, 100_010]
+    assert taken(101_000, 99_010) == [101_000]
+    assert taken(100_000, 100_010) == []
+    assert source.state().success is False
+    assert taken(101_000, 101_010) == [101_000, 101_010]
+    assert source.state().left_out == {"nan": 4, "clock_set_back": 3}
+
+
+def test_a_clock_set_back_by_more_than_a_minute_is_gone_by_at_once(now: Time) -> None:
+    """To wait until it has passed the newest could take days; it is held to the new time from there on."""
+    scripted = Scripted()
+    source = scheduled(scripted, now)
+    taken = []
+    for ts_ms in (200_000, 201_000, 141_000, 140_999, 141_999, 140_000, 142_000):
+        scripted.act = lambda ts_ms=ts_ms: Reading([replace(ROW, ts_ms=ts_ms)])  # type: ignore[misc]
+        reading = source.read()
+        assert reading is not None
+        taken += [row.ts_ms for row in reading.rows]
+    assert taken == [200_000, 201_000, 140_999, 141_999, 142_000]
 
 
 def test_a_source_with_nothing_to_tell_is_well(now: Time) -> None:
