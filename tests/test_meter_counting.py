@@ -1,5 +1,6 @@
 """Hand-computed examples of docs/metering.md: what readings gain, and what is refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from idlewatt.processors.meter import stage
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.stage import MeterStage
 from idlewatt.stream import records, topics
+from idlewatt.stream.records import TOKEN_COUNTS
 from idlewatt.stream.settings import Yardstick
 
 START_MS = 1_790_000_040_000  # on a minute
@@ -349,6 +351,19 @@ def test_a_reading_that_is_dropped_holds_up_none_that_follow(read_at_once: int) 
     booked = driver.rows(records.TOKENS)
     assert [sum(row[kind] for row in booked) for kind in ("output_tokens", "input_tokens")] == [3000, 6000]
     assert driver.rejected == {("engine", "counter_decrease"): 1}
+
+
+@pytest.mark.parametrize(("fallen_to", "gained"), [(1_000_000, 1_000_000), (1_000_001, 0), (999_999_000, 0)])
+def test_a_fall_to_more_tokens_than_a_server_makes_is_no_reset(fallen_to: int, gained: int) -> None:
+    """Of a counter without an epoch that says a billion: whichever of its kinds fell, or is as large."""
+    for kind in TOKEN_COUNTS:
+        before = [engine(s, 1, epoch_ms=None) for s in range(11)]
+        before = [replace(row, **{kind: 10**9 + s}) for s, row in enumerate(before)]
+        after = [
+            replace(row, **{kind: fallen_to + s}, ts_ms=row.ts_ms + 11_000) for s, row in enumerate(before)
+        ]
+        booked = metered(*before, *after).rows(records.TOKENS)
+        assert sum(row[kind] for row in booked) == 10 + gained + 10
 
 
 def test_a_server_that_tells_its_epoch_now_may_count_less() -> None:

@@ -17,6 +17,8 @@ HOUR_MS = 3_600_000
 MINUTE_MS = 60_000
 # no GPU draws more
 WILDEST_MW = 100_000_000
+# no server counts more of a kind
+WILDEST_TOKENS_PER_MS = 1000
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class Times:
 def _engine_step(before: EngineRow, row: EngineRow, hold: int) -> list[Interval[EngineRow]] | str:
     old = (before.output_tokens, before.input_tokens, before.cached_input_tokens)
     new = (row.output_tokens, row.input_tokens, row.cached_input_tokens)
-    return _step(before, row, old, new, hold, most=None)
+    return _step(before, row, old, new, hold, most=(row.ts_ms - before.ts_ms) * WILDEST_TOKENS_PER_MS)
 
 
 def _gpu_step(before: GpuRow, row: GpuRow, hold: int) -> list[Interval[GpuRow]] | str:
@@ -180,9 +182,9 @@ def _step(
     old: tuple[int | None, ...],
     new: tuple[int | None, ...],
     hold: int,
-    most: int | None,
+    most: int,
 ) -> list[Interval[R]] | str:
-    """The table of cases. `most` is what can have been gained at all, None if nobody knows."""
+    """The table of cases. `most` is what a counter can have gained at all."""
     t0, t1 = before.ts_ms, row.ts_ms
     nothing = (0,) * len(new)
     known = before.epoch_ms is not None and row.epoch_ms is not None
@@ -209,7 +211,7 @@ def _step(
         return [Interval(t0, t1, difference, before, read=t1 - t0 <= hold)]
     if known:
         return "counter_decrease"
-    if t1 - t0 <= hold and (most is None or whole[0] <= most):
+    if t1 - t0 <= hold and max(whole) <= most:
         return [Interval(t0, t1, whole, before, read=True)]
     return [Interval(t0, t1, nothing, before, read=False)]
 

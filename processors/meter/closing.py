@@ -52,7 +52,13 @@ class Closing:
 def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterState, Closing]:
     """Close the windows up to `edges.edge_ms`."""
     engines = advance(
-        state.engines, state.pending_engines, edges, TOKEN_COUNTS, ENGINE_CARRY, state.gone_engines
+        state.engines,
+        state.pending_engines,
+        edges,
+        TOKEN_COUNTS,
+        ENGINE_CARRY,
+        state.gone_engines,
+        tokens.TOKEN_BOUNDS,
     )
     engine_intervals = with_gaps(tokens.without_unknown(engines.intervals), TOKEN_COUNTS)
     # a step may be longer than segments are kept: none of its own windows may lack them
@@ -74,7 +80,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         ENERGY,
         GPU_CARRY,
         state.gone_gpus,
-        bounds=waterfall.ENERGY_BOUNDS,
+        waterfall.ENERGY_BOUNDS,
         steady=Steady(steady_windows(whole, holding.held, state.gpu_index, edges), _JUDGED_BY),
     )
     gpu_intervals = with_gaps(waterfall.integrate_missing(gpus.intervals), ENERGY).select_seq(*GPU_INTERVAL)

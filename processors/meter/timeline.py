@@ -47,8 +47,8 @@ class Edges:
 class Bounds:
     """The most that a counter can have gained over an interval from t0_ms to ts_ms."""
 
-    # per second: what is more was not gained, the reading before or this one is false
-    per_s: int
+    # per second: what is more was not gained, the reading before or this one is false; None where none is told apart
+    per_s: int | None
     # for resets that no epoch tells of
     after_reset: pl.Expr
 
@@ -85,7 +85,7 @@ def advance(
     counters: Sequence[str],
     carry: Sequence[str],
     gone: pl.DataFrame,
-    bounds: Bounds | None = None,
+    bounds: Bounds,
     steady: Steady | None = None,
 ) -> Advance:
     """Take the readings that the edge needs and pair them up.
@@ -303,7 +303,7 @@ def _fault(
 
 
 def _without_between(
-    rows: pl.DataFrame, edges: Edges, counters: Sequence[str], bounds: Bounds | None, steady: Steady
+    rows: pl.DataFrame, edges: Edges, counters: Sequence[str], bounds: Bounds, steady: Steady
 ) -> pl.DataFrame:
     """Leave out readings that say no more than the ones before and after them in their window say together.
 
@@ -320,9 +320,9 @@ def _without_between(
         joined_to_last &= pl.col(name).eq_missing(pl.col(name).shift(1))
     for name in counters:
         joined_to_last &= pl.col(name) >= pl.col(name).shift(1)
-        if bounds is not None:
-            elapsed_ms = pl.col("ts_ms") - pl.col("ts_ms").shift(1)
-            joined_to_last &= ~_leaps(name, pl.col(name).shift(1), elapsed_ms, bounds)
+        elapsed_ms = pl.col("ts_ms") - pl.col("ts_ms").shift(1)
+        for leaps in _leaps(name, pl.col(name).shift(1), elapsed_ms, bounds):
+            joined_to_last &= ~leaps
     joined, place = rows.select_seq(
         joined=joined_to_last.fill_null(False) & pl.col("window").is_between(0, windows - 1),
         place=pl.col("id") * windows + pl.col("window").clip(0, windows - 1),
@@ -332,9 +332,7 @@ def _without_between(
     return rows.drop("window").filter(~(between & is_steady))
 
 
-def _gains(
-    paired: pl.DataFrame, edges: Edges, counters: Sequence[str], bounds: Bounds | None
-) -> pl.DataFrame:
+def _gains(paired: pl.DataFrame, edges: Edges, counters: Sequence[str], bounds: Bounds) -> pl.DataFrame:
     """What each counter gained over each interval, and whether the interval was measured."""
     if not paired.select_seq(_breaks(edges, counters, bounds).any()).item():
         return paired.with_columns_seq(
@@ -349,12 +347,13 @@ def _gains(
     start_known = ~forgotten & restarted & (pl.col("ts_ms") - pl.col("epoch_ms") <= RESTART_GAP_MS)
     # a counter without an epoch that fell was reset within the interval: its value is what it gained since
     fell = ~restarted & pl.any_horizontal((pl.col(c) < pl.col(f"{c}_0")).fill_null(False) for c in counters)
-    believable = elapsed_ms <= edges.hold_ms
+    believable = (elapsed_ms <= edges.hold_ms) & pl.all_horizontal(
+        pl.col(c).is_null() | (pl.col(c) <= bounds.after_reset).fill_null(False) for c in counters
+    )
     unknown = forgotten | (restarted & ~start_known)
-    if bounds is not None:
-        believable &= pl.all_horizontal((pl.col(c) <= bounds.after_reset).fill_null(False) for c in counters)
-        leaps = pl.any_horizontal(_leaps(c, pl.col(f"{c}_0"), elapsed_ms, bounds) for c in counters)
-        unknown |= ~restarted & leaps.fill_null(False)
+    for name in counters:
+        for leaps in _leaps(name, pl.col(f"{name}_0"), elapsed_ms, bounds):
+            unknown |= ~restarted & leaps.fill_null(False)
     counts_from_zero = start_known | (fell & believable)
     unknown |= fell & ~believable
     gained = paired.with_columns_seq(
@@ -380,16 +379,18 @@ def _gains(
     )
 
 
-def _leaps(counter: str, before: pl.Expr, elapsed_ms: pl.Expr, bounds: Bounds) -> pl.Expr:
-    return (pl.col(counter) - before) > elapsed_ms * bounds.per_s // 1000
+def _leaps(counter: str, before: pl.Expr, elapsed_ms: pl.Expr, bounds: Bounds) -> list[pl.Expr]:
+    """Whether it gained more than it can have; nothing where none is told apart."""
+    if bounds.per_s is None:
+        return []
+    return [(pl.col(counter) - before) > elapsed_ms * bounds.per_s // 1000]
 
 
-def _breaks(edges: Edges, counters: Sequence[str], bounds: Bounds | None) -> pl.Expr:
+def _breaks(edges: Edges, counters: Sequence[str], bounds: Bounds) -> pl.Expr:
     """Where a counter did not simply go on from the reading before; seldom."""
     elapsed_ms = pl.col("ts_ms") - pl.col("t0_ms")
-    leaps = (_leaps(c, pl.col(f"{c}_0"), elapsed_ms, bounds) for c in counters) if bounds is not None else ()
     return pl.any_horizontal(
-        *leaps,
+        *(leaps for c in counters for leaps in _leaps(c, pl.col(f"{c}_0"), elapsed_ms, bounds)),
         elapsed_ms >= edges.forget_ms,
         pl.col("epoch_ms") != pl.col("epoch_ms_0"),
         *(pl.col(c) < pl.col(f"{c}_0") for c in counters),

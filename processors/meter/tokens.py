@@ -6,7 +6,7 @@ import polars as pl
 
 from idlewatt.processors.meter.activity import Holding, in_windows
 from idlewatt.processors.meter.rows import by_id, where, with_names
-from idlewatt.processors.meter.timeline import Edges
+from idlewatt.processors.meter.timeline import Bounds, Edges
 from idlewatt.processors.meter.waterfall import SUMS
 from idlewatt.stream.records import TOKEN_COUNTS
 
@@ -29,6 +29,9 @@ JOULE_COLUMNS: Final = {
     "serving_mj": pl.Int64,
     "product": pl.String,
 }
+# A million of a kind per second: no server has as many right after a reset. A large counter that falls was not reset, but
+# read twice, or by a clock that was set back.
+TOKEN_BOUNDS: Final = Bounds(per_s=None, after_reset=(pl.col("ts_ms") - pl.col("t0_ms")) * 1000)
 _WINDOW: Final = ("id", "window_start_ms")
 _SEEN: Final = {"output_tokens": "seen_output_tokens", "input_tokens": "seen_input_tokens"}
 _NAMES: Final = ("node", "engine", "model_name")
