@@ -151,7 +151,8 @@ def _gpu(
             lie = replace(row, energy_mj=(row.energy_mj or 0) // 2)
             restart = replace(row, energy_mj=gained // 2, epoch_ms=began_ms)
             leap = replace(row, energy_mj=(row.energy_mj or 0) + 10**12)
-            row = rng.choice([lie, restart] if knows_epoch else [lie, restart, leap])
+            retold = replace(row, epoch_ms=row.ts_ms - gap_ms - rng.choice([0, 1, 999]))
+            row = rng.choice([lie, restart, retold] if knows_epoch else [lie, restart, leap])
             # a lie is dropped where the epoch is known, and the counter goes on; a leap is nobody's joules
             last = last if row is leap or (row is lie and knows_epoch) else row
         found.append(row)
@@ -214,7 +215,9 @@ def _engine(
                 cached_input_tokens=_plus(row.cached_input_tokens and 0, read // 3),
                 epoch_ms=began_ms,
             )
-            row = rng.choice([lie, restart])
+            # another series tells when it began
+            retold = replace(row, epoch_ms=row.ts_ms - gap_ms - rng.choice([0, 1, 999]))
+            row = rng.choice([lie, restart, retold] if knows_epoch else [lie, restart])
             last = last if row is lie and knows_epoch else row
         found.append(row)
     return found

@@ -212,19 +212,38 @@ def test_a_restart_changes_the_epoch(read: Read) -> None:
 
 
 def test_a_page_that_does_not_tell_its_start_is_no_restart(read: Read) -> None:
-    """prometheus_client leaves it out while the process has no file to spare; a counter that falls meanwhile is one."""
+    """It goes on with the epoch it had, whatever else is told; a counter that falls meanwhile is one."""
 
-    def epoch_ms(output: int, start: float | None, created: float) -> int | None:
-        more = f'vllm:generation_tokens_created{{model_name="m",engine="0"}} {created}\n'.encode()
-        return read(vllm(output, start=start) + more)[0][0].epoch_ms
+    def epoch_ms(output: int, created: float | None, start: float) -> int | None:
+        return read(vllm(output, start=start) + (_created(created) if created else b""))[0][0].epoch_ms
 
-    assert epoch_ms(5, 1.79e9, 1790000200) == 1_790_000_000_000
-    assert epoch_ms(6, None, 1790000200) == 1_790_000_000_000
-    assert epoch_ms(7, 1.79e9, 1790000200) == 1_790_000_000_000
-    assert epoch_ms(3, None, 1790000900) == 1_790_000_900_000
+    assert epoch_ms(5, 1790000200, 1.79e9) == 1_790_000_200_000
+    assert epoch_ms(6, None, 1.79e9) == 1_790_000_200_000
+    assert epoch_ms(7, 1790000200, 1.79e9) == 1_790_000_200_000
+    assert epoch_ms(3, None, 1790000700) == 1_790_000_700_000
     # nor is a page that tells it again
-    assert epoch_ms(4, 1790000700, 1790000900) == 1_790_000_900_000
-    assert epoch_ms(5, 1790000700, 1790000900) == 1_790_000_900_000
+    assert epoch_ms(4, 1790000900, 1790000700) == 1_790_000_700_000
+    assert epoch_ms(5, 1790000900, 1790000700) == 1_790_000_700_000
+
+
+def test_counters_that_begin_anew_within_a_process_have_a_new_epoch(read: Read) -> None:
+    """vLLM that is scaled up makes all of them anew, for the ranks it had too. One more rank alone is no restart."""
+
+    def page(*created: float) -> bytes:
+        ranks = (
+            vllm(5, engine=f"{rank}", start=None) + _created(at, rank) for rank, at in enumerate(created)
+        )
+        return b"process_start_time_seconds 1.78e9\n" + b"".join(ranks)
+
+    epochs = [
+        read(page(*created))[0][0].epoch_ms
+        for created in ([1.79e9], [1.79e9, 1790000200.0], [1790000400.5] * 4)
+    ]
+    assert epochs == [1_790_000_000_000, 1_790_000_000_000, 1_790_000_400_500]
+
+
+def _created(at: float, rank: int = 0) -> bytes:
+    return f'vllm:generation_tokens_created{{model_name="m",engine="{rank}"}} {at}\n'.encode()
 
 
 class SetClock:

@@ -93,6 +93,10 @@ def test_an_increment_over_an_edge_is_split_in_proportion() -> None:
         ([gpu(0, 100), gpu(5, 400, epoch_ms=START_MS + 2000)], 400, 3000),
         # ... even if the clock of its server is ahead
         ([gpu(0, 100), gpu(5, 400, epoch_ms=START_MS + 300_000), gpu(6, 500, epoch_ms=START_MS + 300_000)], 500, 1001),
+        # ... from the reading before on, if it falls since one that began earlier; if not, it is the same, told anew
+        ([gpu(0, 900), gpu(5, 400, epoch_ms=START_MS - 60_000)], 400, 5000),
+        ([gpu(0, 100), gpu(5, 400, epoch_ms=START_MS - 60_000)], 300, 5000),
+        ([gpu(0, 100), gpu(5, 400, epoch_ms=START_MS)], 300, 5000),
         # ... unless it is further back than an hour
         ([gpu(4000, 100), gpu(4005, 400, epoch_ms=START_MS)], 0, 0),
         ([gpu(0, 100), gpu(5, 400, epoch_ms=1), gpu(6, 700)], 600, 6000),

@@ -171,6 +171,7 @@ def _gpu_step(before: GpuRow, row: GpuRow, hold: int) -> list[Interval[GpuRow]] 
     most = -1 if limit is None else limit * length * 13 // 10_000
     gain = (row.energy_mj or 0) - before.energy_mj
     restarted = None not in (before.epoch_ms, row.epoch_ms) and before.epoch_ms != row.epoch_ms
+    restarted &= gain < 0 or not before.ts_ms >= (row.epoch_ms or 0) >= row.ts_ms - HOUR_MS
     if row.energy_mj is not None and not restarted and gain > WILDEST_MW * length // 1000:
         return [Interval(before.ts_ms, row.ts_ms, (0,), before, read=False)]
     return _step(before, row, (before.energy_mj,), (row.energy_mj,), hold, most)
@@ -202,6 +203,8 @@ def _step(
             return "stale_epoch"
         if t1 - row.epoch_ms > HOUR_MS:
             return [Interval(t0, t1, nothing, before, read=False)]
+        if row.epoch_ms <= t0 and not fell:
+            return [Interval(t0, t1, difference, before, read=t1 - t0 <= hold)]
         began = min(max(t0, row.epoch_ms), t1 - 1)
         return [
             Interval(t0, began, nothing, before, read=False),

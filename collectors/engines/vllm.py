@@ -31,9 +31,10 @@ MAPPING = EngineMapping(
         Series("vllm:gpu_cache_usage_perc"),
     ),
     epoch=(
-        Series("process_start_time_seconds"),
-        # Both are absent with several API servers (prometheus_client's multiprocess mode).
+        # It is the counter's own: scaling up (scale_elastic_ep) begins all counters anew within the process.
         Series("vllm:generation_tokens_created"),
+        # without PROMETHEUS_DISABLE_CREATED_SERIES; both are absent with several API servers (multiprocess mode)
+        Series("process_start_time_seconds"),
     ),
     if_absent="vLLM shows it unless it was started with --disable-log-stats",
 )

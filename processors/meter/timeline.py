@@ -342,11 +342,15 @@ def _gains(paired: pl.DataFrame, edges: Edges, counters: Sequence[str], bounds: 
             measured=pl.col("ts_ms") - pl.col("t0_ms") <= edges.hold_ms,
         )
     elapsed_ms = pl.col("ts_ms") - pl.col("t0_ms")
-    restarted = (pl.col("epoch_ms") != pl.col("epoch_ms_0")).fill_null(False)
     forgotten = elapsed_ms >= edges.forget_ms
-    start_known = ~forgotten & restarted & (pl.col("ts_ms") - pl.col("epoch_ms") <= RESTART_GAP_MS)
+    less = pl.any_horizontal((pl.col(c) < pl.col(f"{c}_0")).fill_null(False) for c in counters)
+    young = pl.col("ts_ms") - pl.col("epoch_ms") <= RESTART_GAP_MS
+    # what began before the reading before it and has no less is what that one read, and another series tells its epoch
+    retold = young & (pl.col("epoch_ms") <= pl.col("t0_ms")) & ~less
+    restarted = (pl.col("epoch_ms") != pl.col("epoch_ms_0")).fill_null(False) & ~retold
+    start_known = ~forgotten & restarted & young
     # a counter without an epoch that fell was reset within the interval: its value is what it gained since
-    fell = ~restarted & pl.any_horizontal((pl.col(c) < pl.col(f"{c}_0")).fill_null(False) for c in counters)
+    fell = ~restarted & less
     believable = (elapsed_ms <= edges.hold_ms) & pl.all_horizontal(
         pl.col(c).is_null() | (pl.col(c) <= bounds.after_reset).fill_null(False) for c in counters
     )
