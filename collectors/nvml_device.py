@@ -99,6 +99,7 @@ class NvmlDevice:
         self.product = product
         self.meters: Meters | None = None
         self._leave_out = leave_out
+        self._answered: set[Origin] = set()
         self._unsupported: set[Origin] = set()
         self._probe_attempts = 0
         # while calls fail for no clear reason
@@ -208,10 +209,12 @@ class NvmlDevice:
         if call.__name__ in self._unsupported:
             return None
         try:
-            return call(self.handle)
+            answer = call(self.handle)
         except pynvml.NVMLError as error:
             self._judge(call.__name__, error)
             return None
+        self._answered.add(call.__name__)
+        return answer
 
     def _values(self, origins: Sequence[Origin]) -> dict[Origin | None, int]:
         """The origins that answered, all fields by one call."""
@@ -226,6 +229,7 @@ class NvmlDevice:
             else:
                 number = getattr(answer.value, _UNION_MEMBERS.get(answer.valueType, "ullVal"))
                 values[field] = round(number) if math.isfinite(number) else -1
+                self._answered.add(field)
         for name in origins:
             if isinstance(name, str):
                 answer = self._ask(getattr(pynvml, name))
@@ -260,8 +264,8 @@ class NvmlDevice:
             self._leave_out(reason_of(error))
 
     def _lack(self, origin: Origin) -> None:
-        """What the GPU is metered by has answered before: it is asked again, and until then missed."""
-        if self.meters is not None and origin in (self.meters.energy, self.meters.power):
+        """What has answered before is there: it is asked again, and until then missed."""
+        if origin in self._answered:
             self._leave_out("meter_lost")
         else:
             self._unsupported.add(origin)

@@ -261,6 +261,30 @@ def test_a_counter_that_is_refused_once_is_asked_again(nvml: Nvml) -> None:
     assert (only_row(back)["energy_mj"] is not None, back["left_out"]) == (True, {})
 
 
+@pytest.mark.parametrize(
+    ("call", "column"),
+    [
+        ("nvmlDeviceGetEnforcedPowerLimit", "power_limit_mw"),
+        ("nvmlDeviceGetComputeRunningProcesses_v3", "has_process"),
+        ("nvmlDeviceGetMemoryInfo", "memory_used_bytes"),
+        ("nvmlDeviceGetUtilizationRates", "sm_activity"),
+        ("nvmlDeviceGetCurrentClocksEventReasons", "clocks_event_reasons"),
+    ],
+)
+def test_any_figure_that_is_refused_once_is_asked_for_again(nvml: Nvml, call: str, column: str) -> None:
+    """Without its limit a GPU has no headroom, without its processes no idle time, for as long as the collector runs."""
+    script, reader = nvml
+    good = "gpus 1\n0 energy 987654321000 250\n0 processes 1\n"
+    script.write(good)
+    assert only_row(reader.read(at_s=10))[column] is not None
+    script.write(f"{good}0 return {call} 3\n")
+    lost = reader.read(at_s=50)
+    assert (only_row(lost)[column], lost["left_out"]) == (None, {"meter_lost": 1})
+    script.write(good)
+    back = reader.read(at_s=56)
+    assert (only_row(back)[column] is not None, back["left_out"]) == (True, {})
+
+
 def test_a_gpu_without_any_power_reading_is_counted(nvml: Nvml) -> None:
     """A GPU that has neither counter nor power still gives a row, with nulls, and is counted as unread."""
     script, reader = nvml
@@ -481,7 +505,9 @@ def test_an_empty_process_list_that_proves_nothing_is_null(nvml: Nvml) -> None:
     assert [row["has_process"] for row in reader.read()["rows"]] == [None, True]
 
 
-@pytest.mark.parametrize(("code", "left_out"), [(4, {"no_permission": 1}), (999, {"nvml_error": 1}), (3, {})])
+@pytest.mark.parametrize(
+    ("code", "left_out"), [(4, {"no_permission": 1}), (999, {"nvml_error": 1}), (3, {"meter_lost": 1})]
+)
 def test_a_failed_process_query_is_null_not_idle(nvml: Nvml, code: int, left_out: dict[str, int]) -> None:
     """If the process list cannot be read, has_process is null, even where it was known before."""
     script, reader = nvml
