@@ -1,6 +1,9 @@
 """One inference server's metrics page as a source of engine rows."""
 
-from idlewatt.collectors.engine_page import EnginePage
+from collections.abc import Iterator
+from dataclasses import replace
+
+from idlewatt.collectors.engine_page import EnginePage, ModelFigures
 from idlewatt.collectors.engines import mapping_of
 from idlewatt.collectors.exposition import SamplePicker
 from idlewatt.collectors.http_page import HttpPage
@@ -45,6 +48,10 @@ class EngineSource:
         self._node = node
         self._interval_s = interval_s
         self._clock = clock
+        # when it was last looked for a page, and when one was last read, else when it was first looked for one
+        self._looked_ms = 0
+        self._read_ms: int | None = None
+        self._models: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -62,36 +69,66 @@ class EngineSource:
         Raises SourceError with the reasons of HttpPage.fetch, SamplePicker.pick and EnginePage.read.
         """
         try:
+            return self._read()
+        except SourceError:
+            self._looked_ms = self._clock()
+            if self._read_ms is None:
+                self._read_ms = self._looked_ms
+            raise
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def _read(self) -> Reading:
+        try:
             body = self._http.fetch()
         except SourceError:
             self._page.miss()
             raise
         ts_ms = self._clock()
         figures, left_out = self._page.read(self._picker.pick(body), ts_ms)
-        rows = [
-            EngineRow(
-                ts_ms=ts_ms,
-                site=self._site,
-                pool=self._pool,
-                node=self._node,
-                engine=self._name,
-                server=self._engine.server,
-                server_version=model.server_version,
-                model_name=model.model_name,
-                output_tokens=model.output_tokens,
-                input_tokens=model.input_tokens,
-                cached_input_tokens=model.cached_input_tokens,
-                advance=self._advance,
-                requests_running=model.requests_running,
-                requests_waiting=model.requests_waiting,
-                kv_cache_ratio=model.kv_cache_ratio,
-                epoch_ms=model.epoch_ms,
-                gpus=list(self._engine.gpus),
-            )
-            for model in figures
-        ]
+        rows = [row for model in figures for row in self._rows(model, ts_ms)]
+        self._looked_ms = self._read_ms = ts_ms
+        self._models = frozenset(model.model_name for model in figures)
         return Reading(rows, left_out)
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._http.close()
+    def _rows(self, model: ModelFigures, ts_ms: int) -> Iterator[EngineRow]:
+        """The model now; before that the zero from which its counters began, if that is known to be since the last page.
+
+        The first reading of a model gains nothing: what it made until then would be lost.
+        """
+        row = EngineRow(
+            ts_ms=ts_ms,
+            site=self._site,
+            pool=self._pool,
+            node=self._node,
+            engine=self._name,
+            server=self._engine.server,
+            server_version=model.server_version,
+            model_name=model.model_name,
+            output_tokens=model.output_tokens,
+            input_tokens=model.input_tokens,
+            cached_input_tokens=model.cached_input_tokens,
+            advance=self._advance,
+            requests_running=model.requests_running,
+            requests_waiting=model.requests_waiting,
+            kv_cache_ratio=model.kv_cache_ratio,
+            epoch_ms=model.epoch_ms,
+            gpus=list(self._engine.gpus),
+        )
+        began_ms, read_ms = model.epoch_ms, self._read_ms
+        is_new = model.model_name not in self._models
+        if is_new and began_ms is not None and read_ms is not None and read_ms < began_ms:
+            yield replace(
+                row,
+                # clocks of the two hosts may differ
+                ts_ms=min(max(self._looked_ms, began_ms), ts_ms - 1),
+                output_tokens=0,
+                input_tokens=None if row.input_tokens is None else 0,
+                cached_input_tokens=None if row.cached_input_tokens is None else 0,
+                requests_running=None,
+                requests_waiting=None,
+                kv_cache_ratio=None,
+            )
+        yield row

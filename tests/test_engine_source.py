@@ -286,6 +286,48 @@ def test_a_fall_that_no_epoch_tells_of_is_no_restart_by_itself(server: LoopbackS
     source.close()
 
 
+def test_what_a_model_made_before_it_was_first_read_counts_if_its_start_was_watched(
+    server: LoopbackServer,
+) -> None:
+    """It goes from zero: of a server that was started later, or again under another name; not of one that was there."""
+    clock = SetClock()
+    source = source_of(Engine(url=server.url), clock)
+    down = says(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+
+    def told(body: bytes | None, at_s: int) -> list[tuple[int, str, int, int | None]]:
+        clock.now_ms = NOW_MS + at_s * 1000
+        server.answer = says(page(body)) if body else down
+        if body is None:
+            with pytest.raises(SourceError):
+                source.read()
+            return []
+        rows = [row for row in source.read().rows if isinstance(row, EngineRow)]
+        assert {row.requests_running for row in rows[:-1]} <= {None}
+        return [
+            ((row.ts_ms - NOW_MS) // 1000, row.model_name, row.output_tokens, row.input_tokens)
+            for row in rows
+        ]
+
+    def serving_since(at_s: int, output: int, model: str) -> bytes:
+        return vllm(
+            output, model=model, start=(NOW_MS / 1000) + at_s, prompt_tokens_total=7, num_requests_running=1
+        )
+
+    told(None, 0)
+    told(None, 30)
+    # it answered nobody at 30 s
+    assert told(serving_since(20, 900, "m"), 50) == [(30, "m", 0, 0), (50, "m", 900, 7)]
+    assert told(serving_since(20, 990, "m"), 51) == [(51, "m", 990, 7)]
+    told(None, 60)
+    assert told(serving_since(70, 800, "other"), 90) == [(70, "other", 0, 0), (90, "other", 800, 7)]
+    # it was served by another process before, whose counters nobody has seen, or is told of under its name again
+    assert told(serving_since(40, 500, "m"), 91) == [(91, "m", 500, 7)]
+    source.close()
+    late = source_of(Engine(url=server.url), clock)
+    assert [row.ts_ms - NOW_MS for row in late.read().rows] == [91_000]
+    late.close()
+
+
 def test_two_engines_behind_one_server_are_one_row(read: Read) -> None:
     """Data-parallel ranks are added up."""
     [row], left_out = read(
