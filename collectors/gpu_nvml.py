@@ -9,6 +9,7 @@ from typing import Any, Final
 import pynvml
 import structlog
 
+from idlewatt.collectors.in_turn import InTurn
 from idlewatt.collectors.nvml_device import POWER_NAMES, NvmlDevice, is_due
 from idlewatt.collectors.nvml_driver import (
     DRIVER_CODES,
@@ -31,6 +32,10 @@ DEVICES_EVERY_MS: Final = 30_000
 # Counts are logged by whoever schedules the source; here it is said which GPU they are about.
 _LOG_EVERY_MS: Final = 600_000
 _CLOSE_WAIT_S: Final = 1.0
+# A GPU's figures take milliseconds; one that is lost was seen to take its driver 12 s to say so.
+_PATIENCE_S: Final = 0.5
+# until they are known, GPUs may have to be woken
+_FIRST_PATIENCE_S: Final = 2.0
 # superchips of which each has a GPU to itself, by their product's name
 _OF_ONE_GPU: Final = ("GH200",)
 NO_GPU_MEND: Final = "see nvidia-smi; in a container, pass the GPUs in (--gpus all)"
@@ -51,6 +56,8 @@ class NvmlGpus:
         self._lock = threading.Lock()
         self._is_open = False
         self._is_closed = False
+        # a call that hangs takes no other GPU with it
+        self._calls = InTurn()
         self._devices: dict[str, NvmlDevice] = {}
         self._devices_ms: int | None = None
         self._absent: list[str] = []  # reasons, one for each GPU that is there and cannot be read
@@ -96,6 +103,10 @@ class NvmlGpus:
 
     def _close(self) -> None:
         with self._lock:
+            # to be shut down under a call is more than a driver may stand
+            for thread in self._calls.out.values():
+                thread.join()
+            self._calls.close()
             self._release()
 
     def _release(self) -> None:
@@ -103,7 +114,8 @@ class NvmlGpus:
             self._is_open = False
             self._devices = {}
             self._devices_ms = None
-            close_driver()
+            if not self._calls.out:
+                close_driver()
 
     def _read(self) -> Reading:
         if not self._is_open:
@@ -116,19 +128,31 @@ class NvmlGpus:
             self._devices_ms = now_ms
         self._left_out.update(self._absent)
         rows: list[GpuRow] = []
-        for device in list(self._devices.values()):
-            try:
-                rows.append(device.read(self._site, self._pool, self._node, self._clock))
-            except GpuGoneError as gone:
-                # its handle is of no use any more; the next look at the device list takes it up again
-                del self._devices[device.uuid]
-                self._absent.append(gone.reason)
-                self._leave_out(device.uuid, gone.reason)
-        if not rows and not self._absent:
+        calls = {
+            uuid: partial(device.read, self._site, self._pool, self._node, self._clock)
+            for uuid, device in self._devices.items()
+        }
+        answers = self._calls.answers(calls, _PATIENCE_S)
+        lacking = list(self._absent)
+        for uuid in calls:
+            answer = answers.get(uuid)
+            if isinstance(answer, GpuRow):
+                rows.append(answer)
+            elif answer is None or isinstance(answer, GpuGoneError):
+                reason = "hung" if answer is None else answer.reason
+                lacking.append(reason)
+                self._leave_out(uuid, reason)
+                if answer is not None:
+                    # its handle is of no use any more; the next look at the device list takes it up again
+                    del self._devices[uuid]
+                    self._absent.append(reason)
+            else:
+                raise answer
+        if not rows and not lacking:
             raise SourceError("no_gpu", f"the NVIDIA driver shows no GPU: {NO_GPU_MEND}")
         if not rows:
-            reason = self._absent[0]
-            raise SourceError(reason, f"no GPU of {len(self._absent)} can be read: {GPU_MENDS[reason]}")
+            reason = lacking[0]
+            raise SourceError(reason, f"no GPU of {len(lacking)} can be read: {GPU_MENDS[reason]}")
         return Reading(self._without_shared(rows), dict(self._left_out))
 
     def _without_shared(self, rows: list[GpuRow]) -> list[GpuRow]:
@@ -152,26 +176,41 @@ class NvmlGpus:
     def _find_devices(self) -> None:
         found: dict[str, NvmlDevice] = {}
         self._absent = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            try:
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                uuid = pynvml.nvmlDeviceGetUUID(handle)
-                device = self._devices.get(uuid)
-                if device is None or not _is_same(device.handle, handle):
-                    product = pynvml.nvmlDeviceGetName(handle)
-                    device = NvmlDevice(handle, uuid, product, partial(self._leave_out, uuid))
-                    if self._is_news("found", uuid):
-                        log.info("gpu_found", source=self.name, gpu=uuid, product=product)
-                found[uuid] = device
-            except (pynvml.NVMLError, UnicodeDecodeError) as error:
-                if getattr(error, "value", 0) in DRIVER_CODES:
-                    raise
-                self._absent.append(reason_of(error))
-                self._log_left_out(f"index {index}", reason_of(error))
+        calls = {
+            f"index {index}": partial(self._device, index) for index in range(pynvml.nvmlDeviceGetCount())
+        }
+        answers = self._calls.answers(calls, _PATIENCE_S if self._devices else _FIRST_PATIENCE_S)
+        for name in calls:
+            answer = answers.get(name)
+            if isinstance(answer, NvmlDevice):
+                found[answer.uuid] = answer
+                if self._devices.get(answer.uuid) is not answer and self._is_news("found", answer.uuid):
+                    log.info("gpu_found", source=self.name, gpu=answer.uuid, product=answer.product)
+            elif answer is None:
+                self._log_left_out(name, "hung")
+            elif isinstance(answer, (pynvml.NVMLError, UnicodeDecodeError)):
+                if getattr(answer, "value", 0) in DRIVER_CODES:
+                    raise answer
+                self._absent.append(reason_of(answer))
+                self._log_left_out(name, reason_of(answer))
+            else:
+                raise answer
+        if len(answers) < len(calls):
+            # which GPU a call was about that is still out is not known: none is gone for it
+            found = self._devices | found
+            self._absent += ["hung"] * (len(calls) - len(found) - len(self._absent))
         for uuid in self._devices.keys() - found.keys():
             if self._is_news("disappeared", uuid):
                 log.warning("gpu_disappeared", source=self.name, gpu=uuid)
         self._devices = found
+
+    def _device(self, index: int) -> NvmlDevice:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        uuid = pynvml.nvmlDeviceGetUUID(handle)
+        device = self._devices.get(uuid)
+        if device is not None and _is_same(device.handle, handle):
+            return device
+        return NvmlDevice(handle, uuid, pynvml.nvmlDeviceGetName(handle), partial(self._leave_out, uuid))
 
     def _leave_out(self, gpu: str, reason: str) -> None:
         self._left_out[reason] += 1

@@ -70,6 +70,7 @@ GPU_MENDS: Final = {
     "insufficient_power": "attach the GPU's power cables",
     "gpu_lost": "it fell off the bus: look for Xid lines in the kernel log (dmesg), then reboot",
     "reset_required": "stop Idlewatt and all else that uses it, reset it with nvidia-smi --gpu-reset, or reboot",
+    "hung": "its driver does not answer: look for Xid lines in the kernel log (dmesg), then reset the GPU or reboot",
     "nvml_error": "see nvidia-smi and the kernel log (dmesg)",
 }
 

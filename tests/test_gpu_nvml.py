@@ -1,5 +1,6 @@
 """NvmlGpus through the real pynvml, over a scripted NVML library."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -475,10 +476,51 @@ def test_a_hanging_call_does_not_hold_up_close(nvml: Nvml) -> None:
     reader.ask("start_read", at_s=2)
     assert reader.ask("close") < 5
     assert reader.ask("calls", call="nvmlShutdown") == shutdowns
+    assert reader.ask("finish_read")["error"] == "hung"
     script.write("gpus 1")
-    assert only_row(reader.ask("finish_read"))["gpu_uuid"] == uuid(0)
     reader.ask("await_calls", call="nvmlShutdown", times=shutdowns + 1)
     assert reader.read(at_s=3)["error"] == "closed"
+
+
+@pytest.mark.parametrize("call", [FIELDS, "nvmlDeviceGetUUID"])
+def test_a_gpu_whose_driver_hangs_takes_no_other_with_it(nvml: Nvml, call: str) -> None:
+    """Read or looked for, it is left out and not asked again while the call is out; the others are read each second."""
+    script, reader = nvml
+    script.write("gpus 3")
+    assert len(reader.read(at_s=0)["rows"]) == 3
+    calls = reader.ask("calls", call=call)
+    script.write(f"gpus 3\n1 hang {call}")
+    began = time.monotonic()
+    for second in range(30, 40):
+        answer = reader.read(at_s=second)
+        healthy = [row for row in answer["rows"] if row["gpu_uuid"] != uuid(1)]
+        assert [row["ts_ms"] for row in healthy] == [second * 1000] * 2
+        # the one that could not be looked for is read as before
+        assert answer["left_out"] == ({"hung": 1} if call == FIELDS else {})
+        assert len(answer["rows"]) == (2 if call == FIELDS else 3)
+    assert time.monotonic() - began < 3
+    assert reader.ask("calls", call=call) - calls == (21 if call == FIELDS else 3)
+    script.write("gpus 3")
+    # the call comes back on its own thread
+    deadline = time.monotonic() + 5
+    while (answer := reader.read(at_s=second + 1))["left_out"]:
+        assert time.monotonic() < deadline
+    assert len(answer["rows"]) == 3
+
+
+def test_nothing_hangs_for_ever_where_one_gpu_does_from_the_start(nvml: Nvml) -> None:
+    """A collector that is started then reads the others; the one is looked for again."""
+    script, reader = nvml
+    script.write("gpus 2\n0 hang nvmlDeviceGetUUID")
+    answer = reader.read(at_s=0)
+    assert ([row["gpu_uuid"] for row in answer["rows"]], answer["left_out"]) == ([uuid(1)], {"hung": 1})
+    script.write("gpus 2")
+    at_s = 0
+    while answer["left_out"]:
+        at_s += 30
+        assert at_s < 100_000
+        answer = reader.read(at_s=at_s)
+    assert len(answer["rows"]) == 2
 
 
 def test_a_mig_gpu_is_measured_once_as_its_parent(nvml: Nvml) -> None:
