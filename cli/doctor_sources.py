@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from idlewatt.collectors.collection import engine_source, gateway_source, refuse_same_names
+from idlewatt.collectors.collection import engine_source, gateway_source, refuse_alike
 from idlewatt.collectors.source import Reading, Source
 from idlewatt.stream.errors import ConfigError, SourceError
 from idlewatt.stream.records import EngineRow, UsageRow
@@ -38,7 +38,7 @@ def source_findings(settings: Settings) -> Iterator[Finding]:
         with suppress(ConfigError):
             sources.append(make())
     try:
-        refuse_same_names(sources)
+        refuse_alike(sources)
     except ConfigError as error:
         yield Finding("FAIL", "config", str(error))
     for source in sources:

@@ -135,11 +135,11 @@ def _check(sources: Sequence[Source], *, takes_usage: bool) -> None:
             'nothing to read: collect.gpu is "none", no [[collect.engine]] or [[collect.gateway]] is configured, and '
             "without serve.token no POST /v1/usage is taken; set one of them"
         )
-    refuse_same_names(sources)
+    refuse_alike(sources)
 
 
-def refuse_same_names(sources: Sequence[Source]) -> None:
-    """Raise ConfigError where two have one name: the counters of both would be one that falls and rises."""
+def refuse_alike(sources: Sequence[Source]) -> None:
+    """Raise ConfigError where two have one name, whose counters would be one that falls and rises, or read one page."""
     named = defaultdict(list)
     for source in sources:
         named[source.name].append(source)
@@ -148,3 +148,14 @@ def refuse_same_names(sources: Sequence[Source]) -> None:
         raise ConfigError(
             f"two sources are called {', '.join(twice)}: give each [[collect.engine]] and [[collect.gateway]] a name of its own"
         )
+    for kind, table in ((EngineSource, "engine"), (GatewaySource, "gateway")):
+        read_by: dict[str, str] = {}
+        for source in sources:
+            if not isinstance(source, kind):
+                continue
+            if source.address in read_by:
+                raise ConfigError(
+                    f"[[collect.{table}]] {read_by[source.address]} and {source.name} have one url: its tokens would count "
+                    "twice; remove one of them"
+                )
+            read_by[source.address] = source.name

@@ -59,6 +59,11 @@ class EngineSource:
         return self._name
 
     @property
+    def address(self) -> str:
+        """See HttpPage.address."""
+        return self._http.address
+
+    @property
     def interval_s(self) -> float:
         """Seconds between readings."""
         return self._interval_s

@@ -69,7 +69,8 @@ class HttpPage:
         self.host = parsed.host
         self.port = parsed.port or (443 if parsed.scheme == "https" else 80)
         # without the credentials a URL may hold: it stands in logs
-        self._shown = f"{parsed.scheme}://{self.host}:{self.port}{parsed.path or '/'}"
+        self._connection_to = f"{parsed.scheme}://{self.host}:{self.port}"
+        self._shown = f"{self._connection_to}{parsed.path or '/'}"
         self._target = parsed.request_uri
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
@@ -88,6 +89,11 @@ class HttpPage:
             self._connection = HTTPSConnection(host, port, timeout=timeout_s, ssl_context=context)
         else:
             self._connection = HTTPConnection(host, port, timeout=timeout_s)
+
+    @property
+    def address(self) -> str:
+        """Where it is, written in one way, without credentials."""
+        return f"{self._connection_to}{self._target}"
 
     def name_seen_from(self, node: str, name: str | None = None) -> str:
         """`name`, or host:port; with the node's name for a host that is another one on each node."""

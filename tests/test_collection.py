@@ -16,7 +16,7 @@ from idlewatt.stream.decoding import decode
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
 from idlewatt.stream.log import Record
 from idlewatt.stream.records import GpuRow
-from idlewatt.stream.settings import Collect, Engine, Log, Settings
+from idlewatt.stream.settings import Collect, Engine, Gateway, Log, Settings
 
 PAGE = page(
     b'vllm:generation_tokens_total{model_name="m",engine="0"} 5\n'
@@ -177,6 +177,22 @@ def test_sources_must_have_names_of_their_own(server: LoopbackServer) -> None:
     with pytest.raises(ConfigError, match="one-gpu"):
         Collection(settings(Engine(url=server.url, name="one-gpu")), Shelf(), extra_sources=[gpu])
     assert gpu.closed
+
+
+def test_a_page_is_read_by_one_source(server: LoopbackServer) -> None:
+    """Under two names its tokens would count twice; however its url is written, and without showing its password."""
+    port = server.address.split(":")[1]
+    one = Engine(url=server.url, name="one")
+    two = Engine(url=f"http://me:secret@127.0.0.1:{port}{server.url.split(port)[1]}", name="two")
+    with pytest.raises(ConfigError, match=r"\[\[collect\.engine\]\] one and two have one url") as refused:
+        Collection(settings(one, two), Shelf())
+    assert "secret" not in str(refused.value)
+    Collection(settings(one, Engine(url=f"{server.url}?other", name="two")), Shelf()).stop(1)
+    collect = settings().collect.model_copy(
+        update={"gateway": (Gateway(url=server.url, name="a"), Gateway(url=server.url, name="b"))}
+    )
+    with pytest.raises(ConfigError, match=r"gateway.* have one url"):
+        Collection(settings().model_copy(update={"collect": collect}), Shelf())
 
 
 def test_nothing_to_read_is_a_config_error() -> None:
