@@ -4,6 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+import structlog
 from prometheus_client.registry import Collector
 
 from idlewatt.collectors.engine_source import EngineSource
@@ -18,7 +19,9 @@ from idlewatt.stream.errors import ConfigError
 from idlewatt.stream.http_routes import Route
 from idlewatt.stream.log import Appender
 from idlewatt.stream.settings import Engine, Gateway, Settings
-from idlewatt.stream.spool import Spool
+from idlewatt.stream.spool import Spool, SpoolDiskError
+
+_log = structlog.get_logger()
 
 
 class Collection:
@@ -41,13 +44,13 @@ class Collection:
             ]
             sources += extra_sources
             _check(sources, takes_usage=settings.serve.token is not None)
-            spool = _spool(settings)
+            spool, has_lost_spool = _spool(settings)
         except ConfigError:
             for source in sources:
                 source.close()
             self._close_gpus()
             raise
-        self._sink = Sink(appender, collect.send_interval_s, spool=spool)
+        self._sink = Sink(appender, collect.send_interval_s, spool=spool, has_lost_spool=has_lost_spool)
         self._usage_post = UsagePost(settings.site, self._sink.store, clock)
         self._scheduler = Scheduler(sources, lambda reading: self._sink.put(reading.rows), collect.timeout_s)
 
@@ -122,11 +125,21 @@ def _gpu_sources(settings: Settings, clock: Clock) -> tuple[list[Source], Callab
     return [], lambda: None
 
 
-def _spool(settings: Settings) -> Spool | None:
+def _spool(settings: Settings) -> tuple[Spool | None, bool]:
+    """The spool, and whether there should be one and its disk refuses it. Raises ConfigError."""
     # the embedded log is on this node's own disk: a spool beside it would be away when it is
     if settings.log.kind == "embedded":
-        return None
-    return Spool(settings.collect.spool_path, settings.collect.spool_max_bytes)
+        return None, False
+    try:
+        return Spool(settings.collect.spool_path, settings.collect.spool_max_bytes), False
+    except SpoolDiskError as error:
+        _log.error(
+            "spool_failed",
+            detail=str(error),
+            meanwhile="what Kafka does not take waits in memory, and is lost at the end",
+            mend="see to the disk of collect.spool_path and restart the collector",
+        )
+        return None, True
 
 
 def _check(sources: Sequence[Source], *, takes_usage: bool) -> None:

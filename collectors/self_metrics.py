@@ -47,6 +47,8 @@ class CollectorMetrics(Collector):
             left_out.add_metric(["sink", "unencodable"], sink.unencodable_rows)
         if sink.damaged_records:
             left_out.add_metric(["spool", "damaged"], sink.damaged_records)
+        if sink.spool_failures:
+            left_out.add_metric(["spool", "failed"], sink.spool_failures)
         for reason, requests in self._refused().items():
             left_out.add_metric(["usage_post", reason], requests)
         waiting = _family(metric_names.SPOOL_BYTES)

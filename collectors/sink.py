@@ -40,6 +40,7 @@ class SinkState:
     waiting_rows: int
     waiting_bytes: int
     spool_max_bytes: int | None
+    spool_failures: int
     damaged_records: int
 
 
@@ -67,13 +68,18 @@ class Sink:
         send_interval_s: float,
         *,
         spool: Spool | None = None,
+        has_lost_spool: bool = False,
         max_waiting_rows: int = MAX_WAITING_ROWS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_waiting_rows` is the bound of memory; the spool has its own, and is closed by stop()."""
+        """`max_waiting_rows` is the bound of memory; the spool has its own, and is closed by stop().
+
+        `has_lost_spool`: there should be one, and its disk refuses it.
+        """
         self._appender = appender
         self._send_interval_s = send_interval_s
         self._spool = spool
+        self._has_lost_spool = has_lost_spool
         self._minute_log = MinuteLog(monotonic)
         self._queue = RowQueue(max_waiting_rows, self._minute_log)
         self._sent_rows = Counter(dict.fromkeys(topics.RAW, 0))
@@ -158,6 +164,7 @@ class Sink:
             waiting_rows=queue.waiting_rows + (spool.waiting_rows if spool else 0),
             waiting_bytes=queue.waiting_bytes + (spool.waiting_bytes if spool else 0),
             spool_max_bytes=spool.max_bytes if spool else None,
+            spool_failures=spool.failures if spool else int(self._has_lost_spool),
             damaged_records=spool.damaged if spool else 0,
         )
 

@@ -358,7 +358,7 @@ SAMPLE_ERRORS: Final = _collector(
     "counter",
     "source reason",
     "What was left out of an otherwise good scrape, by reason. Also rows that could not be encoded (source sink), damaged "
-    "records of the spool (spool) and posts of usage that were refused (usage_post).",
+    "records and failures of the spool (spool) and posts of usage that were refused (usage_post).",
 )
 SENT_ROWS: Final = _collector("idlewatt_sent_rows_total", "counter", "topic", "Rows the log has taken.")
 DROPPED_ROWS: Final = _collector(

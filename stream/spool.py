@@ -28,8 +28,14 @@ SEGMENT_NAME: Final = re.compile(r"\d{12}\.spool")
 LOCK_NAME: Final = "spool.lock"
 # the last one is a limit on the size of a file
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# what no setting mends
+_BROKEN: Final = frozenset({errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT})
 # what will be no better the next time
 _LOST: Final = frozenset({errno.ENOENT, errno.EIO})
+
+
+class SpoolDiskError(ConfigError):
+    """The disk of a spool is broken, full or read-only: a collector can do without it for as long as the log is there."""
 
 
 class Spool:
@@ -43,7 +49,7 @@ class Spool:
     """
 
     def __init__(self, path: str | Path, max_bytes: int) -> None:
-        """Take the folder for this process, with what a predecessor left in it. Raises ConfigError."""
+        """Take the folder for this process, with what a predecessor left in it. Raises ConfigError (SpoolDiskError)."""
         self.waiting_bytes = 0
         self.waiting_rows = 0
         self.damaged = 0
@@ -189,13 +195,29 @@ class Spool:
 
     def _segment_for(self, frame: bytes) -> Segment:
         last = self._segments[-1] if self._segments else None
-        if last is not None and last.is_open and last.bytes + len(frame) > self._segment_bytes:
-            self._end_segment()
+        if last is not None and last.is_open:
+            if last.is_removed:
+                # what is written to it now, nobody reads; what was, counts as dropped when it is to be read
+                last.end()
+            elif last.bytes + len(frame) > self._segment_bytes:
+                self._end_segment()
         if last is None or not last.is_open:
-            last = Segment.create(self._folder / f"{self._next_number:012d}.spool")
+            path = self._folder / f"{self._next_number:012d}.spool"
+            try:
+                last = Segment.create(path)
+            except FileNotFoundError:
+                self._hold_again()
+                last = Segment.create(path)
             self._next_number += 1
             self._segments.append(last)
         return last
+
+    def _hold_again(self) -> None:
+        """Make the folder anew that somebody removed. Raises OSError."""
+        fd = _lock(self._folder)
+        assert self._lock_fd is not None
+        os.close(self._lock_fd)
+        self._lock_fd = fd
 
     def _end_segment(self) -> bool:
         """Have the next frame begin a segment; False if it would anyway."""
@@ -257,27 +279,32 @@ class Spool:
 
 
 def _hold(folder: Path) -> int:
-    """Make the folder and lock it: two collectors would remove each other's messages."""
+    """Like _lock(); raises ConfigError."""
     try:
-        folder.mkdir(exist_ok=True)
-        fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o640)
-    except OSError as error:
-        raise refused(folder, error) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _lock(folder)
     except BlockingIOError as error:
-        os.close(fd)
         raise ConfigError(
             f"collect.spool_path: another collector uses {folder}; give each a folder of its own"
         ) from error
     except OSError as error:
-        os.close(fd)
         raise refused(folder, error) from error
+
+
+def _lock(folder: Path) -> int:
+    """Make the folder and lock it: two collectors would remove each other's messages. Raises OSError."""
+    folder.mkdir(exist_ok=True)
+    fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o640)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 
 def refused(folder: Path, error: OSError) -> ConfigError:
-    return ConfigError(
+    kind = SpoolDiskError if error.errno in _BROKEN else ConfigError
+    return kind(
         f"collect.spool_path: {folder} cannot be used: {error.strerror}; "
         "name a folder on a local disk that this user may write to (IDLEWATT_COLLECT__SPOOL_PATH)"
     )

@@ -29,6 +29,11 @@ class Segment:
         """Whether it can be written to."""
         return self._fd is not None
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether somebody else removed the file that is written to."""
+        return self._fd is not None and os.fstat(self._fd).st_nlink == 0
+
     def write(self, frame: bytes) -> None:
         """Raises OSError, after which nothing of the frame counts."""
         assert self._fd is not None

@@ -1,3 +1,5 @@
+import errno
+import os
 import subprocess
 import sys
 import time
@@ -5,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import structlog
 from loopback_http import LoopbackServer, page, says, serving
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from idlewatt.collectors.collection import Collection
 from idlewatt.collectors.source import Reading
-from idlewatt.stream import metric_names, topics
+from idlewatt.stream import metric_names, spool, topics
 from idlewatt.stream.decoding import decode
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
 from idlewatt.stream.log import Record
@@ -166,6 +169,34 @@ def test_kafka_has_a_spool_and_the_embedded_log_none(tmp_path: Path, monkeypatch
     assert shown["idlewatt_spool_bytes",] == on_disk > 0
     assert shown["idlewatt_spool_limit_bytes",] == kafka.collect.spool_max_bytes
     assert shown["idlewatt_spool_dropped_rows_total", topics.GPU] == 0
+
+
+@pytest.mark.parametrize("broken", [errno.EROFS, errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_a_spool_whose_disk_is_broken_stops_no_collector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    """Kafka may well be there: rows go to it, and what is amiss is said. A setting that is wrong ends the start."""
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(folder: Path) -> int:
+        raise OSError(broken, os.strerror(broken))
+
+    monkeypatch.setattr(spool, "_lock", refuse)
+    shelf = Shelf()
+    with structlog.testing.capture_logs() as events:
+        collection = Collection(
+            settings().model_copy(update={"log": Log(kind="kafka")}), shelf, extra_sources=[OneGpu()]
+        )
+    assert [(event["event"], event["log_level"]) for event in events] == [("spool_failed", "error")]
+    collection.start()
+    wait_until(lambda: metrics(collection)["idlewatt_sent_rows_total", topics.GPU] > 0)
+    shown = metrics(collection)
+    assert shown["idlewatt_sample_errors_total", "spool", "failed"] == 1
+    assert ("idlewatt_spool_limit_bytes",) not in shown
+    collection.stop(1)
+    broken = errno.EACCES
+    with pytest.raises(ConfigError, match=r"collect\.spool_path"):
+        Collection(settings().model_copy(update={"log": Log(kind="kafka")}), shelf, extra_sources=[OneGpu()])
 
 
 def test_sources_must_have_names_of_their_own(server: LoopbackServer) -> None:

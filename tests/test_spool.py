@@ -486,6 +486,24 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
             Spool(place, 1024 * KIB)
 
 
+@pytest.mark.parametrize("with_rows", [False, True])
+def test_a_folder_that_somebody_removed_is_made_again(tmp_path: Path, with_rows: bool) -> None:
+    """What was in it is lost, counted once it is to be read; what comes after that is kept, and is still this process's."""
+    place = tmp_path / "spool"
+    spool = Spool(place, 1024 * KIB)
+    if with_rows:
+        assert spool.append([message(1), message(2)]) == 2
+    shutil.rmtree(place)
+    assert spool.append([message(3), message(4)]) == 2
+    with pytest.raises(ConfigError, match="another collector"):
+        Spool(place, 1024 * KIB)
+    assert drain(spool) == [3, 4]
+    assert dropped(spool) == 2 * with_rows
+    assert spool.append([message(5)]) == 1
+    spool.close()
+    assert drain(Spool(place, 1024 * KIB)) == [5]
+
+
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     """A folder that is not only the spool's keeps what it had."""
     for name in ("notes.txt", "1.spool", "000000000001.spool.bak"):
