@@ -197,7 +197,7 @@ class Spool:
         last = self._segments[-1] if self._segments else None
         if last is not None and last.is_open:
             if last.is_removed:
-                # what is written to it now, nobody reads; what was, counts as dropped when it is to be read
+                # what is written to it now, nobody reads
                 last.end()
             elif last.bytes + len(frame) > self._segment_bytes:
                 self._end_segment()
@@ -213,11 +213,13 @@ class Spool:
         return last
 
     def _hold_again(self) -> None:
-        """Make the folder anew that somebody removed. Raises OSError."""
+        """Make the folder anew that somebody removed with all that was in it. Raises OSError."""
         fd = _lock(self._folder)
         assert self._lock_fd is not None
         os.close(self._lock_fd)
         self._lock_fd = fd
+        while self._segments:
+            self._remove_first()
 
     def _end_segment(self) -> bool:
         """Have the next frame begin a segment; False if it would anyway."""
