@@ -146,8 +146,10 @@ class Spool:
                 continue
             self._next_number = int(path.stem) + 1
             segment = Segment(path)
-            for message in self._read(segment, 0)[0]:
-                segment.rows[message.record.topic] += message.rows
+            try:
+                segment.count()
+            except OSError as error:
+                self._fail_lost(error)
             self._segments.append(segment)
             self.waiting_bytes += segment.bytes
             self.waiting_rows += segment.rows.total()
@@ -253,11 +255,8 @@ class Spool:
         try:
             return segment.read(start)
         except OSError as error:
-            # a process without a file descriptor left would drop all it has, one file after the other
-            if error.errno not in _LOST:
-                raise
             # its rows count as dropped when the segment goes
-            self._failed(error)
+            self._fail_lost(error)
             return [], 0
 
     def _remove_first(self) -> None:
@@ -274,6 +273,12 @@ class Spool:
         except OSError as error:
             # the next start will send it once more, which is harmless
             self._failed(error)
+
+    def _fail_lost(self, error: OSError) -> None:
+        # a process without a file descriptor left would drop all it has, one file after the other
+        if error.errno not in _LOST:
+            raise error
+        self._failed(error)
 
     def _failed(self, error: OSError) -> None:
         self.failures += 1

@@ -5,7 +5,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from idlewatt.stream.spool_frames import WaitingMessage, read_frames
+from idlewatt.stream.spool_frames import WaitingMessage, read_frames, rows_in
 
 
 class Segment:
@@ -71,9 +71,16 @@ class Segment:
 
     def read(self, start: int = 0) -> tuple[list[WaitingMessage], int]:
         """Its messages from byte `start` on, and how many torn or damaged ones were skipped. Raises OSError."""
+        return read_frames(self._from(start))
+
+    def count(self) -> None:
+        """Count in `rows` what it holds. Raises OSError."""
+        self.rows = rows_in(self._from(0))
+
+    def _from(self, start: int) -> bytes:
         with self.path.open("rb") as file:
             file.seek(start)
-            return read_frames(file.read(self.bytes - start))
+            return file.read(self.bytes - start)
 
     def remove(self) -> None:
         """Remove the file, which takes no room on any disk. Raises OSError."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import zstandard
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -484,6 +485,23 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     for place in (tmp_path / "file", tmp_path / "no" / "such", Path("/proc/spool")):
         with pytest.raises(ConfigError, match=rf"collect\.spool_path: {place} cannot be used: .*SPOOL_PATH"):
             Spool(place, 1024 * KIB)
+
+
+def test_rows_are_counted_without_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start with a full spool does not take what its reading takes; damaged ones do not count."""
+    spool = Spool(tmp_path, 1024 * KIB)
+    spool.append([message(number, 100, rows=number) for number in range(1, 9)])
+    spool.close()
+    [file] = files(tmp_path)
+    body = bytearray(file.read_bytes())
+    body[-5] ^= 1
+    file.write_bytes(body)
+    with monkeypatch.context() as patched:
+        patched.setattr(zstandard, "decompress", lambda data: pytest.fail("it was read"))
+        again = Spool(tmp_path, 1024 * KIB)
+    assert again.waiting_rows == sum(range(1, 8))
+    assert drain(again) == list(range(1, 8))
+    again.close()
 
 
 @pytest.mark.parametrize("with_rows", [False, True])
