@@ -33,7 +33,7 @@ DEVICES_EVERY_MS: Final = 30_000
 _LOG_EVERY_MS: Final = 600_000
 _CLOSE_WAIT_S: Final = 1.0
 # A GPU's figures take milliseconds; one that is lost was seen to take its driver 12 s to say so.
-_PATIENCE_S: Final = 0.5
+_PATIENCE_S: Final = 1.0
 # until they are known, GPUs may have to be woken
 _FIRST_PATIENCE_S: Final = 2.0
 # superchips of which each has a GPU to itself, by their product's name
