@@ -25,7 +25,7 @@ _LINES: Final = {
     "revenue": "Owed",
 }
 _NAMES: Final = 3
-_NOTES: Final = ("unpriced", "unmetered", "uncosted", "published")
+_NOTES: Final = ("unpriced", "unmetered", "unmade", "uncosted", "published")
 _TAKEN: Final = {
     "available_kwh": "Available kWh",
     "drawn_kwh": "Drawn kWh",

@@ -26,8 +26,8 @@ WASTED: Final = "~idle_loaded|idle_free"
 # window, grace and scrape make about 45 s in the default settings; figures that are older than this are none of now
 CLOCK_LIMIT_S: Final = 120
 # seconds of windows closed per second, beyond which a rate is so many times too high: windows and scrapes that do not fit
-# make less of it
-CLOCK_PACE_LIMIT: Final = 1.5
+# make up to 1.6 of it, where windows of a minute are scraped each 15 s
+CLOCK_PACE_LIMIT: Final = 1.7
 # when the figures of a stage are of
 _CLOCKS: Final = {"meter": names.WINDOW_END, "economy": names.MONEY_END}
 # A clock that is not there is looked for this long: with each commit that fails a processor's page is empty for a moment, in

@@ -350,6 +350,49 @@ def test_counters_that_nearly_agree_have_ratios(told: int, is_shown: bool) -> No
     assert (row["tokens_per_joule"] is not None) is is_shown
 
 
+def test_what_is_bought_has_no_margin() -> None:
+    """What it was bought for is not known."""
+    used = [
+        {"team": "a", "model_name": "qwen", "output_tokens": 108_000},
+        {"team": "b", "output_tokens": 8_000},
+    ]
+    rows = {
+        row["team"]: row for row in report(of(Booked([power()], [tokens()], used).ledger), ("team",)).rows
+    }
+    assert {team: row["margin"] is None for team, row in rows.items()} == {"a": True, "b": False, "": False}
+
+
+def test_tokens_were_made_on_whatever_tier_they_were_sold() -> None:
+    """An engine's tiers are an estimate by clock hour: who used all of half an hour of it, used what it made."""
+    every = range(60)
+    at = [{"window_start_ms": START_MS + n * MINUTE_MS, "window_ms": MINUTE_MS} for n in every]
+    made = [tokens(**place, output_tokens=1_000) for place in at]
+    used = [
+        {"ts_ms": START_MS + n * MINUTE_MS, "team": "a", "tier": "premium", "output_tokens": 1_000}
+        for n in every[30:]
+    ]
+    half = Interval(START_MS + 30 * MINUTE_MS, START_MS + 60 * MINUTE_MS)
+    found = of(Booked([power(**place) for place in at], made, used).ledger, interval=half)
+    row = next(row for row in report(found, ("team", "tier")).rows if row["team"] == "a")
+    assert (row["output_tokens"], row["unmade_tokens"]) == (30_000, 0)
+    assert row["tokens_per_joule"] is not None
+
+
+def test_tokens_of_gpus_that_nobody_reads_are_those_of_who_used_them() -> None:
+    """By tokens of all kinds: what only reads, embeds or ranks makes few or none, and costs as little as nothing else."""
+    made = [tokens(pool="blind", output_tokens=10_100, input_tokens=100_100, cached_input_tokens=0)]
+    used = [
+        {"team": "writes", "output_tokens": 10_000, "input_tokens": 100, "cached_input_tokens": 0},
+        {"team": "reads", "output_tokens": 100, "input_tokens": 90_000, "cached_input_tokens": 0},
+        {"team": "embeds", "output_tokens": 0, "input_tokens": 10_000, "cached_input_tokens": 0},
+    ]
+    rows = {row["team"]: row for row in report(of(Booked([], made, used).ledger), ("team",)).rows}
+    unmetered = {team: row["unmetered_tokens"] for team, row in rows.items()}
+    assert unmetered == {"writes": 10_100, "reads": 90_100, "embeds": 10_000}
+    assert {rows[team]["margin"] for team in ("writes", "reads", "embeds")} == {None}
+    assert [row["margin"] for row in report(of(Booked([], made, used).ledger), ("tier",)).rows] == [None]
+
+
 def test_notes_tell_of_what_the_total_takes_away() -> None:
     """What has no price is told where it stands in a row, though no engine made it and the total has none of it."""
     used = [{"team": "a", "model_name": "bought", "output_tokens": 1_000}]

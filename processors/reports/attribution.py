@@ -4,11 +4,16 @@ A convention, not a measurement. Integers are split so that the parts add up to 
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import polars as pl
 
 from idlewatt.processors.amounts import SUM
 from idlewatt.processors.reports.cells import KEY, MEASURES, TOKEN_MEASURES, WATT_MEASURES, Cells
+from idlewatt.stream.records import TOKEN_COUNTS
+
+_MODEL: Final = ("site", "model_name")
+_ALL_KINDS: Final = pl.sum_horizontal(TOKEN_COUNTS)
 
 
 def with_tiers(cells: pl.DataFrame) -> pl.DataFrame:
@@ -30,20 +35,24 @@ def by_consumer(found: Cells, kind: str, key: Sequence[str]) -> pl.DataFrame:
     """`key` (of site, model_name, tier), consumer and MEASURES: the consumers of a kind, and the rest, named "".
 
     Tokens and revenue are what usage tells of each; the rest is what engines made beyond it, and negative where
-    usage tells of more than they made: that more is in unmade_tokens, in proportion to output tokens.
+    usage tells of more than they made: that more is in unmade_tokens, in proportion to output tokens. Tokens that nobody
+    read the watts of are in unmetered_tokens, in proportion to tokens of all kinds.
     """
     cells = with_tiers(found.cells) if "tier" in key else found.cells
     # a site's watts are its own consumers', whether or not sites are told apart
     models = list(dict.fromkeys((*key, "site", "model_name")))
     whole = cells.group_by(models).agg(pl.col(*MEASURES).sum())
+    # of all tiers together: on which of them an engine sold in part of an hour is an estimate
+    made = found.cells.group_by(_MODEL).agg(made=pl.col("output_tokens").sum())
     spent = (
         found.consumed.rename({kind: "consumer"})
         .filter(pl.col("consumer") != "")
         .group_by(*models, "consumer")
         .agg(pl.col(*TOKEN_MEASURES).sum())
-        .join(whole.select(*models, made="output_tokens"), on=models, how="left")
-        .with_columns(unmade_tokens=_unmade(models))
-        .drop("made")
+        .join(made, on=_MODEL, how="left")
+        .join(whole.select(*models, all=_ALL_KINDS, blind="unmetered_tokens"), on=models, how="left")
+        .with_columns(unmade_tokens=_unmade(), unmetered_tokens=_unmetered(models))
+        .drop("made", "all", "blind")
     )
     told = spent.group_by(models).agg(pl.col(*TOKEN_MEASURES).sum().name.prefix("told_"))
     both = whole.join(told, on=models, how="full", coalesce=True).with_columns(
@@ -72,10 +81,15 @@ def by_consumer(found: Cells, kind: str, key: Sequence[str]) -> pl.DataFrame:
     )
 
 
-def _unmade(models: Sequence[str]) -> pl.Expr:
+def _unmade() -> pl.Expr:
     output, made = pl.col("output_tokens"), pl.col("made").fill_null(0)
-    told = output.sum().over(models)
+    told = output.sum().over(_MODEL)
     return pl.when(told > made).then(output * (told - made) // told).otherwise(0)
+
+
+def _unmetered(models: Sequence[str]) -> pl.Expr:
+    own = _ALL_KINDS
+    return (pl.col("blind") * own // pl.max_horizontal("all", own.sum().over(models))).fill_null(0)
 
 
 def split(

@@ -23,12 +23,13 @@ from idlewatt.stream.records import TOKEN_COUNTS
 STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
 KEY: Final = ("site", "pool", "model_name", "tier")
 # of tokens: what they are, bring, or would have brought; unpriced are those of all kinds without a price, unlisted
-# those of them that are given away, unattributed those of output that no usage claims, unmade those of output that
-# usage claims beyond what engines made
+# those of them that are given away, unmetered those of all kinds that nobody read the watts of, unattributed those of
+# output that no usage claims, unmade those of output that usage claims beyond what engines made
 TOKEN_MEASURES: Final = (
     *TOKEN_COUNTS,
     "unpriced_tokens",
     "unlisted_tokens",
+    "unmetered_tokens",
     "unattributed_tokens",
     "unmade_tokens",
     "revenue_micro",
@@ -46,8 +47,6 @@ WATT_MEASURES: Final = (
     # capital cost at published prices; GPU time without a price
     "published_micro",
     "uncosted_gpu_ms",
-    # tokens of all kinds that nobody read the watts of
-    "unmetered_tokens",
     # idle energy that has no yardstick, and lost tokens that have no price
     "lost_tokens",
     "unmeasured_mj",
@@ -210,7 +209,7 @@ def _unmetered_cells(priced: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
     """Of the tokens of a clock hour those of pools none of whose GPUs were read in it."""
     gpu_ms = power.group_by("site", "pool").agg(pl.col("gpu_ms").sum())
     read = gpu_ms.filter(pl.col("gpu_ms") > 0)
-    unmetered = priced.join(read, on=["site", "pool"], how="anti").drop("tier")
+    unmetered = priced.join(read, on=["site", "pool"], how="anti")
     return _cells(unmetered, {"unmetered_tokens": _ALL_KINDS.sum()})
 
 
@@ -242,6 +241,7 @@ def _consumed(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
         .otherwise(0),
         unattributed_tokens=pl.lit(0, pl.Int64),
         unmade_tokens=pl.lit(0, pl.Int64),
+        unmetered_tokens=pl.lit(0, pl.Int64),
         revenue_micro=pl.col("spend_micro").fill_null(0),
         acquisition_micro=pl.when(unsold).then(pl.col("worth").fill_null(0)).otherwise(0),
     )

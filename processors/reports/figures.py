@@ -212,7 +212,9 @@ def _complete(
         line[name] = _sum(line, plus, minus)
     if lacking["GPU-hours without a price"]:
         line.update(dict.fromkeys(("cost_usage", "cost_allocation", "cost_not_serving", "margin")))
-    if not is_metered or lacking["tokens without a price"]:
+    # what others were told beyond the engines' is taken away from nobody's margin, too
+    is_bought = output > 0 and not is_made
+    if is_bought or not is_metered or lacking["tokens without a price"]:
         line["margin"] = None
     _ratios(line, row)
     if not (is_covered and is_metered and is_made):
