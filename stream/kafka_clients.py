@@ -46,6 +46,8 @@ _REQUEST_TIMEOUT_MS: Final = 8_000
 _HEARTBEAT_INTERVAL_MS: Final = 1_000
 # A member that hangs holds up a rebalance for this long; longer than a commit may take.
 _MAX_POLL_INTERVAL_MS: Final = 60_000
+# instead of a time, in a question about offsets (KIP-79)
+_LATEST, _EARLIEST = -1, -2
 # A transaction whose process died is aborted after this long, and until then holds up its readers.
 _TRANSACTION_TIMEOUT_MS: Final = 30_000
 
@@ -80,8 +82,6 @@ class Consumer(Protocol):
     def offsets_for_times(self, timestamps: Mapping[Any, int], timeout_ms: int) -> Mapping[Any, Any]: ...
     def position(self, partition: Any, timeout_ms: int) -> int | None: ...
     def committed(self, partition: Any, timeout_ms: int) -> int | None: ...
-    def beginning_offsets(self, partitions: Sequence[Any], timeout_ms: int) -> dict[tuple[str, int], int]: ...
-    def end_offsets(self, partitions: Sequence[Any], timeout_ms: int) -> dict[tuple[str, int], int]: ...
     def partitions_for_topic(self, topic: str) -> set[int]: ...
     def group_metadata(self) -> GroupMetadata: ...
     def close(self, *, timeout_ms: int) -> None: ...
@@ -227,20 +227,34 @@ def position(consumer: Consumer, topic: str, partition: int) -> int | None:
     return found
 
 
+def begins_of_logs(
+    consumer: Consumer, partitions: Sequence[Any], timeout_ms: int
+) -> dict[tuple[str, int], int]:
+    """Where partitions begin, of those that have a leader. Raises KafkaError when Kafka does not answer."""
+    return _places(consumer._fetcher, partitions, _EARLIEST, timeout_ms)  # type: ignore[attr-defined]
+
+
 def ends_of_logs(
     consumer: Consumer, partitions: Sequence[Any], timeout_ms: int
 ) -> dict[tuple[str, int], int]:
-    """Where partitions end, messages of open transactions and what is hidden behind them included.
+    """Where partitions end, messages of open transactions and what is hidden behind them included; of those with a leader.
 
     The end that our consumers are told is that of what they may read. What a fetch says of the log's end
     (KafkaConsumer.highwater()) is not said again after a seek where nothing comes, nor taken back by a log that has
-    lost its end.
+    lost its end. Raises KafkaError when Kafka does not answer.
     """
     # the copy asks over the same connections; what is fetched meanwhile stays what is committed
     asking = copy.copy(consumer._fetcher)  # type: ignore[attr-defined]
     asking._isolation_level = IsolationLevel.READ_UNCOMMITTED
-    found: dict[tuple[str, int], int] = asking.end_offsets(partitions, timeout_ms)
-    return found
+    return _places(asking, partitions, _LATEST, timeout_ms)
+
+
+def _places(
+    fetcher: Any, partitions: Sequence[Any], time_spec: int, timeout_ms: int
+) -> dict[tuple[str, int], int]:
+    # KafkaConsumer's own questions end with a KeyError where one of the partitions has no leader
+    found = fetcher.offsets_by_times(dict.fromkeys(partitions, time_spec), timeout_ms)
+    return {tp: place.offset for tp, place in found.items() if place is not None}
 
 
 def close_consumer(consumer: Consumer) -> None:

@@ -6,7 +6,7 @@ from typing import Final
 
 import structlog
 
-from idlewatt.stream.kafka_clients import Consumer, TopicPartition, position
+from idlewatt.stream.kafka_clients import Consumer, TopicPartition, begins_of_logs, position
 from idlewatt.stream.log import Message
 
 _log = structlog.get_logger()
@@ -52,12 +52,9 @@ class Continuity:
         """Ask about what was skipped, and tell of messages that expired. Raises KafkaError when Kafka does not answer."""
         if not self._skipped or time.monotonic() - self._looked_at < _INTERVAL_S:
             return
-        begins = consumer.beginning_offsets(
-            [TopicPartition(*p) for p in self._skipped], timeout_ms=_TIMEOUT_MS
-        )
-        for (topic, partition), expected in self._skipped.items():
-            tell_expired(topic, partition, begins[topic, partition] - expected)
-        self._skipped.clear()
+        begins = begins_of_logs(consumer, [TopicPartition(*p) for p in self._skipped], _TIMEOUT_MS)
+        for (topic, partition), begin in begins.items():
+            tell_expired(topic, partition, begin - self._skipped.pop((topic, partition)))
         self._looked_at = time.monotonic()
 
 

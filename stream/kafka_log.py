@@ -19,9 +19,11 @@ from idlewatt.stream.kafka_clients import (
     RebalanceListener,
     TopicPartition,
     answered_heartbeat,
+    begins_of_logs,
     close_consumer,
     close_producer,
     connection_options,
+    ends_of_logs,
     open_group_consumer,
     open_producer,
 )
@@ -138,8 +140,8 @@ class KafkaStageLog:
         self._told: Mapping[int, Grant] = {}
         self._restore: SnapshotRestore | None = None
         self._restoring: Mapping[int, Grant] = {}
-        # since when the snapshots of partitions that are being restored are known to be old ones
-        self._stale_since: dict[int, float] = {}
+        # since when the snapshots of partitions that are being restored are known to be old ones, without an interruption
+        self._stale_since: dict[tuple[int, Grant], float] = {}
         # handed out, and poll() has still to say that it is gone
         self._revoked: set[int] = set()
         # where the last commit stands
@@ -158,10 +160,10 @@ class KafkaStageLog:
                 if poll.messages or poll.assigned or poll.revoked or time.monotonic() >= deadline:
                     return poll
         except LogUnavailableError:
-            self._stop_restore()
+            self._interrupt_restore()
             raise
         except Exception as error:  # kafka-python documents no complete list of what it raises
-            self._stop_restore()
+            self._interrupt_restore()
             if not isinstance(error, RetriableError):
                 self._leave_group()
             raise LogUnavailableError(
@@ -297,6 +299,10 @@ class KafkaStageLog:
         self._stop_restore()
         self._handed = {}
 
+    def _interrupt_restore(self) -> None:
+        self._stop_restore()
+        self._stale_since = {}
+
     def _stop_restore(self) -> None:
         if self._restore is not None:
             self._restore.close()
@@ -318,8 +324,7 @@ class KafkaStageLog:
             for n, snapshot in found.items()
             if self._owned.get(n) == self._restoring[n] and not self._is_stale(consumer, n, snapshot)
         }
-        for n, snapshot in found.items():
-            self._seek(consumer, n, snapshot)
+        found = {n: snapshot for n, snapshot in found.items() if self._seek(consumer, n, snapshot)}
         if self._restore.done:
             self._stop_restore()
         return {n: snapshot.state if snapshot else None for n, snapshot in found.items()}
@@ -330,18 +335,19 @@ class KafkaStageLog:
         A broker that was cut off from the others, or frozen, tells its old end until it knows that another one leads.
         The group has just been told its members by a broker that does lead.
         """
+        stay = (partition, self._owned[partition])
         known = snapshot.resume if snapshot is not None else {}
         committed = (
             consumer.committed(TopicPartition(topic, partition), timeout_ms=self._OFFSETS_TIMEOUT_MS) or 0
             for topic in self._inputs
         )
         if all(offset <= known.get(topic, 0) for topic, offset in zip(self._inputs, committed, strict=True)):
-            self._stale_since.pop(partition, None)
+            self._stale_since.pop(stay, None)
             return False
         now = time.monotonic()
-        if now - self._stale_since.setdefault(partition, now) < self._STALE_S:
+        if now - self._stale_since.setdefault(stay, now) < self._STALE_S:
             return True
-        del self._stale_since[partition]
+        del self._stale_since[stay]
         _log.error(
             "snapshot_older_than_offsets",
             partition=partition,
@@ -350,11 +356,16 @@ class KafkaStageLog:
         )
         return False
 
-    def _seek(self, consumer: Consumer, partition: int, snapshot: Snapshot | None) -> None:
-        """Read on from where the snapshot stands. Without one: from the group's offsets, or from the beginning."""
+    def _seek(self, consumer: Consumer, partition: int, snapshot: Snapshot | None) -> bool:
+        """Read on from where the snapshot stands. Without one: from the group's offsets, or from the beginning.
+
+        False if an input cannot be read now, as it has no leader; then it is to be restored once more.
+        """
         inputs = [TopicPartition(topic, partition) for topic in self._inputs]
-        beginnings = consumer.beginning_offsets(inputs, timeout_ms=self._OFFSETS_TIMEOUT_MS)
-        ends = consumer.end_offsets(inputs, timeout_ms=self._OFFSETS_TIMEOUT_MS)
+        beginnings = begins_of_logs(consumer, inputs, self._OFFSETS_TIMEOUT_MS)
+        ends = ends_of_logs(consumer, inputs, self._OFFSETS_TIMEOUT_MS)
+        if not set(inputs) <= beginnings.keys() & ends.keys():
+            return False
         for tp in inputs:
             if snapshot is not None:
                 offset = snapshot.resume.get(tp.topic)
@@ -377,6 +388,7 @@ class KafkaStageLog:
             consumer.seek(tp, at)
             self._continuity.begin((tp.topic, partition), at)
         self._progress.begin(partition)
+        return True
 
     def _messages(self, consumer: Consumer, polled: Mapping[tuple[str, int], Sequence[Any]]) -> list[Message]:
         # What is still being restored is read again from its snapshot. It is not paused meanwhile: a partition

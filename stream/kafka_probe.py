@@ -6,7 +6,15 @@ from typing import Final
 
 from idlewatt.stream import topics
 from idlewatt.stream.errors import LogUnavailableError
-from idlewatt.stream.kafka_clients import KafkaError, TopicPartition, close_consumer, open_admin, open_reader
+from idlewatt.stream.kafka_clients import (
+    KafkaError,
+    TopicPartition,
+    begins_of_logs,
+    close_consumer,
+    ends_of_logs,
+    open_admin,
+    open_reader,
+)
 from idlewatt.stream.settings import Log
 
 _TIMEOUT_MS: Final = 5_000
@@ -38,9 +46,9 @@ def newest_messages(log: Log, topic: str) -> list[NewestMessage]:
     consumer = open_reader(log, "idlewatt-doctor")
     try:
         partitions = [TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic) or ()]
-        ends = consumer.end_offsets(partitions, timeout_ms=_TIMEOUT_MS)
-        begins = consumer.beginning_offsets(partitions, timeout_ms=_TIMEOUT_MS)
-        filled = {place for place in partitions if ends[place] > begins[place]}
+        ends = ends_of_logs(consumer, partitions, _TIMEOUT_MS)
+        begins = begins_of_logs(consumer, partitions, _TIMEOUT_MS)
+        filled = {place for place, end in ends.items() if end > begins.get(place, end)}
         consumer.assign(list(filled))
         for place in filled:
             consumer.seek(place, ends[place] - 1)

@@ -9,6 +9,7 @@ from idlewatt.stream.kafka_clients import (
     Consumer,
     KafkaError,
     TopicPartition,
+    begins_of_logs,
     close_consumer,
     ends_of_logs,
     open_reader,
@@ -39,19 +40,21 @@ def read_messages(
         left = [TopicPartition(topic, n) for n in sorted(partitions)]
         consumer.assign(left)
         _seek(consumer, left, since_ms, newest)
-        # not what fetches tell, which is too low for a moment where another broker has just become the leader
-        ends = dict.fromkeys(left, _NO_END) if follow else ends_of_logs(consumer, left, _TIMEOUT_MS)
+        ends: dict[tuple[str, int], int] = dict.fromkeys(left, _NO_END) if follow else {}
         deadline = time.monotonic() + _STALLED_S
         while left:
+            if lacking := [tp for tp in left if tp not in ends]:
+                # not what fetches tell, which is too low for a moment where another broker has just become the leader
+                ends |= ends_of_logs(consumer, lacking, _TIMEOUT_MS)
             fetched = consumer.poll(200)
             for records in fetched.values():
                 for record in records:
-                    if record.offset < ends[topic, record.partition]:
+                    if record.offset < ends.get((topic, record.partition), _NO_END):
                         yield Message(topic, record.partition, record.offset, record.value or b"")
             if fetched:
                 # the time that the caller took does not count
                 deadline = time.monotonic() + _STALLED_S
-            left = [tp for tp in left if not _is_read(consumer, tp, ends[tp])]
+            left = [tp for tp in left if not _is_read(consumer, tp, ends.get(tp))]
             if left and not follow and time.monotonic() > deadline:
                 raise LogUnavailableError(
                     f"topic {topic}: Kafka at {log.bootstrap_servers} gives no messages"
@@ -75,13 +78,15 @@ def _seek(consumer: Consumer, partitions: list[Any], since_ms: int, newest: int 
             if place is not None:
                 consumer.seek(tp, place.offset)
     if newest is not None:
-        begins = consumer.beginning_offsets(partitions, timeout_ms=_TIMEOUT_MS)
-        for tp, end in consumer.end_offsets(partitions, timeout_ms=_TIMEOUT_MS).items():
+        begins = begins_of_logs(consumer, partitions, _TIMEOUT_MS)
+        for tp, end in ends_of_logs(consumer, partitions, _TIMEOUT_MS).items():
             # each transaction, which has at least one message, ends with a mark that takes an offset too
-            consumer.seek(tp, max(begins[tp], end - 2 * newest))
+            consumer.seek(tp, max(begins.get(tp, 0), end - 2 * newest))
 
 
-def _is_read(consumer: Consumer, tp: Any, end: int) -> bool:
+def _is_read(consumer: Consumer, tp: Any, end: int | None) -> bool:
+    if end is None:
+        return False
     # the position and not the last record: the marks of ended transactions take offsets too
     position = consumer.position(tp, timeout_ms=_TIMEOUT_MS)
     return position is not None and position >= end

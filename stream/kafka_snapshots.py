@@ -98,8 +98,8 @@ class SnapshotRestore:
         wanted = [TopicPartition(STATE, n) for n in sorted(partitions)]
         self._consumer.assign(wanted)
         self._consumer.seek_to_beginning(*wanted)
-        # what must have been read
-        self._ends: Mapping[tuple[str, int], int] = {}
+        # what must have been read of each; not known while it has no leader
+        self._ends: dict[int, int] = {}
 
     @property
     def done(self) -> bool:
@@ -107,11 +107,11 @@ class SnapshotRestore:
 
     def step(self, timeout_s: float) -> dict[int, Snapshot | None]:
         """Read on, at most `timeout_s`; returns the partitions that are complete now."""
-        if not self._ends:
+        if lacking := [TopicPartition(STATE, n) for n in sorted(self._assemblies) if n not in self._ends]:
             # What a fetch tells is too low for a moment where another broker has just become the leader: what was
             # committed last would be taken for not there, and booked again.
-            wanted = [TopicPartition(STATE, n) for n in sorted(self._assemblies)]
-            self._ends = ends_of_logs(self._consumer, wanted, _ENDS_TIMEOUT_MS)
+            found = ends_of_logs(self._consumer, lacking, _ENDS_TIMEOUT_MS)
+            self._ends |= {n: end for (_, n), end in found.items()}
         for records in self._consumer.poll(int(timeout_s * 1000), _POLL_RECORDS).values():
             for record in records:
                 if (
@@ -134,7 +134,9 @@ class SnapshotRestore:
         close_consumer(self._consumer)
 
     def _is_read(self, partition: int) -> bool:
-        tp = TopicPartition(STATE, partition)
+        end = self._ends.get(partition)
+        if end is None:
+            return False
         # the position and not the last record: the marks of ended transactions take offsets too
-        position = self._consumer.position(tp, timeout_ms=1_000)
-        return position is not None and position >= self._ends[STATE, partition]
+        position = self._consumer.position(TopicPartition(STATE, partition), timeout_ms=1_000)
+        return position is not None and position >= end

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Final
 
 import pytest
+from idlewatt_command import wait_until
 from kafka_broker import Cluster, KafkaBroker, java_command
 from stage_reader import StageReader
 
@@ -87,6 +88,36 @@ def test_each_message_counts_once_while_leaders_move(
     booked = [message.value for message in read_messages(three_brokers.log, LEDGER)]
     assert booked == there
     assert sorted(set(there)) == line.sent
+
+
+def test_partitions_without_a_leader_hold_up_no_others(brokers: list[KafkaBroker]) -> None:
+    """Where topics have no copies and a broker is away, a processor that starts reads what the others lead."""
+    settings = brokers[0].settings(log={"partitions": 3, "replication_factor": 1})
+    brokers[0].fresh_topics(settings)
+    read = (GPU, ENGINE, STATE)
+    leaders = {
+        TopicPartition(topic, n): [broker.number] for topic in read for n, broker in enumerate(brokers)
+    }
+    with brokers[0].admin() as admin:
+        admin.alter_partition_reassignments(leaders)
+        wait_until(
+            lambda: not admin.list_partition_reassignments(), "each broker leads a partition of each topic"
+        )
+    brokers[2].stop()
+    member = StageReader(KafkaStageLog(settings.log, settings.process.group, "meter", (GPU, ENGINE)))
+
+    def holds(partitions: set[int]) -> bool:
+        with suppress(LogUnavailableError):
+            member.poll(0.1)
+        return set(member.snapshots) == partitions
+
+    try:
+        wait_until(lambda: holds({0, 1}), "it has what the others lead", 60)
+        brokers[2].start()
+        wait_until(lambda: holds({0, 1, 2}), "it has all", 60)
+    finally:
+        member.log.close()
+        brokers[2].start()
 
 
 class _Line:
