@@ -7,7 +7,7 @@ from idlewatt.collectors.engine_page import EnginePage, ModelFigures
 from idlewatt.collectors.engines import mapping_of
 from idlewatt.collectors.exposition import SamplePicker
 from idlewatt.collectors.http_page import HttpPage
-from idlewatt.collectors.source import Reading
+from idlewatt.collectors.source import Reading, is_set_back
 from idlewatt.stream.clock import Clock, unix_ms
 from idlewatt.stream.errors import SourceError
 from idlewatt.stream.records import EngineRow
@@ -48,8 +48,10 @@ class EngineSource:
         self._node = node
         self._interval_s = interval_s
         self._clock = clock
-        # when it was last looked for a page, and when one was last read, else when it was first looked for one
+        # When it was last looked for a page, when one was last passed on, and as the clock has it now when one was last
+        # read, else when it was first looked for one.
         self._looked_ms = 0
+        self._newest_ms: int | None = None
         self._read_ms: int | None = None
         self._models: frozenset[str] = frozenset()
 
@@ -76,9 +78,11 @@ class EngineSource:
         try:
             return self._read()
         except SourceError:
-            self._looked_ms = self._clock()
+            now_ms = self._clock()
+            if not self._is_set_back(now_ms):
+                self._looked_ms = now_ms
             if self._read_ms is None:
-                self._read_ms = self._looked_ms
+                self._read_ms = now_ms
             raise
 
     def close(self) -> None:
@@ -92,11 +96,21 @@ class EngineSource:
             self._page.miss()
             raise
         ts_ms = self._clock()
+        if self._is_set_back(ts_ms):
+            return Reading([], {"clock_set_back": 1})
         figures, left_out = self._page.read(self._picker.pick(body), ts_ms)
         rows = [row for model in figures for row in self._rows(model, ts_ms)]
-        self._looked_ms = self._read_ms = ts_ms
+        self._looked_ms = self._newest_ms = self._read_ms = ts_ms
         self._models = frozenset(model.model_name for model in figures)
         return Reading(rows, left_out)
+
+    def _is_set_back(self, now_ms: int) -> bool:
+        if not is_set_back(now_ms, self._newest_ms):
+            return False
+        assert self._read_ms is not None
+        # epochs of servers that share the clock are to be held against what it tells now
+        self._read_ms = min(self._read_ms, now_ms - round(self._interval_s * 1000))
+        return True
 
     def _rows(self, model: ModelFigures, ts_ms: int) -> Iterator[EngineRow]:
         """The model now; before that the zero from which its counters began, if that is known to be since the last page.

@@ -10,7 +10,7 @@ from idlewatt.collectors.exposition import SamplePicker
 from idlewatt.collectors.gateway_page import GatewayCounter, GatewayPage
 from idlewatt.collectors.gateways import mapping_of
 from idlewatt.collectors.http_page import HttpPage
-from idlewatt.collectors.source import Reading
+from idlewatt.collectors.source import Reading, is_set_back
 from idlewatt.stream.clock import Clock, unix_ms
 from idlewatt.stream.errors import SourceError
 from idlewatt.stream.records import UsageRow
@@ -87,6 +87,9 @@ class GatewaySource:
                 raise SourceError(error.reason, f"{error}: name a file with its key in token_file") from error
             raise
         ts_ms = self._clock()
+        if is_set_back(ts_ms, self._before_ms):
+            # who is new on this page is new on the next that is passed on
+            return Reading([], {"clock_set_back": 1})
         left_out: Counter[str] = Counter()
         counters, unread = self._page.read(self._picker.pick(body, left_out))
         self._forget_what_restarted(counters, unread)

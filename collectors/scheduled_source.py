@@ -10,16 +10,13 @@ from typing import Final
 
 import structlog
 
-from idlewatt.collectors.source import Reading, Source
+from idlewatt.collectors.source import Reading, Source, is_set_back
 from idlewatt.stream.errors import SourceError
 
 BACKOFF_LIMIT_S: Final = 30.0
 LOG_INTERVAL_S: Final = 60.0
 # A source that keeps its own deadline ends just after it; this long it may take to say so itself.
 HUNG_MARGIN_S: Final = 0.5
-# Clocks that are kept step by less. After more, what was read before is refused as ahead by processors whose clock is
-# right, or was, if that step was the wrong one, for hours: to wait for it would be to stay blind.
-MOST_SET_BACK_MS: Final = 60_000
 
 _log = structlog.get_logger()
 
@@ -128,11 +125,7 @@ class ScheduledSource:
             _log.exception("close_failed", source=self.name)
 
     def _going_on(self, reading: Reading) -> Reading:
-        """The meter orders readings by their time: between those before the step a counter would fall, and rise again."""
-        newest_ms = self._newest_ms
-        rows = reading.rows
-        if newest_ms is not None:
-            rows = [row for row in rows if not newest_ms - MOST_SET_BACK_MS <= row.ts_ms < newest_ms]
+        rows = [row for row in reading.rows if not is_set_back(row.ts_ms, self._newest_ms)]
         if rows:
             self._newest_ms = max(row.ts_ms for row in rows)
         if len(rows) == len(reading.rows):

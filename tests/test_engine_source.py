@@ -5,6 +5,7 @@ import pytest
 from loopback_http import LoopbackServer, page, says, serving
 
 from idlewatt.collectors.engine_source import EngineSource
+from idlewatt.collectors.source import Reading
 from idlewatt.stream.clock import Clock
 from idlewatt.stream.errors import ConfigError, SourceError
 from idlewatt.stream.records import EngineRow
@@ -326,6 +327,33 @@ def test_what_a_model_made_before_it_was_first_read_counts_if_its_start_was_watc
     late = source_of(Engine(url=server.url), clock)
     assert [row.ts_ms - NOW_MS for row in late.read().rows] == [91_000]
     late.close()
+
+
+@pytest.mark.parametrize("is_down", [False, True])
+def test_a_model_that_appears_while_the_clock_is_set_back_loses_nothing(
+    server: LoopbackServer, is_down: bool
+) -> None:
+    """It goes from the zero that it began from by the new time, told as of the newest page that was passed on."""
+    clock = SetClock()
+    source = source_of(Engine(url=server.url), clock)
+    other = vllm(1, model="other", start=NOW_MS / 1000 - 500)
+    server.answer = says(page(other))
+    assert len(source.read().rows) == 1
+    started = other + vllm(900, start=None) + _created(NOW_MS / 1000 - 20)
+    for at_s in (-30, -25, -10):
+        clock.now_ms = NOW_MS + at_s * 1000
+        if is_down:
+            server.answer = says(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+            with pytest.raises(SourceError):
+                source.read()
+        else:
+            server.answer = says(page(started if at_s > -20 else other))
+            assert source.read() == Reading([], {"clock_set_back": 1})
+    clock.now_ms = NOW_MS + 2000
+    server.answer = says(page(started))
+    rows = [row for row in source.read().rows if isinstance(row, EngineRow) and row.model_name == "m"]
+    assert [(row.ts_ms - NOW_MS, row.output_tokens) for row in rows] == [(0, 0), (2000, 900)]
+    source.close()
 
 
 def test_two_engines_behind_one_server_are_one_row(read: Read) -> None:

@@ -353,6 +353,19 @@ def test_a_clock_of_the_gateway_that_is_ahead_harms_nothing(server: LoopbackServ
     assert spent(*readings) == {("new", ""): 9}
 
 
+def test_who_appears_while_the_clock_is_set_back_loses_nothing(server: LoopbackServer) -> None:
+    """Pages are left out until it has passed the newest; who is new by then began at zero since that one."""
+    gate = Scraped(server)
+    old, new = litellm(100, team_alias="old"), litellm(9, team_alias="new")
+    readings = [gate.read(old)[0]]
+    for after_ms in (-45_000, 15_000, 15_000):
+        assert gate.read(old, new, after_ms=after_ms) == ([], {"clock_set_back": 1})
+    readings.append(gate.read(litellm(130, team_alias="old"), new, after_ms=16_000)[0])
+    assert spent(*readings) == {("old", ""): 30, ("new", ""): 9}
+    # by more than a minute: it is gone by at once
+    assert len(gate.read(old, new, after_ms=-61_000)[0]) == 2
+
+
 def test_changed_rules_count_nothing_twice(server: LoopbackServer) -> None:
     """After a change of the rules the same counter goes on under its new names."""
     gate = Scraped(server)
