@@ -53,7 +53,7 @@ class EngineSource:
         self._looked_ms = 0
         self._newest_ms: int | None = None
         self._read_ms: int | None = None
-        self._models: frozenset[str] = frozenset()
+        self._epochs_ms: dict[str, int | None] = {}
 
     @property
     def name(self) -> str:
@@ -101,7 +101,7 @@ class EngineSource:
         figures, left_out = self._page.read(self._picker.pick(body), ts_ms)
         rows = [row for model in figures for row in self._rows(model, ts_ms)]
         self._looked_ms = self._newest_ms = self._read_ms = ts_ms
-        self._models = frozenset(model.model_name for model in figures)
+        self._epochs_ms = {model.model_name: model.epoch_ms for model in figures}
         return Reading(rows, left_out)
 
     def _is_set_back(self, now_ms: int) -> bool:
@@ -115,7 +115,8 @@ class EngineSource:
     def _rows(self, model: ModelFigures, ts_ms: int) -> Iterator[EngineRow]:
         """The model now; before that the zero from which its counters began, if that is known to be since the last page.
 
-        The first reading of a model gains nothing: what it made until then would be lost.
+        The first reading of a model gains nothing: what it made until then would be lost. So would, of a server that was
+        started anew and whose clock is behind, as much as it had made before.
         """
         row = EngineRow(
             ts_ms=ts_ms,
@@ -136,13 +137,15 @@ class EngineSource:
             epoch_ms=model.epoch_ms,
             gpus=list(self._engine.gpus),
         )
-        began_ms, read_ms = model.epoch_ms, self._read_ms
-        is_new = model.model_name not in self._models
-        if is_new and began_ms is not None and read_ms is not None and read_ms < began_ms:
+        began_ms = model.epoch_ms
+        # a known model's is told by one series, see CounterLives: the same process has no other
+        before_ms = self._epochs_ms.get(model.model_name, self._read_ms)
+        if began_ms is not None and before_ms is not None and before_ms < began_ms:
+            newest_ms = -1 if self._newest_ms is None else self._newest_ms
             yield replace(
                 row,
-                # clocks of the two hosts may differ
-                ts_ms=min(max(self._looked_ms, began_ms), ts_ms - 1),
+                # clocks of the two hosts may differ; of what is told for one moment the meter takes the first
+                ts_ms=min(max(self._looked_ms, newest_ms + 1, began_ms), ts_ms - 1),
                 output_tokens=0,
                 input_tokens=None if row.input_tokens is None else 0,
                 cached_input_tokens=None if row.cached_input_tokens is None else 0,

@@ -329,6 +329,35 @@ def test_what_a_model_made_before_it_was_first_read_counts_if_its_start_was_watc
     late.close()
 
 
+@pytest.mark.parametrize("behind_s", [-5, 0, 5, 20])
+def test_a_server_that_is_started_anew_goes_from_zero_whatever_its_clock(
+    server: LoopbackServer, behind_s: int
+) -> None:
+    """Else what it had made before would be taken off, where its start seems to be before the newest reading."""
+    clock = SetClock()
+    source = source_of(Engine(url=server.url), clock)
+
+    def told(output: int, at_ms: int, created_s: float | None, start_s: float) -> list[tuple[int, int]]:
+        clock.now_ms = NOW_MS + at_ms
+        of_host = NOW_MS / 1000 - behind_s
+        body = vllm(output, start=of_host + start_s)
+        server.answer = says(page(body + (_created(of_host + created_s) if created_s is not None else b"")))
+        rows = [row for row in source.read().rows if isinstance(row, EngineRow)]
+        return [(row.ts_ms - NOW_MS, row.output_tokens) for row in rows]
+
+    assert told(1000, 0, -400, -420) == [(0, 1000)]
+    (zero_ms, zero), newest = told(5000, 9000, 4, 2)
+    assert (0 < zero_ms < 9000, zero, newest) == (True, 0, (9000, 5000))
+    assert told(6000, 10_000, 4, 2) == [(10_000, 6000)]
+    # told by another series, or by the same to another collector: no restart
+    assert told(6500, 11_000, None, 10) == [(11_000, 6500)]
+    assert told(6600, 12_000, 4, 2) == [(12_000, 6600)]
+    source.close()
+    source = source_of(Engine(url=server.url), clock)
+    assert told(6700, 13_000, 4, 2) == [(13_000, 6700)]
+    source.close()
+
+
 @pytest.mark.parametrize("is_down", [False, True])
 def test_a_model_that_appears_while_the_clock_is_set_back_loses_nothing(
     server: LoopbackServer, is_down: bool
@@ -352,7 +381,7 @@ def test_a_model_that_appears_while_the_clock_is_set_back_loses_nothing(
     clock.now_ms = NOW_MS + 2000
     server.answer = says(page(started))
     rows = [row for row in source.read().rows if isinstance(row, EngineRow) and row.model_name == "m"]
-    assert [(row.ts_ms - NOW_MS, row.output_tokens) for row in rows] == [(0, 0), (2000, 900)]
+    assert [(row.ts_ms - NOW_MS, row.output_tokens) for row in rows] == [(1, 0), (2000, 900)]
     source.close()
 
 
