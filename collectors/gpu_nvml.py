@@ -114,6 +114,7 @@ class NvmlGpus:
             self._is_open = False
             self._devices = {}
             self._devices_ms = None
+            self._calls.forget()
             if not self._calls.out:
                 close_driver()
 

@@ -9,27 +9,35 @@ T = TypeVar("T")
 
 
 class InTurn:
-    """Makes calls by name. One that is still out is not made again before it has come back. Used from one thread."""
+    """Makes calls by name. One that is still out is not made again before it has come back. Used from one thread.
+
+    What comes back late is the answer of the next time: of calls that always take long there would be none.
+    """
 
     def __init__(self) -> None:
         # kept from turn to turn: to start one for each costs more than all calls of a reading
         self._worker: _Worker | None = None
-        self._out: dict[str, threading.Thread] = {}
+        # left behind with a call, by its name
+        self._left: dict[str, tuple[threading.Thread, _Turn[Any] | None]] = {}
 
     @property
     def out(self) -> Mapping[str, threading.Thread]:
         """The threads of the calls that are still out, by name."""
-        self._out = {name: thread for name, thread in self._out.items() if thread.is_alive()}
-        return self._out
+        return {name: thread for name, (thread, _) in self._left.items() if thread.is_alive()}
 
     def answers(self, calls: Mapping[str, Callable[[], T]], patience_s: float) -> dict[str, T | Exception]:
-        """What each call returned or raised, in their order; nothing of those that are out, from before or since now.
+        """What each call returned or raised, now or late; nothing of those that are out, from before or since now.
 
         `patience_s`: how long one may take.
         """
         answers: dict[str, T | Exception] = {}
         out = self.out
-        left = [name for name in calls if name not in out]
+        for name in [name for name in calls if name in self._left and name not in out]:
+            _, late = self._left.pop(name)
+            # in a forked process it never came
+            if late is not None and late.late:
+                answers[name] = late.late[0]
+        left = [name for name in calls if name not in out and name not in answers]
         while left:
             turn = _Turn([calls[name] for name in left])
             worker = self._worker
@@ -41,9 +49,13 @@ class InTurn:
             answers.update(zip(left, ended, strict=False))
             left = left[len(ended) :]
             if left:
-                self._out[left.pop(0)] = worker
+                self._left[left.pop(0)] = worker, turn
                 self._worker = None
         return answers
+
+    def forget(self) -> None:
+        """Take no answer any more of calls that are out, or came back late."""
+        self._left = {name: (thread, None) for name, (thread, _) in self._left.items()}
 
     def close(self) -> None:
         """End the thread, once it is idle."""
@@ -56,6 +68,8 @@ class _Turn(Generic[T]):
     def __init__(self, calls: Sequence[Callable[[], T]]) -> None:
         self._calls = calls
         self._answers: list[T | Exception] = []
+        # of the call that it was left behind with, once that has ended
+        self.late: Sequence[T | Exception] = ()
         self._lock = threading.Lock()
         self._is_left_behind = False
         self._ended = threading.Event()
@@ -80,6 +94,7 @@ class _Turn(Generic[T]):
                 answer = error
             with self._lock:
                 if self._is_left_behind:
+                    self.late = (answer,)
                     return False
                 self._answers.append(answer)
         self._ended.set()

@@ -12,6 +12,7 @@ import structlog
 
 from idlewatt.collectors.source import Reading, Source, is_set_back
 from idlewatt.stream.errors import SourceError
+from idlewatt.stream.records import EngineRow, GpuRow, UsageRow
 
 BACKOFF_LIMIT_S: Final = 30.0
 LOG_INTERVAL_S: Final = 60.0
@@ -54,7 +55,8 @@ class ScheduledSource:
         self._success: bool | None = None
         self._duration_s = 0.0
         self._failures_in_a_row = 0
-        self._newest_ms: int | None = None
+        # by GPU: one whose driver answers late tells of a moment before the newest of the others
+        self._newest_ms: dict[str, int] = {}
         self._errors: Counter[str] = Counter()
         self._left_out: Counter[str] = Counter()
         self._log_after = dict.fromkeys(("failed", "left_out"), float("-inf"))
@@ -125,9 +127,8 @@ class ScheduledSource:
             _log.exception("close_failed", source=self.name)
 
     def _going_on(self, reading: Reading) -> Reading:
-        rows = [row for row in reading.rows if not is_set_back(row.ts_ms, self._newest_ms)]
-        if rows:
-            self._newest_ms = max(row.ts_ms for row in rows)
+        rows = [row for row in reading.rows if not is_set_back(row.ts_ms, self._newest_ms.get(_gpu(row)))]
+        self._newest_ms.update((_gpu(row), row.ts_ms) for row in sorted(rows, key=lambda row: row.ts_ms))
         if len(rows) == len(reading.rows):
             return reading
         set_back = {"clock_set_back": len(reading.rows) - len(rows)}
@@ -172,3 +173,7 @@ class ScheduledSource:
                 return False
             self._log_after[what] = now + LOG_INTERVAL_S
             return True
+
+
+def _gpu(row: GpuRow | EngineRow | UsageRow) -> str:
+    return row.gpu_uuid if isinstance(row, GpuRow) else ""

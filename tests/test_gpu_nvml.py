@@ -18,6 +18,7 @@ Nvml = tuple[NvmlScript, NvmlReader]
 START = Callable[[dict[str, str]], NvmlReader]
 
 FIELDS = "nvmlDeviceGetFieldValues"
+REASONS = "nvmlDeviceGetCurrentClocksEventReasons"
 PROCESSES = "nvmlDeviceGetComputeRunningProcesses_v3"
 LIMIT = "nvmlDeviceGetEnforcedPowerLimit"
 GH200 = """
@@ -506,6 +507,40 @@ def test_a_gpu_whose_driver_hangs_takes_no_other_with_it(nvml: Nvml, call: str) 
     while (answer := reader.read(at_s=second + 1))["left_out"]:
         assert time.monotonic() < deadline
     assert len(answer["rows"]) == 3
+
+
+def test_a_gpu_that_answers_late_is_told_of_by_the_next_reading(nvml: Nvml) -> None:
+    """As of its own time, or as lost: asked again instead, one that always takes so long would never be read."""
+    script, reader = nvml
+    script.write("gpus 2")
+    reader.read(at_s=0)
+    _leave_behind(nvml, 10)
+    fields = reader.ask("calls", call=FIELDS)
+    assert _answered(reader, 11) == ({uuid(0): 11_000, uuid(1): 10_000}, {})
+    assert reader.ask("calls", call=FIELDS) == fields + 1
+    assert _answered(reader, 12) == ({uuid(0): 12_000, uuid(1): 12_000}, {})
+    script.write(f"gpus 2\n1 hang {FIELDS}")
+    reader.read(at_s=13)
+    script.write(f"gpus 2\n1 return {FIELDS} 15")
+    assert _answered(reader, 14) == ({uuid(0): 14_000}, {"gpu_lost": 1})
+
+
+def _leave_behind(nvml: Nvml, at_s: float) -> None:
+    """Read while GPU 1 of 2 hangs, and wait until its figures are there."""
+    script, reader = nvml
+    calls = reader.ask("calls", call=REASONS)
+    script.write(f"gpus 2\n1 hang {FIELDS}")
+    assert reader.read(at_s=at_s)["left_out"] == {"hung": 1}
+    script.write("gpus 2")
+    reader.ask("await_calls", call=REASONS, times=calls + 2)
+
+
+def _answered(reader: NvmlReader, at_s: float) -> tuple[dict[str, int], dict[str, int]]:
+    """The times of its rows, and what was left out, once no call is out."""
+    deadline = time.monotonic() + 5
+    while "hung" in (answer := reader.read(at_s=at_s))["left_out"]:
+        assert time.monotonic() < deadline
+    return {row["gpu_uuid"]: row["ts_ms"] for row in answer["rows"]}, answer["left_out"]
 
 
 def test_nothing_hangs_for_ever_where_one_gpu_does_from_the_start(nvml: Nvml) -> None:

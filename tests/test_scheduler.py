@@ -181,6 +181,21 @@ def test_a_clock_set_back_leaves_out_readings_until_it_has_passed_the_newest(now
     assert source.state().left_out == {"nan": 4, "clock_set_back": 3}
 
 
+def test_a_gpu_whose_driver_answers_late_is_no_clock_set_back(now: Time) -> None:
+    """Its row is older than those of the others that were passed on before; each GPU goes on from its own."""
+    scripted = Scripted()
+    source = scheduled(scripted, now)
+    taken = []
+    for ts_ms, gpu_uuid in ((500, "GPU-2"), (2_000, "GPU-1"), (1_000, "GPU-2"), (900, "GPU-2")):
+        row = replace(ROW, ts_ms=ts_ms, gpu_uuid=gpu_uuid)
+        scripted.act = lambda row=row: Reading([row])  # type: ignore[misc]
+        reading = source.read()
+        assert reading is not None
+        taken += [row.ts_ms for row in reading.rows]
+    assert taken == [500, 2_000, 1_000]
+    assert source.state().left_out == {"clock_set_back": 1}
+
+
 def test_a_clock_set_back_by_more_than_a_minute_is_gone_by_at_once(now: Time) -> None:
     """To wait until it has passed the newest could take days; it is held to the new time from there on."""
     scripted = Scripted()
