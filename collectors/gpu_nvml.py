@@ -56,6 +56,8 @@ class NvmlGpus:
         self._lock = threading.Lock()
         self._is_open = False
         self._is_closed = False
+        # times that the driver was opened and is to be shut down for
+        self._shutdowns_owed = 0
         # a call that hangs takes no other GPU with it
         self._calls = InTurn()
         self._devices: dict[str, NvmlDevice] = {}
@@ -103,7 +105,6 @@ class NvmlGpus:
 
     def _close(self) -> None:
         with self._lock:
-            # to be shut down under a call is more than a driver may stand
             for thread in self._calls.out.values():
                 thread.join()
             self._calls.close()
@@ -115,10 +116,17 @@ class NvmlGpus:
             self._devices = {}
             self._devices_ms = None
             self._calls.forget()
-            if not self._calls.out:
-                close_driver()
+            self._shutdowns_owed += 1
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        # to be shut down under a call is more than a driver may stand
+        while self._shutdowns_owed and not self._calls.out:
+            close_driver()
+            self._shutdowns_owed -= 1
 
     def _read(self) -> Reading:
+        self._shut_down()
         if not self._is_open:
             open_driver()
             self._is_open = True

@@ -525,6 +525,33 @@ def test_a_gpu_that_answers_late_is_told_of_by_the_next_reading(nvml: Nvml) -> N
     assert _answered(reader, 14) == ({uuid(0): 14_000}, {"gpu_lost": 1})
 
 
+def test_a_driver_that_fails_while_a_call_is_out_is_let_go_of_later(nvml: Nvml) -> None:
+    """Each time that it was opened, NVML counts: it begins anew once all are made up. What the call brings is of no use."""
+    script, reader = nvml
+    script.write("gpus 2")
+    reader.read(at_s=0)
+    opened, shut = _opened(reader)
+    script.write(f"gpus 2\n1 hang {FIELDS}")
+    assert reader.read(at_s=10)["left_out"] == {"hung": 1}
+    script.write(f"gpus 2\n1 hang {FIELDS}\nreturn nvmlDeviceGetCount_v2 999")
+    assert reader.read(at_s=40)["error"] == "nvml_error"
+    assert _opened(reader) == (opened, shut)
+    script.write(f"gpus 2\n1 hang {FIELDS}")
+    assert reader.read(at_s=70)["left_out"] == {"hung": 1}
+    assert _opened(reader) == (opened + 1, shut)
+    script.write("gpus 2")
+    assert _answered(reader, 80) == ({uuid(0): 80_000, uuid(1): 80_000}, {})
+    assert _opened(reader) == (opened + 1, shut + 1)
+    reader.ask("close")
+    assert _opened(reader) == (opened + 1, shut + 2)
+
+
+def _opened(reader: NvmlReader) -> tuple[int, int]:
+    """Times that NVML was initialised, and shut down."""
+    opened = (reader.ask("calls", call=call) for call in ("nvmlInit_v2", "nvmlInitWithFlags"))
+    return sum(opened), reader.ask("calls", call="nvmlShutdown")
+
+
 def _leave_behind(nvml: Nvml, at_s: float) -> None:
     """Read while GPU 1 of 2 hangs, and wait until its figures are there."""
     script, reader = nvml
