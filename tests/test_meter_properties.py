@@ -126,7 +126,7 @@ def test_arrival_changes_no_sum(fleet: Fleet, seed: int) -> None:
     assert_true(driver, fleet, drain(driver, fleet, now_ms))
 
 
-@examples(10)
+@examples(4)
 @given(fleets(shared=True), SEEDS)
 def test_models_on_one_gpu_share_its_watts(fleet: Fleet, seed: int) -> None:
     """What a GPU drew, had to spare and was there for while several models served is split as its joules are."""
