@@ -9,11 +9,9 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.amounts import SUM
-from idlewatt.processors.reports.cells import KEY, MEASURES, TOKEN_MEASURES, WATT_MEASURES, Cells
-from idlewatt.stream.records import TOKEN_COUNTS
+from idlewatt.processors.reports.cells import ALL_KINDS, KEY, MEASURES, TOKEN_MEASURES, WATT_MEASURES, Cells
 
 _MODEL: Final = ("site", "model_name")
-_ALL_KINDS: Final = pl.sum_horizontal(TOKEN_COUNTS)
 
 
 def with_tiers(cells: pl.DataFrame) -> pl.DataFrame:
@@ -50,7 +48,7 @@ def by_consumer(found: Cells, kind: str, key: Sequence[str]) -> pl.DataFrame:
         .group_by(*models, "consumer")
         .agg(pl.col(*TOKEN_MEASURES).sum())
         .join(made, on=_MODEL, how="left")
-        .join(whole.select(*models, all=_ALL_KINDS, blind="unmetered_tokens"), on=models, how="left")
+        .join(whole.select(*models, all=ALL_KINDS, blind="unmetered_tokens"), on=models, how="left")
         .with_columns(unmade_tokens=_unmade(), unmetered_tokens=_unmetered(models))
         .drop("made", "all", "blind")
     )
@@ -88,8 +86,8 @@ def _unmade() -> pl.Expr:
 
 
 def _unmetered(models: Sequence[str]) -> pl.Expr:
-    own = _ALL_KINDS
-    return (pl.col("blind") * own // pl.max_horizontal("all", own.sum().over(models))).fill_null(0)
+    told = ALL_KINDS.sum().over(models)
+    return (pl.col("blind") * ALL_KINDS // pl.max_horizontal("all", told)).fill_null(0)
 
 
 def split(

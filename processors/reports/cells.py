@@ -35,7 +35,7 @@ TOKEN_MEASURES: Final = (
     "revenue_micro",
     "acquisition_micro",
 )
-_ALL_KINDS: Final = pl.sum_horizontal(TOKEN_COUNTS)
+ALL_KINDS: Final = pl.sum_horizontal(TOKEN_COUNTS)
 _COSTS: Final = tuple(f"{kind}_{state}_micro" for kind in ("energy", "capital") for state in STATES)
 # of watts: they have no tier and no consumer
 WATT_MEASURES: Final = (
@@ -151,8 +151,8 @@ def _token_cells(priced: pl.DataFrame, book: Book) -> Iterator[pl.DataFrame]:
         priced,
         {
             **{name: pl.col(name).sum() for name in TOKEN_COUNTS},
-            "unpriced_tokens": _ALL_KINDS.filter(pl.col("earned").is_null()).sum(),
-            "unlisted_tokens": _ALL_KINDS.filter(
+            "unpriced_tokens": ALL_KINDS.filter(pl.col("earned").is_null()).sum(),
+            "unlisted_tokens": ALL_KINDS.filter(
                 pl.col("earned").is_not_null() & pl.col("worth").is_null()
             ).sum(),
             "unattributed_tokens": output.filter(~pl.col("attributed")).sum(),
@@ -210,7 +210,7 @@ def _unmetered_cells(priced: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
     gpu_ms = power.group_by("site", "pool").agg(pl.col("gpu_ms").sum())
     read = gpu_ms.filter(pl.col("gpu_ms") > 0)
     unmetered = priced.join(read, on=["site", "pool"], how="anti")
-    return _cells(unmetered, {"unmetered_tokens": _ALL_KINDS.sum()})
+    return _cells(unmetered, {"unmetered_tokens": ALL_KINDS.sum()})
 
 
 def _amount(kind: str, condition: pl.Expr | None = None) -> pl.Expr:
@@ -235,9 +235,9 @@ def _summed(frames: Sequence[pl.DataFrame], key: Sequence[str]) -> pl.DataFrame:
 def _consumed(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
     unsold = pl.col("tier").is_in(book.unsold)
     priced = usage.with_columns(
-        unpriced_tokens=pl.when(pl.col("spend_micro").is_null()).then(_ALL_KINDS).otherwise(0),
+        unpriced_tokens=pl.when(pl.col("spend_micro").is_null()).then(ALL_KINDS).otherwise(0),
         unlisted_tokens=pl.when(pl.col("spend_micro").is_not_null() & pl.col("worth").is_null())
-        .then(_ALL_KINDS)
+        .then(ALL_KINDS)
         .otherwise(0),
         unattributed_tokens=pl.lit(0, pl.Int64),
         unmade_tokens=pl.lit(0, pl.Int64),

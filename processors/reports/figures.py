@@ -179,8 +179,8 @@ def _complete(
     output, unmade = row["output_tokens"], row["unmade_tokens"]
     # of nobody's tokens, what others were told beyond the engines' is taken away
     is_made = output - abs(unmade) >= coverage_floor * output
-    made = abs(sum(row[name] for name in TOKEN_COUNTS))
-    is_metered = made - abs(row["unmetered_tokens"]) >= coverage_floor * made
+    all_kinds = sum(row[name] for name in TOKEN_COUNTS)
+    is_metered = abs(all_kinds) - abs(row["unmetered_tokens"]) >= coverage_floor * abs(all_kinds)
     lacking = {
         "no tariff": not has_tariff,
         "GPU time without telemetry": not is_covered,
@@ -197,8 +197,7 @@ def _complete(
     )
     unknown = {
         # nothing of it is known; where a part is, the sum of that part stands beside what lacks a price
-        "revenue": sum(row[name] for name in TOKEN_COUNTS) == row["unpriced_tokens"] != 0
-        and row["revenue_micro"] == 0,
+        "revenue": all_kinds == row["unpriced_tokens"] != 0 and row["revenue_micro"] == 0,
         "acquisition_cost": row["acquisition_micro"] == 0 != row["unlisted_tokens"],
         "lost_tokens": row["lost_tokens"] == 0 != row["unmeasured_mj"],
         "lost_revenue": row["lost_micro"] == 0
