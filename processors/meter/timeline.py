@@ -321,8 +321,7 @@ def _without_between(
     for name in counters:
         joined_to_last &= pl.col(name) >= pl.col(name).shift(1)
         elapsed_ms = pl.col("ts_ms") - pl.col("ts_ms").shift(1)
-        for leaps in _leaps(name, pl.col(name).shift(1), elapsed_ms, bounds):
-            joined_to_last &= ~leaps
+        joined_to_last &= ~_leaps(name, pl.col(name).shift(1), elapsed_ms, bounds)
     joined, place = rows.select_seq(
         joined=joined_to_last.fill_null(False) & pl.col("window").is_between(0, windows - 1),
         place=pl.col("id") * windows + pl.col("window").clip(0, windows - 1),
@@ -355,9 +354,8 @@ def _gains(paired: pl.DataFrame, edges: Edges, counters: Sequence[str], bounds: 
         pl.col(c).is_null() | (pl.col(c) <= bounds.after_reset).fill_null(False) for c in counters
     )
     unknown = forgotten | (restarted & ~start_known)
-    for name in counters:
-        for leaps in _leaps(name, pl.col(f"{name}_0"), elapsed_ms, bounds):
-            unknown |= ~restarted & leaps.fill_null(False)
+    leaps = pl.any_horizontal(_leaps(c, pl.col(f"{c}_0"), elapsed_ms, bounds) for c in counters)
+    unknown |= ~restarted & leaps.fill_null(False)
     counts_from_zero = start_known | (fell & believable)
     unknown |= fell & ~believable
     gained = paired.with_columns_seq(
@@ -383,18 +381,18 @@ def _gains(paired: pl.DataFrame, edges: Edges, counters: Sequence[str], bounds: 
     )
 
 
-def _leaps(counter: str, before: pl.Expr, elapsed_ms: pl.Expr, bounds: Bounds) -> list[pl.Expr]:
-    """Whether it gained more than it can have; nothing where none is told apart."""
+def _leaps(counter: str, before: pl.Expr, elapsed_ms: pl.Expr, bounds: Bounds) -> pl.Expr:
+    """Whether it gained more than it can have."""
     if bounds.per_s is None:
-        return []
-    return [(pl.col(counter) - before) > elapsed_ms * bounds.per_s // 1000]
+        return pl.lit(False)
+    return (pl.col(counter) - before) > elapsed_ms * bounds.per_s // 1000
 
 
 def _breaks(edges: Edges, counters: Sequence[str], bounds: Bounds) -> pl.Expr:
     """Where a counter did not simply go on from the reading before; seldom."""
     elapsed_ms = pl.col("ts_ms") - pl.col("t0_ms")
     return pl.any_horizontal(
-        *(leaps for c in counters for leaps in _leaps(c, pl.col(f"{c}_0"), elapsed_ms, bounds)),
+        *(_leaps(c, pl.col(f"{c}_0"), elapsed_ms, bounds) for c in counters),
         elapsed_ms >= edges.forget_ms,
         pl.col("epoch_ms") != pl.col("epoch_ms_0"),
         *(pl.col(c) < pl.col(f"{c}_0") for c in counters),
