@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from idlewatt_command import COMMAND, environment, wait_until
-from kafka_broker import Cluster, KafkaBroker, die_with_parent
+from kafka_broker import cluster_of, die_with_parent, start_all
 from prometheus_client.parser import text_string_to_metric_families
 
 from idlewatt.cli.exit_codes import ExitCode
@@ -230,8 +230,7 @@ class Scene:
 
     def __init__(self, folder: Path, java: Sequence[str], seed: int, brokers: int) -> None:
         self.folder = folder
-        cluster = Cluster(brokers)
-        self.brokers = [KafkaBroker(folder / f"kafka-{n}", java, cluster, n) for n in range(1, brokers + 1)]
+        self.brokers = cluster_of(folder, java, brokers)
         self.settings = self.brokers[0].settings(
             log={"session_timeout_s": SESSION_S},
             process={
@@ -261,10 +260,7 @@ class Scene:
         """Return when every process serves."""
         for disk in self.disks.values():
             disk.mount()
-        for broker in self.brokers:
-            broker.prepare()
-            broker.launch()
-        wait_until(self.kafka_is_whole, "Kafka answers", _START_S)
+        start_all(self.brokers)
         self.brokers[0].fresh_topics(self.settings)
         for member in self.members.values():
             if member.name != EXTRA:

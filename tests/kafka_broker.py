@@ -273,6 +273,21 @@ class KafkaBroker:
         return any(b["broker_id"] == self.number and not b["is_fenced"] for b in found["brokers"])
 
 
+def cluster_of(folder: Path, command: Sequence[str], brokers: int) -> list[KafkaBroker]:
+    """So many brokers of one cluster; see start_all()."""
+    cluster = Cluster(brokers)
+    return [KafkaBroker(folder / f"kafka-{n}", command, cluster, n) for n in range(1, brokers + 1)]
+
+
+def start_all(brokers: Sequence[KafkaBroker]) -> None:
+    """Return when each of them answers; none does before most of them run."""
+    for broker in brokers:
+        broker.prepare()
+        broker.launch()
+    for broker in brokers:
+        broker.start()
+
+
 @pytest.fixture(scope="session")
 def kafka_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
     """The broker of this session. Tests take kafka_broker, which is running at their start."""

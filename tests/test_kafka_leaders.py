@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 from idlewatt_command import wait_until
-from kafka_broker import Cluster, KafkaBroker, java_command
+from kafka_broker import KafkaBroker, cluster_of, java_command, start_all
 from stage_reader import StageReader
 
 from idlewatt.stream.errors import LogUnavailableError, RewindError
@@ -29,14 +29,9 @@ def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[KafkaBrok
     command = java_command()
     if command is None:
         pytest.skip("needs java here: brokers in containers do not find one another")
-    cluster = Cluster(3)
-    found = [KafkaBroker(tmp_path_factory.mktemp("kafka"), command, cluster, n) for n in (1, 2, 3)]
+    found = cluster_of(tmp_path_factory.mktemp("cluster"), command, 3)
     try:
-        for broker in found:
-            broker.prepare()
-            broker.launch()
-        for broker in found:
-            broker.start()
+        start_all(found)
         yield found
     finally:
         for broker in found:
