@@ -108,6 +108,14 @@ def test_fall_without_epoch_is_a_restart() -> None:
     assert long_after.is_empty()
 
 
+def test_fall_to_more_than_can_have_been_spent_is_no_restart() -> None:
+    """A counter that fell to more than a million tokens for each second since is another one, read for the first time."""
+    least = 60_000_000
+    for fell_to, spent in ((least, {0: least}), (least + 1, {})):
+        minutes, _, _ = folded([row(START_MS, 10**12)], [row(START_MS + 60_000, fell_to)])
+        assert output(minutes) == spent
+
+
 def test_bad_readings_are_left_out_and_counted() -> None:
     """A fall within a known epoch, an older epoch and a repeat add nothing; each is counted by its reason."""
     epoch = {"epoch_ms": START_MS}
@@ -345,7 +353,10 @@ def counters(draw: st.DrawFn, name: str) -> Told:
         else:
             # seen as a restart only where something falls
             now_ms += draw(st.integers(1, 300_000))
-            gained = tuple(min(gain, max(0, value - 1)) for gain, value in zip(gained, values, strict=True))
+            most = (now_ms - before_ms) * 1000
+            gained = tuple(
+                min(gain, max(0, value - 1), most) for gain, value in zip(gained, values, strict=True)
+            )
             if not any(gain < value for gain, value in zip(gained, values, strict=True)):
                 gained = (0, 0, 0)
             values = list(gained)

@@ -7,6 +7,7 @@ import polars as pl
 
 from idlewatt.processors.economy.usage_minutes import GAIN_COLUMNS, NAMES
 from idlewatt.processors.meter.timeline import RESTART_GAP_MS, going_on
+from idlewatt.processors.meter.tokens import TOKEN_BOUNDS
 from idlewatt.stream.records import TOKEN_COUNTS
 
 ENTITY: Final = ("site", "source", "counter")
@@ -15,7 +16,7 @@ FORGET_MS: Final = 7 * 86_400_000
 # Readings so far behind their site's newest row are refused: a counter is remembered until no reading can go on from
 # its last one, whatever else is read.
 LATE_MS: Final = FORGET_MS
-# A fall of a counter without an epoch within this long is a restart, and its value what it gained since.
+# A fall of a counter without an epoch within this long is a restart, and its value, if it can be, what it gained since.
 _RESET_MS: Final = 300_000
 # Further ones are refused: a sender of a million names costs others nothing.
 MAX_COUNTERS: Final = 200_000
@@ -68,15 +69,18 @@ def _differences(readings: pl.DataFrame) -> pl.DataFrame:
     restarted = (pl.col("epoch_ms") != before["epoch_ms"]).fill_null(False)
     start_known = restarted & (pl.col("ts_ms") - pl.col("epoch_ms") <= RESTART_GAP_MS)
     fell = ~restarted & pl.any_horizontal(pl.col(c) < before[c] for c in TOKEN_COUNTS)
-    nobodys = (restarted & ~start_known) | (fell & (elapsed_ms > _RESET_MS)) | (elapsed_ms >= FORGET_MS)
-    differences = readings.with_columns(
+    believable = (elapsed_ms <= _RESET_MS) & pl.all_horizontal(
+        pl.col(c) <= TOKEN_BOUNDS.after_reset for c in TOKEN_COUNTS
+    )
+    nobodys = (restarted & ~start_known) | (fell & ~believable) | (elapsed_ms >= FORGET_MS)
+    differences = readings.with_columns(t0_ms=before["ts_ms"]).with_columns(
         *(
             pl.when(start_known | fell).then(pl.col(c)).otherwise(pl.col(c) - before[c]).alias(c)
             for c in TOKEN_COUNTS
         ),
         start_ms=pl.when(start_known)
         .then(pl.min_horizontal(pl.max_horizontal(before["ts_ms"], "epoch_ms"), pl.col("ts_ms") - 1))
-        .otherwise(before["ts_ms"]),
+        .otherwise("t0_ms"),
         end_ms="ts_ms",
         counts=follows & ~nobodys,
     )
