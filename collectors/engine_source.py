@@ -10,7 +10,7 @@ from idlewatt.collectors.http_page import HttpPage
 from idlewatt.collectors.source import Reading, is_set_back
 from idlewatt.stream.clock import Clock, unix_ms
 from idlewatt.stream.errors import SourceError
-from idlewatt.stream.records import EngineRow
+from idlewatt.stream.records import RESTART_GAP_MS, EngineRow
 from idlewatt.stream.settings import Engine
 
 
@@ -48,9 +48,8 @@ class EngineSource:
         self._node = node
         self._interval_s = interval_s
         self._clock = clock
-        # When it was last looked for a page, when one was last passed on, and as the clock has it now when one was last
-        # read, else when it was first looked for one.
-        self._looked_ms = 0
+        # When a page was last passed on, and as the clock has it now when one was last read, else when it was first looked
+        # for one.
         self._newest_ms: int | None = None
         self._read_ms: int | None = None
         self._epochs_ms: dict[str, int | None] = {}
@@ -79,9 +78,7 @@ class EngineSource:
             return self._read()
         except SourceError:
             now_ms = self._clock()
-            if not self._is_set_back(now_ms):
-                self._looked_ms = now_ms
-            if self._read_ms is None:
+            if not self._is_set_back(now_ms) and self._read_ms is None:
                 self._read_ms = now_ms
             raise
 
@@ -100,7 +97,7 @@ class EngineSource:
             return Reading([], {"clock_set_back": 1})
         figures, left_out = self._page.read(self._picker.pick(body), ts_ms)
         rows = [row for model in figures for row in self._rows(model, ts_ms)]
-        self._looked_ms = self._newest_ms = self._read_ms = ts_ms
+        self._newest_ms = self._read_ms = ts_ms
         self._epochs_ms = {model.model_name: model.epoch_ms for model in figures}
         return Reading(rows, left_out)
 
@@ -113,11 +110,7 @@ class EngineSource:
         return True
 
     def _rows(self, model: ModelFigures, ts_ms: int) -> Iterator[EngineRow]:
-        """The model now; before that the zero from which its counters began, if that is known to be since the last page.
-
-        The first reading of a model gains nothing: what it made until then would be lost. So would, of a server that was
-        started anew and whose clock is behind, as much as it had made before.
-        """
+        """The model now; before that the zero from which its counters began, if they began since the last page."""
         row = EngineRow(
             ts_ms=ts_ms,
             site=self._site,
@@ -137,15 +130,11 @@ class EngineSource:
             epoch_ms=model.epoch_ms,
             gpus=list(self._engine.gpus),
         )
-        began_ms = model.epoch_ms
-        # a known model's is told by one series, see CounterLives: the same process has no other
-        before_ms = self._epochs_ms.get(model.model_name, self._read_ms)
-        if began_ms is not None and before_ms is not None and before_ms < began_ms:
-            newest_ms = -1 if self._newest_ms is None else self._newest_ms
+        zero_ms = self._zero_ms(model, ts_ms)
+        if zero_ms is not None:
             yield replace(
                 row,
-                # clocks of the two hosts may differ; of what is told for one moment the meter takes the first
-                ts_ms=min(max(self._looked_ms, newest_ms + 1, began_ms), ts_ms - 1),
+                ts_ms=zero_ms,
                 output_tokens=0,
                 input_tokens=None if row.input_tokens is None else 0,
                 cached_input_tokens=None if row.cached_input_tokens is None else 0,
@@ -154,3 +143,21 @@ class EngineSource:
                 kv_cache_ratio=None,
             )
         yield row
+
+    def _zero_ms(self, model: ModelFigures, ts_ms: int) -> int | None:
+        """When the model's counters were zero, if that is known to be since the last page.
+
+        The first reading of a model gains nothing: what it made until then would be lost. So would, of a server that was
+        started anew and whose clock is behind, as much as it had made before.
+        """
+        began_ms = model.epoch_ms
+        # a known model's is told by one series, see CounterLives: the same process has no other
+        before_ms = self._epochs_ms.get(model.model_name, self._read_ms)
+        newest_ms = -1 if self._newest_ms is None else self._newest_ms
+        if began_ms is None or before_ms is None or began_ms <= before_ms:
+            return None
+        # Clocks of two hosts differ. What began long before the last page was not started since: another server answers.
+        if began_ms <= newest_ms - RESTART_GAP_MS:
+            return None
+        # of what is told for one moment the meter takes the first
+        return min(max(newest_ms + 1, began_ms), ts_ms - 1)

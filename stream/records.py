@@ -14,6 +14,10 @@ from typing import Annotated, Final
 
 import pyarrow as pa
 
+# A counter that restarted this long before its first reading still brings its whole value: a model server
+# answers only after its model is loaded, and counts from its start.
+RESTART_GAP_MS: Final = 3_600_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuRow:

@@ -316,8 +316,8 @@ def test_what_a_model_made_before_it_was_first_read_counts_if_its_start_was_watc
 
     told(None, 0)
     told(None, 30)
-    # it answered nobody at 30 s
-    assert told(serving_since(20, 900, "m"), 50) == [(30, "m", 0, 0), (50, "m", 900, 7)]
+    # at 30 s it did not answer, but may have served others
+    assert told(serving_since(20, 900, "m"), 50) == [(20, "m", 0, 0), (50, "m", 900, 7)]
     assert told(serving_since(20, 990, "m"), 51) == [(51, "m", 990, 7)]
     told(None, 60)
     assert told(serving_since(70, 800, "other"), 90) == [(70, "other", 0, 0), (90, "other", 800, 7)]
@@ -355,6 +355,18 @@ def test_a_server_that_is_started_anew_goes_from_zero_whatever_its_clock(
     source.close()
     source = source_of(Engine(url=server.url), clock)
     assert told(6700, 13_000, 4, 2) == [(13_000, 6700)]
+    source.close()
+
+
+def test_another_server_that_was_there_for_long_is_no_restart(server: LoopbackServer) -> None:
+    """A standby takes over the address: what it counted long before the last page was not made since."""
+    clock = SetClock()
+    source = source_of(Engine(url=server.url), clock)
+    for at_s, started_s, outputs in ((0, -90_000, [500]), (1, -3600, [80]), (2, -3598, [0, 90])):
+        clock.now_ms = NOW_MS + at_s * 1000
+        server.answer = says(page(vllm(outputs[-1], start=NOW_MS / 1000 + started_s)))
+        rows = [row for row in source.read().rows if isinstance(row, EngineRow)]
+        assert [row.output_tokens for row in rows] == outputs
     source.close()
 
 

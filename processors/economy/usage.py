@@ -19,8 +19,7 @@ from idlewatt.processors.economy.consumers import OTHER
 from idlewatt.processors.economy.usage_gains import ENTITY, FORGET_MS, LATE_MS, gains, without
 from idlewatt.processors.economy.usage_minutes import GAIN_COLUMNS, MINUTE_COLUMNS, MINUTE_MS, NAMES, split
 from idlewatt.processors.meter.intake import LARGEST_COUNTER, too_long_name
-from idlewatt.processors.meter.timeline import RESTART_GAP_MS
-from idlewatt.stream.records import TOKEN_COUNTS
+from idlewatt.stream.records import RESTART_GAP_MS, TOKEN_COUNTS
 from idlewatt.stream.topics import EVENT_HORIZON_MS
 
 # Beyond it the oldest are forgotten, and what is as old as they are is refused.

@@ -6,9 +6,9 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.economy.usage_minutes import GAIN_COLUMNS, NAMES
-from idlewatt.processors.meter.timeline import RESTART_GAP_MS, going_on
+from idlewatt.processors.meter.timeline import going_on
 from idlewatt.processors.meter.tokens import TOKEN_BOUNDS
-from idlewatt.stream.records import TOKEN_COUNTS
+from idlewatt.stream.records import RESTART_GAP_MS, TOKEN_COUNTS
 
 ENTITY: Final = ("site", "source", "counter")
 # A counter not heard of for so long starts anew: what it gained meanwhile is nobody's.

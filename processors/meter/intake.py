@@ -5,8 +5,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.timeline import RESTART_GAP_MS
-from idlewatt.stream.records import TOKEN_COUNTS
+from idlewatt.stream.records import RESTART_GAP_MS, TOKEN_COUNTS
 
 # Unsupported counters show up as values just under 2^63 (dcgm's "blank"). No real counter gets here: 9 PJ of one GPU,
 # 9e15 tokens. What a thousand of them sum up to, and are worth, still fits 64 bits.

@@ -18,10 +18,8 @@ from typing import Any, Final
 import polars as pl
 
 from idlewatt.processors.meter.rows import TIME_BITS, by_id, highest, where
+from idlewatt.stream.records import RESTART_GAP_MS
 
-# A counter that restarted this long before its first reading still brings its whole value: a model server
-# answers only after its model is loaded, and counts from its start.
-RESTART_GAP_MS: Final = 3_600_000
 NEVER_MS: Final = -(1 << 62)
 # When an entity is forgotten, its last reading may stand in a message that is read again after a restart, because others
 # of that message wait: then it has to be known as a repeat. `src`: the message's offset.
