@@ -162,16 +162,19 @@ class NvmlGpus:
         if not rows:
             reason = lacking[0]
             raise SourceError(reason, f"no GPU of {len(lacking)} can be read: {GPU_MENDS[reason]}")
-        return Reading(self._without_shared(rows), dict(self._left_out))
+        return Reading(self._without_shared(rows, len(lacking)), dict(self._left_out))
 
-    def _without_shared(self, rows: list[GpuRow]) -> list[GpuRow]:
-        """Leave out what GPUs of one module would each tell of the whole: NVML does not say which belong together."""
+    def _without_shared(self, rows: list[GpuRow], lacking: int) -> list[GpuRow]:
+        """Leave out what GPUs of one module would each tell of the whole: NVML does not say which belong together.
+
+        `lacking`: how many there are that cannot be read; they may belong to it, too.
+        """
         shared = [
             row
             for row in rows
             if row.power_scope == "module" and not any(name in row.product for name in _OF_ONE_GPU)
         ]
-        if len(shared) < 2:
+        if len(shared) + lacking < 2:
             return rows
         for row in shared:
             self._leave_out(row.gpu_uuid, "module_shared")

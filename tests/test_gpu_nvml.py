@@ -155,21 +155,23 @@ def test_a_superchip_without_gpu_power_is_measured_as_module(nvml: Nvml) -> None
 def test_the_watts_of_a_module_are_not_those_of_each_of_its_gpus(
     nvml: Nvml, product: str, is_told: bool
 ) -> None:
-    """Two GPUs that tell their whole module's watts may tell the same ones; a GH200 has one to itself."""
+    """Two GPUs that tell their whole module's watts may tell the same ones, also while one hangs; a GH200 has one to itself."""
     script, reader = nvml
-    script.write(
-        "gpus 2\n"
-        + "\n".join(
-            f"{gpu} name {product}\n{gpu} energy 5000 100\n{gpu} field 185 1 0 1 450000\n"
-            f"{gpu} field 190 1 0 1 900000\n{gpu} no_field 185 0\n{gpu} no_field 186 0"
-            for gpu in range(2)
-        )
+    modules = "gpus 2\n" + "\n".join(
+        f"{gpu} name {product}\n{gpu} energy 5000 100\n{gpu} field 185 1 0 1 450000\n"
+        f"{gpu} field 190 1 0 1 900000\n{gpu} no_field 185 0\n{gpu} no_field 186 0"
+        for gpu in range(2)
     )
-    answer = reader.read()
+    script.write(modules)
+    answer = reader.read(at_s=0)
     told = [(row["power_scope"], row["power_mw"], row["power_limit_mw"]) for row in answer["rows"]]
     assert told == [("module", 450_000, 900_000) if is_told else (None, None, None)] * 2
     assert [row["energy_mj"] is not None for row in answer["rows"]] == [is_told] * 2
     assert answer["left_out"] == ({} if is_told else {"module_shared": 2})
+    script.write(f"{modules}\n1 hang {FIELDS}")
+    answer = reader.read(at_s=1)
+    assert [row["power_mw"] for row in answer["rows"]] == [450_000 if is_told else None]
+    assert answer["left_out"] == ({"hung": 1} if is_told else {"hung": 1, "module_shared": 1})
 
 
 def test_a_module_counter_never_goes_with_gpu_power(nvml: Nvml) -> None:
