@@ -88,6 +88,11 @@ def _connect(name: str) -> sqlite3.Connection:
     )
 
 
+def make_durable(connection: sqlite3.Connection, durable: bool) -> None:
+    """Whether the transactions that follow outlive the end of the machine, too, and not of the process alone."""
+    connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+
+
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     # before anything is written: a file of another program stays as it is
     is_new = _is_new(connection, path)
@@ -95,7 +100,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     # In WAL mode NORMAL loses nothing when the process dies. When the machine does, the newest transactions
     # may go, each of them whole: output, state and offsets still agree, and raw rows carry cumulative
     # counters, so that a lost one costs resolution only. FULL would pay an fsync for every message.
-    connection.execute("PRAGMA synchronous = NORMAL")
+    make_durable(connection, False)
     connection.execute("PRAGMA journal_size_limit = 67108864")
     if is_new:
         with transaction(connection):

@@ -16,10 +16,10 @@ from typing import Final
 import zstandard
 
 from idlewatt.stream.clock import Clock, unix_ms
-from idlewatt.stream.embedded_file import bell_of, open_file, open_readonly, transaction
+from idlewatt.stream.embedded_file import bell_of, make_durable, open_file, open_readonly, transaction
 from idlewatt.stream.errors import LogUnavailableError, RewindError
 from idlewatt.stream.log import Commit, Message, Poll, Record
-from idlewatt.stream.topics import RETENTION_MS
+from idlewatt.stream.topics import RETENTION_MS, USAGE
 
 # Appends of another process do not ring our bell.
 _OTHER_PROCESS_POLL_S: Final = 0.2
@@ -47,6 +47,8 @@ class EmbeddedAppender:
         now_ms = self._clock()
         with self._lock:
             try:
+                # an event of usage comes once: whoever posted it was told that no crash takes it
+                make_durable(self._connection, any(record.topic == USAGE for record in records))
                 with transaction(self._connection):
                     _insert(self._connection, records, now_ms)
             except sqlite3.Error as error:

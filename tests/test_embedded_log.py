@@ -121,6 +121,20 @@ def test_what_was_committed_outlives_a_kill(tmp_path: Path) -> None:
         reader.log.close()
 
 
+def test_usage_outlives_the_machine(tmp_path: Path) -> None:
+    """Whoever posts an event is told that no crash takes it; readings of counters need no such care."""
+    appender = EmbeddedAppender(tmp_path / "log.db")
+    said: list[str] = []
+    appender._connection.set_trace_callback(said.append)
+    for topic, synchronous in ((topics.GPU, "NORMAL"), (topics.USAGE, "FULL"), (topics.GPU, "NORMAL")):
+        said.clear()
+        appender.append([Record(topic, b"site", b"a")])
+        assert [one.rpartition(" ")[2] for one in said if "synchronous" in one] == [synchronous]
+        assert "synchronous" in said[0]
+        assert said[-1] == "COMMIT"
+    appender.close()
+
+
 def test_a_commit_the_file_refuses_rewinds(tmp_path: Path) -> None:
     """When SQLite fails in a commit, nothing of it remains and the partition is handed out from the last one."""
     path = tmp_path / "log.db"
