@@ -6,8 +6,10 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.meter import gaps, tokens, totals, waterfall
-from idlewatt.processors.meter.closing import ENERGY, Closing, gpu_minutes
+from idlewatt.processors.meter.closing import Closing
 from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.entities import ENERGY
+from idlewatt.processors.meter.gpu_minutes import gpu_minutes
 from idlewatt.processors.meter.state import MeterState
 from idlewatt.stream import records
 from idlewatt.stream.decoding import empty_frame

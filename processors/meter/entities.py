@@ -1,0 +1,94 @@
+"""GPUs and engines alike: what is remembered of them from one step to the next."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+
+from idlewatt.processors.meter import forgotten
+from idlewatt.processors.meter.cutting import still_open
+from idlewatt.processors.meter.gaps import taken_back
+from idlewatt.processors.meter.rows import where
+from idlewatt.processors.meter.state import ENGINE_GAP, ENGINE_KEY, GPU_GAP, GPU_KEY
+from idlewatt.processors.meter.timeline import Advance, Edges
+from idlewatt.stream.records import TOKEN_COUNTS
+
+ENERGY: Final = ("energy_mj",)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What GPUs and engines differ in."""
+
+    key: Sequence[str]
+    gap_columns: dict[str, Any]
+    counters: Sequence[str]
+
+
+GPUS: Final = Kind(GPU_KEY, GPU_GAP, ENERGY)
+ENGINES: Final = Kind(ENGINE_KEY, ENGINE_GAP, TOKEN_COUNTS)
+
+
+@dataclass(frozen=True, slots=True)
+class Entities:
+    """The frames of MeterState that are about one kind."""
+
+    last: pl.DataFrame
+    forgotten: pl.DataFrame
+    gone: pl.DataFrame
+    open: pl.DataFrame
+    gaps: pl.DataFrame
+    index: pl.DataFrame
+
+
+def remembered(
+    kind: Kind,
+    before: Entities,
+    step: Advance,
+    intervals: pl.DataFrame,
+    gaps: pl.DataFrame,
+    edges: Edges,
+    unfinished: Sequence[pl.DataFrame],
+) -> Entities:
+    """After the step: those that were silent for `forget_ms` are forgotten, which frees what nothing waits for.
+
+    `intervals` and `gaps`: the step's own. `unfinished`: frames with the ids of those that something else waits for.
+    """
+    dark, still_forgotten = forgotten.back(before.forgotten, step, before.index, kind.key, edges.forget_ms)
+    gaps = both(both(before.gaps, gaps), taken_back(dark, kind.gap_columns, kind.counters))
+    is_kept = step.last["ts_ms"] > edges.edge_ms - edges.forget_ms
+    kept, lost = where(step.last, is_kept), where(step.last, ~is_kept)
+    if "power_limit_mw" in lost.columns:
+        lost = lost.rename({"power_limit_mw": "power_limit_mw_0"})
+    gone = _read_again(before.gone, step)
+    return Entities(
+        last=kept,
+        forgotten=forgotten.remember(still_forgotten, lost, before.index, kind.key, edges.edge_ms),
+        gone=gone,
+        open=still_open(pl.concat([before.open, intervals]), edges),
+        gaps=gaps,
+        index=_known(before.index, kept, step, gaps, gone, *unfinished),
+    )
+
+
+def both(rows: pl.DataFrame, seldom: pl.DataFrame) -> pl.DataFrame:
+    """One below the other."""
+    return pl.concat([rows, seldom.select_seq(rows.columns)]) if seldom.height else rows
+
+
+def _read_again(gone: pl.DataFrame, step: Advance) -> pl.DataFrame:
+    """Of readings that are gone, those whose message is read again after a restart: it is not older than all that wait."""
+    rows = pl.concat([gone, step.gone]) if step.gone.height else gone
+    if rows.is_empty():
+        return rows
+    oldest = step.pending["src"].min()
+    return where(rows, rows["src"] >= oldest) if isinstance(oldest, int) else rows.clear()
+
+
+def _known(index: pl.DataFrame, kept: pl.DataFrame, step: Advance, *unfinished: pl.DataFrame) -> pl.DataFrame:
+    """The index without entities that are forgotten, have nothing waiting and nothing unfinished."""
+    if kept.height == index.height:
+        return index
+    alive = pl.concat([frame.select_seq("id") for frame in (kept, step.pending, *unfinished)]).unique()
+    return index.join(alive, on="id", how="semi", maintain_order="left")
