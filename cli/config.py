@@ -79,6 +79,8 @@ def _read(path: Path) -> dict[str, Any]:
     # TOMLDecodeError, or a number of thousands of digits
     except ValueError as error:
         raise ConfigError(f"{path}: {_syntax_fault(str(error), text)}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deep") from None
 
 
 def _syntax_fault(message: str, text: str) -> str:

@@ -48,9 +48,9 @@ class EngineSource:
         self._node = node
         self._interval_s = interval_s
         self._clock = clock
-        # When a page was last passed on, and as the clock has it now when one was last read, else when it was first looked
-        # for one.
+        # when the newest page that was passed on had arrived
         self._newest_ms: int | None = None
+        # the same as the clock has it now, which may have been set back since; before the first page, the first attempt
         self._read_ms: int | None = None
         self._epochs_ms: dict[str, int | None] = {}
 

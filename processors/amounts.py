@@ -20,7 +20,7 @@ def rounded(numerator: pl.Expr, denominator: int | pl.Expr) -> pl.Expr:
 
 
 def nearest(numerator: pl.Expr, denominator: int | pl.Expr) -> pl.Expr:
-    """The same in the bits of the numerator."""
+    """The quotient to the nearest whole number, in the numerator's type."""
     return (numerator + denominator // 2) // denominator
 
 

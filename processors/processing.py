@@ -6,8 +6,6 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-import structlog
-
 from idlewatt.processors.economy.book import MICRO
 from idlewatt.processors.economy.book_file import BookFile
 from idlewatt.processors.economy.config import EconomyConfig
@@ -24,8 +22,6 @@ from idlewatt.stream.clock import Clock, unix_ms
 from idlewatt.stream.http_routes import Route
 from idlewatt.stream.opening import open_stage_log
 from idlewatt.stream.settings import Settings
-
-_log = structlog.get_logger()
 
 
 class Processing:

@@ -15,7 +15,7 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One partition's messages of one poll, decoded."""
+    """One partition's messages that were gathered for one fold, decoded."""
 
     # per schema name: the rows, with `src`, the offset of the message each came in
     frames: Mapping[str, pl.DataFrame]

@@ -215,7 +215,6 @@ class Schema:
     row: type
     arrow: pa.Schema
     major: int = 1
-    minor: int = 0
 
     @functools.cached_property
     def required(self) -> tuple[str, ...]:

@@ -121,7 +121,8 @@ class Gateway(_Section):
     kind: str = Field("litellm", description="Gateway kind: a file in collectors/gateways.")
     name: Name | None = Field(
         None,
-        description="Name in the figures. Left out: host:port of the URL. With the node's name for a host that each node has, such as localhost.",
+        description="Name in the figures; if left out, host:port of the URL. The node's name stands before either where the URL's "
+        "host is one that each node has, such as localhost.",
         examples=["gateway-1"],
     )
     token_file: str | None = Field(
@@ -238,10 +239,11 @@ class Process(_Section):
         description="A GPU or engine silent for longer is no longer known to be there, and no longer booked as dark.",
     )
     coverage_floor: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.9, description="Ratios that stand on less coverage are withheld."
+        0.9, description="Ratios that stand on less coverage are withheld. The dashboards go by the default."
     )
     min_tokens: Annotated[int, Field(ge=1)] = Field(
-        100, description="Ratios that stand on fewer output tokens are withheld."
+        100,
+        description="Ratios that stand on fewer output tokens are withheld. The dashboards go by the default.",
     )
     worst_offenders: Annotated[int, Field(ge=0, le=10_000)] = Field(
         50, description="GPUs named in idlewatt_gpu_wasted_watts."

@@ -41,8 +41,9 @@ class SpoolDiskError(ConfigError):
 class Spool:
     """The messages of one collector that wait for the log. May be used from several threads.
 
-    `waiting_bytes` is the size of its files, at most `max_bytes`; `waiting_rows` are the rows not acknowledged. `damaged` counts records
-    that were skipped, `failures` what the disk refused, a full one included; `fault` says what was last wrong.
+    `waiting_bytes` is the size of its files, at most `max_bytes`; `waiting_rows` are the rows not acknowledged. `damaged`
+    counts records that were skipped, `failures` what the disk refused, a full one included; `fault` says what was last
+    wrong.
 
     A message that append() has taken is in a file, where SIGKILL cannot touch it. append() also syncs the file
     before it returns, for what takes the log away, such as a loss of power, may take this node next.

@@ -131,6 +131,7 @@ BAD_FILES = {
         "[log]\nsecurity_protocol = 'SASL_SSL'",
         "[log] security_protocol SASL_* needs sasl_mechanism, sasl_username and sasl_password",
     ),
+    "deep": ("site = " + 100_000 * "[", "nested too deep"),
     "bracket_left_open": ("site = 'a'\n[serve\n", "not valid TOML: expected ']' at the end of a table"),
     "key_twice": (
         "site = 'a'\nsite = 'b'",

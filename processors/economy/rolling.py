@@ -170,7 +170,8 @@ _OF_ENGINES: Final = _columns(
 def packing(power: pl.LazyFrame, before: pl.DataFrame) -> pl.LazyFrame:
     """PACKING_COLUMNS of rows of power: how many GPUs a model was held by, and how many of them served.
 
-    None in a window of its pool that has no row of it, if one before had, or `before` has, what packed() gave.
+    0 in windows of its pool without a row of the model, once an earlier one had such a row. `before`: what packed() gave
+    of the windows before.
     """
     share = 1000 * pl.col("gpu_ms")
     model = (*POOL, "model_name")
@@ -231,6 +232,6 @@ def aged(rows: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
 def recent(start: pl.Expr, length_ms: int = HOUR_MS) -> pl.Expr:
     """Whether a row is so near to where its pool's windows end (end_ms).
 
-    Of a pool that has engines and no GPUs nobody tells, so to where its newest begins.
+    A pool that has engines and no GPUs has no such end: there it is where its newest row begins.
     """
     return start >= pl.coalesce("end_ms", start.max().over(POOL)) - length_ms

@@ -19,7 +19,7 @@ def back(
     """The darkness of those who are back, and those who are still forgotten.
 
     `forgotten`: key, ts_ms of the last reading, and what silence was booked with. The darkness: id, start_ms, end_ms, and
-    the latter.
+    what it was booked with.
     """
     came = with_names(first_readings(step), index, *key)
     returned = came.join(forgotten, on=list(key))

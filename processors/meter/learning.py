@@ -38,7 +38,7 @@ def power_rows(
 
     `samples`: yields of the step's windows. They are learned when their minute is over, and the oldest hour is forgotten
     when one begins, so that the yardstick of a window depends neither on how many close at once nor on other pools.
-    Windows that were closed before go by what is known first.
+    Rows of windows that were closed before are held against what was known when the step began.
     """
     known = Learned(state.histogram, pl.concat([state.samples, samples]), state.pairs, state.yields)
     learns_at = sorted({*_hours(known, edges), *_ends_of_minutes(known.samples, edges)})

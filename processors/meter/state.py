@@ -106,9 +106,8 @@ class MeterState:
     forgotten_gpus: pl.DataFrame  # see forgotten.py
     gone_gpus: pl.DataFrame  # GONE_COLUMNS of those that are forgotten and may be read again
     open_gpus: pl.DataFrame  # intervals that reach past the edge
-    engine_index: (
-        pl.DataFrame
-    )  # names of each engine and model: ENGINE_KEY, ENGINE_ATTRIBUTES, id, server, first_ms
+    # names of each engine and model: ENGINE_KEY, ENGINE_ATTRIBUTES, id, server, first_ms
+    engine_index: pl.DataFrame
     engines: pl.DataFrame  # last reading of each engine and model
     forgotten_engines: pl.DataFrame
     gone_engines: pl.DataFrame

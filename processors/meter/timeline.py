@@ -45,7 +45,7 @@ class Edges:
 class Bounds:
     """The most that a counter can have gained over an interval from t0_ms to ts_ms."""
 
-    # per second: what is more was not gained, the reading before or this one is false; None where none is told apart
+    # per second: what is more was not gained, and this reading or the one before is false; None: no gain is too large
     per_s: int | None
     # for resets that no epoch tells of
     after_reset: pl.Expr
@@ -122,7 +122,7 @@ def advance(
         # late ones wait until the hold after the edge, so that all that came with them is there
         in_time = (pl.col("ts_ms") < edges.edge_ms) & (pl.col("eff_ms") <= edges.edge_ms + edges.hold_ms)
         rows = rows.with_columns_seq(taken=pl.col("taken") | in_time)
-        # within reach of one that is not taken itself, an entity's late first reading, is not within reach
+        # what comes after a reading of its entity that is not taken yet, such as a late first one, is not taken either
         rows = rows.with_columns_seq(pl.col("taken").cast(pl.Int8).cum_min().over("id").cast(pl.Boolean))
     taken = where(rows, rows["taken"])
     left = where(rows, ~rows["taken"])
@@ -342,7 +342,8 @@ def _gains(paired: pl.DataFrame, edges: Edges, counters: Sequence[str], bounds: 
     forgotten = elapsed_ms >= edges.forget_ms
     less = pl.any_horizontal((pl.col(c) < pl.col(f"{c}_0")).fill_null(False) for c in counters)
     young = pl.col("ts_ms") - pl.col("epoch_ms") <= RESTART_GAP_MS
-    # what began before the reading before it and has no less is what that one read, and another series tells its epoch
+    # A process that was there at the reading before, and has no less than it had then, is the same one: another of its
+    # series tells the epoch now.
     retold = young & (pl.col("epoch_ms") <= pl.col("t0_ms")) & ~less
     restarted = (pl.col("epoch_ms") != pl.col("epoch_ms_0")).fill_null(False) & ~retold
     start_known = ~forgotten & restarted & young

@@ -1,7 +1,8 @@
 """The yardstick: the yield, in output tokens per joule, that an idle joule is held against.
 
 Configured, else learned as the 90th percentile of the pair's serving windows over a trailing day, else the
-pool's, else what was published of the product if that is wanted, else withheld. Yields are kept as hourly histograms with 32 buckets per doubling: 2 % wide.
+pool's, else what was published of the product if that is wanted, else withheld. Yields are kept as hourly histograms
+with 32 buckets per doubling: 2 % wide.
 """
 
 import math
