@@ -5,7 +5,7 @@ import re
 from typing import Final
 from zoneinfo import ZoneInfo
 
-from idlewatt.processors.reports.ledger import Interval
+from idlewatt.processors.reports.ledger import Interval, calendar_month
 from idlewatt.stream.clock import unix_ms
 from idlewatt.stream.errors import ConfigError
 
@@ -57,14 +57,11 @@ def interval_of(begin: str | None, end: str | None, time_zone: str) -> Interval:
     return Interval(from_ms, to_ms)
 
 
-def month_ms(text: str, time_zone: str) -> tuple[int, int]:
+def month_of(text: str, time_zone: str) -> Interval:
     """From the first moment of a calendar month (2026-11) to that of the next. Raises ConfigError."""
     if not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", text):
         raise ConfigError(f"--month: {text!r} is no month; write it as 2026-11")
-    year, month = map(int, text.split("-"))
-    begin_ms = moment_ms("--month", f"{text}-01", time_zone)
-    end = dt.datetime(year + month // 12, month % 12 + 1, 1, tzinfo=ZoneInfo(time_zone))
-    return begin_ms, round(end.timestamp() * 1000)
+    return calendar_month(moment_ms("--month", f"{text}-01", time_zone), time_zone)
 
 
 def written(moment_ms: int, time_zone: str) -> str:

@@ -3,13 +3,12 @@
 import argparse
 
 from idlewatt.cli.ledger_reading import read_ledger, tell_faults
-from idlewatt.cli.moments import month_ms, written
+from idlewatt.cli.moments import month_of, written
 from idlewatt.cli.report_formats import Heading
 from idlewatt.cli.statement_page import page
 from idlewatt.cli.writing_out import write_text
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.reports.cells import cells
-from idlewatt.processors.reports.ledger import Interval
 from idlewatt.processors.reports.statement import statement
 from idlewatt.stream.errors import ConfigError
 from idlewatt.stream.settings import Settings
@@ -24,7 +23,7 @@ def write_statement(arguments: argparse.Namespace, settings: Settings, book: Boo
             raise ConfigError(f"--statement is of a month: leave {option} out")
     if arguments.format is not None:
         raise ConfigError("--statement is an HTML page: leave --format out")
-    interval = Interval(*month_ms(arguments.month, book.time_zone))
+    interval = month_of(arguments.month, book.time_zone)
     reading = read_ledger(settings, book, interval)
     tell_faults(reading)
     found = cells(reading.ledger, book, settings.economy.lost_revenue_counts, interval)

@@ -218,7 +218,7 @@ class Booked:
             here = ([row for row in rows if row.window_start_ms == start_ms] for rows in (token_rows, powers))
             for schema, rows in zip((TOKENS, POWER), here, strict=True):
                 self.driver.append([Message(topics.LEDGER, schema, rows)] if rows else [])
-        now_ms = START_MS + 4 * HOUR_MS
+        now_ms = max((START_MS + 4 * HOUR_MS, *(event.get("ts_ms", START_MS) for event in events)))
         self.driver.fold(now_ms, {topics.LEDGER: before_usage, topics.USAGE: 0})
         while any(map(self.driver.behind, stage.inputs)):
             self.driver.fold(now_ms, dict.fromkeys(stage.inputs, batch))

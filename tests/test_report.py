@@ -1,6 +1,7 @@
 """Reports: whatever is asked for adds up, in any order, and to what the economy booked."""
 
 import datetime as dt
+import itertools
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -30,7 +31,7 @@ from report_ledgers import (
 )
 
 from idlewatt.cli.report_formats import notes
-from idlewatt.processors.economy.book import Book
+from idlewatt.processors.economy.book import CONSUMER_KINDS, Book
 from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.reports.cells import KEY, MEASURES, STATES, Cells, cells
 from idlewatt.processors.reports.figures import ADDED, CENTS, COLUMNS, EXACT, RATIOS, Figures, figures
@@ -42,6 +43,20 @@ from idlewatt.stream.records import CONSUMER, POWER, TOKENS
 
 ANY_LEDGER = given(powers=POWER_LISTS, token_rows=TOKEN_LISTS, events=EVENT_LISTS)
 FEW = examples(8)
+# late by up to forty hours, over the edge of a month, of few names, and small enough to reach the step in between
+LATE_EVENTS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "ts_ms": st.integers(0, 40 * 60 - 1).map(lambda n: START_MS + n * MINUTE_MS),
+            "team": st.sampled_from((None, "a", "b")),
+            "model_name": st.sampled_from(("llama", "qwen")),
+            "output_tokens": st.integers(0, 999),
+            "input_tokens": st.integers(0, 999),
+        }
+    ),
+    min_size=12,
+    max_size=25,
+)
 GROUPINGS: tuple[tuple[str, ...], ...] = (
     (),
     ("pool", "model"),
@@ -188,6 +203,58 @@ def test_intervals_add_up(powers: Any, token_rows: Any, events: Any, cut_ms: int
         sum(part.consumed.get_column("revenue_micro").sum() for part in parts)
         == whole.consumed.get_column("revenue_micro").sum()
     )
+
+
+@given(
+    token_rows=TOKEN_LISTS,
+    events=LATE_EVENTS,
+    cuts=st.lists(st.integers(1, 60 * 40 - 1), min_size=1, max_size=4, unique=True),
+    batch=st.sampled_from([1, 7, 1000]),
+)
+@FEW
+def test_parts_of_a_month_add_up_however_late_usage_was_read(
+    token_rows: Any, events: Any, cuts: list[int], batch: int
+) -> None:
+    """Each part of an interval is what was booked of it, by consumer, and parts are the whole to the micro-unit.
+
+    Volume steps and rests go by the order in which usage was read, whatever it is dated.
+    """
+    ledger = Booked([], token_rows, events, batch).ledger
+    edges = [START_MS, *(START_MS + cut * MINUTE_MS for cut in sorted(cuts)), START_MS + 40 * HOUR_MS]
+    parts = [Interval(*pair) for pair in itertools.pairwise(edges)]
+    found = [of(ledger, interval=part) for part in parts]
+    for part, of_part in zip(parts, found, strict=True):
+        assert owed(of_part) == spent(ledger.usage.filter(part.has()))
+    whole = of(ledger, interval=Interval(edges[0], edges[-1]))
+    assert owed(*found) == owed(whole)
+    sums = pl.concat([part.cells for part in found]).group_by(KEY).agg(pl.col(*MEASURES).sum()).sort(KEY)
+    assert_frame_equal(sums, whole.cells)
+
+
+def owed(*found: Cells) -> dict[tuple[Any, ...], int]:
+    """What each consumer owes, by all its names and model."""
+    return added(pl.concat([each.consumed for each in found]), "revenue_micro")
+
+
+def spent(booked_usage: pl.DataFrame) -> dict[tuple[Any, ...], int]:
+    return added(booked_usage.with_columns(pl.col("spend_micro").fill_null(0)), "spend_micro")
+
+
+def added(rows: pl.DataFrame, amount: str) -> dict[tuple[Any, ...], int]:
+    names = ("site", *CONSUMER_KINDS, "model_name")
+    sums = rows.group_by(names).agg(pl.col(amount).cast(pl.Int128).sum())
+    return {tuple(name): owes for *name, owes in sums.iter_rows() if owes}
+
+
+def test_what_is_read_after_an_interval_changes_nothing_of_it() -> None:
+    """Usage that is dated later and read later comes after it in volumes and rests, also on the last day of a month."""
+    events = [{"ts_ms": START_MS + n * MINUTE_MS, "output_tokens": 999 + n} for n in range(9)]
+    before = Booked([], [], events[:5]).ledger
+    later = Booked([], [], events).ledger
+    interval = Interval(START_MS, START_MS + 5 * MINUTE_MS)
+    assert_frame_equal(of(later, interval=interval).consumed, of(before, interval=interval).consumed)
+    read_first = Booked([], [], [*events[5:], *events[:5]]).ledger
+    assert owed(of(read_first, interval=interval)) != owed(of(before, interval=interval))
 
 
 def test_the_borders_of_an_interval() -> None:

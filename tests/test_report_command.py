@@ -185,6 +185,30 @@ def test_an_interval_without_rows_says_so(env: dict[str, str]) -> None:
     assert "the ledger has nothing of this interval" in result.stderr
 
 
+def test_parts_of_a_day_are_what_was_booked_though_usage_came_late(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    """What was read first is below the step, though the report ends before the minute that it is dated in."""
+    settings = Settings.model_validate({"log": {"path": str(tmp_path / "late.db")}})
+    prepare(settings)
+    late = [
+        {"ts_ms": START_MS + hour * HOUR_MS, "output_tokens": tokens}
+        for hour, tokens in ((5, 4_000), (1, 100))
+    ]
+    write_ledger(settings, Booked([], [], late))
+    book = tmp_path / "steps.toml"
+    book.write_text(
+        'time_zone = "Europe/Berlin"\n[[price]]\nmodel = "llama"\ninput = 0\noutput = 1000\nsteps = [{ above_mtok = 0.004, output = 10 }]\n'
+    )
+    env = {"IDLEWATT_LOG__PATH": settings.log.path, "IDLEWATT_ECONOMY__BOOK": str(book)}
+    for begin, end, owed in (("02", "05", "0.001000"), ("05", "08", "4.000000"), ("02", "08", "4.001000")):
+        interval = ("--from", f"2020-11-01T{begin}:00", "--to", f"2020-11-01T{end}:00")
+        told = json.loads(idlewatt("report", *interval, "--by", "team", "--format", "json", env=env).stdout)
+        assert next(row["revenue"] for row in told["rows"] if row["team"] == "search") == owed
+        # what is read for its order alone is nothing of the interval
+        assert told["ledger"][0]["to"] < f"2020-11-01T{end}"
+
+
 NOTHING = "ledger: it has nothing of this interval"
 
 

@@ -103,9 +103,19 @@ def ledger_span(interval: Interval) -> Interval:
 
 
 def usage_span(interval: Interval, book: Book) -> Interval:
-    """What is needed of usage: from the beginning of the calendar month on, for volume steps count from there."""
+    """What is needed of usage: whole calendar months, for volume steps and rests go by the order in which it was read.
+
+    What is dated after the interval may have been read before what is in it.
+    """
     span = ledger_span(interval)
-    zone = ZoneInfo(book.time_zone)
-    local = dt.datetime.fromtimestamp(span.from_ms / 1000, zone)
-    month = dt.datetime(local.year, local.month, 1, tzinfo=zone)
-    return Interval(round(month.timestamp()) * 1000, span.to_ms)
+    first, last = (calendar_month(moment_ms, book.time_zone) for moment_ms in (span.from_ms, span.to_ms - 1))
+    return Interval(first.from_ms, last.to_ms)
+
+
+def calendar_month(moment_ms: int, time_zone: str) -> Interval:
+    """The month that the moment lies in."""
+    zone = ZoneInfo(time_zone)
+    local = dt.datetime.fromtimestamp(moment_ms / 1000, zone)
+    begin = dt.datetime(local.year, local.month, 1, tzinfo=zone)
+    end = dt.datetime(local.year + local.month // 12, local.month % 12 + 1, 1, tzinfo=zone)
+    return Interval(*(round(edge.timestamp()) * 1000 for edge in (begin, end)))

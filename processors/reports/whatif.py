@@ -32,7 +32,7 @@ class Changes:
 
 
 def changed_ledger(ledger: Ledger, changes: Changes, interval: Interval) -> Ledger:
-    """The same watts with the other tokens, in the hours of the interval and the one before; not what steps count before.
+    """The same watts with the other tokens, in the hours of the interval and the one before; not what else steps count.
 
     Sums of what one engine, consumer or state told are scaled, and not each row, to which a percent may be no token.
     """
