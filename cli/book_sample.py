@@ -83,7 +83,8 @@ cached_input = 0.08
 output = 1.20
 
 # Electricity: per_kwh = 0.12 for one price, or periods by months, days and times of day (quarters of an hour) that
-# cover the year once. A period may go round midnight.
+# cover the year once. A period may go round midnight: days = ["fri"] from 22:00 to 06:00 is the night to Saturday.
+# Months are those of the calendar: a season begins and ends at midnight.
 [tariff]
 pue = 1.2                          # facility watts per IT watt; 1 if left out
 carbon_g_per_kwh = 370             # of the grid; no grams are shown without it
@@ -100,6 +101,11 @@ per_kwh = 0.19
 months = [6, 7, 8, 9]
 days = ["mon", "tue", "wed", "thu", "fri"]
 begins = "19:00"
+per_kwh = 0.09
+
+[[tariff.period]]
+months = [6, 7, 8, 9]
+days = ["mon", "tue", "wed", "thu", "fri"]
 ends = "14:00"
 per_kwh = 0.09
 

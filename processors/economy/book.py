@@ -110,7 +110,9 @@ class Period(Part):
         tuple(range(1, 13)), min_length=1, description="months, 1 to 12"
     )
     days: tuple[Day, ...] = Field(
-        ("mon", "tue", "wed", "thu", "fri", "sat", "sun"), min_length=1, description="days of the week"
+        ("mon", "tue", "wed", "thu", "fri", "sat", "sun"),
+        min_length=1,
+        description="days of the week on which it begins",
     )
     begins: Minutes = Field(0, description="time of day it begins at")
     ends: Minutes = Field(

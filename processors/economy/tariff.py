@@ -1,12 +1,13 @@
 """What a kilowatt-hour costs when: the tariff's periods by local time, daylight saving included."""
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.economy.book import Book, Tariff
+from idlewatt.processors.economy.book import Book, Period, Tariff
 
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _QUARTERS: Final = 96
@@ -48,27 +49,38 @@ def tariff_faults(tariff: Tariff) -> Iterator[str]:
     if not tariff.period:
         return
     owners = _owners(tariff)
+    has_nights = any(_quarters(period)[1] and len(set(period.days)) < len(DAYS) for period in tariff.period)
+    hint = "; what goes round midnight is of the days on which it begins" if has_nights else ""
     for at in [at for at, found in enumerate(owners) if not found][:1]:
-        yield f"[[tariff.period]] leaves a gap: no period covers {_moment(at)}"
+        yield f"[[tariff.period]] leaves a gap: no period covers {_moment(at)}{hint}"
     for at, found in [(at, found) for at, found in enumerate(owners) if len(found) > 1][:1]:
         yield (
             f"[[tariff.period]] number {found[0] + 1} and number {found[1] + 1} overlap: "
-            f"both cover {_moment(at)}"
+            f"both cover {_moment(at)}{hint}"
         )
 
 
 def _owners(tariff: Tariff) -> list[list[int]]:
-    """The periods that cover each quarter of an hour of each weekday of each month."""
+    """The periods that cover each quarter of an hour of each weekday of each month.
+
+    A night is of the weekday on which it begins; its hours after midnight are of the month that they lie in, so that a
+    season ends with its last day.
+    """
     owners: list[list[int]] = [[] for _ in range(12 * 7 * _QUARTERS)]
     for number, period in enumerate(tariff.period):
-        begin, end = period.begins // _QUARTER, period.ends // _QUARTER
-        hours = range(begin, end) if begin < end else [*range(end), *range(begin, _QUARTERS)]
-        for month in set(period.months):
-            for day in set(period.days):
-                first = ((month - 1) * 7 + DAYS.index(day)) * _QUARTERS
-                for quarter in hours:
+        days = {DAYS.index(day) for day in period.days}
+        for month, day in itertools.product(set(period.months), days):
+            for later, quarters in enumerate(_quarters(period)):
+                first = ((month - 1) * 7 + (day + later) % 7) * _QUARTERS
+                for quarter in quarters:
                     owners[first + quarter].append(number)
     return owners
+
+
+def _quarters(period: Period) -> tuple[range, range]:
+    """The quarters of an hour that it has of a day on which it begins, and of the one after: it may go round midnight."""
+    begin, end = period.begins // _QUARTER, period.ends // _QUARTER
+    return (range(begin, end), range(0)) if begin < end else (range(begin, _QUARTERS), range(end))
 
 
 def _moment(cell: int) -> str:
