@@ -1,8 +1,10 @@
-"""Every query of every dashboard as Prometheus gets it, with Grafana's variables replaced."""
+"""Every query of every dashboard as Prometheus gets it, with Grafana's variables replaced, and those of the docs."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from idlewatt.dashboards.writing import generated_files
@@ -58,3 +60,11 @@ def panel_queries(variables: Mapping[str, str] = VARIABLES) -> list[PanelQuery]:
                     raise ValueError(f"{uid} / {panel['title']}: a variable is left in {expr}")
                 queries.append(PanelQuery(uid, panel["title"], target["refId"], expr))
     return queries
+
+
+def page_queries() -> list[str]:
+    """Every query that README.md and docs/ show."""
+    root = Path(__file__).parent.parent
+    pages = (root / "README.md", *sorted((root / "docs").glob("*.md")))
+    texts = (page.read_text(encoding="utf-8") for page in pages)
+    return [query for text in texts for query in re.findall(r"```promql\n(.*?)```", text, flags=re.DOTALL)]

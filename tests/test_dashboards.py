@@ -13,7 +13,7 @@ import pytest
 import yaml
 from grafanalib._gen import DashboardEncoder
 from grafanalib.core import Dashboard, Graph, GridPos, Stat, Target, Template, Templating, Threshold
-from panel_queries import PanelQuery, dashboards, panel_queries, panels
+from panel_queries import PanelQuery, dashboards, page_queries, panel_queries, panels
 
 from idlewatt.dashboards import queries as q
 from idlewatt.dashboards.grafana_json import dashboard_text, modernised
@@ -395,7 +395,23 @@ HALF_USED: Final = {
     for site in ("n", "usage-only")
 }
 
+# half a cent and 20,000 tokens, two models and two states
+SPENT: Final = {
+    'idlewatt_energy_cost_total{site="n",pool="a",state="serving",model_name="m",currency="USD"}': "500+0.004x60",
+    'idlewatt_energy_cost_total{site="n",pool="a",state="idle_free",model_name="",currency="USD"}': "500+0.001x60",
+    'idlewatt_tokens_total{site="n",pool="a",model_name="m",kind="output"}': "1000000000+15000x60",
+    'idlewatt_tokens_total{site="n",pool="a",model_name="o",kind="output"}': "1000000000+5000x60",
+    'idlewatt_tokens_total{site="n",pool="a",model_name="o",kind="input"}': "1000000000+5000x60",
+}
+(ENERGY_PER_MTOK,) = (query for query in page_queries() if "idlewatt_energy_cost_total" in query)
+
 FIGURES: Final = (
+    (
+        "the page's energy cost per million output tokens is of all states and models",
+        SPENT,
+        ENERGY_PER_MTOK,
+        {'{site="n",pool="a",currency="USD"}': 0.25},
+    ),
     ("tokens per second", FACTORY, q.output_tokens_rate(ANYWHERE, window="1m"), {"{}": 2000}),
     ("watts drawn", FACTORY, q.drawn_watts(ANYWHERE), {"{}": 1600}),
     ("available watts are the sum of all parts", FACTORY, q.level(names.POWER, ANYWHERE), {"{}": 7000}),

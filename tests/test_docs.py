@@ -29,6 +29,23 @@ def test_readme_has_every_metric_once() -> None:
         assert readme.count(f"| `{metric.name}` |") == 1
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_series_of_the_pages_have_their_labels(page: Path) -> None:
+    """Each series that a page names is one of ours, by labels that it has."""
+    labels = {metric.name: metric.labels for metric in METRICS}
+    for name, selector in re.findall(r"\b(idlewatt_\w+)\{([^}]*)\}", page.read_text()):
+        assert name in labels, f"{page.name}: there is no {name}"
+        wrong = set(re.findall(r"(\w+) *[=!]", selector)) - set(labels[name])
+        assert not wrong, f"{page.name}: {name} has no label {', '.join(sorted(wrong))}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_queries_of_the_pages_stand_where_they_are_tried(page: Path) -> None:
+    """A query over a range is in a block of `promql`, which a real Prometheus answers in the tests of panels."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    assert not re.findall(r"\bidlewatt_\w+(?:\{[^}]*\})?\[", text)
+
+
 def _links(page: Path) -> Iterator[str]:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     yield from re.findall(r"\]\((?!https?://)([^)\s]+)\)", text)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import pytest
-from panel_queries import panel_queries
+from panel_queries import page_queries, panel_queries
 from prometheus_server import StartPrometheus
 
 from idlewatt.dashboards import queries as q
@@ -97,7 +97,7 @@ def everything(metric: Metric, value: float) -> str:
 
 
 def test_every_panel_shows_data(prometheus_server: StartPrometheus, pages: Callable[..., Page]) -> None:
-    """With every series Idlewatt can export, every query of every panel has a result, and no rule is an error."""
+    """With every series Idlewatt can export, every query of every panel and page has a result, and no rule is an error."""
     scrapes = itertools.count(1)
 
     def body() -> str:
@@ -113,8 +113,11 @@ def test_every_panel_shows_data(prometheus_server: StartPrometheus, pages: Calla
         {"rules/recording.yaml": rules.recording_yaml(), "rules/alerts.yaml": rules.alerts_yaml()},
     )
     server.wait_for("count_over_time(idlewatt_window_end_timestamp_seconds[1m]) > 3")
-    empty = [str(query) for query in panel_queries() if not server.query(query.expr)]
-    assert empty == []
+    queries = [
+        *((str(query), query.expr) for query in panel_queries()),
+        *((expr, expr) for expr in page_queries()),
+    ]
+    assert [name for name, expr in queries if not server.query(expr)] == []
     every_rule = (*rules.RECORDING, *rules.RECORDING_DAY, *rules.ALERTS)
     assert len(server.rules()) == len(every_rule)
     for rule in every_rule:
