@@ -233,7 +233,8 @@ def _consumers() -> list[object]:
             unit=CURRENCY,
             description=(
                 "The teams that owe the most for the chosen time, volume steps included, as Prometheus estimates it: it "
-                "misses a team's first amount, which is all that one owes who posts once. `idlewatt report` has all."
+                "misses the first amount of each of a team's models, tiers and sites, new ones of a known team too, which "
+                "is all that one owes who posts once. `idlewatt report` has all."
             ),
             place=Place(0, 30, 12, 9),
         ),

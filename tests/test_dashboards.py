@@ -395,6 +395,11 @@ HALF_USED: Final = {
     for site in ("n", "usage-only")
 }
 
+# ten cents every 10 s for one model, and 7 USD at once for another
+OWED: Final = {
+    f'idlewatt_consumer_spend_total{{site="n",consumer_kind="team",consumer="search",model_name="{model}",currency="USD"}}': values
+    for model, values in {"known": "500+0.1x60", "new": "_x40 7x20"}.items()
+}
 # half a cent and 20,000 tokens, two models and two states
 SPENT: Final = {
     'idlewatt_energy_cost_total{site="n",pool="a",state="serving",model_name="m",currency="USD"}': "500+0.004x60",
@@ -406,6 +411,12 @@ SPENT: Final = {
 (ENERGY_PER_MTOK,) = (query for query in page_queries() if "idlewatt_energy_cost_total" in query)
 
 FIGURES: Final = (
+    (
+        "what teams owe misses the first amount of a known team's new model, as its panel says",
+        OWED,
+        q.top_spenders({"site": "~.+"}, "team", 10).replace(q.RANGE, "5m"),
+        {'{consumer="search",currency="USD"}': 3},
+    ),
     (
         "the page's energy cost per million output tokens is of all states and models",
         SPENT,
