@@ -294,11 +294,6 @@ def scrape_success_share() -> str:
     return ratio(level(names.SCRAPE_SUCCESS, by=by), f"count by (instance) ({names.SCRAPE_SUCCESS.name})")
 
 
-def spool_share() -> str:
-    """What of its room each collector's spool takes."""
-    return f"{series(names.SPOOL_BYTES)} / {series(names.SPOOL_LIMIT)}"
-
-
 def new_events(metric: Metric, by: tuple[str, ...], window: str, where: Where = EVERYWHERE) -> str:
     """Growth of a counter of things that should never happen, where there was any.
 

@@ -41,8 +41,9 @@ REWINDS_WINDOW: Final = "3m"
 REWINDS_LIMIT: Final = 2
 # a target that vanishes is looked for this long
 TARGET_LOOKBACK: Final = "1h"
-# two days of 8 GPUs in a spool of the default size; as much time is left as has gone by
-SPOOL_SHARE_LIMIT: Final = 0.5
+# A quarter of an hour with the time that the alert lasts. Only what Kafka has not taken at each scrape of these waits: in
+# between, rows are sent each second.
+SPOOL_WINDOW: Final = "10m"
 # Multiples of the even rate, as the SRE workbook sets them for 30 days: 2 % of a month in an hour, 5 % in six
 BURN_FASTEST: Final = 14.4
 BURN_FAST: Final = 6
@@ -100,6 +101,13 @@ def _exhaustion_in_words() -> str:
     query = f"{names.ENVELOPE_EXHAUSTION.name}{{site=%q,envelope=%q,consumer=%q}}"
     query = f"printf `{query}` $labels.site $labels.envelope $labels.consumer | query"
     return f"{{{{ range {query} }}}} By the forecast it is used up at {{{{ .Value | humanizeTimestamp }}}}.{{{{ end }}}}"
+
+
+def _spool_in_words() -> str:
+    """How full the collector's spool is; nothing where it has none."""
+    query = f"{names.SPOOL_BYTES.name}{{instance=%q}} / {names.SPOOL_LIMIT.name}{{instance=%q}}"
+    query = f"printf `{query}` $labels.instance $labels.instance | query"
+    return f"{{{{ range {query} }}}} Its spool is {{{{ .Value | humanizePercentage }}}} full.{{{{ end }}}}"
 
 
 def _gone_targets() -> str:
@@ -306,14 +314,14 @@ ALERTS: Final = (
     ),
     AlertRule(
         name="IdlewattSpoolFills",
-        expr=f"{q.spool_share()} > {SPOOL_SHARE_LIMIT}",
+        expr=f"min_over_time({q.series(names.SPOOL_BYTES)}[{SPOOL_WINDOW}]) > 0",
         lasting="5m",
         severity="warning",
-        summary="The spool of {{ $labels.instance }} is {{ $value | humanizePercentage }} full",
+        summary="Rows of {{ $labels.instance }} wait for Kafka",
         description=(
-            "{{ $labels.instance }} cannot send its rows to Kafka as fast as it reads them, and its spool is "
-            "{{ $value | humanizePercentage }} full. When it is full the oldest rows are dropped, and POST /v1/usage takes "
-            "nothing more."
+            "{{ $labels.instance }} cannot send its rows to Kafka, or not as fast as it reads them: for a quarter of an hour "
+            f"some have waited, and {{{{ $value | humanize1024 }}}}B or more do.{_spool_in_words()} Its pools are dark or late. "
+            "When there is no room for more the oldest rows are dropped."
         ),
     ),
     AlertRule(

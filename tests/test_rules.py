@@ -121,6 +121,16 @@ def commits_fail(about: str) -> Fires:
     )
 
 
+def rows_wait(at_least: str, how_full: str = "") -> Fires:
+    return Fires(
+        {"instance": "c:1", "job": "idlewatt"},
+        "Rows of c:1 wait for Kafka",
+        "c:1 cannot send its rows to Kafka, or not as fast as it reads them: for a quarter of an hour some have waited, and "
+        f"{at_least} or more do.{how_full} Its pools are dark or late. When there is no room for more the oldest rows are "
+        "dropped.",
+    )
+
+
 IS_GONE: Final = Fires(
     {"job": "idlewatt", "instance": "10.0.0.3:9477"},
     "10.0.0.3:9477 is gone",
@@ -639,38 +649,54 @@ CASES: Final = (
     Case(
         "IdlewattSpoolFills",
         "fires",
-        "Kafka is away for hours; another collector has more room",
+        "a node is cut off from Kafka, long before its spool is half full or its GPUs are forgotten; another is not",
         {
-            SPOOLED: "0+10x90",
-            SPOOL_LIMIT: "1000x90",
-            SPOOLED.replace("c:1", "c:2"): "0+10x90",
-            SPOOL_LIMIT.replace("c:1", "c:2"): "2000x90",
+            SPOOLED: "0x3 0+1024x90",
+            SPOOL_LIMIT: "1024000x90",
+            SPOOLED.replace("c:1", "c:2"): "0x90",
+            SPOOL_LIMIT.replace("c:1", "c:2"): "1024000x90",
         },
-        "60m",
-        (
-            Fires(
-                {"instance": "c:1", "job": "idlewatt"},
-                "The spool of c:1 is 60% full",
-                "c:1 cannot send its rows to Kafka as fast as it reads them, and its spool is 60% full. When it is full the "
-                "oldest rows are dropped, and POST /v1/usage takes nothing more.",
-            ),
-        ),
-    ),
-    Case(
-        "IdlewattSpoolFills",
-        "quiet",
-        "a short outage",
-        {SPOOLED: "0 100+100x3 0x40", SPOOL_LIMIT: "1000x60"},
         "20m",
+        (rows_wait("6kiB", " Its spool is 1.6% full."),),
+    ),
+    Case(
+        "IdlewattSpoolFills",
+        "fires",
+        "still after a day, and some readings of its page failed",
+        {SPOOLED: "0x3 0+1024x700 _x7 718848+1024x800", SPOOL_LIMIT: "2048000x1600"},
+        "1443m",
+        (rows_wait("1.39MiB", " Its spool is 71.65% full."),),
+    ),
+    Case(
+        "IdlewattSpoolFills",
+        "fires",
+        "without a spool they wait in memory",
+        {SPOOLED: "0x3 0+1024x90"},
+        "20m",
+        (rows_wait("6kiB"),),
     ),
     Case(
         "IdlewattSpoolFills",
         "quiet",
-        "it empties",
-        {SPOOLED: "900-100x9 0x20", SPOOL_LIMIT: "1000x60"},
-        "6m",
+        "an outage of a quarter of an hour less a minute",
+        {SPOOLED: "0x5 1000+1000x13 0x40", SPOOL_LIMIT: "100000x60"},
+        "19m",
     ),
-    Case("IdlewattSpoolFills", "missing", "no spool: the log is on this disk", {SPOOLED: "900x60"}, "20m"),
+    Case(
+        "IdlewattSpoolFills",
+        "quiet",
+        "what is sent at the very moment",
+        {SPOOLED: "3000x8 0 3000x8 0 3000x8"},
+        "26m",
+    ),
+    Case(
+        "IdlewattSpoolFills",
+        "quiet",
+        "Kafka took all of it",
+        {SPOOLED: "0x3 1000+1000x60 0x40", SPOOL_LIMIT: "100000x100"},
+        "66m",
+    ),
+    Case("IdlewattSpoolFills", "missing", "no collector", {}, "20m"),
     Case(
         "IdlewattRowsDropped",
         "fires",
