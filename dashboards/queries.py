@@ -70,6 +70,12 @@ def fresh(metric: Metric, expression: str, window: str | None = None) -> str:
     return f"({expression} unless on ({by}) (time() - {clock_by} >= {CLOCK_LIMIT_S}){leaps})"
 
 
+def counted_without_clock() -> str:
+    """Pools whose GPUs and engines are all forgotten: the meter goes on showing their counters for days."""
+    counted = " or ".join(series(metric) for metric in (names.AVAILABLE, names.TOKENS))
+    return f"({counted}) unless on ({', '.join(POOL)}) {series(names.WINDOW_END)}"
+
+
 def meter_age(where: Where) -> str:
     """Seconds since the end of the last closed window, of the site for which that is longest ago: all its pools stand still."""
     return f"max(time() - max by (site) ({_last_seen(names.WINDOW_END, where)}))"

@@ -33,8 +33,8 @@ YIELD_MIN_TOKENS_PER_SECOND: Final = 10
 YIELD_MIN_HISTORY: Final = "6h"
 DARK_SHARE_LIMIT: Final = round(1 - q.COVERAGE_FLOOR, 6)
 BEHIND_LIMIT_S: Final = 60
-# a pool whose figures vanish is looked for this long
-CLOCK_LOOKBACK: Final = "6h"
+# A pool whose figures vanish is looked for this long: over a weekend, and as long as raw rows wait for it in Kafka.
+CLOCK_LOOKBACK: Final = "3d"
 # A broker that hangs holds each commit up for half a minute. Shorter than the alert lasts, so that a rebalance's few
 # are forgotten before it fires.
 REWINDS_WINDOW: Final = "3m"
@@ -204,7 +204,7 @@ ALERTS: Final = (
         name="IdlewattWindowClockStalled",
         expr=(
             f"time() - max by (site, pool) (last_over_time({q.series(names.WINDOW_END)}[{CLOCK_LOOKBACK}]))"
-            f" > {q.CLOCK_LIMIT_S}"
+            f" > {q.CLOCK_LIMIT_S} unless on (site, pool) ({q.counted_without_clock()})"
         ),
         lasting="5m",
         severity="critical",
@@ -219,15 +219,16 @@ ALERTS: Final = (
         # the meter's clock of a pool goes on for an hour after its last GPU is gone; nothing is left to be priced then
         expr=(
             f"max by (site, pool) ({q.series(names.WINDOW_END)} and on (site, pool) {q.series(names.GPUS)})"
-            f" - max by (site, pool) (last_over_time({q.series(names.MONEY_END)}[{CLOCK_LOOKBACK}])) > {q.CLOCK_LIMIT_S}"
+            f" - (max by (site, pool) (last_over_time({q.series(names.MONEY_END)}[{CLOCK_LOOKBACK}]))"
+            f" or max by (site, pool) (-Inf * {q.series(names.WINDOW_END)})) > {q.CLOCK_LIMIT_S}"
         ),
         lasting="5m",
         severity="critical",
         summary="No new money figures for pool {{ $labels.pool }} of site {{ $labels.site }}",
         description=(
             "Windows of pool {{ $labels.pool }} of site {{ $labels.site }} go on closing, and the last one that was "
-            "priced ended {{ $value | humanizeDuration }} before the last one that closed. Its money is old or not shown; "
-            "watts and tokens are right."
+            "priced ended {{ $value | humanizeDuration }} before the last one that closed (+Inf: none was in three days). Its "
+            "money is old or not shown; watts and tokens are right."
         ),
     ),
     AlertRule(

@@ -111,6 +111,23 @@ def test_what_a_spool_lacks_stays_dark_for_as_long_as_the_node_is_remembered() -
     assert sum(spent.values()) == 1000 * (CUT_S + 200 - 5 + 300)
 
 
+def test_a_pool_that_is_gone_has_counters_and_no_clock() -> None:
+    """So the alert on pools whose clock vanished tells it from one that nobody serves; one with engines alone, too."""
+    driver: Driver[Any] = Driver(MeterStage(MeterConfig(forget_ms=300_000)))
+    made = [dataclasses.replace(engine(second), pool="engines") for second in (0, 5, 10)]
+    driver.append(pack([*made, *(gpu(second, "there") for second in (0, 5, 10))]))
+    driver.fold(START_MS + 60_000)
+    clock = "idlewatt_window_end_timestamp_seconds"
+    for minute in (1, 60, 65):
+        driver.fold(START_MS + 60_000 * minute)
+        assert driver.sample(clock, pool="p") == driver.sample(clock, pool="engines") is not None
+    for hour in (2, 96):
+        driver.fold(START_MS + 3_600_000 * hour)
+        assert driver.sample(clock, pool="p") is driver.sample(clock, pool="engines") is None
+        assert driver.sample("idlewatt_available_joules_total", pool="p") is not None
+        assert driver.sample("idlewatt_tokens_total", pool="engines", kind="output") is not None
+
+
 def test_a_pool_that_is_gone_takes_its_counters_with_it() -> None:
     """Nodes that come with a new name each are pools of their own, and each would be kept for ever."""
     config = MeterConfig(forget_ms=300_000)
