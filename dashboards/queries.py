@@ -139,6 +139,16 @@ def wasted_energy_rate(where: Where, by: tuple[str, ...] = (), window: str = RAT
     return zero_while(wasted, energy_rate(where, by, window))
 
 
+def idle_share_of_available(where: Where, by: tuple[str, ...], window: str) -> str:
+    """Share of the available energy that idle GPUs drew or had to spare."""
+    idle = {**where, "state": WASTED}
+    drawn, spare = (
+        rate(names.ENERGY, {**idle, "scope": "it"}, by, window),
+        rate(names.HEADROOM, idle, by, window),
+    )
+    return ratio(f"{drawn} + {spare}", rate(names.AVAILABLE, where, by, window))
+
+
 def drawn_watts(where: Where, by: tuple[str, ...] = ()) -> str:
     """Watts drawn in the last closed window."""
     return level(names.POWER, {**where, "part": "draw"}, by)

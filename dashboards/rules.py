@@ -23,8 +23,11 @@ WASTED_ENERGY_RATE: Final = "pool:idlewatt_wasted_energy_joules:rate5m"
 WASTED_SHARE: Final = "pool:idlewatt_wasted_energy:ratio_rate5m"
 TOKENS_PER_JOULE: Final = "pool:idlewatt_tokens_per_joule:ratio_rate5m"
 TOKENS_PER_JOULE_DAY: Final = "pool:idlewatt_tokens_per_joule:ratio_rate1d"
+IDLE_SHARE_HOUR: Final = "pool:idlewatt_idle_available_energy:ratio_rate1h"
 
 WASTED_SHARE_LIMIT: Final = 0.3
+# of what is available, in each hour of a day: what is idle by night is needed by day
+IDLE_SHARE_LIMIT: Final = 0.5
 # of the day's own yield; load alone moves it by less in a pool that is used around the clock
 YIELD_FALL: Final = 0.5
 # under this a yield says more about the load than about the machines, tokens/s
@@ -143,6 +146,8 @@ RECORDING_DAY: Final = (
         TOKENS_PER_JOULE_DAY,
         q.ratio(f"sum_over_time({OUTPUT_TOKENS_RATE}[1d])", f"sum_over_time({ENERGY_RATE}[1d])"),
     ),
+    # held against a day of itself
+    RecordingRule(IDLE_SHARE_HOUR, q.idle_share_of_available(q.EVERYWHERE, q.POOL, "1h")),
 )
 
 ALERTS: Final = (
@@ -156,6 +161,25 @@ ALERTS: Final = (
             f"{_POOL_IN_WORDS} draws {_value_in_words(ENERGY_RATE, 'W')}, of which "
             f"{_value_in_words(WASTED_ENERGY_RATE, 'W')} go into GPUs with nothing to do; more than "
             f"{WASTED_SHARE_LIMIT:.0%} for 15 minutes.{_lost_per_hour_in_words()}"
+        ),
+    ),
+    AlertRule(
+        name="IdlewattIdleCapacity",
+        # a day's least is no yardstick before there is a day; Prometheus may have been away a day ago
+        expr=" and ".join(
+            (
+                f"{IDLE_SHARE_HOUR} > {IDLE_SHARE_LIMIT}",
+                f"min_over_time({IDLE_SHARE_HOUR}[1d]) > {IDLE_SHARE_LIMIT}",
+                f"last_over_time({IDLE_SHARE_HOUR}[1h] offset 23h)",
+            )
+        ),
+        lasting="0m",
+        severity="warning",
+        summary=f"{_POOL_IN_WORDS} leaves {{{{ $value | humanizePercentage }}}} of its available watts idle",
+        description=(
+            f"In every hour of the last day more than {IDLE_SHARE_LIMIT:.0%} of what is available to pool {{{{ $labels.pool }}}} "
+            "of site {{ $labels.site }} was that of GPUs with nothing to do, drawn or not, and in the last hour "
+            f"{{{{ $value | humanizePercentage }}}}.{_lost_per_hour_in_words()}"
         ),
     ),
     AlertRule(

@@ -51,6 +51,28 @@ def energy(serving: int, loaded: int, free: int, minutes: int = 40, pool: str = 
     }
 
 
+def sixteen_gpus(*idle: tuple[int, int]) -> dict[str, str]:
+    """Counters of 16 GPUs with a limit of 700 W: so many minutes with so many idle at 70 W, the others serve at 520 W."""
+    joules = dict.fromkeys(
+        ("energy serving", "energy idle_free", "headroom serving", "headroom idle_free", ""), 0
+    )
+    values = dict.fromkeys(joules, "")
+    for minutes, free in idle:
+        watts = dict(
+            zip(joules, ((16 - free) * 520, free * 70, (16 - free) * 180, free * 630, 16 * 700), strict=True)
+        )
+        for name, before in joules.items():
+            values[name] += f" {before}+{60 * watts[name]}x{minutes - 1}"
+            joules[name] += 60 * watts[name] * minutes
+    return {
+        f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="it"}}': values["energy serving"],
+        f'idlewatt_energy_joules_total{{{POOL},state="idle_free",scope="it"}}': values["energy idle_free"],
+        f'idlewatt_headroom_joules_total{{{POOL},state="serving"}}': values["headroom serving"],
+        f'idlewatt_headroom_joules_total{{{POOL},state="idle_free"}}': values["headroom idle_free"],
+        AVAILABLE: values[""],
+    }
+
+
 def falling_yield(tokens: str, tokens_per_joule: str) -> dict[str, str]:
     """A pool of 1000 W that made 2000 tokens/s for eight hours; then the given minutes."""
     return {
@@ -154,6 +176,15 @@ def rows_wait(at_least: str, how_full: str = "") -> Fires:
     )
 
 
+def leaves_idle(share: str, money: str = "") -> Fires:
+    return Fires(
+        OF_POOL,
+        f"Pool a of site north leaves {share} of its available watts idle",
+        "In every hour of the last day more than 50% of what is available to pool a of site north was that of GPUs with nothing "
+        f"to do, drawn or not, and in the last hour {share}.{money}",
+    )
+
+
 IS_GONE: Final = Fires(
     {"job": "idlewatt", "instance": "10.0.0.3:9477"},
     "10.0.0.3:9477 is gone",
@@ -209,6 +240,49 @@ CASES: Final = (
     Case("IdlewattWastedWatts", "quiet", "not for 15 minutes yet", energy(600, 300, 100), "14m"),
     Case("IdlewattWastedWatts", "quiet", "no idle state was ever seen", energy(1000, 0, 0), "40m"),
     Case("IdlewattWastedWatts", "missing", "the pool vanished", energy(600, 300, 100, minutes=16), "40m"),
+    Case(
+        "IdlewattIdleCapacity",
+        "fires",
+        "11 of 16 GPUs are empty all day, which is less than a quarter of the drawn watts",
+        sixteen_gpus((1700, 11))
+        | {f'idlewatt_lost_revenue_per_hour{{{POOL},window="5m",currency="USD"}}': "120x1700"},
+        "1620m",
+        (leaves_idle("68.75%", " With the headroom of its idle GPUs it loses 120.00 USD an hour."),),
+    ),
+    Case(
+        "IdlewattIdleCapacity",
+        "fires",
+        "9 are; Prometheus was away for half an hour a day ago",
+        {
+            name: f"{values.split()[0]} _x30 {values.split()[1]}"
+            for name, values in sixteen_gpus((120, 9), (1700, 9)).items()
+        },
+        "1560m",
+        (leaves_idle("56.25%"),),
+    ),
+    Case(
+        "IdlewattIdleCapacity",
+        "quiet",
+        "by night 14 are empty, by day 7",
+        sixteen_gpus((600, 7), (840, 14), (600, 7), (840, 14)),
+        "2400m",
+    ),
+    Case(
+        "IdlewattIdleCapacity",
+        "quiet",
+        "it was needed for an hour and a half in the day",
+        sixteen_gpus((1200, 11), (90, 2), (1200, 11)),
+        "2400m",
+    ),
+    Case("IdlewattIdleCapacity", "quiet", "known for less than a day", sixteen_gpus((1200, 11)), "1140m"),
+    Case(
+        "IdlewattIdleCapacity",
+        "quiet",
+        "its figures are old (IdlewattWindowClockStalled fires then)",
+        sixteen_gpus((1700, 11)) | {WINDOW_END: "0+60x1590 95400x100"},
+        "1620m",
+    ),
+    Case("IdlewattIdleCapacity", "missing", "no GPU", {}, "40m"),
     Case(
         "IdlewattTokensPerJouleFell",
         "fires",
@@ -747,8 +821,8 @@ CASES: Final = (
         "fires",
         "still after a day, and some readings of its page failed",
         {SPOOLED: "0x3 0+1024x700 _x7 718848+1024x800", SPOOL_LIMIT: "2048000x1600"},
-        "1443m",
-        (rows_wait("1.39MiB", " Its spool is 71.65% full."),),
+        "1445m",
+        (rows_wait("1.392MiB", " Its spool is 71.75% full."),),
     ),
     Case(
         "IdlewattSpoolFills",
@@ -1069,8 +1143,8 @@ def promtool_case(case: Case) -> dict[str, Any]:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_alert_fires_when_it_must_and_only_then(prometheus_tools: None, tmp_path: Path, case: Case) -> None:
     """The alert fires with its whole text on the series that call for it, and on no others."""
-    lasts_days = int(case.at.removesuffix("m")) > 1800
-    done = promtool_test(tmp_path, [promtool_case(case)], "5m" if lasts_days else "30s")
+    lasts_long = int(case.at.removesuffix("m")) > 1000
+    done = promtool_test(tmp_path, [promtool_case(case)], "5m" if lasts_long else "30s")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -1095,6 +1169,9 @@ def test_recorded_ratios_are_ratios_of_sums(prometheus_tools: None, tmp_path: Pa
         f'idlewatt_tokens_total{{{POOL},model_name="m",kind="output"}}': "1000000+30000x40",
         f'idlewatt_tokens_total{{{POOL},model_name="n",kind="output"}}': "1000000+6000x40",
         f'idlewatt_tokens_total{{{POOL},model_name="n",kind="input"}}': "1000000+90000x40",
+        f'idlewatt_headroom_joules_total{{{POOL},state="serving"}}': "1000000+24000x40",
+        f'idlewatt_headroom_joules_total{{{POOL},state="idle_loaded"}}': "1000000+30000x40",
+        AVAILABLE: "1000000+90000x40",
         # facility joules are the same joules once more
         f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="facility"}}': "1000000+48000x40",
     }
@@ -1104,6 +1181,7 @@ def test_recorded_ratios_are_ratios_of_sums(prometheus_tools: None, tmp_path: Pa
         rules.WASTED_ENERGY_RATE: 100.0,
         rules.WASTED_SHARE: 0.2,
         rules.TOKENS_PER_JOULE_DAY: 1.2,
+        rules.IDLE_SHARE_HOUR: 0.4,
     }
     done = promtool_test(
         tmp_path,
@@ -1182,6 +1260,6 @@ def test_recorded_names_are_of_level_metric_operation() -> None:
     for rule in (*rules.RECORDING, *rules.RECORDING_DAY):
         level, metric, operation = rule.record.split(":")
         assert level == "pool"
-        assert operation in {"rate5m", "ratio_rate5m", "ratio_rate1d"}
+        assert operation in {"rate5m", "ratio_rate5m", "ratio_rate1h", "ratio_rate1d"}
         assert metric.startswith("idlewatt_")
         assert rule.record not in exported
