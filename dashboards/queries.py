@@ -41,14 +41,15 @@ MIN_TOKENS_PER_SECOND: Final[float] = round(Process.model_fields["min_tokens"].d
 
 
 def series(metric: Metric, where: Where = EVERYWHERE) -> str:
-    """Selector of a metric; a value that begins with ~ is a regular expression, with ! what it must not be.
+    """Selector of a metric; a value that begins with ~ is a regular expression, with ! or !~ what it must not be.
 
     Raises ValueError for a label that the metric does not carry.
     """
     _refuse_unknown_labels(metric, where)
-    operators = {"~": "=~", "!": "!="}
+    operators = {"!~": "!~", "~": "=~", "!": "!=", "": "="}
+    marks = {label: next(filter(value.startswith, operators)) for label, value in where.items()}
     matchers = (
-        f'{label}{operators[value[0]]}"{value[1:]}"' if value[:1] in operators else f'{label}="{value}"'
+        f'{label}{operators[marks[label]]}"{value.removeprefix(marks[label])}"'
         for label, value in where.items()
     )
     return f"{metric.name}{{{','.join(matchers)}}}" if where else metric.name

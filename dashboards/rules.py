@@ -42,6 +42,10 @@ CLOCK_LOOKBACK: Final = "3d"
 # are forgotten before it fires.
 REWINDS_WINDOW: Final = "3m"
 REWINDS_LIMIT: Final = 2
+# a page that is read once a minute leaves something out in each of them
+LEFT_OUT_WINDOW: Final = "3m"
+# for ever, and nothing to be mended: what the hardware does not tell, and tokens of a gateway that nobody has named
+LEFT_OUT_FOR_GOOD: Final = "module_shared|no_power_reading|no_model"
 # a target that vanishes is looked for this long
 TARGET_LOOKBACK: Final = "1h"
 # A quarter of an hour with the time that the alert lasts. Only what Kafka has not taken at each scrape of these waits: in
@@ -311,6 +315,23 @@ ALERTS: Final = (
             "Only {{ $value | humanizePercentage }} of the readings of {{ $labels.source }} by "
             "{{ $labels.instance }} in the last 5 minutes brought anything. Its GPUs or tokens are booked as "
             f"not measured. {names.SCRAPE_ERRORS.name} has the reason, or {names.SAMPLE_ERRORS.name}."
+        ),
+    ),
+    AlertRule(
+        name="IdlewattReadingsLeftOut",
+        expr=q.new_events(
+            names.SAMPLE_ERRORS,
+            ("source", "reason", "instance"),
+            LEFT_OUT_WINDOW,
+            {"reason": f"!~{LEFT_OUT_FOR_GOOD}"},
+        ),
+        lasting="15m",
+        severity="warning",
+        summary="{{ $labels.instance }} leaves out a part of {{ $labels.source }} all the time: {{ $labels.reason }}",
+        description=(
+            "About {{ $value | humanize }} times in the last 3 minutes, and for a quarter of an hour, {{ $labels.instance }} has "
+            "left out something of {{ $labels.source }} ({{ $labels.reason }}): a GPU or a figure of one, a model, a consumer, or "
+            "rows. What it would have told is in no figure. The rest of the source is read."
         ),
     ),
     AlertRule(

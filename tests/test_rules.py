@@ -90,6 +90,7 @@ SPOOL_LIMIT: Final = 'idlewatt_spool_limit_bytes{instance="c:1",job="idlewatt"}'
 BEHIND: Final = 'idlewatt_behind_messages{topic="idlewatt.gpu",partition="3",instance="p:1"}'
 READ: Final = 'idlewatt_messages_total{topic="idlewatt.gpu",partition="3",instance="p:1"}'
 SCRAPE: Final = 'idlewatt_scrape_success{source="http://e:8000",instance="c:1",job="idlewatt"}'
+LEFT_OUT: Final = 'idlewatt_sample_errors_total{source="http://e:8000",reason="ambiguous_series",instance="c:1",job="idlewatt"}'
 UP: Final = 'up{job="idlewatt",instance="process-1:9477"}'
 COLLECTOR_UP: Final = 'up{job="idlewatt",instance="10.0.0.3:9477"}'
 WINDOW_END: Final = f"idlewatt_window_end_timestamp_seconds{{{POOL}}}"
@@ -173,6 +174,16 @@ def rows_wait(at_least: str, how_full: str = "") -> Fires:
         "c:1 cannot send its rows to Kafka, or not as fast as it reads them: for a quarter of an hour some have waited, and "
         f"{at_least} or more do.{how_full} Its pools are dark or late. When there is no room for more the oldest rows are "
         "dropped.",
+    )
+
+
+def left_out(source: str, reason: str, times: str) -> Fires:
+    return Fires(
+        {"source": source, "reason": reason, "instance": "c:1"},
+        f"c:1 leaves out a part of {source} all the time: {reason}",
+        f"About {times} times in the last 3 minutes, and for a quarter of an hour, c:1 has left out something of {source} "
+        f"({reason}): a GPU or a figure of one, a model, a consumer, or rows. What it would have told is in no figure. The rest "
+        "of the source is read.",
     )
 
 
@@ -740,6 +751,34 @@ CASES: Final = (
     ),
     Case("IdlewattCollectorFailing", "quiet", "one failure", {SCRAPE: "1 1 1 0 1x20"}, "5m"),
     Case("IdlewattCollectorFailing", "missing", "no collector (its target is down then)", {}, "12m"),
+    Case(
+        "IdlewattReadingsLeftOut",
+        "fires",
+        "one model of an engine and one GPU of a node at each reading, since their first; all else is read",
+        {
+            UP.replace("process-1:9477", "c:1"): "1x100",
+            SCRAPE: "1x100",
+            LEFT_OUT: "_x60 60+60x40",
+            LEFT_OUT.replace("http://e:8000", "nvml").replace(
+                "ambiguous_series", "gpu_lost"
+            ): "0x60 60+60x40",
+        },
+        "80m",
+        (left_out("http://e:8000", "ambiguous_series", "180"), left_out("nvml", "gpu_lost", "180")),
+    ),
+    Case("IdlewattReadingsLeftOut", "quiet", "for ten minutes", {LEFT_OUT: "0x10 60+60x10 600x40"}, "24m"),
+    Case("IdlewattReadingsLeftOut", "quiet", "now and then", {LEFT_OUT: "0x8 1x8 2x8 3x8 4x8 5x8"}, "45m"),
+    *(
+        Case(
+            "IdlewattReadingsLeftOut",
+            "quiet",
+            f"{reason}: it is so for good",
+            {LEFT_OUT.replace("ambiguous_series", reason): "0+60x60"},
+            "50m",
+        )
+        for reason in ("module_shared", "no_power_reading", "no_model")
+    ),
+    Case("IdlewattReadingsLeftOut", "missing", "nothing was ever left out", {SCRAPE: "1x60"}, "40m"),
     Case(
         "IdlewattMessagesRejected",
         "fires",
