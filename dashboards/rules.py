@@ -46,6 +46,8 @@ REWINDS_LIMIT: Final = 2
 LEFT_OUT_WINDOW: Final = "3m"
 # for ever, and nothing to be mended: what the hardware does not tell, and tokens of a gateway that nobody has named
 LEFT_OUT_FOR_GOOD: Final = "module_shared|no_power_reading|no_model"
+# a model that is asked once in a while has no price all the while
+UNPRICED_WINDOW: Final = "1h"
 # a target that vanishes is looked for this long
 TARGET_LOOKBACK: Final = "1h"
 # A quarter of an hour with the time that the alert lasts. Only what Kafka has not taken at each scrape of these waits: in
@@ -403,6 +405,17 @@ ALERTS: Final = (
         description=(
             "The book changed and has a fault, so {{ $labels.instance }} still reckons with the one before. Its log "
             "says which line to mend (book_refused)."
+        ),
+    ),
+    AlertRule(
+        name="IdlewattTokensUnpriced",
+        expr=f"{q.rate(names.UNPRICED_TOKENS, by=('site', 'model_name'), window=UNPRICED_WINDOW)} > 0",
+        lasting="15m",
+        severity="warning",
+        summary="Tokens of {{ $labels.model_name }} at site {{ $labels.site }} have no price",
+        description=(
+            "Over the last hour {{ $value | humanize }} tokens/s of model {{ $labels.model_name }} at site {{ $labels.site }} had "
+            "no price in the book. They are in no revenue, and what stands on them is withheld."
         ),
     ),
     AlertRule(

@@ -91,6 +91,7 @@ BEHIND: Final = 'idlewatt_behind_messages{topic="idlewatt.gpu",partition="3",ins
 READ: Final = 'idlewatt_messages_total{topic="idlewatt.gpu",partition="3",instance="p:1"}'
 SCRAPE: Final = 'idlewatt_scrape_success{source="http://e:8000",instance="c:1",job="idlewatt"}'
 LEFT_OUT: Final = 'idlewatt_sample_errors_total{source="http://e:8000",reason="ambiguous_series",instance="c:1",job="idlewatt"}'
+UNPRICED: Final = f'idlewatt_unpriced_tokens_total{{{POOL},model_name="new",tier="standard",kind="output"}}'
 UP: Final = 'up{job="idlewatt",instance="process-1:9477"}'
 COLLECTOR_UP: Final = 'up{job="idlewatt",instance="10.0.0.3:9477"}'
 WINDOW_END: Final = f"idlewatt_window_end_timestamp_seconds{{{POOL}}}"
@@ -174,6 +175,15 @@ def rows_wait(at_least: str, how_full: str = "") -> Fires:
         "c:1 cannot send its rows to Kafka, or not as fast as it reads them: for a quarter of an hour some have waited, and "
         f"{at_least} or more do.{how_full} Its pools are dark or late. When there is no room for more the oldest rows are "
         "dropped.",
+    )
+
+
+def unpriced(per_second: str) -> Fires:
+    return Fires(
+        {"site": "north", "model_name": "new"},
+        "Tokens of new at site north have no price",
+        f"Over the last hour {per_second} tokens/s of model new at site north had no price in the book. They are in no revenue, and "
+        "what stands on them is withheld.",
     )
 
 
@@ -960,6 +970,37 @@ CASES: Final = (
     ),
     Case("IdlewattBookRefused", "quiet", "mended at once", {BOOK_VALID: "1x5 0 1x20"}, "10m"),
     Case("IdlewattBookRefused", "missing", "no book", {}, "10m"),
+    Case(
+        "IdlewattTokensUnpriced",
+        "fires",
+        "a new model serves in two pools, and the book does not know it; of another the price was added hours ago",
+        {
+            UNPRICED: "_x10 600+600x80",
+            UNPRICED.replace("output", "input"): "_x10 1200+1200x80",
+            UNPRICED.replace('"a"', '"b"'): "_x10 600+600x80",
+            UNPRICED.replace("new", "old"): "600x80",
+        },
+        "75m",
+        (unpriced("40"),),
+    ),
+    Case(
+        "IdlewattTokensUnpriced",
+        "fires",
+        "a model that is asked every half hour",
+        {UNPRICED: "0x20 3600x30 7200x30 10800x30"},
+        "100m",
+        (unpriced("2"),),
+    ),
+    Case("IdlewattTokensUnpriced", "quiet", "for a few minutes", {UNPRICED: "0x5 600+600x9 6000x1"}, "14m"),
+    Case("IdlewattTokensUnpriced", "quiet", "the price was added", {UNPRICED: "0+600x60 36000x80"}, "125m"),
+    Case(
+        "IdlewattTokensUnpriced",
+        "quiet",
+        "the economy stands still (IdlewattMoneyClockStalled fires then)",
+        {UNPRICED: "0+600x60 36000x80", MONEY_END: "0+60x60 3600x80"},
+        "80m",
+    ),
+    Case("IdlewattTokensUnpriced", "missing", "all tokens have a price", {MONEY_END: "0+60x80"}, "75m"),
     Case(
         "IdlewattEnvelopeBurnsFast",
         "fires",
