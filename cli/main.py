@@ -43,6 +43,7 @@ examples:
 # those for which it is the usual end
 _UNTIL_STOPPED: Final = ("run", "collect", "process", "demo")
 # of a host, or of an IPv6 address in brackets, and its port
+_DNS_NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 _ADDRESS: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 # as shells count
 _BY_SIGNAL: Final = 128
@@ -83,7 +84,7 @@ def _run(arguments: argparse.Namespace) -> ExitCode:
             from idlewatt.dashboards.writing import write_all
 
             configure_logs()
-            write_all(arguments.out, arguments.target)
+            write_all(arguments.out, arguments.target, arguments.collectors_dns)
             return ExitCode.OK
         case "demo":
             from idlewatt.cli.demo import demo
@@ -171,6 +172,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="a process that Prometheus reads, instead of the services of compose.yaml; give it once for each",
     )
+    dashboards.add_argument(
+        "--collectors-dns",
+        type=_dns_name,
+        metavar="NAME",
+        help="beside --target: a name of which every address is a collector that Prometheus reads, at port 9477",
+    )
     config = commands.add_parser("config", help="print a settings file with every key, commented out")
     config.add_argument(
         "--book", action="store_true", help="print a sample book instead: prices, costs, budgets"
@@ -193,6 +200,14 @@ def _target(text: str) -> str:
         return text
     raise argparse.ArgumentTypeError(
         f"{text!r} is no HOST:PORT; write it without http:// and path and with its port, such as 127.0.0.1:9477"
+    )
+
+
+def _dns_name(text: str) -> str:
+    if _DNS_NAME.fullmatch(text):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no DNS name; write it without http://, port and path, such as collectors.example.com"
     )
 
 

@@ -166,6 +166,15 @@ def test_what_prometheus_cannot_ask_is_no_target(tmp_path: Path, target: str) ->
     assert "such as 127.0.0.1:9477" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["http://collectors", "collectors:9477", "collectors/", ""])
+def test_what_has_no_addresses_is_no_name_of_collectors(tmp_path: Path, name: str) -> None:
+    """Nothing is written, and the line says how a name is written."""
+    arguments = ("--target", "p:9477", "--collectors-dns", name)
+    result = idlewatt("dashboards", "--out", str(tmp_path / "out"), *arguments)
+    assert (result.returncode, (tmp_path / "out").exists()) == (2, False)
+    assert f"{name!r} is no DNS name; write it without http://, port and path" in result.stderr
+
+
 def test_dashboards_are_written(tmp_path: Path) -> None:
     """--out gets dashboards and rules; a folder that cannot be is told in a line."""
     assert idlewatt("dashboards", "--out", str(tmp_path / "out")).returncode == 0

@@ -63,6 +63,23 @@ def test_the_command_writes_them(tmp_path: Path) -> None:
     assert "alerting" not in scraped
 
 
+def test_collectors_are_found_by_a_name(tmp_path: Path) -> None:
+    """`--collectors-dns NAME` has every address of the name read as well: nobody lists hundreds of collectors."""
+    target = ["--target", "p:9477", "--collectors-dns", "collectors.example.com"]
+    assert main(["dashboards", "--out", str(tmp_path), *target]) == 0
+    (job,) = yaml.safe_load((tmp_path / "prometheus/prometheus.yml").read_text())["scrape_configs"]
+    assert job["static_configs"] == [{"targets": ["p:9477"]}]
+    (found,) = job["dns_sd_configs"]
+    assert (found["names"], found["type"], found["port"]) == (["collectors.example.com"], "A", 9477)
+
+
+def test_collectors_alone_are_refused(tmp_path: Path) -> None:
+    """A name of collectors without a processor would leave Prometheus without figures: nothing is written."""
+    with pytest.raises(IdlewattError, match=r"--collectors-dns needs a --target"):
+        write_all(tmp_path / "out", collectors_dns="collectors.example.com")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """The error says which path and what to do."""
     (tmp_path / "file").write_text("")
