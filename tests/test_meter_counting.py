@@ -95,15 +95,16 @@ def test_an_increment_over_an_edge_is_split_in_proportion() -> None:
         ([gpu(0, 100), gpu(5, 400, epoch_ms=START_MS + 300_000), gpu(6, 500, epoch_ms=START_MS + 300_000)], 500, 1001),
         # ... from the reading before on, if it falls since one that began earlier; if not, it is the same, told anew
         ([gpu(0, 900), gpu(5, 400, epoch_ms=START_MS - 60_000)], 400, 5000),
+        ([gpu(0, 900), gpu(11, 400, epoch_ms=START_MS - 60_000)], 400, 0),
         ([gpu(0, 100), gpu(5, 400, epoch_ms=START_MS - 60_000)], 300, 5000),
         ([gpu(0, 100), gpu(5, 400, epoch_ms=START_MS)], 300, 5000),
         # ... unless it is further back than an hour
         ([gpu(4000, 100), gpu(4005, 400, epoch_ms=START_MS)], 0, 0),
         ([gpu(0, 100), gpu(5, 400, epoch_ms=1), gpu(6, 700)], 600, 6000),
         ([gpu(0, 100), gpu(4, 50), gpu(5, 400)], 300, 5000),
-        # without an epoch a fall is a reset, if the new value can have been drawn since
-        ([gpu(0, 900, epoch_ms=None), gpu(5, 400, epoch_ms=None)], 400, 5000),
-        ([gpu(0, 90_000_000, epoch_ms=None), gpu(5, 89_000_000, epoch_ms=None)], 0, 0),
+        # without an epoch a fall is a reset, if the new value can have been drawn since: at 1.3 times 700 W
+        ([gpu(0, 9_000_000, epoch_ms=None), gpu(5, 4_550_000, epoch_ms=None)], 4_550_000, 5000),
+        ([gpu(0, 9_000_000, epoch_ms=None), gpu(5, 4_550_001, epoch_ms=None)], 0, 0),
         # ... and the limit is known
         ([gpu(0, 900, epoch_ms=None, power_limit_mw=None), gpu(5, 400, epoch_ms=None, power_limit_mw=None)], 0, 0),
         ([gpu(0, 100), gpu(4, None, power_mw=9), gpu(5, 400)], 300, 5000),
@@ -127,9 +128,10 @@ def test_what_an_interval_gains(rows: list[records.GpuRow], gained_mj: int, meas
 @pytest.mark.parametrize(
     ("row", "schema", "reason"),
     [
-        (gpu(3600, 100), "gpu", "clock_ahead"),
+        (gpu(105.001, 100), "gpu", "clock_ahead"),
         (gpu(3, 100, ts_ms=1000), "gpu", "clock_before_1990"),
         (gpu(3, -1), "gpu", "negative"),
+        (gpu(3, 200, power_limit_mw=0), "gpu", "negative"),
         (gpu(3, 2**63 - 14), "gpu", "implausible"),
         (gpu(3, 2**53), "gpu", "implausible"),
         (gpu(3, 200, epoch_ms=START_MS + 3_603_001), "gpu", "epoch_ahead"),
@@ -150,6 +152,21 @@ def test_a_row_that_cannot_be_true_costs_nothing_else(row: Any, schema: str, rea
     assert driver.rejected[schema, reason] == 1
     assert drawn_mj(driver) == 300
     assert sum(found["output_tokens"] for found in driver.rows(records.TOKENS)) == 20
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        gpu(105, 100),
+        gpu(3, 2**53 - 1),
+        gpu(3, 0, power_limit_mw=1),
+        gpu(3, 100, epoch_ms=START_MS + 3_603_000),
+        engine(3, 0, model_name="m" * 512),
+    ],
+)
+def test_a_row_that_may_just_be_true_is_taken(row: Any) -> None:
+    """Ahead of the clock by no more than the grace, no larger or longer than is said; any limit is one."""
+    assert metered(row).rejected == {}
 
 
 def test_what_another_gpu_tells_changes_no_reading() -> None:
@@ -180,6 +197,23 @@ def test_readings_dropped_for_so_long_that_the_last_is_forgotten_begin_anew(
     assert driver.rejected == {("gpu", reason): 7 for _, reason in driver.rejected} != {}
     # from the first reading for 40 s, from the eighth one after it for 55, and until it is forgotten
     assert time_ms(driver) == {"idle_free": 55_000, "dark": 65_000}
+
+
+@pytest.mark.parametrize(("silent_s", "gained_mj"), [(39.999, 300), (40, 0)])
+def test_a_reading_after_so_long_a_silence_that_it_is_forgotten_is_a_first_one(
+    silent_s: float, gained_mj: int
+) -> None:
+    """Before that it brings what its counter gained meanwhile."""
+    driver = metered(gpu(0, 100), gpu(silent_s, 400), config=MeterConfig(forget_ms=40_000))
+    assert drawn_mj(driver) == gained_mj
+
+
+@pytest.mark.parametrize(("before_ms", "late"), [(0, {}), (1, {"gpu": 1})])
+def test_a_row_of_a_closed_window_is_late(before_ms: int, late: dict[str, int]) -> None:
+    """The reading at the edge is the next window's first."""
+    driver = metered(gpu(0, 100))
+    driver.append([Message(topics.GPU, records.GPU, [gpu(60 - before_ms / 1000, 400)])])
+    assert driver.fold(START_MS + 90_000).late == late
 
 
 def test_counters_that_jump_end_nothing() -> None:
@@ -250,7 +284,7 @@ def test_what_a_forgotten_engine_did_is_nobody_elses() -> None:
 
 
 def test_states_of_a_gpu() -> None:
-    """Tokens or running requests serve, a silent engine leaves the GPU dark, a foreign process is other."""
+    """Tokens or running requests serve, a silent engine leaves the GPU dark, a foreign or forgotten process is other."""
     seconds = range(61)
     serving = [engine(s, 10 * s) for s in seconds]
     assert set(time_ms(metered(*(gpu(s, s) for s in seconds), *serving))) == {"serving"}
@@ -261,16 +295,18 @@ def test_states_of_a_gpu() -> None:
     silent = [engine(s, 10) for s in range(21)]
     held = [gpu(s, s, has_process=True) for s in seconds]
     assert time_ms(metered(*held, *silent)) == {"idle_loaded": 20_000, "dark": 40_000}
+    forgotten = metered(*held, *silent, config=MeterConfig(forget_ms=35_000))
+    assert time_ms(forgotten) == {"idle_loaded": 20_000, "dark": 35_000, "other": 5_000}
     assert set(time_ms(metered(*held))) == {"other"}
     assert set(time_ms(metered(*(gpu(s, s) for s in seconds)))) == {"idle_free"}
     assert set(time_ms(metered(*(gpu(s, s, has_process=None) for s in seconds)))) == {"dark"}
 
 
-def two_models(until_s: int) -> list[records.EngineRow]:
-    """Of ten tokens that two servers make on one GPU nine are zeta's."""
+def two_models(until_s: int, kind: str = "output_tokens") -> list[records.EngineRow]:
+    """Of ten tokens that two servers make, or read, on one GPU nine are zeta's."""
     served = {"alpha": ("n:8000", 100), "zeta": ("n:8001", 900)}
     return [
-        engine(s, per_s * s, engine=name, model_name=model)
+        replace(engine(s, 0, engine=name, model_name=model), **{kind: per_s * s})
         for model, (name, per_s) in served.items()
         for s in range(until_s + 1)
     ]
@@ -282,9 +318,13 @@ def served_by(driver: Driver[Any]) -> dict[tuple[Any, ...], tuple[int, ...]]:
     return sums(rows, ("model_name",), ("gpu_ms", "draw_mj", "headroom_mj"))
 
 
-def test_models_on_one_gpu_bear_its_watts_by_their_tokens() -> None:
-    """Who makes nine tokens of ten has nine tenths of the GPU's time, draw and headroom; the GPU has them all."""
-    driver = metered(*(gpu(s, 500_000 * s) for s in range(61)), *two_models(60))
+@pytest.mark.parametrize("kind", ["output_tokens", "input_tokens"])
+def test_models_on_one_gpu_bear_its_watts_by_their_tokens(kind: str) -> None:
+    """Who makes nine tokens of ten has nine tenths of the GPU's time, draw and headroom; the GPU has them all.
+
+    Where none makes any, who reads them.
+    """
+    driver = metered(*(gpu(s, 500_000 * s) for s in range(61)), *two_models(60, kind))
     alpha, zeta = (6_000, 3_000_000, 1_200_000), (54_000, 27_000_000, 10_800_000)
     assert served_by(driver) == {("alpha",): alpha, ("zeta",): zeta}
     minute = sums(driver.rows(records.GPU_MINUTE), ("state",), ("gpu_ms", "draw_mj", "headroom_mj"))
@@ -304,14 +344,20 @@ def test_watts_that_come_after_their_tokens_are_shared_as_their_joules() -> None
     assert joules == {("alpha",): (15_000_000,), ("zeta",): (15_000_000,)}
 
 
-def test_lost_tokens_are_idle_joules_times_the_yardstick() -> None:
-    """60 s at 100 W and a limit of 700 W: 6 kJ burnt and 36 kJ unused, at 2.5 tokens per joule."""
+@pytest.mark.parametrize(
+    ("draw_mw", "burnt", "unused"), [(100_000, 15_000, 90_000), (20, 6, 105_000), (19, 0, 105_000)]
+)
+def test_lost_tokens_are_idle_joules_times_the_yardstick(draw_mw: int, burnt: int, unused: int) -> None:
+    """60 s at 100 W and a limit of 700 W: 6 kJ burnt and 36 kJ unused, at 2.5 tokens per joule.
+
+    Half a token in a window is one.
+    """
     config = MeterConfig(yardsticks=(Yardstick(tokens_per_joule=2.5),))
-    driver = metered(*(gpu(s, 100_000 * s) for s in range(61)), config=config)
+    driver = metered(*(gpu(s, draw_mw * s) for s in range(61)), config=config)
     rows = driver.rows(records.POWER)
-    assert sum(row["lost_tokens_draw"] for row in rows) == 15_000
-    assert sum(row["lost_tokens_headroom"] for row in rows) == 90_000
-    assert driver.sample("idlewatt_lost_tokens_total", part="draw") == 15_000
+    assert sum(row["lost_tokens_draw"] for row in rows) == burnt
+    assert sum(row["lost_tokens_headroom"] for row in rows) == unused
+    assert driver.sample("idlewatt_lost_tokens_total", part="draw") == burnt
     assert driver.sample("idlewatt_yardstick_tokens_per_joule", origin="configured") == 2.5
 
 
@@ -338,6 +384,29 @@ def test_ratios_are_withheld_where_too_little_is_known() -> None:
     assert half.sample("idlewatt_tokens_per_joule", window="1m", kind="output") is None
     few = metered(*(gpu(s, 100_000 * s) for s in range(61)), *(engine(s, s) for s in range(61)))
     assert few.sample("idlewatt_tokens_per_joule", window="1m", kind="output") is None
+    rows = [row for s in range(31) for row in (gpu(s, 100_000 * s), engine(s, 50 * s))]
+    enough = metered(*rows, config=MeterConfig(coverage_floor=0.5, min_tokens=1500))
+    assert enough.sample("idlewatt_tokens_per_joule", window="1m", kind="output") == pytest.approx(0.5)
+
+
+def test_a_server_that_counts_at_a_requests_end_is_judged_over_more_than_a_minute() -> None:
+    """A minute is shorter than many requests, whose end would be a leap; no window of it is a yardstick."""
+    driver = metered(
+        *(gpu(s, 100_000 * s) for s in range(91)),
+        *(engine(s, 50 * s, advance="request_end") for s in range(91)),
+        until_s=90,
+    )
+    assert driver.sample("idlewatt_tokens_per_joule", window="1m", kind="output") is None
+    assert driver.sample("idlewatt_tokens_per_joule", window="5m", kind="output") == pytest.approx(0.5)
+    assert driver.sample("idlewatt_yardstick_tokens_per_joule") is None
+
+
+@pytest.mark.parametrize(("until_s", "yielded"), [(3600, 1000 / 360_000), (3610, None)])
+def test_an_hour_is_as_long_as_its_windows(until_s: int, yielded: float | None) -> None:
+    """A thousand tokens in the first 10 s count until the window that ends an hour later, and not in the next."""
+    rows = [row for s in range(0, 3611, 10) for row in (gpu(s, 100_000 * s), engine(s, min(s, 10) * 100))]
+    hour = metered(*rows, until_s=until_s).sample("idlewatt_tokens_per_joule", window="1h", kind="output")
+    assert hour == (pytest.approx(yielded) if yielded else None)
 
 
 @pytest.mark.parametrize("read_at_once", [1, 7, 1000])

@@ -1,6 +1,7 @@
 """A GPU that is called otherwise, or has moved, takes dark time back from where it was booked."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from stage_driver import Driver, Message, sums
@@ -81,6 +82,37 @@ def test_names_that_flap_leave_less_than_nothing_nowhere(driver: Driver[object])
     driver.fold(START_MS + 700_000)
     driver.fold(START_MS + 800_000)
     by_product(driver)
+
+
+def test_a_gpu_that_is_renamed_all_the_time_keeps_its_eighth_new_name() -> None:
+    """Until the oldest is forgotten, after twice the time that a GPU is remembered."""
+    driver: Driver[Any] = Driver(MeterStage(MeterConfig(forget_ms=65_000)))
+    called = []
+    for second in range(0, 150, 10):
+        fold(driver, [reading(second, product=f"{second}")], second)
+        called.append(driver.state.gpu_index["product"].item())
+    assert called == [*map(str, range(0, 90, 10)), *["80"] * 5, "140"]
+
+
+def test_a_gap_that_waits_while_the_processor_is_behind_stays_with_its_dark_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is booked when all windows since are closed, and was named longer ago than a GPU is remembered."""
+    driver = Driver(MeterStage(MeterConfig(forget_ms=100_000)))
+    fold(driver, [reading(second) for second in range(31)], 31)
+    fold(driver, [reading(second, "GPU-1") for second in range(121)], 121)
+    monkeypatch.setattr("idlewatt.processors.meter.stage._WINDOWS_PER_FOLD", 1)
+    later = [
+        row
+        for second in range(122, 241)
+        for row in (reading(second, product="H100 SXM"), reading(second, "GPU-1"))
+    ]
+    driver.append([Message(topics.GPU, records.GPU, later)])
+    while driver.fold(START_MS + 250_000).moved:
+        pass
+    dark = by_product(driver)
+    assert dark[("H100",)][0] > 60_000
+    assert all(drawn_mj == gpu_ms * 100 for gpu_ms, drawn_mj in dark.values())
 
 
 def test_what_was_drawn_over_an_outage_stays_with_its_dark_time(driver: Driver[object]) -> None:

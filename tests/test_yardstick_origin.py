@@ -1,5 +1,7 @@
 """Where the yardstick comes from: what an operator says beats what was learned, and both beat what was published."""
 
+from collections.abc import Sequence
+
 import polars as pl
 import pytest
 
@@ -11,22 +13,24 @@ H100 = "NVIDIA H100 80GB HBM3"
 START_MS = 1_760_000_040_000
 
 
-def found(config: MeterConfig, learned: bool, product: str = H100) -> tuple[float, str] | None:
-    """Tokens per joule and origin of the model m on the product, with or without a minute of serving at 4."""
+def found(
+    config: MeterConfig, learned: bool, product: str = H100, made: Sequence[int] = (4000,) * 6
+) -> tuple[float, str] | None:
+    """Tokens per joule and origin of the model m on the product, with or without windows that made so much of 1 kJ."""
     samples = pl.DataFrame(
         {
             "site": "s",
             "pool": "p",
             "product": product,
             "model_name": "m",
-            "window_start_ms": [START_MS + 10_000 * n for n in range(6)],
-            "output_tokens": 4000,
+            "window_start_ms": [START_MS + 10_000 * n for n in range(len(made))],
+            "output_tokens": made,
             "serving_mj": 1_000_000,
         }
     )
     histogram = pl.DataFrame(schema=HISTOGRAM_COLUMNS)
     if learned:
-        histogram = learn(histogram, samples, 100, START_MS + 60_000)
+        histogram = learn(histogram, samples, config.min_tokens, START_MS + 60_000)
     rows = yields(histogram, samples, config).select("yield_utpj", "origin").rows()
     return (rows[0][0] / 1e6, rows[0][1]) if rows else None
 
@@ -51,3 +55,20 @@ def test_published_yields_are_the_last_resort(
     if seen and expected:
         assert seen[0] == pytest.approx(expected[0], rel=0.03)
         assert seen[1] == expected[1]
+
+
+@pytest.mark.parametrize(
+    ("made", "min_tokens", "expected"),
+    [
+        ([4000] * 9 + [8000], 4000, 4.0),
+        ([4000] * 8 + [8000] * 2, 4000, 8.0),
+        ([4000] * 9 + [8000], 4001, None),
+        ([4000] * 5, 100, None),
+    ],
+)
+def test_a_learned_yield_is_that_of_the_ninth_window_of_ten(
+    made: Sequence[int], min_tokens: int, expected: float | None
+) -> None:
+    """Of those, six at least, in which so many tokens were made."""
+    seen = found(MeterConfig(min_tokens=min_tokens, use_published=False), True, made=made)
+    assert seen == (None if expected is None else (pytest.approx(expected, rel=0.03), "learned"))
