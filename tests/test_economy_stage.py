@@ -517,7 +517,7 @@ def test_little_telemetry_withholds_ratios() -> None:
 
 
 def test_recoverable_gpus_are_those_that_not_even_the_busiest_window_needed() -> None:
-    """12 GPUs hold the model for an hour; at most 5.5 served in any window: 6 could be free. Unknown before."""
+    """12.5 GPUs hold the model for an hour; at most 5.5 served in any window: 6 could be free. Unknown before."""
     driver = driver_of()
     for window in range(361):
         busy = power(window, gpus=4)
@@ -525,7 +525,7 @@ def test_recoverable_gpus_are_those_that_not_even_the_busiest_window_needed() ->
             busy = power(window, gpus=5)
             half = {name: getattr(busy, name) for name in busy.__slots__} | {"gpu_ms": 55_000}
             busy = PowerRow(**half)
-        idle_ms = 12 * WINDOW_MS - busy.gpu_ms
+        idle_ms = 125_000 - busy.gpu_ms
         idle = {name: getattr(busy, name) for name in busy.__slots__} | {
             "state": "idle_loaded",
             "gpu_ms": idle_ms,
@@ -536,6 +536,16 @@ def test_recoverable_gpus_are_those_that_not_even_the_busiest_window_needed() ->
             assert shown(driver, names.RECOVERABLE_GPUS) is None
     driver.fold(START_MS)
     assert shown(driver, names.RECOVERABLE_GPUS, model_name="m") == 6
+
+
+def test_nothing_is_said_to_be_recoverable_where_minutes_of_the_hour_are_missing() -> None:
+    """Nobody knows what a pool needed while it had no windows."""
+    driver = driver_of()
+    told = [*range(12), *range(24, 361)]
+    rows = [power(window, state, gpus=2) for window in told for state in ("serving", "idle_loaded")]
+    driver.append([Message(topics.LEDGER, POWER, rows)])
+    driver.fold(START_MS)
+    assert shown(driver, names.RECOVERABLE_GPUS) is None
 
 
 def test_nothing_is_recoverable_of_a_model_that_nothing_held_for_a_while() -> None:

@@ -135,6 +135,14 @@ def test_late_losses_have_a_whole_hours_price(late: int, priced_at: int) -> None
     assert found[0]["lost_revenue", lost.window_start_ms] == 350_000 + 100_000 * mean
 
 
+@pytest.mark.parametrize(("first", "price"), [(0, 650), (1, 850)])
+def test_a_loss_is_priced_by_the_hour_up_to_its_window(first: int, price: int) -> None:
+    """What the window an hour before it sold counts no more."""
+    # at 1.05 and 0.65 micro-units per output token
+    messages = [sold(first, 1000, inputs=7), sold(360, 1000), idle(360, 1000)]
+    assert booked(messages, [3])["lost_revenue", START_MS + 3_600_000] == price
+
+
 def test_a_loss_is_priced_by_what_the_ledger_had_told() -> None:
     """The realised price of a window counts its own tokens and none that were booked after its loss."""
     # 0.35 + 3 x 0.1 micro-units per output token
