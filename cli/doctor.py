@@ -93,21 +93,27 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
             yield Finding(
                 "warn",
                 "log",
-                f"Kafka answers at {servers} and lacks {', '.join(sorted(missing))}",
-                "run, collect and process create them, if the brokers let this user",
+                f"Kafka answers at {servers} and lacks {', '.join(sorted(missing))}, or hides them from this user",
+                "run, collect and process create what they need, if the brokers let them",
             )
         else:
             yield Finding("ok", "log", f"Kafka answers at {servers} and has all {len(topics.ALL)} topics")
+    except IdlewattError as error:
+        yield Finding("FAIL", "log", str(error))
+        return
+    try:
         newest = [
             (message.appended_ms, message.value)
             for topic in (topics.GPU, topics.ENGINE)
             if topic not in missing
             for message in newest_messages(settings.log, topic)
         ]
+    except ConfigError as error:
+        yield Finding("warn", "clock", f"clocks cannot be compared: {error}", "a collector need not")
     except IdlewattError as error:
         yield Finding("FAIL", "log", str(error))
-        return
-    yield from _broker_clock(settings, newest)
+    else:
+        yield from _broker_clock(settings, newest)
 
 
 def _broker_clock(settings: Settings, newest: list[tuple[int, bytes]]) -> Iterator[Finding]:

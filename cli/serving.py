@@ -58,7 +58,7 @@ def running(settings: Settings, ports: Iterable[int], *, collect: bool, process:
         # first, because a port that is taken is the commonest fault; last to go, so that the end can be scraped
         server = _listen(settings.serve, ports, lambda: b"".join(body() for body in list(bodies)))
         stack.callback(server.stop)
-        _prepare(settings, may_wait=not process)
+        _prepare(settings, process=process)
         failure: Callable[[], BaseException | None] = lambda: None  # noqa: E731
         if process:
             from idlewatt.processors.tuning import tune
@@ -88,12 +88,12 @@ def running(settings: Settings, ports: Iterable[int], *, collect: bool, process:
         yield Service(server.url, failure)
 
 
-def _prepare(settings: Settings, *, may_wait: bool) -> None:
+def _prepare(settings: Settings, *, process: bool) -> None:
     """Make the log ready. A collector restarted while Kafka is away must not lose what it could spool meanwhile."""
     try:
-        prepare(settings)
+        prepare(settings, process=process)
     except LogUnavailableError as error:
-        if not may_wait:
+        if process:
             raise
         _log.warning("log_unavailable", error=str(error), meanwhile="rows wait in collect.spool_path")
 

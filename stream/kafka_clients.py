@@ -15,8 +15,8 @@ import lz4.frame  # type: ignore[import-untyped]  # noqa: F401  kafka-python wou
 import zstandard  # noqa: F401  the same
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as TopicPartition
+from kafka.errors import AuthorizationError as AuthorizationError
 from kafka.errors import (
-    AuthorizationError,
     InvalidRecordError,
     KafkaConfigurationError,
     MessageSizeTooLargeError,

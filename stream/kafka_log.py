@@ -34,7 +34,7 @@ from idlewatt.stream.kafka_topics import create_topics
 from idlewatt.stream.kafka_transactions import Outgoing, TransactionalProducer
 from idlewatt.stream.log import Commit, Message, Poll, Record
 from idlewatt.stream.settings import Log
-from idlewatt.stream.topics import STATE
+from idlewatt.stream.topics import RAW, STATE
 
 _log = structlog.get_logger()
 
@@ -62,7 +62,7 @@ class KafkaAppender:
             try:
                 if self._producer is None:
                     # a broker that was away at the start would make them up at the first message, unlike ours
-                    create_topics(self._log)
+                    create_topics(self._log, RAW)
                     self._producer = open_producer(self._log, self._client_id, self._DELIVERY_TIMEOUT_MS)
                 # whoever waited for others, or for a connection over a slow line, has as long as everybody
                 deadline = time.monotonic() + self._APPEND_TIMEOUT_S

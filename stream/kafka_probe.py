@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from idlewatt.stream import topics
-from idlewatt.stream.errors import LogUnavailableError
+from idlewatt.stream.errors import ConfigError, LogUnavailableError
 from idlewatt.stream.kafka_clients import (
+    AuthorizationError,
     KafkaError,
     TopicPartition,
     begins_of_logs,
@@ -42,7 +43,10 @@ def missing_topics(log: Log) -> frozenset[str]:
 
 
 def newest_messages(log: Log, topic: str) -> list[NewestMessage]:
-    """The last message of each partition of a topic that collectors write. Raises ConfigError, LogUnavailableError."""
+    """The last message of each partition of a topic that collectors write.
+
+    Raises ConfigError where this user may not read it, LogUnavailableError.
+    """
     consumer = open_reader(log, "idlewatt-doctor")
     try:
         partitions = [TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic) or ()]
@@ -61,6 +65,10 @@ def newest_messages(log: Log, topic: str) -> list[NewestMessage]:
                     last = records[-1]
                     newest.append(NewestMessage(topic, last.timestamp, last.value or b""))
         return newest
+    except AuthorizationError as error:
+        raise ConfigError(
+            f"this user may not read topic {topic} at {log.bootstrap_servers}: grant it READ"
+        ) from error
     except KafkaError as error:
         raise LogUnavailableError(
             f"topic {topic} cannot be read at {log.bootstrap_servers}: {error}"

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
 from idlewatt.stream.kafka_clients import (
+    AuthorizationError,
     Consumer,
     KafkaError,
     TopicPartition,
@@ -36,7 +37,9 @@ def read_messages(
     try:
         partitions = consumer.partitions_for_topic(topic)
         if not partitions:
-            raise ConfigError(f"Kafka at {log.bootstrap_servers} has no topic {topic}")
+            raise ConfigError(
+                f"Kafka at {log.bootstrap_servers} has no topic {topic}, or hides it from this user"
+            )
         left = [TopicPartition(topic, n) for n in sorted(partitions)]
         consumer.assign(left)
         _seek(consumer, left, since_ms, newest)
@@ -59,6 +62,10 @@ def read_messages(
                 raise LogUnavailableError(
                     f"topic {topic}: Kafka at {log.bootstrap_servers} gives no messages"
                 )
+    except AuthorizationError as error:
+        raise ConfigError(
+            f"this user may not read topic {topic} at {log.bootstrap_servers}: grant it READ"
+        ) from error
     except KafkaError as error:
         raise LogUnavailableError(
             f"topic {topic} cannot be read at {log.bootstrap_servers}: {error}"

@@ -1,5 +1,6 @@
 """Creates Idlewatt's topics in Kafka and checks that their partitions belong together."""
 
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from kafka.admin import ConfigResource
@@ -14,14 +15,17 @@ from idlewatt.stream.settings import Log
 _READ_TOGETHER: Final = ((topics.GPU, topics.ENGINE), (topics.LEDGER, topics.USAGE))
 
 
-def create_topics(log: Log) -> None:
-    """Create the topics that are missing. Raises ConfigError, LogUnavailableError."""
+def create_topics(log: Log, needed: Sequence[str] = topics.ALL) -> None:
+    """Create all topics that are missing, if a needed one is. Raises ConfigError, LogUnavailableError.
+
+    The others may stay missing where this user may not create them.
+    """
     try:
         with open_admin(log) as admin:
             missing = set(topics.ALL) - set(admin.list_topics())
-            if missing:
-                _create(admin, log, missing)
-            described = admin.describe_topics(list(topics.ALL))
+            if missing.intersection(needed):
+                _create(admin, log, missing, needed)
+            described = admin.describe_topics(list(needed))
             state = ConfigResource("topic", topics.STATE, ["cleanup.policy"])
             found = admin.describe_configs([state], config_filter="all")["topic"][topics.STATE]
     except KafkaError as error:
@@ -29,6 +33,14 @@ def create_topics(log: Log) -> None:
             f"log.bootstrap_servers: the topics cannot be made ready at {log.bootstrap_servers}: {error}"
         ) from error
     _check_partitions({topic["name"]: len(topic["partitions"]) for topic in described})
+    if topics.STATE not in needed:
+        return
+    if not found:
+        # kafka-python says nothing of the refusal; whether snapshots are kept decides whether windows count twice
+        raise ConfigError(
+            f"topic {topics.STATE}: this user may not see its settings; grant DESCRIBE_CONFIGS "
+            "(docs/architecture.md, Topics and rights)"
+        )
     if found["cleanup.policy"]["value"] != "compact":
         raise ConfigError(
             f"topic {topics.STATE} has cleanup.policy {found['cleanup.policy']['value']}, under which snapshots "
@@ -36,7 +48,7 @@ def create_topics(log: Log) -> None:
         )
 
 
-def _create(admin: Any, log: Log, names: set[str]) -> None:
+def _create(admin: Any, log: Log, names: set[str], needed: Collection[str]) -> None:
     wanted = {
         name: {
             "num_partitions": log.partitions,
@@ -53,12 +65,13 @@ def _create(admin: Any, log: Log, names: set[str]) -> None:
                 f"at {log.bootstrap_servers}"
             )
         # another process may have been quicker
-        if error not in (NoError, TopicAlreadyExistsError):
+        if error not in (NoError, TopicAlreadyExistsError) and created["name"] in needed:
             raise ConfigError(
-                f"topic {created['name']} cannot be created: {created['error_message'] or error.__name__}; "
-                "create it yourself or let this user do so"
+                f"topic {created['name']} cannot be created by this user, or is hidden from it: "
+                f"{created['error_message'] or error.__name__}; create it yourself, or grant what is lacking, as "
+                'docs/architecture.md says under "Topics and rights"'
             )
-    admin.wait_for_topics(list(topics.ALL))
+    admin.wait_for_topics(list(needed))
 
 
 def _configs(name: str, replication_factor: int) -> dict[str, str]:
@@ -83,16 +96,16 @@ def _configs(name: str, replication_factor: int) -> dict[str, str]:
     }
 
 
-def _check_partitions(count: dict[str, int]) -> None:
+def _check_partitions(count: Mapping[str, int]) -> None:
     for one, other in _READ_TOGETHER:
-        if count[one] != count[other]:
+        if one in count and other in count and count[one] != count[other]:
             raise ConfigError(
                 f"topic {one} has {count[one]} partitions and {other} {count[other]}: they must be equal, so that "
                 "rows that belong together meet; create the one that holds nothing yet anew, with as many as the other, "
                 "or both, and give process.group a new name: the state in the log is that of the old ones"
             )
-    most = max(count[topic] for pair in _READ_TOGETHER for topic in pair)
-    if count[topics.STATE] < most:
+    most = max(count.get(topic, 0) for pair in _READ_TOGETHER for topic in pair)
+    if count.get(topics.STATE, most) < most:
         raise ConfigError(
             f"topic {topics.STATE} has {count[topics.STATE]} partitions and needs {most}; "
             "raise them with kafka-topics.sh --alter --partitions"

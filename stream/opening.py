@@ -2,16 +2,20 @@
 
 from collections.abc import Iterator
 
+from idlewatt.stream import topics
 from idlewatt.stream.log import Appender, Message, StageLog
 from idlewatt.stream.settings import Settings
 
 
-def prepare(settings: Settings) -> None:
-    """Make the log ready for use: the file with its tables, or Kafka's topics. Raises ConfigError."""
+def prepare(settings: Settings, *, process: bool = True) -> None:
+    """Make the log ready for use: the file with its tables, or Kafka's topics. Raises ConfigError, LogUnavailableError.
+
+    `process`: stages will read it and keep books in it, which asks more of topics, and more rights, than to collect.
+    """
     if settings.log.kind == "kafka":
         from idlewatt.stream.kafka_topics import create_topics
 
-        create_topics(settings.log)
+        create_topics(settings.log, topics.ALL if process else topics.RAW)
     else:
         from idlewatt.stream.embedded_file import open_file
 

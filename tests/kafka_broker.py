@@ -15,12 +15,23 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from kafka.admin import (
+    ACL,
+    ACLFilter,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    NewPartitions,
+    ResourcePattern,
+    ResourcePatternFilter,
+    ResourceType,
+)
 
 from idlewatt.stream import topics
 from idlewatt.stream.errors import LogUnavailableError
@@ -35,6 +46,8 @@ _START_S: Final = 180.0
 _STOP_S: Final = 20.0
 _APT: Final = ("apt-get", "install", "-y", "--no-install-recommends", "openjdk-17-jre-headless", "maven")
 
+USER, PASSWORD = "limited", "a password"
+_JAAS: Final = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
 _POM: Final = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
   <groupId>idlewatt.tests</groupId>
@@ -57,8 +70,9 @@ class Cluster:
 
     def __init__(self, brokers: int = 1) -> None:
         self.id = _base64_uuid()
-        ports = _free_ports(2 * brokers)
-        self.ports, self.controller_ports = ports[:brokers], ports[brokers:]
+        ports = _free_ports(3 * brokers)
+        self.ports, self.controller_ports = ports[:brokers], ports[brokers : 2 * brokers]
+        self.user_ports = ports[2 * brokers :]
 
 
 class KafkaBroker:
@@ -81,6 +95,7 @@ class KafkaBroker:
         self._frozen = False
         self._name = f"idlewatt-{uuid.uuid4().hex[:12]}"
         port, controller_port = self._port, cluster.controller_ports[number - 1]
+        self.user_port = cluster.user_ports[number - 1]
         voters = (f"{n}@127.0.0.1:{other}" for n, other in enumerate(cluster.controller_ports, 1))
         copies, most = str(self.copies), str(self.copies // 2 + 1)
         data = str(folder / "data") if command else "/var/lib/kafka/data"
@@ -88,9 +103,15 @@ class KafkaBroker:
             "process.roles": "broker,controller",
             "node.id": str(number),
             "controller.quorum.voters": ",".join(voters),
-            "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port},"
+            f"USERS://127.0.0.1:{self.user_port}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port},USERS://127.0.0.1:{self.user_port}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,USERS:SASL_PLAINTEXT",
+            # who comes without a name may do all, and a user what it is granted
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS",
+            "sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.users.plain.sasl.jaas.config": _JAAS,
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "PLAINTEXT",
             "log.dirs": data,
@@ -128,6 +149,52 @@ class KafkaBroker:
                 "process": process | sections.get("process", {}),
             }
         )
+
+    @contextmanager
+    def granted(self, rights: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
+        """Settings of [log] for a user who has these rights alone: operations by kind and name, such as "TOPIC x"."""
+        acls = [
+            ACL(
+                f"User:{USER}", "*", ACLOperation[right], ACLPermissionType.ALLOW, ResourcePattern(kind, name)
+            )
+            for resource, granted in rights.items()
+            for kind, name in [(ResourceType[resource.split()[0]], resource.split()[1])]
+            for right in granted
+        ]
+        all_of_them = ACLFilter(
+            None,
+            None,
+            ACLOperation.ANY,
+            ACLPermissionType.ANY,
+            ResourcePatternFilter(ResourceType.ANY, None, ACLResourcePatternType.ANY),
+        )
+
+        def are_granted(count: int) -> bool:
+            return len(admin.describe_acls(all_of_them)[0]) == count
+
+        with self.admin() as admin:
+            admin.create_acls(acls)
+            _wait_until(lambda: are_granted(len(acls)), "the rights are granted")
+            try:
+                yield {
+                    "bootstrap_servers": f"127.0.0.1:{self.user_port}",
+                    "security_protocol": "SASL_PLAINTEXT",
+                    "sasl_mechanism": "PLAIN",
+                    "sasl_username": USER,
+                    "sasl_password": PASSWORD,
+                }
+            finally:
+                admin.delete_acls([all_of_them])
+                _wait_until(lambda: are_granted(0), "the rights are taken back")
+
+    def raise_partitions(self, partitions: int, *names: str) -> None:
+        """As kafka-topics.sh --alter --partitions does; returns when the broker shows them."""
+        with self.admin() as admin:
+            admin.create_partitions({name: NewPartitions(partitions) for name in names})
+            _wait_until(
+                lambda: all(len(t["partitions"]) == partitions for t in admin.describe_topics(list(names))),
+                "there are more partitions",
+            )
 
     def fresh_topics(self, settings: Settings) -> Settings:
         """Make all Idlewatt topics anew and empty, with the partitions of the settings; returns them."""

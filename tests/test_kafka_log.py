@@ -552,9 +552,9 @@ def test_a_slow_connection_leaves_time_to_append(
     """Over a line where connecting takes as long as an append may, each try would close the connection it has made."""
     monkeypatch.setattr(KafkaAppender, "_APPEND_TIMEOUT_S", 1.5)
 
-    def slowly(log: Log) -> None:
+    def slowly(log: Log, needed: tuple[str, ...]) -> None:
         time.sleep(1.6)
-        create_topics(log)
+        create_topics(log, needed)
 
     monkeypatch.setattr("idlewatt.stream.kafka_log.create_topics", slowly)
     appender = KafkaAppender(fresh_topics.log, "test")
