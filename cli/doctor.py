@@ -24,6 +24,7 @@ from idlewatt.stream.settings import Settings
 _CLOCK_TOLERANCE_MS: Final = 2_000
 _HTTP_TIMEOUT_S: Final = 2.0
 _PROBE_BYTES: Final = 1 << 20
+_TOPICS_AND_RIGHTS: Final = 'see "Topics and rights" in docs/architecture.md'
 
 
 def examine(config: Path | None, environ: Mapping[str, str]) -> ExitCode:
@@ -85,6 +86,7 @@ def _gpus(settings: Settings) -> Iterator[Finding]:
 
 def _kafka(settings: Settings) -> Iterator[Finding]:
     from idlewatt.stream.kafka_probe import missing_topics, newest_messages
+    from idlewatt.stream.kafka_topics import examine_topics
 
     servers = settings.log.bootstrap_servers
     try:
@@ -98,9 +100,16 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
             )
         else:
             yield Finding("ok", "log", f"Kafka answers at {servers} and has all {len(topics.ALL)} topics")
+        found = examine_topics(settings.log, set(topics.ALL) - missing)
     except IdlewattError as error:
         yield Finding("FAIL", "log", str(error))
         return
+    yield from (Finding("FAIL", "log", fault) for fault in found.faults)
+    yield from (Finding("warn", "log", doubt, _TOPICS_AND_RIGHTS) for doubt in found.doubts)
+    if found.hidden:
+        hidden = ", ".join(found.hidden)
+        seen = f"this user may not see the settings of {hidden}"
+        yield Finding("warn", "log", seen, f"a collector need not; {_TOPICS_AND_RIGHTS}")
     try:
         newest = [
             (message.appended_ms, message.value)

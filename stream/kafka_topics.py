@@ -1,8 +1,11 @@
-"""Creates Idlewatt's topics in Kafka and checks that their partitions belong together."""
+"""Creates Idlewatt's topics in Kafka, and looks whether those that are there keep what is booked."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
+import structlog
 from kafka.admin import ConfigResource
 from kafka.errors import InvalidReplicationFactorError, NoError, TopicAlreadyExistsError, for_code
 
@@ -13,6 +16,20 @@ from idlewatt.stream.settings import Log
 
 # Topics one stage reads together: partition n of each must go to the same member.
 _READ_TOGETHER: Final = ((topics.GPU, topics.ENGINE), (topics.LEDGER, topics.USAGE))
+_LOOKED_AT: Final = ("cleanup.policy", "retention.ms", "max.message.bytes")
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What is wrong with topics that are there, in words."""
+
+    # with these a processor would lose what is booked
+    faults: tuple[str, ...]
+    # other settings than those Idlewatt creates topics with
+    doubts: tuple[str, ...]
+    # topics whose settings this user may not see
+    hidden: tuple[str, ...]
 
 
 def create_topics(log: Log, needed: Sequence[str] = topics.ALL) -> None:
@@ -26,26 +43,57 @@ def create_topics(log: Log, needed: Sequence[str] = topics.ALL) -> None:
             if missing.intersection(needed):
                 _create(admin, log, missing, needed)
             described = admin.describe_topics(list(needed))
-            state = ConfigResource("topic", topics.STATE, ["cleanup.policy"])
-            found = admin.describe_configs([state], config_filter="all")["topic"][topics.STATE]
     except KafkaError as error:
         raise LogUnavailableError(
             f"log.bootstrap_servers: the topics cannot be made ready at {log.bootstrap_servers}: {error}"
         ) from error
-    _check_partitions({topic["name"]: len(topic["partitions"]) for topic in described})
-    if topics.STATE not in needed:
-        return
-    if not found:
-        # kafka-python says nothing of the refusal; whether snapshots are kept decides whether windows count twice
+    for fault in _unlike(_counts(described)):
+        raise ConfigError(fault)
+
+
+def refuse_unfit(log: Log) -> None:
+    """For a processor: raise ConfigError where topics would not keep the books, and log what else is unlike ours."""
+    found = examine_topics(log, topics.ALL)
+    if found.faults:
+        raise ConfigError("\n".join(found.faults))
+    if topics.STATE in found.hidden:
+        # whether it keeps the snapshots decides whether windows count twice
         raise ConfigError(
             f"topic {topics.STATE}: this user may not see its settings; grant DESCRIBE_CONFIGS "
             "(docs/architecture.md, Topics and rights)"
         )
-    if found["cleanup.policy"]["value"] != "compact":
-        raise ConfigError(
-            f"topic {topics.STATE} has cleanup.policy {found['cleanup.policy']['value']}, under which snapshots "
-            "get lost; set it to compact"
-        )
+    for doubt in found.doubts:
+        _log.warning("topic_settings", found=doubt)
+    if found.hidden:
+        _log.warning("topic_settings_hidden", topics=found.hidden, mend="grant DESCRIBE_CONFIGS on them")
+
+
+def examine_topics(log: Log, names: Collection[str]) -> Examined:
+    """Look at those of our topics. Raises ConfigError, LogUnavailableError."""
+    try:
+        with open_admin(log) as admin:
+            described = admin.describe_topics(sorted(names))
+            asked = [ConfigResource("topic", name, list(_LOOKED_AT)) for name in sorted(names)]
+            configs = admin.describe_configs(asked, config_filter="all").get("topic", {})
+    except KafkaError as error:
+        raise LogUnavailableError(
+            f"log.bootstrap_servers: the topics cannot be looked at at {log.bootstrap_servers}: {error}"
+        ) from error
+    # where it is refused, kafka-python tells no settings and no error
+    settings = {
+        name: {key: told["value"] for key, told in configs[name].items()}
+        for name in sorted(names)
+        if configs.get(name)
+    }
+    counts = _counts(described)
+    hidden = set(names) - settings.keys()
+    faults = [*_unlike(counts), *_losing(settings)]
+    copies = {
+        topic["name"]: min((len(p["replica_nodes"]) for p in topic["partitions"]), default=0)
+        for topic in described
+    }
+    doubts = _doubts(log, counts, copies, settings)
+    return Examined(tuple(faults), tuple(doubts), tuple(sorted(hidden)))
 
 
 def _create(admin: Any, log: Log, names: set[str], needed: Collection[str]) -> None:
@@ -96,17 +144,59 @@ def _configs(name: str, replication_factor: int) -> dict[str, str]:
     }
 
 
-def _check_partitions(count: Mapping[str, int]) -> None:
+def _counts(described: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    return {topic["name"]: len(topic["partitions"]) for topic in described if topic["partitions"]}
+
+
+def _unlike(count: Mapping[str, int]) -> Iterator[str]:
+    """Numbers of partitions that do not go together."""
     for one, other in _READ_TOGETHER:
         if one in count and other in count and count[one] != count[other]:
-            raise ConfigError(
+            yield (
                 f"topic {one} has {count[one]} partitions and {other} {count[other]}: they must be equal, so that "
                 "rows that belong together meet; create the one that holds nothing yet anew, with as many as the other, "
                 "or both, and give process.group a new name: the state in the log is that of the old ones"
             )
-    most = max(count.get(topic, 0) for pair in _READ_TOGETHER for topic in pair)
+    most = max((count.get(topic, 0) for pair in _READ_TOGETHER for topic in pair), default=0)
     if count.get(topics.STATE, most) < most:
-        raise ConfigError(
+        yield (
             f"topic {topics.STATE} has {count[topics.STATE]} partitions and needs {most}; "
             "raise them with kafka-topics.sh --alter --partitions"
         )
+
+
+def _losing(settings: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Topics that would not keep what is in them."""
+    for name, found in settings.items():
+        policy = found["cleanup.policy"]
+        if name == topics.STATE and policy != "compact":
+            yield f"topic {name} has cleanup.policy {policy}, under which snapshots get lost; set it to compact"
+        if name != topics.STATE and "compact" in policy:
+            yield (
+                f"topic {name} has cleanup.policy {policy}, under which only the newest message of a key is kept, and "
+                "rows get lost; set it to delete"
+            )
+
+
+def _doubts(
+    log: Log,
+    counts: Mapping[str, int],
+    copies: Mapping[str, int],
+    settings: Mapping[str, Mapping[str, str]],
+) -> Iterator[str]:
+    """What is unlike the topics that Idlewatt creates, topics of one kind in one line."""
+    unlike: dict[str, list[str]] = defaultdict(list)
+    for name, count in counts.items():
+        if count < log.partitions or (count > log.partitions and name != topics.STATE):
+            unlike[f"{count} partitions, and log.partitions is {log.partitions}"].append(name)
+        if copies[name] < log.replication_factor:
+            fault = f"{copies[name]} replicas, and log.replication_factor is {log.replication_factor}"
+            unlike[fault].append(name)
+    for name, found in settings.items():
+        ours = _configs(name, log.replication_factor)
+        for key in ("retention.ms", "max.message.bytes"):
+            # a retention of -1 has no end
+            if key in ours and 0 <= int(found[key]) < int(ours[key]):
+                unlike[f"{key} {found[key]}, less than Idlewatt's {ours[key]}"].append(name)
+    for fault, names in unlike.items():
+        yield f"{', '.join(sorted(names))}: {fault}"

@@ -13,9 +13,11 @@ def prepare(settings: Settings, *, process: bool = True) -> None:
     `process`: stages will read it and keep books in it, which asks more of topics, and more rights, than to collect.
     """
     if settings.log.kind == "kafka":
-        from idlewatt.stream.kafka_topics import create_topics
+        from idlewatt.stream.kafka_topics import create_topics, refuse_unfit
 
         create_topics(settings.log, topics.ALL if process else topics.RAW)
+        if process:
+            refuse_unfit(settings.log)
     else:
         from idlewatt.stream.embedded_file import open_file
 

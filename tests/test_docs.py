@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from idlewatt.stream import topics
+from idlewatt.stream.kafka_topics import _configs
 from idlewatt.stream.metric_names import METRICS
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +22,17 @@ def test_generated_parts_are_current() -> None:
     assert {path.name for path in generated} == {"README.md", "configuration.md"}
     for path, text in generated.items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is out of date: run make docs"
+
+
+def test_settings_of_topics_are_those_they_are_created_with() -> None:
+    """Who creates topics beforehand finds each setting, and its value, in the architecture."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    section = page.partition("### Topics and rights")[2].partition("\n## ")[0]
+    for name in topics.ALL:
+        assert f"`{name}`" in section
+        for key, value in _configs(name, 3).items():
+            assert f"`{key}`" in section
+            assert re.search(rf"\b{value}\b", section), (name, key, value)
 
 
 def test_readme_has_every_metric_once() -> None:

@@ -213,6 +213,7 @@ def test_kafka_and_the_clocks_of_senders_are_looked_at(kafka_broker: KafkaBroker
     env = {
         "IDLEWATT_LOG__KIND": "kafka",
         "IDLEWATT_LOG__BOOTSTRAP_SERVERS": settings.log.bootstrap_servers,
+        "IDLEWATT_LOG__PARTITIONS": str(settings.log.partitions),
         "IDLEWATT_COLLECT__SPOOL_PATH": str(tmp_path / "spool"),
         "IDLEWATT_COLLECT__SPOOL_MAX_BYTES": str(1 << 30),
     }
