@@ -100,7 +100,7 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
             )
         else:
             yield Finding("ok", "log", f"Kafka answers at {servers} and has all {len(topics.ALL)} topics")
-        found = examine_topics(settings.log, set(topics.ALL) - missing)
+        found = examine_topics(settings.log, settings.process, set(topics.ALL) - missing)
     except IdlewattError as error:
         yield Finding("FAIL", "log", str(error))
         return
@@ -108,7 +108,7 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
     yield from (Finding("warn", "log", doubt, _TOPICS_AND_RIGHTS) for doubt in found.doubts)
     if found.hidden:
         hidden = ", ".join(found.hidden)
-        seen = f"this user may not see the settings of {hidden}"
+        seen = f"this user may not see the settings, or what a processor has to see, of {hidden}"
         yield Finding("warn", "log", seen, f"a collector need not; {_TOPICS_AND_RIGHTS}")
     try:
         newest = [

@@ -29,7 +29,7 @@ from idlewatt.stream.kafka_clients import (
 )
 from idlewatt.stream.kafka_continuity import Continuity, tell_expired
 from idlewatt.stream.kafka_progress import Progress
-from idlewatt.stream.kafka_snapshots import Snapshot, SnapshotRestore, encode_chunks
+from idlewatt.stream.kafka_snapshots import Snapshot, SnapshotRestore, another_number, encode_chunks
 from idlewatt.stream.kafka_topics import create_topics
 from idlewatt.stream.kafka_transactions import Outgoing, TransactionalProducer
 from idlewatt.stream.log import Commit, Message, Poll, Record
@@ -146,6 +146,10 @@ class KafkaStageLog:
         self._revoked: set[int] = set()
         # where the last commit stands
         self._resume: dict[tuple[str, int], int] = {}
+        # Of each input at the start, 0 while that is not known. Keys go to partitions by their number: what is read of
+        # a topic with another number is of entities whose state is elsewhere.
+        self._partitions = 0
+        self._has_told_added = False
         self._progress = Progress(inputs)
         self._continuity = Continuity()
         self._confirmed_at = float("-inf")
@@ -185,7 +189,9 @@ class KafkaStageLog:
         }
         messages = [Outgoing(record.topic, record.key, record.value) for record in commit.records]
         for n, state in commit.snapshots.items():
-            snapshot = Snapshot(state, {topic: resume[(topic, n)] for topic in self._inputs})
+            snapshot = Snapshot(
+                state, {topic: resume[(topic, n)] for topic in self._inputs}, self._partitions
+            )
             messages += [Outgoing(STATE, *chunk, n) for chunk in encode_chunks(self._owner, n, snapshot)]
         try:
             self._producer.commit(messages, resume, self._membership)
@@ -227,6 +233,7 @@ class KafkaStageLog:
 
     def _poll_once(self, deadline: float) -> Poll:
         consumer = self._consumer or self._join_group()
+        self._partitions = self._partitions or len(consumer.partitions_for_topic(self._inputs[0]))
         # settles a transaction of ours whose outcome is not known
         self._producer.prepare()
         self._progress.ask(consumer, self._handed)
@@ -280,9 +287,23 @@ class KafkaStageLog:
     def _look_what_is_ours(self, consumer: Consumer) -> None:
         """Apply a rebalance that the last consumer.poll() went through, if it did."""
         self._member, self._owned = self._grants(consumer)
+        self._look_for_added()
         gone = {n for n, grant in self._handed.items() if self._owned.get(n) != grant}
         self._revoked |= gone
         self._handed = {n: grant for n, grant in self._handed.items() if n not in gone}
+
+    def _look_for_added(self) -> None:
+        added = sorted({n for _, n in self._listener.given if n >= self._partitions})
+        if self._partitions and added and not self._has_told_added:
+            self._has_told_added = True
+            _log.error(
+                "partitions_added",
+                topics=self._inputs,
+                partitions=self._partitions,
+                unread=added,
+                mend="they stay unread, and pools that moved to them dark: see docs/architecture.md, "
+                "The number of partitions",
+            )
 
     def _grants(self, consumer: Consumer) -> tuple[str, dict[int, Grant]]:
         """As whom the group knows us now, and what it has given us."""
@@ -290,7 +311,7 @@ class KafkaStageLog:
         given = self._listener.given
         return member, {
             n: (member, tuple(given[topic, n] for topic in self._inputs))
-            for n in {n for _, n in given}
+            for n in {n for _, n in given if n < self._partitions}
             if member and all((topic, n) in given for topic in self._inputs)
         }
 
@@ -318,6 +339,11 @@ class KafkaStageLog:
             self._restore = SnapshotRestore(self._log, self._client_id, self._owner, partitions)
         left_s = max(deadline - time.monotonic(), 0.0)
         found = self._restore.step(min(left_s, self._RESTORE_STEP_S))
+        for snapshot in found.values():
+            # changed after the start had looked
+            if snapshot is not None and snapshot.partitions not in (None, self._partitions):
+                fault = another_number(self._inputs[0], self._partitions, self._owner, snapshot.partitions)
+                raise LogUnavailableError(fault)
         # one that went away meanwhile may have been moved on by others
         found = {
             n: snapshot

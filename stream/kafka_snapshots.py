@@ -9,12 +9,13 @@ import json
 import struct
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from idlewatt.stream.errors import LogUnavailableError
 from idlewatt.stream.kafka_clients import Consumer, TopicPartition, close_consumer, ends_of_logs, open_reader
+from idlewatt.stream.kafka_reading import read_messages
 from idlewatt.stream.settings import Log
 from idlewatt.stream.topics import STATE
 
@@ -26,27 +27,67 @@ _POLL_RECORDS: Final = 64
 # magic, id of the commit, number of this chunk, how many there are
 _HEADER: Final = struct.Struct(">4s16sII")
 _MAGIC: Final = b"IWS1"
-_RESUME_LENGTH: Final = struct.Struct(">I")
+_TOLD_LENGTH: Final = struct.Struct(">I")
+# told beside the offsets by topic
+_OWNER, _PARTITIONS = "owner", "partitions"
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """State of one partition that has folded everything before `resume` (topic -> offset)."""
+    """State of one partition, of so many `partitions`, that has folded everything before `resume` (topic -> offset)."""
 
     state: bytes
     resume: Mapping[str, int]
+    # None: an Idlewatt wrote it that did not say
+    partitions: int | None = None
 
 
 def encode_chunks(owner: str, partition: int, snapshot: Snapshot) -> Iterator[tuple[bytes, bytes]]:
     """Key and value of each message that the snapshot becomes. `owner` is the stage's consumer group."""
-    resume = json.dumps(dict(snapshot.resume)).encode()
-    content = _RESUME_LENGTH.pack(len(resume)) + resume + snapshot.state
+    told = json.dumps({**snapshot.resume, _OWNER: owner, _PARTITIONS: snapshot.partitions}).encode()
+    content = _TOLD_LENGTH.pack(len(told)) + told + snapshot.state
     commit_id = uuid.uuid4().bytes
     count = -(-len(content) // CHUNK_BYTES)
     for number in range(count):
         header = _HEADER.pack(_MAGIC, commit_id, number, count)
         chunk = content[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
         yield f"{owner}/{partition}/{number}".encode(), header + chunk
+
+
+def _opened(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """What is told of a state, and the state or the beginning of it."""
+    (length,) = _TOLD_LENGTH.unpack_from(content)
+    start = _TOLD_LENGTH.size + length
+    return json.loads(content[_TOLD_LENGTH.size : start]), content[start:]
+
+
+def another_number(topic: str, found: int, owner: str, made_with: int) -> str:
+    """What is said when a topic has not as many partitions as the state in the log was made with."""
+    return (
+        f"topic {topic} has {found} partitions, and the state of {owner} in {STATE} was made with {made_with}: keys "
+        "went to others, and what was there would count twice; go on as docs/architecture.md says under "
+        '"The number of partitions"'
+    )
+
+
+def partitions_of(log: Log, owners: Collection[str]) -> dict[str, int]:
+    """Of how many partitions each owner's snapshots are; of those that have any which say so.
+
+    Raises ConfigError, LogUnavailableError.
+    """
+    found: dict[str, int] = {}
+    for message in read_messages(log, STATE):
+        header, content = message.value[: _HEADER.size], message.value[_HEADER.size :]
+        # of pieces the first
+        if header[:4] != _MAGIC or _HEADER.unpack(header)[2]:
+            continue
+        told, _ = _opened(content)
+        if told.get(_OWNER) in owners and told.get(_PARTITIONS) is not None:
+            # it is the same in all of them, so that a few messages tell it
+            found[told[_OWNER]] = told[_PARTITIONS]
+            if len(found) == len(owners):
+                break
+    return found
 
 
 @dataclass(slots=True)
@@ -78,9 +119,10 @@ class _Assembly:
                 f"{self.count} pieces are there; was the topic's cleanup.policy ever not compact?"
             )
         content = b"".join(self.chunks[number] for number in range(self.count))
-        (length,) = _RESUME_LENGTH.unpack_from(content)
-        start = _RESUME_LENGTH.size + length
-        return Snapshot(content[start:], json.loads(content[_RESUME_LENGTH.size : start]))
+        told, state = _opened(content)
+        told.pop(_OWNER, None)
+        partitions = told.pop(_PARTITIONS, None)
+        return Snapshot(state, told, partitions)
 
 
 class SnapshotRestore:

@@ -12,10 +12,11 @@ from kafka.errors import InvalidReplicationFactorError, NoError, TopicAlreadyExi
 from idlewatt.stream import topics
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
 from idlewatt.stream.kafka_clients import KafkaError, open_admin
-from idlewatt.stream.settings import Log
+from idlewatt.stream.kafka_snapshots import another_number, partitions_of
+from idlewatt.stream.settings import Log, Process
 
 # Topics one stage reads together: partition n of each must go to the same member.
-_READ_TOGETHER: Final = ((topics.GPU, topics.ENGINE), (topics.LEDGER, topics.USAGE))
+_READ_TOGETHER: Final = {"meter": (topics.GPU, topics.ENGINE), "economy": (topics.LEDGER, topics.USAGE)}
 _LOOKED_AT: Final = ("cleanup.policy", "retention.ms", "max.message.bytes")
 _log = structlog.get_logger()
 
@@ -24,11 +25,11 @@ _log = structlog.get_logger()
 class Examined:
     """What is wrong with topics that are there, in words."""
 
-    # with these a processor would lose what is booked
+    # with these a processor would lose what is booked, or book it twice
     faults: tuple[str, ...]
     # other settings than those Idlewatt creates topics with
     doubts: tuple[str, ...]
-    # topics whose settings this user may not see
+    # topics whose settings, or snapshots, this user may not see
     hidden: tuple[str, ...]
 
 
@@ -51,16 +52,16 @@ def create_topics(log: Log, needed: Sequence[str] = topics.ALL) -> None:
         raise ConfigError(fault)
 
 
-def refuse_unfit(log: Log) -> None:
+def refuse_unfit(log: Log, process: Process) -> None:
     """For a processor: raise ConfigError where topics would not keep the books, and log what else is unlike ours."""
-    found = examine_topics(log, topics.ALL)
+    found = examine_topics(log, process, topics.ALL)
     if found.faults:
         raise ConfigError("\n".join(found.faults))
     if topics.STATE in found.hidden:
         # whether it keeps the snapshots decides whether windows count twice
         raise ConfigError(
-            f"topic {topics.STATE}: this user may not see its settings; grant DESCRIBE_CONFIGS "
-            "(docs/architecture.md, Topics and rights)"
+            f"topic {topics.STATE}: this user may not see its settings or what is in it; grant "
+            "DESCRIBE_CONFIGS and READ (docs/architecture.md, Topics and rights)"
         )
     for doubt in found.doubts:
         _log.warning("topic_settings", found=doubt)
@@ -68,7 +69,7 @@ def refuse_unfit(log: Log) -> None:
         _log.warning("topic_settings_hidden", topics=found.hidden, mend="grant DESCRIBE_CONFIGS on them")
 
 
-def examine_topics(log: Log, names: Collection[str]) -> Examined:
+def examine_topics(log: Log, process: Process, names: Collection[str]) -> Examined:
     """Look at those of our topics. Raises ConfigError, LogUnavailableError."""
     try:
         with open_admin(log) as admin:
@@ -88,6 +89,11 @@ def examine_topics(log: Log, names: Collection[str]) -> Examined:
     counts = _counts(described)
     hidden = set(names) - settings.keys()
     faults = [*_unlike(counts), *_losing(settings)]
+    if topics.STATE in names:
+        try:
+            faults += _moved(log, process, counts)
+        except ConfigError:
+            hidden.add(topics.STATE)
     copies = {
         topic["name"]: min((len(p["replica_nodes"]) for p in topic["partitions"]), default=0)
         for topic in described
@@ -150,14 +156,14 @@ def _counts(described: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def _unlike(count: Mapping[str, int]) -> Iterator[str]:
     """Numbers of partitions that do not go together."""
-    for one, other in _READ_TOGETHER:
+    for one, other in _READ_TOGETHER.values():
         if one in count and other in count and count[one] != count[other]:
             yield (
                 f"topic {one} has {count[one]} partitions and {other} {count[other]}: they must be equal, so that "
-                "rows that belong together meet; create the one that holds nothing yet anew, with as many as the other, "
-                "or both, and give process.group a new name: the state in the log is that of the old ones"
+                "rows that belong together meet; create the one that holds nothing yet anew, with as many as the "
+                'other, or go on as docs/architecture.md says under "The number of partitions"'
             )
-    most = max((count.get(topic, 0) for pair in _READ_TOGETHER for topic in pair), default=0)
+    most = max((count.get(topic, 0) for pair in _READ_TOGETHER.values() for topic in pair), default=0)
     if count.get(topics.STATE, most) < most:
         yield (
             f"topic {topics.STATE} has {count[topics.STATE]} partitions and needs {most}; "
@@ -176,6 +182,15 @@ def _losing(settings: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
                 f"topic {name} has cleanup.policy {policy}, under which only the newest message of a key is kept, and "
                 "rows get lost; set it to delete"
             )
+
+
+def _moved(log: Log, process: Process, counts: Mapping[str, int]) -> Iterator[str]:
+    """Topics with another number of partitions than the state of the stages that read them was made with."""
+    owners = {f"{process.group}-{stage}": _READ_TOGETHER[stage][0] for stage in process.stages}
+    for owner, made_with in sorted(partitions_of(log, owners.keys()).items()):
+        topic = owners[owner]
+        if counts.get(topic, made_with) != made_with:
+            yield another_number(topic, counts[topic], owner, made_with)
 
 
 def _doubts(

@@ -17,7 +17,7 @@ def prepare(settings: Settings, *, process: bool = True) -> None:
 
         create_topics(settings.log, topics.ALL if process else topics.RAW)
         if process:
-            refuse_unfit(settings.log)
+            refuse_unfit(settings.log, settings.process)
     else:
         from idlewatt.stream.embedded_file import open_file
 

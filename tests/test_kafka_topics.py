@@ -2,24 +2,34 @@
 
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from idlewatt_command import idlewatt
 from kafka.admin import ConfigResource
+from kafka.partitioner.default import murmur2
 from kafka_broker import KafkaBroker
+from stage_reader import StageReader
 from structlog.testing import capture_logs
 
 from idlewatt.stream import topics
-from idlewatt.stream.errors import ConfigError
-from idlewatt.stream.kafka_log import KafkaAppender
+from idlewatt.stream.errors import ConfigError, LogUnavailableError
+from idlewatt.stream.kafka_log import KafkaAppender, KafkaStageLog
 from idlewatt.stream.kafka_reading import read_messages
+from idlewatt.stream.kafka_snapshots import Snapshot, encode_chunks, partitions_of
 from idlewatt.stream.log import Record
 from idlewatt.stream.opening import prepare
 from idlewatt.stream.settings import Settings
 
 pytestmark = pytest.mark.kafka
+METER = (topics.GPU, topics.ENGINE)
+KEYS = [topics.pool_key("site", f"rack-{i}") for i in range(16)]
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 
 
 def environment(log: dict[str, Any], group: str, tmp_path: Path) -> dict[str, str]:
@@ -31,6 +41,102 @@ def environment(log: dict[str, Any], group: str, tmp_path: Path) -> dict[str, st
         "IDLEWATT_COLLECT__SPOOL_PATH": str(tmp_path / "spool"),
         "IDLEWATT_PORT": "0",
     }
+
+
+@pytest.fixture
+def meter(fresh_topics: Settings) -> Iterator[StageReader]:
+    """A member of the meter's group that has committed a state of each of four partitions."""
+    reader = StageReader(KafkaStageLog(fresh_topics.log, fresh_topics.process.group, "meter", METER))
+    reader.until_assigned(4)
+    reader.commit(b"state")
+    yield reader
+    reader.log.close()
+
+
+def test_another_number_of_partitions_is_refused_at_the_start(
+    kafka_broker: KafkaBroker, fresh_topics: Settings, meter: StageReader, tmp_path: Path
+) -> None:
+    """Pools would be booked in their old partition and in the new one: exit code 2 with both numbers, in doctor too."""
+    prepare(fresh_topics)
+    kafka_broker.raise_partitions(8, topics.GPU, topics.ENGINE, topics.STATE)
+    env = environment(
+        {"bootstrap_servers": fresh_topics.log.bootstrap_servers}, fresh_topics.process.group, tmp_path
+    )
+    says = (
+        f"topic idlewatt.gpu has 8 partitions, and the state of {fresh_topics.process.group}-meter in idlewatt.state "
+        "was made with 4: "
+    )
+    ended = idlewatt("process", env=env)
+    assert ended.returncode == 2
+    assert f"idlewatt: {says}" in ended.stderr
+    assert "docs/architecture.md" in ended.stderr
+    assert f"FAIL  log      {says}" in idlewatt("doctor", env=env).stdout
+    # to collect, or to keep other books, nothing is wrong
+    prepare(fresh_topics, process=False)
+    prepare(kafka_broker.settings(log={"partitions": 8}))
+    economy = fresh_topics.process.model_copy(update={"stages": ("economy",)})
+    prepare(fresh_topics.model_copy(update={"process": economy}))
+
+
+def test_state_that_does_not_say_its_number_is_accepted(
+    kafka_broker: KafkaBroker, fresh_topics: Settings
+) -> None:
+    """Snapshots of builds from before, and what is no snapshot, are no reason to refuse."""
+    owner = f"{fresh_topics.process.group}-meter"
+    with_more_partitions = Snapshot(b"state", {topics.GPU: 1, topics.ENGINE: 1})
+    appender = KafkaAppender(fresh_topics.log, "test")
+    appender.append([Record(topics.STATE, *chunk) for chunk in encode_chunks(owner, 0, with_more_partitions)])
+    appender.append([Record(topics.STATE, b"of others", b"short")])
+    appender.close()
+    kafka_broker.raise_partitions(8, topics.GPU, topics.ENGINE, topics.STATE)
+    assert partitions_of(fresh_topics.log, [owner]) == {}
+    prepare(fresh_topics)
+
+
+def test_partitions_added_while_it_runs_stay_unread(
+    kafka_broker: KafkaBroker, fresh_topics: Settings, meter: StageReader
+) -> None:
+    """What comes to them is booked nowhere, which is said; the others are read on, and nothing ends."""
+
+    def append(name: bytes) -> None:
+        appender = KafkaAppender(fresh_topics.log, "test")
+        appender.append([Record(topic, key, name + key) for key in KEYS for topic in METER])
+        appender.close()
+
+    def is_told() -> bool:
+        # by itself the client looks every five minutes
+        meter.log._consumer._client.cluster.request_update()  # type: ignore[attr-defined]
+        return any(line["event"] == "partitions_added" for line in logged)
+
+    with capture_logs() as logged:
+        kafka_broker.raise_partitions(8, *METER, topics.STATE)
+        meter.until(is_told)
+        append(b"a ")
+        stay = [key for key in KEYS if partition_of(key, 8) < 4]
+        meter.until(lambda: len(meter.messages) == 2 * len(stay))
+        for _ in range(10):
+            meter.poll()
+    assert {m.value for m in meter.messages} == {b"a " + key for key in stay}
+    assert meter.snapshots.keys() == {0, 1, 2, 3}
+    (said,) = [line for line in logged if line["event"] == "partitions_added"]
+    assert (said["log_level"], said["partitions"], said["unread"]) == ("error", 4, [4, 5, 6, 7])
+    meter.commit(b"on")
+    assert partitions_of(fresh_topics.log, [f"{fresh_topics.process.group}-meter"]) == {
+        f"{fresh_topics.process.group}-meter": 4
+    }
+
+
+def test_a_member_that_starts_in_the_moment_of_the_change_books_nothing(
+    kafka_broker: KafkaBroker, fresh_topics: Settings, meter: StageReader
+) -> None:
+    """The start found as many as before, the first poll finds more: it says so again and again, and does not end."""
+    meter.log.close()
+    kafka_broker.raise_partitions(8, *METER, topics.STATE)
+    late = StageReader(KafkaStageLog(fresh_topics.log, fresh_topics.process.group, "meter", METER))
+    for _ in range(2):
+        with pytest.raises(LogUnavailableError, match=r"idlewatt\.gpu has 8 partitions.* was made with 4"):
+            late.until(lambda: False)
+    late.log.close()
 
 
 def configure(broker: KafkaBroker, topic: str, **configs: str) -> None:
@@ -129,7 +235,10 @@ def test_a_processor_must_see_how_its_state_is_kept(
 ) -> None:
     """Without the right to see that, it says which is missing; without that for the others it goes on with a warning."""
     reads = {f"TOPIC {topic}": ["READ", "WRITE"] for topic in topics.ALL}
-    for rights, says in (({}, "DESCRIBE_CONFIGS"),):
+    for rights, says in (
+        ({}, "DESCRIBE_CONFIGS and READ"),
+        ({f"TOPIC {topics.STATE}": ["WRITE", "DESCRIBE_CONFIGS"]}, "DESCRIBE_CONFIGS and READ"),
+    ):
         with (
             kafka_broker.granted(reads | rights) as log,
             pytest.raises(ConfigError, match=rf"idlewatt\.state: .* grant {says}"),
