@@ -4,6 +4,7 @@ Whatever it raises while a client is opened becomes ConfigError or LogUnavailabl
 """
 
 import copy
+import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +22,6 @@ from kafka.errors import (
     KafkaConfigurationError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
-    SaslAuthenticationFailedError,
 )
 from kafka.errors import KafkaError as KafkaError
 from kafka.net.compat import KafkaNetClient
@@ -42,6 +42,8 @@ STABLE: Final = MemberState.STABLE
 REFUSED: Final = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidRecordError)
 _BOOTSTRAP_TIMEOUT_MS: Final = 4_000
 _REQUEST_TIMEOUT_MS: Final = 8_000
+# to tell who is away from who does not let us in
+_LISTENS_TIMEOUT_S: Final = 0.5
 # Members hear of a rebalance with a heartbeat, and all wait for the last.
 _HEARTBEAT_INTERVAL_MS: Final = 1_000
 # A member that hangs holds up a rebalance for this long; longer than a commit may take.
@@ -291,11 +293,6 @@ def _open(kind: Callable[..., Any], log: Log, client_id: str, **options: Any) ->
             kafka_client=connect,
             **{"request_timeout_ms": _REQUEST_TIMEOUT_MS} | options,
         )
-    except (SaslAuthenticationFailedError, AuthorizationError) as error:
-        _close_all(connections)
-        raise ConfigError(
-            f"log.sasl_username: the brokers at {log.bootstrap_servers} refuse it: {error}"
-        ) from error
     except (KafkaConfigurationError, ValueError) as error:
         _close_all(connections)
         raise ConfigError(
@@ -303,9 +300,25 @@ def _open(kind: Callable[..., Any], log: Log, client_id: str, **options: Any) ->
         ) from error
     except (KafkaError, OSError) as error:
         _close_all(connections)
-        raise LogUnavailableError(
-            f"log.bootstrap_servers: no Kafka broker answers at {log.bootstrap_servers}: {error}"
-        ) from error
+        raise LogUnavailableError(f"log.bootstrap_servers: {_why_nobody_answers(log)}: {error}") from error
+
+
+def _why_nobody_answers(log: Log) -> str:
+    # what a wrong password or protocol brings kafka-python 3.0.12 tries again until its time is over, and does not tell
+    listening = next((server for server in _servers(log) if _listens(server)), None)
+    if listening is None:
+        return f"no Kafka broker answers at {log.bootstrap_servers}"
+    return (
+        f"something listens at {listening} but does not let us in: check log.security_protocol, which is "
+        f"{log.security_protocol}, log.sasl_* and log.ssl_*, unless it is only starting, or hangs"
+    )
+
+
+def _listens(server: str) -> bool:
+    host, _, port = server.rpartition(":")
+    with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), _LISTENS_TIMEOUT_S):
+        return True
+    return False
 
 
 def _close_all(connections: Sequence[Any]) -> None:
@@ -316,9 +329,7 @@ def _close_all(connections: Sequence[Any]) -> None:
 
 def connection_options(log: Log) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "bootstrap_servers": [
-            server.strip() for server in log.bootstrap_servers.split(",") if server.strip()
-        ],
+        "bootstrap_servers": _servers(log),
         "security_protocol": log.security_protocol,
     }
     if not options["bootstrap_servers"]:
@@ -330,6 +341,10 @@ def connection_options(log: Log) -> dict[str, Any]:
         options["sasl_plain_username"] = log.sasl_username
         options["sasl_plain_password"] = log.sasl_password
     return options
+
+
+def _servers(log: Log) -> list[str]:
+    return [server.strip() for server in log.bootstrap_servers.split(",") if server.strip()]
 
 
 def _ssl_context(log: Log) -> ssl.SSLContext:
