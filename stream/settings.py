@@ -54,7 +54,8 @@ class Log(_Section):
         "Brokers take no less than 6 s unless they are told to.",
     )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="How to talk to the brokers."
+        "PLAINTEXT",
+        description="How to talk to the brokers. What it does not use of ssl_* and sasl_* must be left out.",
     )
     ssl_cafile: str | None = Field(
         None, description="CA certificates of the brokers, PEM.", examples=["/etc/idlewatt/kafka-ca.pem"]
@@ -82,6 +83,30 @@ class Log(_Section):
             self.sasl_mechanism and self.sasl_username and self.sasl_password
         ):
             raise ValueError("security_protocol SASL_* needs sasl_mechanism, sasl_username and sasl_password")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "Log":
+        # rows would go in the clear, or as another, where somebody has seen to it that they do not
+        if self.kind != "kafka":
+            return self
+        used = {
+            "sasl_": self.security_protocol.startswith("SASL"),
+            "ssl_": self.security_protocol.endswith("SSL"),
+        }
+        ignored = [
+            name
+            for prefix, is_used in used.items()
+            for name in Log.model_fields
+            if name.startswith(prefix) and not is_used and getattr(self, name) is not None
+        ]
+        if ignored:
+            raise ValueError(
+                f"security_protocol {self.security_protocol} does not use {', '.join(ignored)}: "
+                "set SASL_SSL, SASL_PLAINTEXT or SSL, or leave them out"
+            )
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_keyfile needs ssl_certfile")
         return self
 
 

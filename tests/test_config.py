@@ -132,6 +132,20 @@ BAD_FILES = {
         "[log] security_protocol SASL_* needs sasl_mechanism, sasl_username and sasl_password",
     ),
     "deep": ("site = " + 100_000 * "[", "nested too deep"),
+    "password_that_is_not_used": (
+        "[log]\nkind = 'kafka'\nsasl_username = 'x'\nsasl_password = 'hush'",
+        "[log] security_protocol PLAINTEXT does not use sasl_username, sasl_password: "
+        "set SASL_SSL, SASL_PLAINTEXT or SSL, or leave them out",
+    ),
+    "certificates_that_are_not_used": (
+        "[log]\nkind = 'kafka'\nsecurity_protocol = 'SASL_PLAINTEXT'\nsasl_mechanism = 'PLAIN'\n"
+        "sasl_username = 'x'\nsasl_password = 'hush'\nssl_cafile = '/ca.pem'",
+        "[log] security_protocol SASL_PLAINTEXT does not use ssl_cafile: ",
+    ),
+    "key_without_its_certificate": (
+        "[log]\nkind = 'kafka'\nsecurity_protocol = 'SSL'\nssl_keyfile = '/client.key'",
+        "[log] ssl_keyfile needs ssl_certfile",
+    ),
     "bracket_left_open": ("site = 'a'\n[serve\n", "not valid TOML: expected ']' at the end of a table"),
     "key_twice": (
         "site = 'a'\nsite = 'b'",
