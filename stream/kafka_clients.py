@@ -355,7 +355,12 @@ def _ssl_context(log: Log) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=log.ssl_cafile)
         if log.ssl_certfile is not None:
-            context.load_cert_chain(log.ssl_certfile, log.ssl_keyfile)
+            context.load_cert_chain(log.ssl_certfile, log.ssl_keyfile, _refuse_pass_phrase)
     except (ssl.SSLError, OSError) as error:
         raise ConfigError(f"log.ssl_*: the certificates cannot be used: {error}") from error
     return context
+
+
+def _refuse_pass_phrase() -> str:
+    # OpenSSL would ask for it on the terminal, and wait
+    raise ConfigError("log.ssl_keyfile: the client's key is encrypted: give one without a pass phrase")

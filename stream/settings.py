@@ -64,7 +64,7 @@ class Log(_Section):
         None, description="Client certificate, PEM.", examples=["/etc/idlewatt/client.pem"]
     )
     ssl_keyfile: str | None = Field(
-        None, description="Client key, PEM.", examples=["/etc/idlewatt/client.key"]
+        None, description="Client key, PEM, without a pass phrase.", examples=["/etc/idlewatt/client.key"]
     )
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
         None, description="SASL mechanism.", examples=["SCRAM-SHA-512"]

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ from idlewatt.stream.settings import Log, Settings
 pytestmark = pytest.mark.kafka
 METER = (topics.GPU, topics.ENGINE)
 PARTITIONS = {0, 1, 2, 3}
+TLS = Path(__file__).parent / "testdata" / "tls"
 THE_TRUTH: Any = object()
 OpenMember = Callable[..., StageReader]
 
@@ -751,6 +753,14 @@ def test_no_broker_is_said_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"bootstrap_servers": " , "}, r"log\.bootstrap_servers is empty"),
         ({"security_protocol": "SSL", "ssl_cafile": "/none/ca.pem"}, r"log\.ssl_cafile: there is no file"),
         ({"security_protocol": "SSL", "ssl_cafile": __file__}, r"log\.ssl_.*cannot be used"),
+        (
+            {
+                "security_protocol": "SSL",
+                "ssl_certfile": str(TLS / "cert.pem"),
+                "ssl_keyfile": str(TLS / "encrypted_key.pem"),
+            },
+            r"log\.ssl_keyfile: .* without a pass phrase",
+        ),
     ],
 )
 def test_wrong_options_are_named(log: dict[str, str], says: str) -> None:
