@@ -305,7 +305,7 @@ def _open(kind: Callable[..., Any], log: Log, client_id: str, **options: Any) ->
 
 def _why_nobody_answers(log: Log) -> str:
     # what a wrong password or protocol brings kafka-python 3.0.12 tries again until its time is over, and does not tell
-    listening = next((server for server in _servers(log) if _listens(server)), None)
+    listening = next((server for server in log.servers if _listens(server)), None)
     if listening is None:
         return f"no Kafka broker answers at {log.bootstrap_servers}"
     return (
@@ -329,11 +329,9 @@ def _close_all(connections: Sequence[Any]) -> None:
 
 def connection_options(log: Log) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "bootstrap_servers": _servers(log),
+        "bootstrap_servers": log.servers,
         "security_protocol": log.security_protocol,
     }
-    if not options["bootstrap_servers"]:
-        raise ConfigError("log.bootstrap_servers is empty; give host:port of one or more Kafka brokers")
     if log.security_protocol in ("SSL", "SASL_SSL"):
         options["ssl_context"] = _ssl_context(log)
     if log.security_protocol.startswith("SASL"):
@@ -341,10 +339,6 @@ def connection_options(log: Log) -> dict[str, Any]:
         options["sasl_plain_username"] = log.sasl_username
         options["sasl_plain_password"] = log.sasl_password
     return options
-
-
-def _servers(log: Log) -> list[str]:
-    return [server.strip() for server in log.bootstrap_servers.split(",") if server.strip()]
 
 
 def _ssl_context(log: Log) -> ssl.SSLContext:

@@ -4,11 +4,12 @@ The sample file and docs/configuration.md are printed from this tree. How the fi
 read stands in cli/config.py.
 """
 
+import re
 import socket
 from collections import Counter
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 # `accepts` says in words what a pattern asks for
 Name = Annotated[
@@ -23,6 +24,23 @@ GpuUuid = Annotated[
     Field(json_schema_extra={"accepts": 'UUIDs of GPUs as nvidia-smi -L shows them, "GPU-..."'}),
 ]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+# of a host, or of an IPv6 address in brackets, and its port
+_SERVER: Final = re.compile(r"(?:[^\s/:\[\]]+|\[[^\s/\[\]]+\]):([0-9]{1,5})")
+
+
+def _split(servers: str) -> list[str]:
+    return [server.strip() for server in servers.split(",") if server.strip()]
+
+
+def _are_servers(text: str) -> str:
+    for server in _split(text) or [text]:
+        found = _SERVER.fullmatch(server)
+        if not found or not 0 < int(found[1]) < 1 << 16:
+            raise ValueError(
+                "bootstrap_servers must be HOST:PORT of one or more brokers, separated by commas, "
+                f"without http:// and such; {server!r} is none"
+            )
+    return text
 
 
 class _Section(BaseModel):
@@ -36,7 +54,7 @@ class Log(_Section):
         "embedded", description="embedded: one SQLite file for one box. kafka: Apache Kafka for many."
     )
     path: str = Field("idlewatt.db", description="File of the embedded log.")
-    bootstrap_servers: str = Field(
+    bootstrap_servers: Annotated[str, AfterValidator(_are_servers)] = Field(
         "127.0.0.1:9092", description="Kafka brokers, host:port, separated by commas."
     )
     partitions: int = Field(
@@ -75,6 +93,11 @@ class Log(_Section):
         description="SASL password; better given as IDLEWATT_LOG__SASL_PASSWORD.",
         examples=["change me"],
     )
+
+    @property
+    def servers(self) -> list[str]:
+        """Each HOST:PORT of bootstrap_servers."""
+        return _split(self.bootstrap_servers)
 
     @model_validator(mode="after")
     def _sasl_is_whole(self) -> "Log":
@@ -176,6 +199,15 @@ class Consumer(_Section):
         description="Model as the engines name it, where the gateway names it otherwise.",
         examples=["{value}"],
     )
+
+    @model_validator(mode="after")
+    def _names_have_no_other_placeholder(self) -> "Consumer":
+        for name in ("function", "team", "agent_family", "engineer", "tier", "model"):
+            for other in set(re.findall(r"\{\w*\}", getattr(self, name) or "")) - {"{value}"}:
+                raise ValueError(
+                    f"{name} has {other}, which stands for nothing; {{value}} is the label's value"
+                )
+        return self
 
 
 class Collect(_Section):
@@ -334,12 +366,16 @@ class Serve(_Section):
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(
         9477, description="Port of /metrics; 0 takes a free one. IDLEWATT_PORT moves it."
     )
-    token: Annotated[str, StringConstraints(min_length=16, max_length=1024)] | None = Field(
+    token: (
+        Annotated[str, StringConstraints(min_length=16, max_length=1024, pattern=r"^\S([^\r\n]*\S)?$")] | None
+    ) = Field(
         None,
         description="Bearer token of what is served under /v1, which is off without one; "
         "better given as IDLEWATT_SERVE__TOKEN.",
         examples=["at least 16 characters that nobody guesses"],
-        json_schema_extra={"accepts": "text of at least 16 characters"},
+        json_schema_extra={
+            "accepts": "one line of at least 16 characters, without a blank before or after it"
+        },
     )
 
 

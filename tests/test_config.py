@@ -146,6 +146,30 @@ BAD_FILES = {
         "[log]\nkind = 'kafka'\nsecurity_protocol = 'SSL'\nssl_keyfile = '/client.key'",
         "[log] ssl_keyfile needs ssl_certfile",
     ),
+    **{
+        f"no_servers_{n}": (
+            f"[log]\nkind = 'kafka'\nbootstrap_servers = '{text}'",
+            "[log] bootstrap_servers must be HOST:PORT of one or more brokers, separated by commas, "
+            f"without http:// and such; {one!r} is none",
+        )
+        for n, (text, one) in enumerate(
+            [
+                ("http://kafka:9092", "http://kafka:9092"),
+                ("kafka-1:9092, kafka-2", "kafka-2"),
+                ("kafka:99999", "kafka:99999"),
+                ("kafka-1:9092 kafka-2:9092", "kafka-1:9092 kafka-2:9092"),
+                (" , ", " , "),
+            ]
+        )
+    },
+    "token_that_no_header_can_have": (
+        '[serve]\ntoken = "0123456789abcdef\\n"',
+        "[serve] token must be one line of at least 16 characters, without a blank before or after it",
+    ),
+    "placeholder_that_stands_for_nothing": (
+        "[[collect.consumer]]\nlabel = 'team'\nteam = 'x-{val}'",
+        "[[collect.consumer]] number 1 team has {val}, which stands for nothing; {value} is the label's value",
+    ),
     "bracket_left_open": ("site = 'a'\n[serve\n", "not valid TOML: expected ']' at the end of a table"),
     "key_twice": (
         "site = 'a'\nsite = 'b'",
@@ -182,7 +206,8 @@ BAD_VARIABLES = {
     ),
     "secret_too_short": (
         {"IDLEWATT_SERVE__TOKEN": "hunter2"},
-        "environment: IDLEWATT_SERVE__TOKEN: [serve] token must be text of at least 16 characters",
+        "environment: IDLEWATT_SERVE__TOKEN: [serve] token must be one line of at least 16 characters, "
+        "without a blank before or after it",
     ),
     "fault_within_a_list": (
         {"IDLEWATT_COLLECT__ENGINE": '[{url = "http://a", nmae = "b"}]'},
@@ -254,6 +279,16 @@ def test_environment_wins_over_file_wins_over_default(tmp_path: Path) -> None:
     assert settings.process.stages == ("meter",)
     assert settings.collect.engine[0].url == "http://a/metrics"
     assert settings.collect.timeout_s == Settings().collect.timeout_s
+
+
+def test_servers_are_taken_as_people_write_them(tmp_path: Path) -> None:
+    """Names, addresses of both kinds, blanks and a comma too much: each is a broker to ask."""
+    file = tmp_path / "a.toml"
+    file.write_text(
+        "[log]\nbootstrap_servers = 'my_kafka-1.example:9092, 10.0.0.1:9093,[fe80::1%eth0]:9092, '"
+    )
+    servers = ["my_kafka-1.example:9092", "10.0.0.1:9093", "[fe80::1%eth0]:9092"]
+    assert load_settings(file, {}).log.servers == servers
 
 
 def test_byte_order_mark_and_windows_lines_are_read(tmp_path: Path) -> None:

@@ -750,7 +750,6 @@ def test_no_broker_is_said_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("log", "says"),
     [
-        ({"bootstrap_servers": " , "}, r"log\.bootstrap_servers is empty"),
         ({"security_protocol": "SSL", "ssl_cafile": "/none/ca.pem"}, r"log\.ssl_cafile: there is no file"),
         ({"security_protocol": "SSL", "ssl_cafile": __file__}, r"log\.ssl_.*cannot be used"),
         (
