@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import structlog
 
+from idlewatt.collectors.minute_log import MinuteLog
+
 # libraries whose ordinary goings-on are nobody's news
 _QUIET: Final = ("kafka", "urllib3")
 
@@ -15,6 +17,18 @@ def _event_first(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
     # what a person looks for in a line of JSON
     head = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
     return head | dict(event)
+
+
+class _SeldomAlike(logging.Filter):
+    """Of what one line of kafka-python says, something passes once a minute: while Kafka is away, it is five a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._minute_log = MinuteLog()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        ours = record.name.partition(".")[0] != "kafka"
+        return ours or self._minute_log.is_due(f"{record.pathname}:{record.lineno}")
 
 
 def configure_logs(level: int = logging.INFO) -> None:
@@ -44,6 +58,7 @@ def configure_logs(level: int = logging.INFO) -> None:
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
         )
     )
+    handler.addFilter(_SeldomAlike())
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)

@@ -303,3 +303,21 @@ def test_a_frozen_kafka_does_not_hold_up_the_end(kafka_broker: KafkaBroker, tmp_
                 assert "Traceback" not in command.log.read_text()
         finally:
             kafka_broker.thaw()
+
+
+def test_a_kafka_that_is_away_is_no_flood_of_lines(tmp_path: Path) -> None:
+    """The collector says it itself; of the client, which tries on, each thing is there once a minute, with its cause."""
+    env = {
+        "IDLEWATT_LOG__KIND": "kafka",
+        "IDLEWATT_LOG__BOOTSTRAP_SERVERS": "127.0.0.1:1",
+        "IDLEWATT_COLLECT__GPU": "simulated",
+        "IDLEWATT_COLLECT__SPOOL_PATH": str(tmp_path / "spool"),
+    }
+    ours = ["log_unavailable", "serving", "log_away"]
+    with serving("collect", log=tmp_path / "collect.txt", env=env) as command:
+        wait_until(lambda: "log_away" in command.log.read_text(), "it has tried again")
+        events = [event["event"] for event in command.events()]
+    of_the_client = [event for event in events if event not in ours]
+    assert [event for event in events if event in ours] == ours
+    assert 0 < len(of_the_client) < 8, of_the_client
+    assert any("ECONNREFUSED" in event for event in of_the_client)
