@@ -18,10 +18,13 @@ from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, Ka
 from kafka import TopicPartition as TopicPartition
 from kafka.errors import AuthorizationError as AuthorizationError
 from kafka.errors import (
+    GroupAuthorizationFailedError,
     InvalidRecordError,
+    InvalidSessionTimeoutError,
     KafkaConfigurationError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
+    TransactionalIdAuthorizationFailedError,
 )
 from kafka.errors import KafkaError as KafkaError
 from kafka.net.compat import KafkaNetClient
@@ -207,6 +210,32 @@ def open_producer(log: Log, client_id: str, timeout_ms: int, transactional_id: s
 def open_admin(log: Log) -> Any:
     """An admin client, a context manager."""
     return _open(KafkaAdminClient, log, "idlewatt-admin")
+
+
+def refusal(error: Exception, log: Log, owner: str) -> ConfigError | None:
+    """What a person must mend where brokers refuse a stage for good; None where they may take it the next time.
+
+    `owner` is the consumer group, and begins its transactional ids.
+    """
+    match error:
+        case InvalidSessionTimeoutError():
+            why = (
+                f"log.session_timeout_s: the brokers at {log.bootstrap_servers} do not take {log.session_timeout_s:g}; "
+                "they take 6 to 1800 unless group.min.session.timeout.ms or group.max.session.timeout.ms of theirs is another"
+            )
+        case GroupAuthorizationFailedError():
+            why = (
+                f"the brokers at {log.bootstrap_servers} do not let us into the consumer group {owner}: "
+                "allow log.sasl_username Read on groups that begin with process.group"
+            )
+        case TransactionalIdAuthorizationFailedError():
+            why = (
+                f"the brokers at {log.bootstrap_servers} do not let us use transactional ids that begin with {owner}: "
+                "allow log.sasl_username Describe and Write on those that begin with process.group"
+            )
+        case _:
+            return None
+    return ConfigError(why)
 
 
 def answered_heartbeat(consumer: Consumer) -> float | None:

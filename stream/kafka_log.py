@@ -9,7 +9,7 @@ from typing import Any, Final
 import structlog
 from kafka.errors import RetriableError
 
-from idlewatt.stream.errors import LogUnavailableError, RefusedMessageError, RewindError
+from idlewatt.stream.errors import ConfigError, LogUnavailableError, RefusedMessageError, RewindError
 from idlewatt.stream.kafka_clients import (
     REFUSED,
     STABLE,
@@ -26,6 +26,7 @@ from idlewatt.stream.kafka_clients import (
     ends_of_logs,
     open_group_consumer,
     open_producer,
+    refusal,
 )
 from idlewatt.stream.kafka_continuity import Continuity, tell_expired
 from idlewatt.stream.kafka_progress import Progress
@@ -128,7 +129,7 @@ class KafkaStageLog:
         self._owner = f"{group}-{stage}"
         self._instance = instance
         self._client_id = f"{self._owner}-{instance or uuid.uuid4().hex[:12]}"
-        self._producer = TransactionalProducer(log, self._client_id)
+        self._producer = TransactionalProducer(log, self._owner, self._client_id)
         self._consumer: Consumer | None = None
         self._listener = RebalanceListener()
         # As the group knows us; another name means that it had given us up, and our partitions to others.
@@ -153,23 +154,36 @@ class KafkaStageLog:
         self._progress = Progress(inputs)
         self._continuity = Continuity()
         self._confirmed_at = float("-inf")
+        # whether the brokers have ever taken us: what they refuse later may come back without us
+        self._was_taken = False
 
     def poll(self, timeout_s: float) -> Poll:
-        """Raises LogUnavailableError while Kafka is away, and heals by itself."""
+        """Raises LogUnavailableError while Kafka is away, and heals by itself.
+
+        ConfigError: the brokers refuse for good what they are asked for at the start.
+        """
         deadline = time.monotonic() + timeout_s
         self._told = {**dict.fromkeys(self._revoked, _NO_LONGER), **self._handed}
         try:
             while True:
                 poll = self._poll_once(deadline)
+                self._was_taken = self._was_taken or bool(self._member)
                 if poll.messages or poll.assigned or poll.revoked or time.monotonic() >= deadline:
                     return poll
         except LogUnavailableError:
             self._interrupt_restore()
             raise
+        except ConfigError as error:
+            self._interrupt_restore()
+            if self._was_taken:
+                raise LogUnavailableError(str(error)) from error
+            raise
         except Exception as error:  # kafka-python documents no complete list of what it raises
             self._interrupt_restore()
             if not isinstance(error, RetriableError):
                 self._leave_group()
+            if not self._was_taken and (refused := refusal(error, self._log, self._owner)):
+                raise refused from error
             raise LogUnavailableError(
                 f"log.bootstrap_servers: Kafka at {self._log.bootstrap_servers} gives no messages: {error!r}"
             ) from error

@@ -15,6 +15,7 @@ from idlewatt.stream.kafka_clients import (
     TopicPartition,
     close_producer,
     open_producer,
+    refusal,
 )
 from idlewatt.stream.settings import Log
 
@@ -41,8 +42,10 @@ class TransactionalProducer:
     settles what the old one left open.
     """
 
-    def __init__(self, log: Log, transactional_id: str) -> None:
+    def __init__(self, log: Log, owner: str, transactional_id: str) -> None:
+        """`owner` is what the ids of all that do the same begin with."""
         self._log = log
+        self._owner = owner
         self._id = transactional_id
         self._producer: Producer | None = None
 
@@ -55,7 +58,7 @@ class TransactionalProducer:
             producer.init_transactions()
         except KafkaError as error:
             close_producer(producer)
-            raise LogUnavailableError(
+            raise refusal(error, self._log, self._owner) or LogUnavailableError(
                 f"log.bootstrap_servers: Kafka at {self._log.bootstrap_servers} begins no transactions: {error}"
             ) from error
         self._producer = producer

@@ -92,7 +92,10 @@ class StageLog(Protocol):
     """One stage's inputs, and the transaction in which it moves on. Used from one thread."""
 
     def poll(self, timeout_s: float) -> Poll:
-        """Wait for messages, at most `timeout_s`. Raises LogUnavailableError while the log is away."""
+        """Wait for messages, at most `timeout_s`. Raises LogUnavailableError while the log is away.
+
+        ConfigError: the log refuses at the start what no waiting mends.
+        """
 
     def commit(self, commit: Commit) -> None:
         """Commit as one transaction. Raises RewindError if that did not happen or nobody knows.

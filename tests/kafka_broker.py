@@ -187,6 +187,17 @@ class KafkaBroker:
                 admin.delete_acls([all_of_them])
                 _wait_until(lambda: are_granted(0), "the rights are taken back")
 
+    @contextmanager
+    def denying(self, kind: ResourceType, prefix: str) -> Iterator[None]:
+        """Meanwhile the user of granted() has no right to resources whose name begins so."""
+        resource = ResourcePattern(kind, prefix, ACLResourcePatternType.PREFIXED)
+        acl = ACL(f"User:{USER}", "*", ACLOperation.ALL, ACLPermissionType.DENY, resource)
+        with self.admin() as admin:
+            admin.create_acls([acl])
+            _wait_until(lambda: admin.describe_acls(acl)[0], "the broker knows of it")
+            yield
+            admin.delete_acls([acl])
+
     def raise_partitions(self, partitions: int, *names: str) -> None:
         """As kafka-topics.sh --alter --partitions does; returns when the broker shows them."""
         with self.admin() as admin:
