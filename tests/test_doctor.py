@@ -13,6 +13,7 @@ from nvml_library import NvmlScript
 from nvml_library import nvml_library as nvml_library
 from small_disk import SmallDisk
 
+from idlewatt.cli.config import load_settings
 from idlewatt.cli.doctor_spool import spool_finding
 from idlewatt.collectors.packing import pack
 from idlewatt.stream import records, topics
@@ -24,6 +25,7 @@ from idlewatt.stream.settings import Settings
 from idlewatt.stream.spool import Spool
 from idlewatt.stream.spool_frames import WaitingMessage
 
+README = Path(__file__).parent.parent / "README.md"
 LITELLM_PAGE = (Path(__file__).parent / "testdata/gateways/litellm/1.106/metrics.prom").read_bytes()
 VLLM_PAGE = (Path(__file__).parent / "testdata/engines/vllm/0.33/metrics.prom").read_bytes()
 
@@ -255,6 +257,23 @@ def test_kafka_and_the_clocks_of_senders_are_looked_at(kafka_broker: KafkaBroker
                 assert parts["clock"][0].startswith("ok ")
     finally:
         appender.close()
+
+
+@pytest.mark.kafka
+def test_a_host_of_a_processor_is_sound_as_the_readme_sets_it(fresh_topics: Settings, tmp_path: Path) -> None:
+    """It has no GPU, and listens where a Prometheus elsewhere reaches it."""
+    chapter = README.read_text().partition("## Go to Kafka")[2].partition("\n## ")[0]
+    told = re.findall(r'`(collect|serve)\.(\w+) = "([^"]*)"`', chapter)
+    env = {f"IDLEWATT_{section}__{key}".upper(): value for section, key, value in told}
+    env |= {
+        "IDLEWATT_PORT": "0",
+        "IDLEWATT_LOG__KIND": "kafka",
+        "IDLEWATT_LOG__BOOTSTRAP_SERVERS": fresh_topics.log.bootstrap_servers,
+        "IDLEWATT_COLLECT__SPOOL_PATH": str(tmp_path / "spool"),
+    }
+    result = idlewatt("doctor", env=env)
+    assert result.returncode == 0, result.stdout
+    assert load_settings(None, env).serve.host == "0.0.0.0"
 
 
 def test_a_kafka_that_is_away_fails(tmp_path: Path) -> None:
