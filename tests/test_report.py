@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
+from unittest.mock import patch
 from zoneinfo import ZoneInfo
 
 import polars as pl
@@ -33,7 +34,7 @@ from report_ledgers import (
 from idlewatt.cli.report_formats import notes
 from idlewatt.processors.economy.book import CONSUMER_KINDS, Book
 from idlewatt.processors.economy.book_file import parse_book
-from idlewatt.processors.reports.cells import KEY, MEASURES, STATES, Cells, cells
+from idlewatt.processors.reports.cells import KEY, MEASURES, STATES, Cells, cells, priced_usage
 from idlewatt.processors.reports.figures import ADDED, CENTS, COLUMNS, EXACT, RATIOS, Figures, figures
 from idlewatt.processors.reports.ledger import Interval, Ledger
 from idlewatt.processors.reports.report import DIMENSIONS, dimensions, grouped
@@ -246,13 +247,22 @@ def added(rows: pl.DataFrame, amount: str) -> dict[tuple[Any, ...], int]:
     return {tuple(name): owes for *name, owes in sums.iter_rows() if owes}
 
 
+def priced(ledger: Ledger, interval: Interval) -> int:
+    """How many rows of usage a report of the interval prices."""
+    with patch("idlewatt.processors.reports.cells.priced_usage", wraps=priced_usage) as pricing:
+        of(ledger, interval=interval)
+    return int(pricing.call_args.args[0].height)
+
+
 def test_what_is_read_after_an_interval_changes_nothing_of_it() -> None:
     """Usage that is dated later and read later comes after it in volumes and rests, also on the last day of a month."""
-    events = [{"ts_ms": START_MS + n * MINUTE_MS, "output_tokens": 999 + n} for n in range(9)]
+    events = [{"ts_ms": START_MS + n * 12 * MINUTE_MS, "output_tokens": 999 + n} for n in range(9)]
     before = Booked([], [], events[:5]).ledger
     later = Booked([], [], events).ledger
-    interval = Interval(START_MS, START_MS + 5 * MINUTE_MS)
+    interval = Interval(START_MS, START_MS + HOUR_MS)
     assert_frame_equal(of(later, interval=interval).consumed, of(before, interval=interval).consumed)
+    # nor is it priced again: a day of a month that is over takes no longer than of one that is not
+    assert priced(later, interval) == priced(before, interval) == 5
     read_first = Booked([], [], [*events[5:], *events[:5]]).ledger
     assert owed(of(read_first, interval=interval)) != owed(of(before, interval=interval))
 

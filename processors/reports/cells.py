@@ -74,8 +74,9 @@ class Cells:
 
 def cells(ledger: Ledger, book: Book, lost_revenue_counts: Sequence[str], interval: Interval) -> Cells:
     """What the interval comes to. `ledger` has the rows of ledger_span() and usage_span()."""
-    spent = priced_usage(ledger.usage.filter(usage_span(interval, book).has()), book)
     span = ledger_span(interval)
+    usage = ledger.usage.filter(usage_span(interval, book).has())
+    spent = priced_usage(_read_in_time(usage, span.to_ms), book)
     power = _by_hour(ledger.power.filter(span.has()).with_columns(src=pl.lit(0, pl.Int64)))
     # what any row tells counts for every row: -1 comes before 0
     tokens = _by_hour(ledger.tokens.filter(span.has()).with_columns(src=pl.lit(-1, pl.Int64)))
@@ -101,6 +102,12 @@ def cells(ledger: Ledger, book: Book, lost_revenue_counts: Sequence[str], interv
             _unmetered_cells(in_time, read),
         ]
     return Cells(_summed(found, KEY), _consumed(spent.filter(interval.has()), book))
+
+
+def _read_in_time(usage: pl.DataFrame, end_ms: int) -> pl.DataFrame:
+    """Without what was read of a site after all its usage that begins before `end_ms`: of that it changes nothing."""
+    last = pl.col("place").filter(pl.col("window_start_ms") < end_ms).max().over("site")
+    return usage.with_row_index("place").filter(pl.col("place") <= last).drop("place")
 
 
 def priced_usage(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
