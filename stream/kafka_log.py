@@ -392,7 +392,7 @@ class KafkaStageLog:
             "snapshot_older_than_offsets",
             partition=partition,
             mend="what was booked since is booked again, if nobody has set the group's offsets; "
-            "after making the state topic anew, give process.group a new name",
+            "after making the state topic anew, run this stage alone under a new process.group",
         )
         return False
 
@@ -422,7 +422,7 @@ class KafkaStageLog:
                     partition=partition,
                     messages=offset - end,
                     mend="have log.replication_factor = 3 brokers that do not lose power together; "
-                    "after making the topic anew, give process.group a new name",
+                    "after making the topic anew, run this stage alone under a new process.group",
                 )
             self._resume[(tp.topic, partition)] = at = min(max(offset or 0, beginning), end)
             consumer.seek(tp, at)
