@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import structlog
 
-from idlewatt.collectors.minute_log import MinuteLog
+from idlewatt.stream.minute_log import MinuteLog
 
 # libraries whose ordinary goings-on are nobody's news
 _QUIET: Final = ("kafka", "urllib3")

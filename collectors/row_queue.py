@@ -5,8 +5,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from idlewatt.collectors.minute_log import MinuteLog
 from idlewatt.collectors.packing import Row, Unencodable, pack, topic_of
+from idlewatt.stream.minute_log import MinuteLog
 from idlewatt.stream.spool_frames import WaitingMessage
 
 # Ten minutes of a node with 16 GPUs and 16 engines at two readings a second, and some to spare.

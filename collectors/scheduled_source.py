@@ -12,10 +12,10 @@ import structlog
 
 from idlewatt.collectors.source import Reading, Source, is_set_back
 from idlewatt.stream.errors import SourceError
+from idlewatt.stream.minute_log import MinuteLog
 from idlewatt.stream.records import EngineRow, GpuRow, UsageRow
 
 BACKOFF_LIMIT_S: Final = 30.0
-LOG_INTERVAL_S: Final = 60.0
 # A source that keeps its own deadline ends just after it; this long it may take to say so itself.
 HUNG_MARGIN_S: Final = 0.5
 
@@ -59,7 +59,7 @@ class ScheduledSource:
         self._newest_ms: dict[str, int] = {}
         self._errors: Counter[str] = Counter()
         self._left_out: Counter[str] = Counter()
-        self._log_after = dict.fromkeys(("failed", "left_out"), float("-inf"))
+        self._minute_log = MinuteLog(monotonic)
         self._failure_logged = False
 
     def delay_s(self) -> float:
@@ -146,7 +146,7 @@ class ScheduledSource:
             self._ended(success=bool(reading.rows) or not reading.left_out)
             self._failures_in_a_row = 0
             self._left_out.update(reading.left_out)
-        if reading.left_out and self._may_log("left_out"):
+        if reading.left_out and self._minute_log.is_due("left_out"):
             _log.warning("readings_left_out", source=self.name, reasons=dict(reading.left_out))
         if self._failure_logged:
             self._failure_logged = False
@@ -162,17 +162,9 @@ class ScheduledSource:
         self._log_failure(reason, detail, say or _log.warning)
 
     def _log_failure(self, reason: str, detail: str, say: Callable[..., object]) -> None:
-        if self._may_log("failed"):
+        if self._minute_log.is_due("failed"):
             self._failure_logged = True
             say("scrape_failed", source=self.name, reason=reason, detail=detail)
-
-    def _may_log(self, what: str) -> bool:
-        with self._lock:
-            now = self._monotonic()
-            if now < self._log_after[what]:
-                return False
-            self._log_after[what] = now + LOG_INTERVAL_S
-            return True
 
 
 def _gpu(row: GpuRow | EngineRow | UsageRow) -> str:

@@ -10,12 +10,12 @@ from typing import Final
 
 import structlog
 
-from idlewatt.collectors.minute_log import MinuteLog
 from idlewatt.collectors.packing import Row, pack
 from idlewatt.collectors.row_queue import MAX_WAITING_ROWS, RowQueue
 from idlewatt.stream import topics
 from idlewatt.stream.errors import LogUnavailableError
 from idlewatt.stream.log import Appender
+from idlewatt.stream.minute_log import MinuteLog
 from idlewatt.stream.spool import Spool
 from idlewatt.stream.spool_frames import WaitingMessage
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from idlewatt.collectors.minute_log import MinuteLog
 from idlewatt.stream.clock import Clock
 from idlewatt.stream.http_routes import Answer, Request, Route, error
+from idlewatt.stream.minute_log import MinuteLog
 from idlewatt.stream.records import UsageRow
 from idlewatt.stream.topics import EVENT_HORIZON_MS
 

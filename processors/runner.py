@@ -23,6 +23,7 @@ from idlewatt.stream.clock import Clock
 from idlewatt.stream.encoding import encode_rows
 from idlewatt.stream.errors import LogUnavailableError, RewindError, UnreadableMessageError
 from idlewatt.stream.log import Commit, Message, Poll, Record, StageLog
+from idlewatt.stream.minute_log import MinuteLog
 
 S = TypeVar("S")
 _log = structlog.get_logger()
@@ -52,7 +53,6 @@ _MOST_DETAIL: Final = 500
 MOST_REJECTED: Final = 32_768
 REJECTED_PER_MESSAGE: Final = 5_000
 UNAVAILABLE_PAUSE_S: Final = 1.0
-SAY_AGAIN_S: Final = 60.0
 
 
 class Runner(Generic[S]):
@@ -91,7 +91,7 @@ class Runner(Generic[S]):
         self._left: list[int] = []
         # partition -> how old the newest row was when it was folded
         self._lag_s: dict[int, float] = {}
-        self._said: dict[str, float] = {}
+        self._minute_log = MinuteLog()
         self._catch_up: dict[int, CatchUp] = {}
 
     def on_commit(self, told: Callable[[Collection[S]], None]) -> None:
@@ -362,7 +362,5 @@ class Runner(Generic[S]):
     def _say(self, event: str, **what: object) -> None:
         """One line per event and reason and minute."""
         key = f"{event} {what.get('topic')} {what.get('schema')} {what.get('reason')}"
-        now = time.monotonic()
-        if now - self._said.get(key, -SAY_AGAIN_S) >= SAY_AGAIN_S:
-            self._said[key] = now
+        if self._minute_log.is_due(key):
             _log.warning(event, stage=self._stage.name, **what)

@@ -9,7 +9,6 @@ import socket
 import socketserver
 import sys
 import threading
-import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -18,12 +17,12 @@ import structlog
 
 from idlewatt.stream.errors import ConfigError
 from idlewatt.stream.http_routes import Request, Route, body_length, choose, error
+from idlewatt.stream.minute_log import MinuteLog
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 # Prometheus opens one, a browser a few; more at once are slow or forgotten ones.
 _MAX_CONNECTIONS: Final = 64
 _IDLE_TIMEOUT_S: Final = 10.0
-_LOG_INTERVAL_S: Final = 60.0
 # of a body that is refused: an answer would be lost if the connection closed before its client had sent so much
 _DISCARD_BYTES: Final = 4 * 1024 * 1024
 
@@ -107,7 +106,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.routes: tuple[Route, ...] | None = None
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, None] = {}
-        self._log_after = float("-inf")
+        self._minute_log = MinuteLog()
         super().__init__((host, port), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -136,9 +135,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def log_exception(self) -> None:
         """Log the exception being handled, once a minute."""
-        now = time.monotonic()
-        if now >= self._log_after:
-            self._log_after = now + _LOG_INTERVAL_S
+        if self._minute_log.is_due("metrics_failed"):
             _log.exception("metrics_failed")
 
 

@@ -11,7 +11,6 @@ import pytest
 import structlog
 from small_disk import DISK_BYTES, SmallDisk
 
-from idlewatt.collectors.minute_log import MinuteLog
 from idlewatt.collectors.packing import MAX_ROWS_PER_MESSAGE
 from idlewatt.collectors.row_queue import RowQueue
 from idlewatt.collectors.sink import Sink
@@ -19,6 +18,7 @@ from idlewatt.stream import records, topics
 from idlewatt.stream.decoding import decode
 from idlewatt.stream.errors import LogUnavailableError
 from idlewatt.stream.log import Record
+from idlewatt.stream.minute_log import MinuteLog
 from idlewatt.stream.records import EngineRow, GpuRow
 from idlewatt.stream.spool import Spool
 
