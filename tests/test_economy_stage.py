@@ -254,6 +254,31 @@ def test_after_an_outage_tokens_are_sold_on_the_tiers_they_were_asked_for(at_onc
         assert shown(late, names.REVENUE, tier=tier) == pytest.approx(revenue, rel=0.001)
 
 
+def test_what_a_backlog_brings_hardly_depends_on_how_much_is_read_at_once() -> None:
+    """All is premium for half an hour and free from then on; the processor was away for the hour and a half after."""
+
+    def booked(at_once: int, usage_first: bool) -> list[float | None]:
+        driver = driver_of()
+        for minute in range(120):
+            tier = "premium" if minute < 30 else "free"
+            row = dataclasses.replace(used(minute, 60_000, tier=tier), input_tokens=0)
+            driver.append(usage(dataclasses.replace(row, ts_ms=START_MS + 60_000 * minute)))
+            made = dataclasses.replace(sold(6 * minute, 60_000), input_tokens=0, cached_input_tokens=0)
+            driver.append(ledger(made))
+        now_ms = START_MS + 120 * 60_000
+        driver.fold(now_ms, dict.fromkeys((topics.USAGE, topics.LEDGER), 30))
+        if usage_first:
+            driver.fold(now_ms, {topics.USAGE: 90, topics.LEDGER: 0})
+        while driver.behind(topics.LEDGER):
+            driver.fold(now_ms, dict.fromkeys((topics.USAGE, topics.LEDGER), at_once))
+        sums = ((names.REVENUE, "premium"), (names.ACQUISITION_COST, "free"))
+        return [shown(driver, metric, tier=tier) for metric, tier in sums]
+
+    in_time = booked(1, False)
+    for at_once, usage_first in ((7, False), (90, False), (7, True), (90, True)):
+        assert booked(at_once, usage_first) == pytest.approx(in_time, rel=0.05)
+
+
 def test_what_dark_time_cost_never_falls() -> None:
     """A spool comes, and the time is another state's: Prometheus would add up the whole counter again."""
     driver = driver_of()

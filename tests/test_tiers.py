@@ -97,6 +97,14 @@ def test_shares_that_ended_do_not_come_back() -> None:
     assert still.get_column("tier").to_list() == ["a"]
 
 
+def test_shares_hold_for_an_hour_after_the_minute_that_was_compared() -> None:
+    """However far usage was read ahead of the engines."""
+    shares = tiers.shares(usage(("a", (10, 0, 0), 180), ("b", (10, 0, 0), 0)), engines(((10, 0, 0), 180)))
+    for after_ms, tier in ((3_599_000, "a"), (3_600_000, "standard")):
+        rows = tiers.split(made((7, 0, 0), at_ms=NOW_MS - 180 * MINUTE_MS + after_ms), shares, "standard")
+        assert rows.get_column("tier").to_list() == [tier]
+
+
 COUNTS = st.tuples(*[st.integers(0, 10**12)] * 3)
 
 

@@ -95,12 +95,10 @@ class EconomyStage:
         spent = consumers.spend(book, used.minutes, state.volumes, state.rests)
         by_tier = tiers.told(state.tiers, spent.tiers, state.engines)
         folded = replace(
-            state,
+            _with_shares(replace(state, tiers=by_tier)),
             usage=used.state,
             volumes=spent.volumes,
             rests=spent.rests,
-            tiers=by_tier,
-            shares=tiers.shares(by_tier, state.engines, state.shares),
             consumers=consumers.totals(state.consumers, spent.rows),
             envelopes=envelopes.used(state.envelopes, spent.rows, used.state.sites, book.time_zone, end_ms),
         )
@@ -121,7 +119,7 @@ class EconomyStage:
             state = replace(
                 state, currency=book.currency, mix=state.mix.clear(), rolling=state.rolling.clear()
             )
-        priced = pricing.priced_tokens(tokens, state.shares, book)
+        priced, state = _priced(tokens, state, book)
         # what was read before came before
         before = state.mix.with_columns(src=pl.lit(-1, pl.Int64))
         sold = pricing.mix_rows(priced)
@@ -173,16 +171,34 @@ class EconomyStage:
             windows=ends,
             rolling=roll,
             packing=packs,
-            engines=tiers.recent(
-                state.engines,
-                tokens.with_columns(window_start_ms=pl.col("window_start_ms") // 60_000 * 60_000),
-            ),
             unattributed=_add(state.unattributed, counted.filter(~pl.col("attributed")), UNATTRIBUTED_KEY),
             booked=booked,
         )
         return Folded(
             _without_gone(folded), list[Record](messages(topics.MONEY, records.MONEY, money)), moved=True
         )
+
+
+def _with_shares(state: EconomyState, following: pl.DataFrame | None = None) -> EconomyState:
+    """The tiers' shares by what usage and engines have told of before the minutes of tokens that follow."""
+    compared = tiers.reached(state.engines, following)
+    shares = tiers.shares(state.tiers, state.engines, state.shares, compared)
+    return replace(state, shares=shares, compared=compared)
+
+
+def _priced(tokens: pl.DataFrame, state: EconomyState, book: Book) -> tuple[pl.DataFrame, EconomyState]:
+    """pricing.priced_tokens() of the rows, and the state with engines' tokens and shares after them.
+
+    Of hours that are read together, each few minutes are sold on the tiers that were asked for until then.
+    """
+    priced = []
+    for number, rows in tiers.slices(tokens, state.compared):
+        minutes = rows.with_columns(window_start_ms=pl.col("window_start_ms") // 60_000 * 60_000)
+        if number:
+            state = _with_shares(state, minutes)
+        priced.append(pricing.priced_tokens(rows, state.shares, book))
+        state = replace(state, engines=tiers.recent(state.engines, minutes))
+    return pl.concat(priced), state
 
 
 def _without_gone(state: EconomyState) -> EconomyState:

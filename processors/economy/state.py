@@ -13,7 +13,7 @@ from idlewatt.processors.economy.prices import VOLUME_COLUMNS
 from idlewatt.processors.economy.pricing import MIX_COLUMNS
 from idlewatt.processors.economy.rests import REST_COLUMNS
 from idlewatt.processors.economy.rolling import PACKING_COLUMNS, ROLLING_COLUMNS
-from idlewatt.processors.economy.tiers import ENGINE_COLUMNS, SHARE_COLUMNS, TIER_COLUMNS
+from idlewatt.processors.economy.tiers import COMPARED_COLUMNS, ENGINE_COLUMNS, SHARE_COLUMNS, TIER_COLUMNS
 from idlewatt.processors.economy.usage import UsageState
 from idlewatt.processors.gone_pools import BOOKED_COLUMNS
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
@@ -50,6 +50,7 @@ class EconomyState:
     tiers: pl.DataFrame  # usage by tier in the last hour
     engines: pl.DataFrame  # the engines' tokens in the last hour
     shares: pl.DataFrame  # the tiers' shares of the engines' tokens
+    compared: pl.DataFrame  # how far the engines had told of them then
     unattributed: pl.DataFrame  # engines' tokens that no usage covers: UNATTRIBUTED_KEY
     volumes: pl.DataFrame  # what billed consumers have spent in this month and the one before
     rests: pl.DataFrame  # what rounding left of what consumers owe
@@ -101,6 +102,7 @@ _FRAMES: Final[dict[str, Any]] = {
     "tiers": TIER_COLUMNS,
     "engines": ENGINE_COLUMNS,
     "shares": SHARE_COLUMNS,
+    "compared": COMPARED_COLUMNS,
     "unattributed": {**dict.fromkeys(UNATTRIBUTED_KEY, _STRING), **dict.fromkeys(TOKEN_COUNTS, SUM)},
     "volumes": VOLUME_COLUMNS,
     "rests": REST_COLUMNS,

@@ -14,6 +14,7 @@ from idlewatt.processors.economy.prices import TOKEN_KINDS
 from idlewatt.stream.records import TOKEN_COUNTS
 
 HOUR_MS: Final = 3_600_000
+MINUTE_MS: Final = 60_000
 # usage is told at once, tokens when their window is closed
 _LEAD_MS: Final = 300_000
 # engines that are so far behind their site's usage are gone
@@ -45,6 +46,11 @@ SHARE_COLUMNS: Final[dict[str, Any]] = {
     # as in TIER_COLUMNS, in a unit in which both are small enough to be multiplied
     "owed": SUM,
     "listed": SUM,
+}
+COMPARED_COLUMNS: Final[dict[str, Any]] = {
+    "site": pl.String,
+    # how far the engines had told when shares were computed: a minute
+    "made_ms": pl.Int64,
 }
 _MOST_LISTED: Final = 1 << 60
 
@@ -82,8 +88,46 @@ def told(usage: pl.DataFrame, more: pl.DataFrame, engines: pl.DataFrame) -> pl.D
     return found if found.height <= MAX_ROWS else found.join(engines, on=list(_MODEL), how="semi")
 
 
-def shares(usage: pl.DataFrame, engines: pl.DataFrame, before: pl.DataFrame | None = None) -> pl.DataFrame:
+def reached(engines: pl.DataFrame, following: pl.DataFrame | None = None) -> pl.DataFrame:
+    """COMPARED_COLUMNS of ENGINE_COLUMNS; up to the minute before those that follow on them, if there was nothing."""
+    minute = pl.col("window_start_ms")
+    made = engines.group_by("site").agg(made_ms=minute.max())
+    if following is None:
+        return made
+    before = following.group_by("site").agg(made_ms=minute.min() - MINUTE_MS)
+    return pl.concat([made, before]).group_by("site").agg(pl.col("made_ms").max())
+
+
+def slices(tokens: pl.DataFrame, compared: pl.DataFrame) -> list[tuple[int, pl.DataFrame]]:
+    """Token rows a few minutes at a time, with how many times so long after `compared` (COMPARED_COLUMNS) they begin.
+
+    What is older than that, or of a site that was not compared yet, is in the earliest; there is always one.
+    """
+    start = pl.col("window_start_ms")
+    newest_ms, oldest_ms = tokens.get_column("window_start_ms").max(), compared.get_column("made_ms").min()
+    # as nearly always
+    if isinstance(newest_ms, int) and isinstance(oldest_ms, int) and newest_ms < oldest_ms + _LEAD_MS:
+        return [(0, tokens)]
+    since_ms = pl.col("made_ms").fill_null(start.min().over("site"))
+    at = (
+        tokens.lazy()
+        .select("site", start)
+        .join(compared.lazy(), on="site", how="left", maintain_order="left")
+    )
+    number = at_once(at.select(((start - since_ms) // _LEAD_MS).clip(0))).to_series()
+    numbers = number.unique().sort().to_list() or [0]
+    return [(first, tokens.filter(number == first) if numbers[1:] else tokens) for first in numbers]
+
+
+def shares(
+    usage: pl.DataFrame,
+    engines: pl.DataFrame,
+    before: pl.DataFrame | None = None,
+    compared: pl.DataFrame | None = None,
+) -> pl.DataFrame:
     """SHARE_COLUMNS of the trailing hour; usage has TIER_COLUMNS, engines ENGINE_COLUMNS, both as recent() keeps them.
+
+    `compared`: COMPARED_COLUMNS, how far the engines have told, if not up to their newest minute.
 
     Only time that both have told of is compared: after an outage usage is read at once, and the ledger as the meter
     catches up. Where there is none, the shares of `before` go on that still hold. Of a model that nobody has used for an
@@ -92,11 +136,12 @@ def shares(usage: pl.DataFrame, engines: pl.DataFrame, before: pl.DataFrame | No
     minute = pl.col("window_start_ms")
     reach = (
         usage.group_by("site")
-        .agg(newest_ms=minute.max(), until_ms=minute.max() + HOUR_MS)
-        .join(engines.group_by("site").agg(made_ms=minute.max()), on="site")
+        .agg(newest_ms=minute.max())
+        .join(reached(engines) if compared is None else compared, on="site")
         .with_columns(
             newest_ms=pl.min_horizontal("newest_ms", "made_ms"), after_ms=pl.col("made_ms") - HOUR_MS
         )
+        .with_columns(until_ms=pl.col("newest_ms") + HOUR_MS)
     )
     told_of = usage.join(reach, on="site").filter(minute > pl.col("after_ms"))
     on_time = told_of.filter(minute <= pl.col("newest_ms"))
@@ -135,13 +180,11 @@ def shares(usage: pl.DataFrame, engines: pl.DataFrame, before: pl.DataFrame | No
 
 
 def _going_on(before: pl.DataFrame | None, sites: pl.DataFrame) -> pl.DataFrame:
-    """The shares of these sites that hold for what engines make next, until when those say."""
+    """The shares of these sites that still hold for what engines make next."""
     if before is None:
         return pl.DataFrame(schema=SHARE_COLUMNS)
-    known = before.rename({"until_ms": "held_ms"}).join(
-        sites.select("site", "made_ms", "until_ms"), on="site"
-    )
-    return known.filter(pl.col("held_ms") > pl.col("made_ms")).select(*SHARE_COLUMNS)
+    known = before.join(sites.select("site", "made_ms"), on="site")
+    return known.filter(pl.col("until_ms") > pl.col("made_ms")).select(*SHARE_COLUMNS)
 
 
 def split(tokens: pl.DataFrame, shares: pl.DataFrame, default_tier: str) -> pl.DataFrame:
