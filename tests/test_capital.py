@@ -63,9 +63,16 @@ def rows_of(*rows: PowerRow) -> pl.DataFrame:
 def test_a_price_life_and_interest_become_an_hour() -> None:
     """30,000 over 5 years at 8 % is an annuity of 7,513.69 a year, 0.857728 an hour; without interest 0.684932."""
     text = '[[capital]]\nproduct = "*H100*"\nprice = 30000\nlife_years = 5\ninterest = 0.08\n'
-    assert capital_frame(book_of(text), [H100]).row(0)[1:4] == (857_728, "book", 30_000)
+    assert capital_frame(book_of(text), [H100]).row(0)[1:4] == (857_728, "book", 30_000 * 1_000_000)
     plain = capital_frame(book_of(text.replace("0.08", "0")), [H100])
     assert plain.item(0, "per_gpu_hour") == 684_932
+
+
+@pytest.mark.parametrize("price", ["1999.99", "0.9"])
+def test_what_a_gpu_was_bought_for_keeps_its_cents(price: str) -> None:
+    """Payback is by the price in the book, not by its whole units."""
+    book = book_of(f'[[capital]]\nproduct = "*"\nprice = {price}\nlife_years = 3\n')
+    assert costed(rows_of(power(gpu_ms=10_000)), book)["invested"].to_list() == [float(price) * 10_000]
 
 
 def test_published_figures_serve_only_where_the_book_says_nothing() -> None:

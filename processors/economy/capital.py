@@ -16,7 +16,7 @@ CAPITAL_COLUMNS: Final = {
     "per_gpu_hour": pl.Int64,
     # book | published
     "origin": pl.String,
-    # what a GPU was bought for, in whole units; null where the book has only its hour
+    # what a GPU was bought for, in micro-units; null where the book has only its hour
     "bought_for": pl.Int64,
     # all-in watts from the utility per GPU, published; null where nobody says
     "utility_w": pl.Int64,
@@ -35,8 +35,7 @@ def capital_frame(book: Book, products: Iterable[str]) -> pl.DataFrame:
         known = published(product) if book.cost.use_published else None
         utility_w = known.utility_w if known else None
         if own is not None:
-            bought_for = None if own.price is None else own.price // MICRO
-            rows.append((product, hourly_micro(own), "book", bought_for, utility_w))
+            rows.append((product, hourly_micro(own), "book", own.price, utility_w))
         elif known is not None and book.currency == CURRENCY:
             rows.append((product, known.per_gpu_hour, "published", None, utility_w))
         else:

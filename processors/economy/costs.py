@@ -51,7 +51,7 @@ def costed(power: pl.DataFrame, book: Book) -> pl.DataFrame:
             carbon_ug=pl.lit(None, pl.Int64)
             if grams is None
             else by_turns(drawn * grams, _MJ_PER_KWH * MICRO),
-            invested=pl.col("gpu_ms").cast(pl.Float64) * pl.col("bought_for"),
+            invested=pl.col("gpu_ms").cast(pl.Float64) * pl.col("bought_for") / MICRO,
             facility_mj=at_utility,
             facility_origin=pl.lit("published" if book.tariff.pue is None else "book"),
         )
