@@ -177,6 +177,28 @@ def test_a_step_begins_after_its_volume() -> None:
     assert owed(book_of(STEPPED), rows)[0] == [699_999, 1, 500_000]
 
 
+@pytest.mark.parametrize(
+    ("entry", "step", "later", "prices"),
+    [
+        ("", "", "", (50_000, 30_000)),
+        ("", "0.04", "", (40_000, 40_000)),
+        ("0.02", "", "0.01", (20_000, 10_000)),
+    ],
+)
+def test_input_from_cache_that_no_line_prices_costs_what_computed_input_does(
+    entry: str, step: str, later: str, prices: tuple[int, int]
+) -> None:
+    """Also above a step that lowers input: what an entry or a step names holds until another step names it."""
+    own, first, second = (f"cached_input = {price}" if price else "" for price in (entry, step, later))
+    steps = (
+        f"{{above_mtok = 1, {', '.join(filter(None, ('input = 0.05', first)))}}}",
+        f"{{above_mtok = 2, {', '.join(filter(None, ('input = 0.03', second)))}}}",
+    )
+    text = f'[[price]]\nmodel = "m"\ninput = 0.1\noutput = 1\n{own}\nsteps = [{", ".join(steps)}]\n'
+    rows = [minute((0, 0, 1_000_000))] * 3
+    assert owed(book_of(text), rows)[0] == [20_000 if entry else 100_000, *prices]
+
+
 def test_volumes_begin_anew_with_the_month_of_the_books_time_zone() -> None:
     """Summer time ends on a month's last weekend here: the month turns at local midnight, not at that of UTC."""
     last = ms("2026-10-31T23:59:00", "Europe/Berlin")

@@ -83,7 +83,10 @@ class Step(Part):
         None, description="price per million output tokens; as below it if left out"
     )
     input: Amount | None = Field(None, description="the same for input tokens computed")
-    cached_input: Amount | None = Field(None, description="the same for input tokens answered from cache")
+    cached_input: Amount | None = Field(
+        None,
+        description="the same for input tokens answered from cache; that of input where the entry names none",
+    )
 
 
 class Price(Part):

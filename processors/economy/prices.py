@@ -206,12 +206,14 @@ def _steps(book: Book) -> pl.DataFrame:
     for number, price in enumerate(book.price):
         if not price.steps:
             continue
-        now = [price.output, price.input, _cached(price)]
+        now = [price.output, price.input, price.cached_input]
         edges = [0, *(step.above_tokens for step in price.steps), 2**62]
         for at, step in enumerate((None, *price.steps)):
             if step is not None:
                 given = (step.output, step.input, step.cached_input)
                 now = [before if new is None else new for before, new in zip(now, given, strict=True)]
-            rows.append((number, edges[at], edges[at + 1], *now))
+            # cached input that no line prices costs what computed input does
+            cached = now[1] if now[2] is None else now[2]
+            rows.append((number, edges[at], edges[at + 1], *now[:2], cached))
     columns = ("entry", "above", "up_to", *(f"price_{kind}_step" for kind in TOKEN_KINDS))
     return pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.Int64), orient="row")
