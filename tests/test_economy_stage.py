@@ -694,6 +694,34 @@ def test_a_state_of_the_build_before_goes_on() -> None:
     assert [row["spend_micro"] for row in driver.rows(CONSUMER)] == [35, 35]
 
 
+@pytest.mark.parametrize("is_of_the_build_before", [False, True])
+def test_a_namesake_of_another_kind_has_volumes_of_its_own(is_of_the_build_before: bool) -> None:
+    """Teams are billed first, then families of agents. A state that did not tell kinds is taken for that of the book."""
+    books = [parse_book(f'billed = "{kind}"\n{BOOK}'.encode(), "book") for kind in ("team", "agent_family")]
+    now = books[0]
+    driver: Driver[EconomyState] = Driver(EconomyStage(lambda: now, EconomyConfig()))
+    names_of: dict[str, Any] = {"team": "t", "agent_family": "t", "engineer": None}
+
+    def spent(number: int) -> int:
+        row = dataclasses.replace(used(number, 500_000), input_tokens=0, **names_of)
+        driver.append(usage(row))
+        driver.fold(START_MS)
+        amount = written(driver, CONSUMER)[-1]["spend_micro"]
+        assert isinstance(amount, int)
+        return amount
+
+    assert spent(1) == 175_000
+    if is_of_the_build_before:
+        scalars, frames = read_snapshot(LAYOUT, driver.state.snapshot())
+        frames["volumes"] = frames["volumes"].drop("billed_kind")
+        driver.state = EconomyState.restore(write_snapshot(LAYOUT, scalars, frames))
+    assert spent(2) == 100_000
+    now = books[1]
+    assert [spent(3), spent(4)] == [175_000, 100_000]
+    now = books[0]
+    assert spent(5) == 100_000
+
+
 def test_pools_that_are_gone_are_forgotten() -> None:
     """Nodes that come with a new name each are pools of their own: what is kept goes by those that are there."""
     driver = driver_of()

@@ -43,6 +43,8 @@ class Spent:
 
 def spend(book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame, rests: pl.DataFrame) -> Spent:
     """Price minutes of usage (usage_minutes.MINUTE_COLUMNS) in their order; a tier that nobody told is the default one."""
+    # a build before this one did not keep it, and nobody tells of a book before this one
+    volumes = volumes.with_columns(pl.col("billed_kind").fill_null(book.billed))
     priced = []
     for some in list(minutes.iter_slices(_PRICED_AT_ONCE)) or [minutes]:
         rows, volumes, rests = _priced(book, some, volumes, rests)
@@ -121,11 +123,16 @@ def _without_room(book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame) -> p
     if volumes.height + minutes.height <= MAX_SERIES // 2:
         return pl.repeat(False, minutes.height, eager=True)
     keys = listed(book, minutes).select(
-        "site", "glob", "tier", billed=pl.col(book.billed), month=month_of(book)
+        "site",
+        "glob",
+        "tier",
+        billed_kind=pl.lit(book.billed),
+        billed=pl.col(book.billed),
+        month=month_of(book),
     )
     counted = keys.filter((pl.col("billed") != "") & pl.col("glob").is_not_null())
     new = counted.unique(maintain_order=True).join(volumes, on=VOLUME_KEY, how="anti", maintain_order="left")
-    names = ["site", "billed"]
+    names = ["site", "billed_kind", "billed"]
     unknown = new.join(volumes, on=names, how="anti", maintain_order="left")
     with_room = unknown.select(names).unique(maintain_order=True)
     with_room = with_room.head(max(0, MAX_SERIES // 2 - volumes.height))

@@ -30,7 +30,7 @@ PRICE_COLUMNS: Final = {
     "price_cached_input": pl.Int64,
 }
 # what each billed consumer has spent in a month under the prices of one glob and tier
-VOLUME_KEY: Final = ("site", "billed", "month", "glob", "tier")
+VOLUME_KEY: Final = ("site", "billed_kind", "billed", "month", "glob", "tier")
 VOLUME_COLUMNS: Final[dict[str, Any]] = {**dict.fromkeys(VOLUME_KEY, pl.String), "tokens": SUM}
 # of a row of usage, in micro-units x 10^6 as Int128: what it owes, and what it would owe without steps and on a tier that is sold.
 EXACT: Final = ("owed", "worth")
@@ -125,6 +125,7 @@ def price_minutes(
         tokens.alias("tokens"),
         month_of(book).alias("month"),
         pl.col(book.billed).alias("billed"),
+        billed_kind=pl.lit(book.billed),
     )
     before = volumes.rename({"tokens": "before"})
     rows = rows.join(before, on=list(VOLUME_KEY), how="left", maintain_order="left").with_columns(

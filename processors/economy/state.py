@@ -117,6 +117,8 @@ _BEFORE: Final = {
     **dict.fromkeys((*TOKEN_COUNTS, "read_ms", "unread_ms"), pl.lit(0)),
     "owed": pl.col("spend_micro").cast(SUM) * MICRO,
     "listed": pl.col("list_micro").cast(SUM) * MICRO,
+    # consumers.spend() takes it for what is billed then
+    "billed_kind": pl.lit(None, pl.String),
 }
 
 
