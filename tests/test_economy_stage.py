@@ -843,6 +843,33 @@ def test_a_new_currency_mixes_with_no_old_one() -> None:
     assert seconds == WINDOW_MS
 
 
+def test_a_new_currency_begins_with_the_list_price() -> None:
+    """What tiers owed before says nothing of steps in another one, although the usage of the hour is compared."""
+    dear = BOOK.replace("output = 0.35", "output = 35").replace("output = 0.2 ", "output = 0.0 ")
+    books = [parse_book(text.encode(), "book") for text in ('currency = "JPY"\n' + dear, BOOK)]
+    now = books[0]
+    driver: Driver[EconomyState] = Driver(EconomyStage(lambda: now, EconomyConfig()))
+
+    def brought(number: int) -> list[tuple[str, int]]:
+        row = dataclasses.replace(used(number, 500_000), input_tokens=0)
+        made = dataclasses.replace(sold(6 * number, 500_000), input_tokens=0, cached_input_tokens=0)
+        driver.append([*usage(dataclasses.replace(row, ts_ms=made.window_start_ms)), *ledger(made)])
+        driver.fold(made.window_start_ms)
+        rows = [line for line in written(driver, MONEY) if line["window_start_ms"] == made.window_start_ms]
+        return [(line["currency"], line["amount_micro"]) for line in rows]
+
+    assert [brought(number) for number in range(3)] == [
+        [("JPY", 17_500_000)],
+        [("JPY", 17_500_000)],
+        # the half of two minutes' usage that was above the step is given away
+        [("JPY", 8_750_000)],
+    ]
+    now = books[1]
+    assert brought(3) == [("USD", 175_000)]
+    # 0.2 instead of 0.35
+    assert brought(4) == [("USD", 100_000)]
+
+
 @examples(15)
 @given(MESSAGES)
 def test_money_is_that_of_the_second_computation(rows: list[TokenRow | PowerRow]) -> None:

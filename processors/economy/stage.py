@@ -72,6 +72,8 @@ class EconomyStage:
     def fold(self, state: EconomyState, batch: Batch) -> Folded[EconomyState]:
         """Price every row as it comes; nothing waits. Usage first: it says what tiers tokens are sold on."""
         book = self._book()
+        if state.currency != book.currency:
+            state = _in_currency(state, book.currency)
         used = self._fold_usage(state, batch, book)
         sold = self._fold_ledger(used.state, batch, book)
         newest = sold.state.windows.get_column("end_ms").max()
@@ -114,11 +116,6 @@ class EconomyStage:
         power, tokens = batch.frames[records.POWER.name], batch.frames[records.TOKENS.name]
         if power.is_empty() and tokens.is_empty():
             return Folded(state)
-        if state.currency != book.currency:
-            # the last hour's money is in another one: its figures begin anew
-            state = replace(
-                state, currency=book.currency, mix=state.mix.clear(), rolling=state.rolling.clear()
-            )
         priced, state = _priced(tokens, state, book)
         # what was read before came before
         before = state.mix.with_columns(src=pl.lit(-1, pl.Int64))
@@ -177,6 +174,19 @@ class EconomyStage:
         return Folded(
             _without_gone(folded), list[Record](messages(topics.MONEY, records.MONEY, money)), moved=True
         )
+
+
+def _in_currency(state: EconomyState, currency: str) -> EconomyState:
+    """The state without the last hour's money, which is in another one: figures of it begin anew."""
+    none = [pl.lit(None, SUM).alias(name) for name in ("owed", "listed")]
+    return replace(
+        state,
+        currency=currency,
+        mix=state.mix.clear(),
+        rolling=state.rolling.clear(),
+        tiers=state.tiers.with_columns(none),
+        shares=state.shares.with_columns(none),
+    )
 
 
 def _with_shares(state: EconomyState, following: pl.DataFrame | None = None) -> EconomyState:

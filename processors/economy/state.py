@@ -38,7 +38,7 @@ class EconomyState:
 
     usage: UsageState
     envelopes: EnvelopeState
-    currency: str  # of mix and rolling; empty before the first row
+    currency: str  # of mix, rolling, tiers and shares; empty before the first fold
     mix: pl.DataFrame  # what was sold lately, for the realised price
     totals: pl.DataFrame  # money ever booked: TOTAL_KEY, amount_micro, shown_micro
     unpriced: pl.DataFrame  # tokens without a price: UNPRICED_KEY
