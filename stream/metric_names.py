@@ -201,7 +201,7 @@ ENVELOPE_BURN_RATE: Final = Metric(
     "idlewatt_envelope_burn_rate",
     "gauge",
     (*_ENVELOPE, "window"),
-    "Use over the last 5m, 1h, 6h, 3d as a multiple of the even rate, which uses the limit up just at the period's end.",
+    "Use of the period over the last 5m, 1h, 6h, 3d as a multiple of the even rate, which uses the limit up just at the period's end.",
     "economy",
 )
 ENVELOPE_EXHAUSTION: Final = Metric(

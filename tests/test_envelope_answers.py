@@ -138,7 +138,12 @@ def test_it_tells_every_envelope_that_the_name_is_in() -> None:
         "exhausted": False,
         "unpriced_tokens": 0,
         # 30 USD in an hour, where 100 are for 24
-        "burn_rate": {"5m": 0.0, "1h": pytest.approx(7.2), "6h": pytest.approx(1.2), "3d": None},
+        "burn_rate": {
+            "5m": 0.0,
+            "1h": pytest.approx(7.2),
+            "6h": pytest.approx(1.2),
+            "3d": pytest.approx(0.6),
+        },
         "exhaustion": "2026-06-01T14:20:00+00:00",
         "known_since": "2026-06-01T00:00:00+00:00",
         "known_until": "2026-06-01T12:00:00+00:00",

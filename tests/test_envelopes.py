@@ -424,8 +424,8 @@ def test_burn_rates_are_multiples_of_the_even_rate() -> None:
         "5m": pytest.approx(6),
         "1h": pytest.approx(6),
         "6h": pytest.approx(1),
-        # nobody has watched for three days
-        "3d": None,
+        # since midnight
+        "3d": pytest.approx(6 / 11),
     }
     assert found["exhaustion_ms"] == START_MS + 14 * HOUR_MS
 
@@ -439,7 +439,39 @@ def test_a_burn_window_is_divided_by_its_real_length() -> None:
     assert found["e", "kim"]["as_of_ms"] == START_MS + 299 * MINUTE_MS
     found = figures(terms, rows[:183], START_MS + 183 * MINUTE_MS)
     assert found["e", "kim"]["burn_1h"] == pytest.approx(6)
-    assert found["e", "kim"]["burn_6h"] is None
+    # since midnight
+    assert found["e", "kim"]["burn_6h"] == pytest.approx(18.3 / 3.05)
+    # nobody has watched for so long
+    late = figures(terms, [one for one in rows if one.window_start_ms > START_MS], START_MS + 6 * HOUR_MS)
+    assert (late["e", "kim"]["burn_6h"], late["e", "kim"]["burn_3d"]) == (None, None)
+
+
+@pytest.mark.parametrize("period", ["day", "week", "month"])
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kathmandu", "America/New_York"])
+def test_what_was_used_before_the_period_burns_nothing_of_it(period: str, zone: str) -> None:
+    """Who has stopped before midnight is at rest after it, also where midnight lies within a bucket."""
+    terms = book({"each": True, "limit": 24, "period": period}, time_zone=zone)
+    # a Monday and a month's first
+    midnight_ms = Local(ZoneInfo(zone))("2026-06-01T00:00")
+    rows = [row(midnight_ms - minute * MINUTE_MS, 0.5) for minute in (6000, *range(1, 300))]
+    for minute in (0, 3, 59, 200, 400, 1439):
+        found = figures(terms, rows, midnight_ms + minute * MINUTE_MS)["e", "kim"]
+        assert {found[f"burn_{window}"] for window in BURN_WINDOWS} == {0}
+        assert (found["used"], found["exhaustion_ms"]) == (0, None)
+
+
+@pytest.mark.parametrize("before", [0, 0.05])
+def test_after_midnight_a_burst_burns_and_one_request_does_not(before: float) -> None:
+    """Rates are over no less than an hour of a day, whatever was used the day before: not over one minute of it."""
+    terms = book({"each": True, "limit": 24})
+    midnight_ms = START_MS + DAY_MS
+    past = [row(midnight_ms - minute * MINUTE_MS, before) for minute in range(1, 1441)]
+    for spent, burn_1h in ((1, 1), (15, 15)):
+        rows = [*past, row(midnight_ms + MINUTE_MS, spent)]
+        found = figures(terms, rows, midnight_ms + 2 * MINUTE_MS)["e", "kim"]
+        burns = [found[f"burn_{window}"] for window in BURN_WINDOWS]
+        assert burns == pytest.approx([12 * burn_1h, *[burn_1h] * 3])
+    assert found["exhaustion_ms"] == midnight_ms + 2 * MINUTE_MS + 36 * MINUTE_MS
 
 
 @pytest.mark.parametrize(
@@ -554,14 +586,14 @@ def test_use_that_may_stand_under_another_name_is_not_shown(monkeypatch: pytest.
         ("some", "k*"): (None, True),
         ("all", "*"): (82, False),
     }
-    # the next day all is known again, but for what was left of this one and for windows that reach back into it
+    # the next day all is known again, but for what was left of this one
     newest = pl.DataFrame({"site": ["hall"], "newest_ms": [START_MS + HOUR_MS]})
-    for hour, burn_6h in ((1, None), (7, 0)):
+    for hour in (1, 7):
         state = envelopes.passed(restarted(state), newest, START_MS + DAY_MS + hour * HOUR_MS)
         found = {(one["envelope"], one["consumer"]): one for one in envelope_figures(state, terms).to_dicts()}
         kim, search = found["own", "kim"], found["team", "search"]
         assert (kim["used"], search["used"], search["limit"]) == (0, 0, 100 * MICRO)
-        assert (kim["burn_1h"], kim["burn_6h"], kim["burn_3d"]) == (0, burn_6h, None)
+        assert (kim["burn_1h"], kim["burn_6h"], kim["burn_3d"]) == (0, 0, 0)
 
 
 def test_what_is_over_makes_room_for_new_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,8 +273,15 @@ def _with_burn(
     """The figures with `burn_*` of the window, and what was used in it (`sum_*`, over `span_*` milliseconds).
 
     A window begins with a bucket, so it is up to a bucket longer than its name says; rates are over what it really is.
+    One that reaches back beyond its period begins with that, which buckets may not; a rate is over no less than what is
+    projected by, for one request after midnight is no rate.
     """
-    first_ms = _first_ms(window)
+    first_ms, length_ms = _first_ms(window), BURN_WINDOWS[window][0]
+    is_cut = first_ms < pl.col("start_ms")
+    least_ms = pl.col("period").replace_strict(
+        {period: min(length_ms, BURN_WINDOWS[by][0]) for period, by in _PROJECTED_BY.items()},
+        return_dtype=pl.Int64,
+    )
     terms = calendar.lazy().select("site", "envelope", "unit", first_ms.alias("first_ms"))
     buckets = state.buckets.lazy().filter(pl.col("width_ms") == BURN_WINDOWS[window][1])
     sums = (
@@ -286,14 +293,21 @@ def _with_burn(
         .agg(_used().sum().alias(f"sum_{window}"), _unpriced().sum().alias("unpriced_in_window"))
     )
     amount, span_ms = pl.col(f"sum_{window}"), pl.col(f"span_{window}")
-    is_known = (pl.col("since_ms") <= first_ms) & (pl.col("unpriced_in_window").fill_null(0) == 0)
-    is_known &= pl.col("is_unknown").is_null()
+    is_seen = pl.col("since_ms") <= pl.max_horizontal(first_ms, "start_ms")
+    is_known = is_seen & (pl.col("unpriced_in_window").fill_null(0) == 0) & pl.col("is_unknown").is_null()
+    is_known_cut = is_seen & (pl.col("unpriced_tokens") == 0)
     return (
         figures.join(sums, on=list(ENVELOPE_KEY), how="left")
         .join(unknown.with_columns(is_unknown=True), on=list(ENVELOPE_KEY), how="left")
         .with_columns(
-            pl.when(is_known).then(amount.fill_null(0)).alias(amount.meta.output_name()),
-            (pl.col("as_of_ms") - first_ms).alias(span_ms.meta.output_name()),
+            pl.when(is_cut)
+            .then(pl.when(is_known_cut).then("used"))
+            .otherwise(pl.when(is_known).then(amount.fill_null(0)))
+            .alias(amount.meta.output_name()),
+            pl.when(is_cut)
+            .then(pl.max_horizontal(pl.col("as_of_ms") - pl.col("start_ms"), least_ms))
+            .otherwise(pl.col("as_of_ms") - first_ms)
+            .alias(span_ms.meta.output_name()),
         )
         .with_columns(
             (amount / span_ms * ((pl.col("end_ms") - pl.col("start_ms")) / pl.col("limit"))).alias(
