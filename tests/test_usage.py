@@ -192,6 +192,19 @@ def test_long_gaps_are_cut_coarser(gap_ms: int, window_ms: int, parts: int) -> N
     assert minutes.get_column("output_tokens").sum() == 1_000_003
 
 
+@pytest.mark.parametrize(
+    ("gap_ms", "first_ms"), [(61 * MINUTE_MS, 10 * MINUTE_MS), (16 * HOUR_MS, 5 * HOUR_MS + 55 * MINUTE_MS)]
+)
+def test_nothing_of_a_gap_counts_before_it(gap_ms: int, first_ms: int) -> None:
+    """What was spent from 0:05 on has the price, month and period of 0:05, and not of the quarter or the six hours."""
+    begin_ms = START_MS + 5 * MINUTE_MS
+    minutes, _, _ = folded([row(begin_ms + 17_000, 0), row(begin_ms + 17_000 + gap_ms, 1_000_003)])
+    windows = minutes.select("window_start_ms", "window_ms").rows()
+    assert windows[0] == (begin_ms, first_ms)
+    assert all(begin + length == after for (begin, length), (after, _) in itertools.pairwise(windows))
+    assert minutes.get_column("output_tokens").sum() == 1_000_003
+
+
 def test_silent_counter_is_forgotten() -> None:
     """A counter not read for a week starts anew, and takes no room once nothing can go on from it."""
     minutes, _, _ = folded([row(START_MS, 5), row(START_MS + 8 * DAY_MS, 900)])
@@ -374,7 +387,7 @@ def _parts(start_ms: int, end_ms: int, gained: tuple[int, ...]) -> list[tuple[in
     edges = [start_ms, *range((start_ms // step + 1) * step, end_ms, step), end_ms]
     return [
         (
-            a // step * step,
+            max(a // step * step, start_ms // MINUTE_MS * MINUTE_MS),
             tuple(gain * (b - start_ms) // elapsed - gain * (a - start_ms) // elapsed for gain in gained),
         )
         for a, b in itertools.pairwise(edges)

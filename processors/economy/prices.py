@@ -59,8 +59,8 @@ def effective_from_ms(price: Price, time_zone: str) -> int | None:
 def price_frame(book: Book, wanted: pl.DataFrame) -> pl.DataFrame:
     """PRICE_COLUMNS of the distinct PRICE_KEY rows that have a price; prices in micro-units per million tokens.
 
-    A window's start decides: prices change on whole minutes, and no window spans one. Of the entries that match,
-    those of the first glob count that has one in force, and of these the newest.
+    A window's start decides: prices change on whole minutes, and no window spans one but parts of a usage counter's gap of
+    more than an hour. Of the entries that match, those of the first glob count that has one in force, and of these the newest.
     """
     lines = _lines(book)
     rows = []
