@@ -123,7 +123,8 @@ def _within_hours(spent: pl.DataFrame) -> pl.DataFrame:
     """Rows of long gaps of a counter cut into hours, which tiers are told by."""
     if not (spent["window_ms"] > HOUR_MS).any():
         return spent
-    hours = pl.max_horizontal(pl.col("window_ms") // HOUR_MS, 1)
+    # the first part of a gap begins within an hour
+    hours = -(-pl.col("window_ms") // HOUR_MS)
     cut = spent.with_columns(hours=hours, hour=pl.int_ranges(0, hours)).explode("hour")
     amounts = (*TOKEN_COUNTS, *EXACT)
     return cut.with_columns(
