@@ -66,7 +66,7 @@ def fresh(metric: Metric, expression: str, window: str | None = None) -> str:
     if clock is None or "consumer" in metric.labels:
         return expression
     by = ", ".join(label for label in POOL if label in metric.labels)
-    clock_by = f"max by ({by}) ({_last_seen(clock)})"
+    clock_by = f"max by ({by}) ({last_seen(clock)})"
     leaps = f" unless on ({by}) deriv({clock.name}[{window}]) > {CLOCK_PACE_LIMIT}" if window else ""
     return f"({expression} unless on ({by}) (time() - {clock_by} >= {CLOCK_LIMIT_S}){leaps})"
 
@@ -79,16 +79,16 @@ def counted_without_clock() -> str:
 
 def meter_age(where: Where) -> str:
     """Seconds since the end of the last closed window, of the site for which that is longest ago: all its pools stand still."""
-    return f"max(time() - max by (site) ({_last_seen(names.WINDOW_END, where)}))"
+    return f"max(time() - max by (site) ({last_seen(names.WINDOW_END, where)}))"
 
 
 def money_age(where: Where) -> str:
     """The same of the last window that was priced. A site without GPUs has none to be priced."""
-    gpus = _last_seen(names.GPUS, where)
-    return f"max(time() - max by (site) ({_last_seen(names.MONEY_END, where)} and on (site) {gpus}))"
+    gpus = last_seen(names.GPUS, where)
+    return f"max(time() - max by (site) ({last_seen(names.MONEY_END, where)} and on (site) {gpus}))"
 
 
-def _last_seen(metric: Metric, where: Where = EVERYWHERE) -> str:
+def last_seen(metric: Metric, where: Where = EVERYWHERE) -> str:
     return f"last_over_time({series(metric, where)}[{_CLOCK_SEEN}])"
 
 

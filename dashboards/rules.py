@@ -12,6 +12,7 @@ import yaml
 
 from idlewatt.dashboards import queries as q
 from idlewatt.stream import metric_names as names
+from idlewatt.stream.metric_names import Metric
 
 RUNBOOKS: Final = "https://github.com/idlewatt/idlewatt/blob/main/docs/runbooks.md"
 # YAML width at which no expression is folded, so that one can search for it
@@ -28,6 +29,8 @@ IDLE_SHARE_HOUR: Final = "pool:idlewatt_idle_available_energy:ratio_rate1h"
 WASTED_SHARE_LIMIT: Final = 0.3
 # of what is available, in each hour of a day: what is idle by night is needed by day
 IDLE_SHARE_LIMIT: Final = 0.5
+# of the 24 that a day has: Prometheus may have been away for a while
+IDLE_HOURS_SEEN: Final = 20
 # of the day's own yield; load alone moves it by less in a pool that is used around the clock
 YIELD_FALL: Final = 0.5
 # under this a yield says more about the load than about the machines, tokens/s
@@ -137,6 +140,16 @@ def _burns(multiple: float, *windows: str) -> str:
     return " and ".join(f"{q.envelope_burn(window)} > {multiple}" for window in windows)
 
 
+def _clock_record(clock: Metric) -> str:
+    return f"pool:{clock.name}:max"
+
+
+def _clock(clock: Metric) -> str:
+    """What a pool's clock last told, if that is no longer ago than CLOCK_LOOKBACK."""
+    recorded = f"last_over_time({_clock_record(clock)}[{CLOCK_LOOKBACK}])"
+    return f"(max by (site, pool) ({q.last_seen(clock)}) or {recorded})"
+
+
 RECORDING: Final = (
     RecordingRule(OUTPUT_TOKENS_RATE, q.output_tokens_rate(q.EVERYWHERE, q.POOL, q.ROLLING)),
     RecordingRule(ENERGY_RATE, q.energy_rate(q.EVERYWHERE, q.POOL, q.ROLLING)),
@@ -145,7 +158,7 @@ RECORDING: Final = (
     RecordingRule(TOKENS_PER_JOULE, q.pool_tokens_per_joule(q.EVERYWHERE)),
 )
 
-# A day of raw counters would be read over and over. Sums of the recorded rates, not their means: joules are counted before
+# A day of raw counters, and three of clocks, would be read over and over. Sums of the recorded rates, not their means: joules are counted before
 # a pool has its first engine.
 RECORDING_DAY: Final = (
     RecordingRule(
@@ -154,6 +167,10 @@ RECORDING_DAY: Final = (
     ),
     # held against a day of itself
     RecordingRule(IDLE_SHARE_HOUR, q.idle_share_of_available(q.EVERYWHERE, q.POOL, "1h")),
+    *(
+        RecordingRule(_clock_record(clock), f"max by (site, pool) ({q.series(clock)})")
+        for clock in (names.WINDOW_END, names.MONEY_END)
+    ),
 )
 
 ALERTS: Final = (
@@ -171,12 +188,13 @@ ALERTS: Final = (
     ),
     AlertRule(
         name="IdlewattIdleCapacity",
-        # a day's least is no yardstick before there is a day; Prometheus may have been away a day ago
+        # a day's least is no yardstick before there is a day, nor where most of it was not seen
         expr=" and ".join(
             (
                 f"{IDLE_SHARE_HOUR} > {IDLE_SHARE_LIMIT}",
                 f"min_over_time({IDLE_SHARE_HOUR}[1d]) > {IDLE_SHARE_LIMIT}",
                 f"last_over_time({IDLE_SHARE_HOUR}[1h] offset 23h)",
+                f"count_over_time({IDLE_SHARE_HOUR}[1d:1h]) >= {IDLE_HOURS_SEEN}",
             )
         ),
         lasting="0m",
@@ -233,7 +251,7 @@ ALERTS: Final = (
     AlertRule(
         name="IdlewattWindowClockStalled",
         expr=(
-            f"time() - max by (site, pool) (last_over_time({q.series(names.WINDOW_END)}[{CLOCK_LOOKBACK}]))"
+            f"time() - {_clock(names.WINDOW_END)}"
             f" > {q.CLOCK_LIMIT_S} unless on (site, pool) ({q.counted_without_clock()})"
         ),
         lasting="5m",
@@ -249,7 +267,7 @@ ALERTS: Final = (
         # the meter's clock of a pool goes on for an hour after its last GPU is gone; nothing is left to be priced then
         expr=(
             f"max by (site, pool) ({q.series(names.WINDOW_END)} and on (site, pool) {q.series(names.GPUS)})"
-            f" - (max by (site, pool) (last_over_time({q.series(names.MONEY_END)}[{CLOCK_LOOKBACK}]))"
+            f" - ({_clock(names.MONEY_END)}"
             f" or max by (site, pool) (-Inf * {q.series(names.WINDOW_END)})) > {q.CLOCK_LIMIT_S}"
         ),
         lasting="5m",

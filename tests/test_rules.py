@@ -284,6 +284,16 @@ CASES: Final = (
     Case(
         "IdlewattIdleCapacity",
         "quiet",
+        "11 are, in an hour a day ago and since Prometheus is back now",
+        {
+            name: f"{values.split()[0]} _x1300 {values.split()[1]}"
+            for name, values in sixteen_gpus((60, 11), (120, 11)).items()
+        },
+        "1440m",
+    ),
+    Case(
+        "IdlewattIdleCapacity",
+        "quiet",
         "by night 14 are empty, by day 7",
         sixteen_gpus((600, 7), (840, 14), (600, 7), (840, 14)),
         "2400m",
