@@ -9,7 +9,7 @@ import socket
 from collections import Counter
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 # `accepts` says in words what a pattern asks for
 Name = Annotated[
@@ -26,21 +26,7 @@ GpuUuid = Annotated[
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 # of a host, or of an IPv6 address in brackets, and its port
 _SERVER: Final = re.compile(r"(?:[^\s/:\[\]]+|\[[^\s/\[\]]+\]):([0-9]{1,5})")
-
-
-def _split(servers: str) -> list[str]:
-    return [server.strip() for server in servers.split(",") if server.strip()]
-
-
-def _are_servers(text: str) -> str:
-    for server in _split(text) or [text]:
-        found = _SERVER.fullmatch(server)
-        if not found or not 0 < int(found[1]) < 1 << 16:
-            raise ValueError(
-                "bootstrap_servers must be HOST:PORT of one or more brokers, separated by commas, "
-                f"without http:// and such; {server!r} is none"
-            )
-    return text
+_KAFKA_PORT: Final = 9092
 
 
 class _Section(BaseModel):
@@ -54,7 +40,7 @@ class Log(_Section):
         "embedded", description="embedded: one SQLite file for one box. kafka: Apache Kafka for many."
     )
     path: str = Field("idlewatt.db", description="File of the embedded log.")
-    bootstrap_servers: Annotated[str, AfterValidator(_are_servers)] = Field(
+    bootstrap_servers: str = Field(
         "127.0.0.1:9092", description="Kafka brokers, host:port, separated by commas."
     )
     partitions: int = Field(
@@ -97,7 +83,22 @@ class Log(_Section):
     @property
     def servers(self) -> list[str]:
         """Each HOST:PORT of bootstrap_servers."""
-        return _split(self.bootstrap_servers)
+        named = [server.strip() for server in self.bootstrap_servers.split(",") if server.strip()]
+        return [
+            f"{server}:{_KAFKA_PORT}" if server.endswith("]") or ":" not in server else server
+            for server in named
+        ]
+
+    @model_validator(mode="after")
+    def _are_servers(self) -> "Log":
+        for server in self.servers or [self.bootstrap_servers]:
+            found = _SERVER.fullmatch(server)
+            if self.kind == "kafka" and not (found and 0 < int(found[1]) < 1 << 16):
+                raise ValueError(
+                    "bootstrap_servers must be HOST:PORT of one or more brokers, separated by commas, "
+                    f"without http:// and such; {server!r} is none"
+                )
+        return self
 
     @model_validator(mode="after")
     def _sasl_is_whole(self) -> "Log":
@@ -121,7 +122,7 @@ class Log(_Section):
             name
             for prefix, is_used in used.items()
             for name in Log.model_fields
-            if name.startswith(prefix) and not is_used and getattr(self, name) is not None
+            if name.startswith(prefix) and not is_used and getattr(self, name)
         ]
         if ignored:
             raise ValueError(

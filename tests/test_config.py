@@ -155,7 +155,7 @@ BAD_FILES = {
         for n, (text, one) in enumerate(
             [
                 ("http://kafka:9092", "http://kafka:9092"),
-                ("kafka-1:9092, kafka-2", "kafka-2"),
+                ("kafka-1:9092, ::1", "::1"),
                 ("kafka:99999", "kafka:99999"),
                 ("kafka-1:9092 kafka-2:9092", "kafka-1:9092 kafka-2:9092"),
                 (" , ", " , "),
@@ -282,10 +282,11 @@ def test_environment_wins_over_file_wins_over_default(tmp_path: Path) -> None:
 
 
 def test_servers_are_taken_as_people_write_them(tmp_path: Path) -> None:
-    """Names, addresses of both kinds, blanks and a comma too much: each is a broker to ask."""
+    """Names, addresses of both kinds, with Kafka's port if none is given, blanks and a comma too much; empty is left out."""
     file = tmp_path / "a.toml"
     file.write_text(
-        "[log]\nbootstrap_servers = 'my_kafka-1.example:9092, 10.0.0.1:9093,[fe80::1%eth0]:9092, '"
+        "[log]\nkind = 'kafka'\nbootstrap_servers = 'my_kafka-1.example, 10.0.0.1:9093,[fe80::1%eth0], '\n"
+        "sasl_username = ''\nsasl_password = ''"
     )
     servers = ["my_kafka-1.example:9092", "10.0.0.1:9093", "[fe80::1%eth0]:9092"]
     assert load_settings(file, {}).log.servers == servers
