@@ -4,6 +4,7 @@ Whatever it raises while a client is opened becomes ConfigError or LogUnavailabl
 """
 
 import copy
+import functools
 import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
@@ -283,8 +284,13 @@ def ends_of_logs(
 def _places(
     fetcher: Any, partitions: Sequence[Any], time_spec: int, timeout_ms: int
 ) -> dict[tuple[str, int], int]:
-    # KafkaConsumer's own questions end with a KeyError where one of the partitions has no leader
-    found = fetcher.offsets_by_times(dict.fromkeys(partitions, time_spec), timeout_ms)
+    # KafkaConsumer's own questions end with a KeyError where one of the partitions has no leader, and the fetcher's waits
+    # for all of its time where none of them has
+    cluster = fetcher._client.cluster
+    led = [tp for tp in partitions if cluster.leader_for_partition(tp) not in (None, -1)]
+    if len(led) < len(partitions):
+        cluster.request_update()
+    found = fetcher.offsets_by_times(dict.fromkeys(led, time_spec), timeout_ms) if led else {}
     return {tp: place.offset for tp, place in found.items() if place is not None}
 
 
@@ -378,12 +384,15 @@ def _ssl_context(log: Log) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=log.ssl_cafile)
         if log.ssl_certfile is not None:
-            context.load_cert_chain(log.ssl_certfile, log.ssl_keyfile, _refuse_pass_phrase)
+            keyfile = "ssl_certfile" if log.ssl_keyfile is None else "ssl_keyfile"
+            context.load_cert_chain(
+                log.ssl_certfile, log.ssl_keyfile, functools.partial(_refuse_pass_phrase, keyfile)
+            )
     except (ssl.SSLError, OSError) as error:
         raise ConfigError(f"log.ssl_*: the certificates cannot be used: {error}") from error
     return context
 
 
-def _refuse_pass_phrase() -> str:
+def _refuse_pass_phrase(key: str) -> str:
     # OpenSSL would ask for it on the terminal, and wait
-    raise ConfigError("log.ssl_keyfile: the client's key is encrypted: give one without a pass phrase")
+    raise ConfigError(f"log.{key}: the client's key is encrypted: give one without a pass phrase")

@@ -25,12 +25,18 @@ _NO_END: Final = 2**63 - 1
 
 
 def read_messages(
-    log: Log, topic: str, *, since_ms: int = 0, newest: int | None = None, follow: bool = False
+    log: Log,
+    topic: str,
+    *,
+    since_ms: int = 0,
+    newest: int | None = None,
+    follow: bool = False,
+    patience_s: float = _STALLED_S,
 ) -> Iterator[Message]:
     """Every committed message of a topic, from the oldest to those that are there now; in order by partition.
 
     `since_ms`: those appended before are left out. `newest`: of each partition only the last so many, or a few more.
-    `follow`: and all that come after, without end. A transaction that is about to end is waited for: Kafka answers
+    `follow`: and all that come after, without end. `patience_s`: how long nothing may come before the end. A transaction that is about to end is waited for: Kafka answers
     a commit a moment before it shows what was committed. Raises ConfigError, LogUnavailableError.
     """
     consumer = open_reader(log, "idlewatt-reader")
@@ -44,7 +50,7 @@ def read_messages(
         consumer.assign(left)
         _seek(consumer, left, since_ms, newest)
         ends: dict[tuple[str, int], int] = dict.fromkeys(left, _NO_END) if follow else {}
-        deadline = time.monotonic() + _STALLED_S
+        deadline = time.monotonic() + patience_s
         while left:
             if lacking := [tp for tp in left if tp not in ends]:
                 # not what fetches tell, which is too low for a moment where another broker has just become the leader
@@ -56,7 +62,7 @@ def read_messages(
                         yield Message(topic, record.partition, record.offset, record.value or b"")
             if fetched:
                 # the time that the caller took does not count
-                deadline = time.monotonic() + _STALLED_S
+                deadline = time.monotonic() + patience_s
             left = [tp for tp in left if not _is_read(consumer, tp, ends.get(tp))]
             if left and not follow and time.monotonic() > deadline:
                 raise LogUnavailableError(

@@ -61,6 +61,10 @@ def _opened(content: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(content[_TOLD_LENGTH.size : start]), content[start:]
 
 
+# what cannot be read now is looked at again when it is restored
+_PATIENCE_S: Final = 5.0
+
+
 def another_number(topic: str, found: int, owner: str, made_with: int) -> str:
     """What is said when a topic has not as many partitions as the state in the log was made with."""
     return (
@@ -76,7 +80,7 @@ def partitions_of(log: Log, owners: Collection[str]) -> dict[str, int]:
     Raises ConfigError, LogUnavailableError.
     """
     found: dict[str, int] = {}
-    for message in read_messages(log, STATE):
+    for message in read_messages(log, STATE, patience_s=_PATIENCE_S):
         header, content = message.value[: _HEADER.size], message.value[_HEADER.size :]
         # of pieces the first
         if header[:4] != _MAGIC or _HEADER.unpack(header)[2]:

@@ -1,5 +1,6 @@
 """Creates Idlewatt's topics in Kafka, and looks whether those that are there keep what is booked."""
 
+import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from idlewatt.stream.settings import Log, Process
 # Topics one stage reads together: partition n of each must go to the same member.
 _READ_TOGETHER: Final = {"meter": (topics.GPU, topics.ENGINE), "economy": (topics.LEDGER, topics.USAGE)}
 _LOOKED_AT: Final = ("cleanup.policy", "retention.ms", "max.message.bytes")
+# a broker knows of topics that were created at another one a moment later
+_PATIENCE_S: Final = 3.0
 _log = structlog.get_logger()
 
 
@@ -70,7 +73,14 @@ def refuse_unfit(log: Log, process: Process) -> None:
 
 
 def examine_topics(log: Log, process: Process, names: Collection[str]) -> Examined:
-    """Look at those of our topics. Raises ConfigError, LogUnavailableError."""
+    """Look at those of our topics. Raises LogUnavailableError."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while (found := _examined(log, process, names)).hidden and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def _examined(log: Log, process: Process, names: Collection[str]) -> Examined:
     try:
         with open_admin(log) as admin:
             described = admin.describe_topics(sorted(names))
@@ -84,7 +94,7 @@ def examine_topics(log: Log, process: Process, names: Collection[str]) -> Examin
     settings = {
         name: {key: told["value"] for key, told in configs[name].items()}
         for name in sorted(names)
-        if configs.get(name)
+        if set(_LOOKED_AT) <= configs.get(name, {}).keys()
     }
     counts = _counts(described)
     hidden = set(names) - settings.keys()
@@ -94,6 +104,9 @@ def examine_topics(log: Log, process: Process, names: Collection[str]) -> Examin
             faults += _moved(log, process, counts)
         except ConfigError:
             hidden.add(topics.STATE)
+        except LogUnavailableError as error:
+            # a partition may have no leader; each is looked at again when it is restored
+            _log.warning("state_not_examined", error=str(error))
     copies = {
         topic["name"]: min((len(p["replica_nodes"]) for p in topic["partitions"]), default=0)
         for topic in described

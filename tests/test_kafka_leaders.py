@@ -16,6 +16,7 @@ from idlewatt.stream.kafka_log import KafkaAppender, KafkaStageLog
 from idlewatt.stream.kafka_reading import read_messages
 from idlewatt.stream.kafka_snapshots import Snapshot, SnapshotRestore, encode_chunks
 from idlewatt.stream.log import Record
+from idlewatt.stream.opening import prepare
 from idlewatt.stream.settings import Log, Settings
 from idlewatt.stream.topics import ENGINE, GPU, LEDGER, STATE
 
@@ -85,20 +86,26 @@ def test_each_message_counts_once_while_leaders_move(
     assert sorted(set(there)) == line.sent
 
 
-def test_partitions_without_a_leader_hold_up_no_others(brokers: list[KafkaBroker]) -> None:
-    """Where topics have no copies and a broker is away, a processor that starts reads what the others lead."""
+@pytest.mark.parametrize("state_led_by", [2, 0])
+def test_partitions_without_a_leader_hold_up_no_others(brokers: list[KafkaBroker], state_led_by: int) -> None:
+    """Where topics have no copies and a broker is away, a processor that starts reads what the others lead.
+
+    Whether or not the partitions that nobody leads can be restored.
+    """
     settings = brokers[0].settings(log={"partitions": 3, "replication_factor": 1})
     brokers[0].fresh_topics(settings)
     read = (GPU, ENGINE, STATE)
     leaders = {
         TopicPartition(topic, n): [broker.number] for topic in read for n, broker in enumerate(brokers)
     }
+    leaders[TopicPartition(STATE, 2)] = [brokers[state_led_by].number]
     with brokers[0].admin() as admin:
         admin.alter_partition_reassignments(leaders)
         wait_until(
             lambda: not admin.list_partition_reassignments(), "each broker leads a partition of each topic"
         )
     brokers[2].stop()
+    prepare(settings)
     member = StageReader(KafkaStageLog(settings.log, settings.process.group, "meter", (GPU, ENGINE)))
 
     def holds(partitions: set[int]) -> bool:
