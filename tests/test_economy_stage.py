@@ -279,6 +279,28 @@ def test_what_a_backlog_brings_hardly_depends_on_how_much_is_read_at_once() -> N
         assert booked(at_once, usage_first) == pytest.approx(in_time, rel=0.05)
 
 
+def test_who_posts_usage_once_an_hour_claims_all_that_is_made_until_the_next_post() -> None:
+    """The shares of its hour hold, although ever less of it can be compared."""
+    driver = driver_of()
+    posted, unattributed = [], []
+    for minute in range(4 * 60):
+        row = dataclasses.replace(used(minute, 60_000, tier="premium"), input_tokens=0)
+        # half of the minute's, which is whole in the ledger
+        for half, second in (("a", 10), ("b", 40)):
+            ts_ms = START_MS + 60_000 * minute + 1000 * second
+            posted.append(
+                dataclasses.replace(row, event_id=f"{minute}{half}", ts_ms=ts_ms, output_tokens=30_000)
+            )
+        if minute % 60 == 0:
+            driver.append(usage(*posted[:-1]))
+            posted = posted[-1:]
+        made = dataclasses.replace(sold(6 * (minute - 1), 60_000), input_tokens=0, cached_input_tokens=0)
+        driver.append(ledger(made))
+        driver.fold(START_MS + 60_000 * (minute + 1))
+        unattributed.append(shown(driver, names.UNATTRIBUTED_TOKENS, kind="output"))
+    assert unattributed[-1] == unattributed[120]
+
+
 def test_what_dark_time_cost_never_falls() -> None:
     """A spool comes, and the time is another state's: Prometheus would add up the whole counter again."""
     driver = driver_of()

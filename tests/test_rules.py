@@ -1293,7 +1293,7 @@ def test_recorded_ratios_are_ratios_of_sums(prometheus_tools: None, tmp_path: Pa
     )
     assert done.returncode == 0, done.stdout + done.stderr
     recorded = {rule.record for rule in (*rules.RECORDING, *rules.RECORDING_DAY)}
-    assert recorded == {*expected, rules.TOKENS_PER_JOULE}
+    assert recorded == {*expected, rules.TOKENS_PER_JOULE, *rules.CLOCKS.values()}
 
 
 def test_a_recorded_yield_is_withheld_as_the_meter_withholds_it(
@@ -1350,6 +1350,6 @@ def test_recorded_names_are_of_level_metric_operation() -> None:
     for rule in (*rules.RECORDING, *rules.RECORDING_DAY):
         level, metric, operation = rule.record.split(":")
         assert level == "pool"
-        assert operation in {"rate5m", "ratio_rate5m", "ratio_rate1h", "ratio_rate1d"}
+        assert operation in {"max", "rate5m", "ratio_rate5m", "ratio_rate1h", "ratio_rate1d"}
         assert metric.startswith("idlewatt_")
         assert rule.record not in exported

@@ -192,7 +192,12 @@ def _in_currency(state: EconomyState, currency: str) -> EconomyState:
 def _with_shares(state: EconomyState, following: pl.DataFrame | None = None) -> EconomyState:
     """The tiers' shares by what usage and engines have told of before the minutes of tokens that follow."""
     compared = tiers.reached(state.engines, following)
-    shares = tiers.shares(state.tiers, state.engines, state.shares, compared)
+    if following is None:
+        shares = tiers.shares(state.tiers, state.engines, state.shares, compared)
+    else:
+        anew = tiers.anew(compared, state.tiers, state.compared)
+        others = state.shares.join(anew, on="site", how="anti")
+        shares = pl.concat([tiers.shares(state.tiers, state.engines, state.shares, anew), others])
     return replace(state, shares=shares, compared=compared)
 
 
@@ -202,6 +207,7 @@ def _priced(tokens: pl.DataFrame, state: EconomyState, book: Book) -> tuple[pl.D
     Of hours that are read together, each few minutes are sold on the tiers that were asked for until then.
     """
     priced = []
+    state = replace(state, compared=tiers.begun(state.compared, tokens))
     for number, rows in tiers.slices(tokens, state.compared):
         minutes = rows.with_columns(window_start_ms=pl.col("window_start_ms") // 60_000 * 60_000)
         if number:

@@ -13,7 +13,13 @@ from idlewatt.processors.economy.prices import VOLUME_COLUMNS
 from idlewatt.processors.economy.pricing import MIX_COLUMNS
 from idlewatt.processors.economy.rests import REST_COLUMNS
 from idlewatt.processors.economy.rolling import PACKING_COLUMNS, ROLLING_COLUMNS
-from idlewatt.processors.economy.tiers import COMPARED_COLUMNS, ENGINE_COLUMNS, SHARE_COLUMNS, TIER_COLUMNS
+from idlewatt.processors.economy.tiers import (
+    COMPARED_COLUMNS,
+    ENGINE_COLUMNS,
+    SHARE_COLUMNS,
+    TIER_COLUMNS,
+    reached,
+)
 from idlewatt.processors.economy.usage import UsageState
 from idlewatt.processors.gone_pools import BOOKED_COLUMNS
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
@@ -74,6 +80,8 @@ class EconomyState:
         own = {name: _as_now(name, frames.get(name, pl.DataFrame())) for name in _FRAMES}
         if "booked" not in frames:
             own["booked"] = _booked_by_now(own)
+        if "compared" not in frames:
+            own["compared"] = reached(own["engines"])
         return cls(UsageState.of(frames), EnvelopeState.of(frames), scalars["currency"], **own)
 
 

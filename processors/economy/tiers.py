@@ -17,8 +17,8 @@ HOUR_MS: Final = 3_600_000
 MINUTE_MS: Final = 60_000
 # usage is told at once, tokens when their window is closed
 _LEAD_MS: Final = 300_000
-# engines that are so far behind their site's usage are gone
-_MOST_BEHIND_MS: Final = 48 * HOUR_MS
+# engines that are so far behind their site's usage are gone: usage waits in Kafka for three days
+_MOST_BEHIND_MS: Final = 73 * HOUR_MS
 # Fifty models on three tiers in each minute of the hour are a twentieth of it.
 MAX_ROWS: Final = 200_000
 _MODEL: Final = ("site", "model_name")
@@ -98,23 +98,43 @@ def reached(engines: pl.DataFrame, following: pl.DataFrame | None = None) -> pl.
     return pl.concat([made, before]).group_by("site").agg(pl.col("made_ms").max())
 
 
-def slices(tokens: pl.DataFrame, compared: pl.DataFrame) -> list[tuple[int, pl.DataFrame]]:
-    """Token rows a few minutes at a time, with how many times so long after `compared` (COMPARED_COLUMNS) they begin.
+def begun(compared: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:
+    """COMPARED_COLUMNS with the sites of token rows that are new: up to where these begin."""
+    new = tokens.join(compared, on="site", how="anti")
+    if new.is_empty():
+        return compared
+    return pl.concat([compared, new.group_by("site").agg(made_ms=pl.col("window_start_ms").min())])
 
-    What is older than that, or of a site that was not compared yet, is in the earliest; there is always one.
+
+def anew(compared: pl.DataFrame, usage: pl.DataFrame, before: pl.DataFrame) -> pl.DataFrame:
+    """COMPARED_COLUMNS of sites of which usage has told a whole minute after `before`, the same of when shares were made.
+
+    Of others less and less could be compared: who tells usage once an hour has told of all of it.
+    """
+    told = usage.group_by("site").agg(told_ms=pl.col("window_start_ms").max())
+    known = compared.join(before.rename({"made_ms": "before_ms"}), on="site", how="left").join(
+        told, on="site"
+    )
+    has_more = (pl.col("told_ms") - MINUTE_MS > pl.col("before_ms")).fill_null(True)
+    return known.filter(has_more).select(*COMPARED_COLUMNS)
+
+
+def slices(tokens: pl.DataFrame, compared: pl.DataFrame) -> list[tuple[int, pl.DataFrame]]:
+    """Token rows a few minutes at a time, with how many times so long after `compared` (see begun()) they begin.
+
+    What is older than that is in the earliest; there is always one.
     """
     start = pl.col("window_start_ms")
     newest_ms, oldest_ms = tokens.get_column("window_start_ms").max(), compared.get_column("made_ms").min()
     # as nearly always
     if isinstance(newest_ms, int) and isinstance(oldest_ms, int) and newest_ms < oldest_ms + _LEAD_MS:
         return [(0, tokens)]
-    since_ms = pl.col("made_ms").fill_null(start.min().over("site"))
     at = (
         tokens.lazy()
         .select("site", start)
         .join(compared.lazy(), on="site", how="left", maintain_order="left")
     )
-    number = at_once(at.select(((start - since_ms) // _LEAD_MS).clip(0))).to_series()
+    number = at_once(at.select(((start - pl.col("made_ms")) // _LEAD_MS).clip(0))).to_series()
     numbers = number.unique().sort().to_list() or [0]
     return [(first, tokens.filter(number == first) if numbers[1:] else tokens) for first in numbers]
 
@@ -136,12 +156,16 @@ def shares(
     minute = pl.col("window_start_ms")
     reach = (
         usage.group_by("site")
-        .agg(newest_ms=minute.max())
+        .agg(told_ms=minute.max())
         .join(reached(engines) if compared is None else compared, on="site")
         .with_columns(
-            newest_ms=pl.min_horizontal("newest_ms", "made_ms"), after_ms=pl.col("made_ms") - HOUR_MS
+            # the last minute that usage tells of may be told in part, and made whole
+            newest_ms=pl.when(pl.col("told_ms") < pl.col("made_ms"))
+            .then(pl.col("told_ms") - MINUTE_MS)
+            .otherwise("made_ms"),
+            after_ms=pl.col("made_ms") - HOUR_MS,
+            until_ms=pl.min_horizontal("told_ms", "made_ms") + HOUR_MS,
         )
-        .with_columns(until_ms=pl.col("newest_ms") + HOUR_MS)
     )
     told_of = usage.join(reach, on="site").filter(minute > pl.col("after_ms"))
     on_time = told_of.filter(minute <= pl.col("newest_ms"))
