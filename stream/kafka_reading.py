@@ -51,6 +51,8 @@ def read_messages(
         _seek(consumer, left, since_ms, newest)
         ends: dict[tuple[str, int], int] = dict.fromkeys(left, _NO_END) if follow else {}
         deadline = time.monotonic() + patience_s
+        # of a partition without a leader nobody knows how long it will have none
+        leaders_by = time.monotonic() + min(patience_s, _TIMEOUT_MS / 1000)
         while left:
             if lacking := [tp for tp in left if tp not in ends]:
                 # not what fetches tell, which is too low for a moment where another broker has just become the leader
@@ -64,7 +66,8 @@ def read_messages(
                 # the time that the caller took does not count
                 deadline = time.monotonic() + patience_s
             left = [tp for tp in left if not _is_read(consumer, tp, ends.get(tp))]
-            if left and not follow and time.monotonic() > deadline:
+            until = deadline if ends.keys() >= set(left) else leaders_by
+            if left and not follow and time.monotonic() > until:
                 raise LogUnavailableError(
                     f"topic {topic}: Kafka at {log.bootstrap_servers} gives no messages"
                 )
