@@ -42,8 +42,8 @@ examples:
 
 # those for which it is the usual end
 _UNTIL_STOPPED: Final = ("run", "collect", "process", "demo")
-# of a host, or of an IPv6 address in brackets, and its port
 _DNS_NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
+# of a host, or of an IPv6 address in brackets, and its port
 _ADDRESS: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 # as shells count
 _BY_SIGNAL: Final = 128

@@ -155,8 +155,8 @@ RECORDING: Final = (
     RecordingRule(TOKENS_PER_JOULE, q.pool_tokens_per_joule(q.EVERYWHERE)),
 )
 
-# A day of raw counters, and three of clocks, would be read over and over. Sums of the recorded rates, not their means: joules are counted before
-# a pool has its first engine.
+# A day of raw counters, and three of clocks, would be read over and over. Sums of the recorded rates, not their means:
+# joules are counted before a pool has its first engine.
 RECORDING_DAY: Final = (
     RecordingRule(
         TOKENS_PER_JOULE_DAY,

@@ -259,6 +259,22 @@ def position(consumer: Consumer, topic: str, partition: int) -> int | None:
     return found
 
 
+def is_read(consumer: Consumer, tp: Any, end: int | None, timeout_ms: int) -> bool:
+    """Whether the consumer has read to the end, if that is known.
+
+    By its position and not by the last record: the marks of ended transactions take offsets too.
+    """
+    if end is None:
+        return False
+    found = consumer.position(tp, timeout_ms=timeout_ms)
+    return found is not None and found >= end
+
+
+def may_not_read(log: Log, topic: str) -> ConfigError:
+    """What is said where brokers let nobody of this name read a topic."""
+    return ConfigError(f"this user may not read topic {topic} at {log.bootstrap_servers}: grant it READ")
+
+
 def begins_of_logs(
     consumer: Consumer, partitions: Sequence[Any], timeout_ms: int
 ) -> dict[tuple[str, int], int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from idlewatt.stream import topics
-from idlewatt.stream.errors import ConfigError, LogUnavailableError
+from idlewatt.stream.errors import LogUnavailableError
 from idlewatt.stream.kafka_clients import (
     AuthorizationError,
     KafkaError,
@@ -13,6 +13,7 @@ from idlewatt.stream.kafka_clients import (
     begins_of_logs,
     close_consumer,
     ends_of_logs,
+    may_not_read,
     open_admin,
     open_reader,
 )
@@ -66,9 +67,7 @@ def newest_messages(log: Log, topic: str) -> list[NewestMessage]:
                     newest.append(NewestMessage(topic, last.timestamp, last.value or b""))
         return newest
     except AuthorizationError as error:
-        raise ConfigError(
-            f"this user may not read topic {topic} at {log.bootstrap_servers}: grant it READ"
-        ) from error
+        raise may_not_read(log, topic) from error
     except KafkaError as error:
         raise LogUnavailableError(
             f"topic {topic} cannot be read at {log.bootstrap_servers}: {error}"

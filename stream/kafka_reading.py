@@ -13,6 +13,8 @@ from idlewatt.stream.kafka_clients import (
     begins_of_logs,
     close_consumer,
     ends_of_logs,
+    is_read,
+    may_not_read,
     open_reader,
 )
 from idlewatt.stream.log import Message
@@ -36,8 +38,8 @@ def read_messages(
     """Every committed message of a topic, from the oldest to those that are there now; in order by partition.
 
     `since_ms`: those appended before are left out. `newest`: of each partition only the last so many, or a few more.
-    `follow`: and all that come after, without end. `patience_s`: how long nothing may come before the end. A transaction that is about to end is waited for: Kafka answers
-    a commit a moment before it shows what was committed. Raises ConfigError, LogUnavailableError.
+    `follow`: and all that come after, without end. `patience_s`: how long nothing may come before the end. A transaction
+    that is about to end is waited for: Kafka answers a commit a moment before it shows what was committed. Raises ConfigError, LogUnavailableError.
     """
     consumer = open_reader(log, "idlewatt-reader")
     try:
@@ -65,16 +67,14 @@ def read_messages(
             if fetched:
                 # the time that the caller took does not count
                 deadline = time.monotonic() + patience_s
-            left = [tp for tp in left if not _is_read(consumer, tp, ends.get(tp))]
+            left = [tp for tp in left if not is_read(consumer, tp, ends.get(tp), _TIMEOUT_MS)]
             until = deadline if ends.keys() >= set(left) else leaders_by
             if left and not follow and time.monotonic() > until:
                 raise LogUnavailableError(
                     f"topic {topic}: Kafka at {log.bootstrap_servers} gives no messages"
                 )
     except AuthorizationError as error:
-        raise ConfigError(
-            f"this user may not read topic {topic} at {log.bootstrap_servers}: grant it READ"
-        ) from error
+        raise may_not_read(log, topic) from error
     except KafkaError as error:
         raise LogUnavailableError(
             f"topic {topic} cannot be read at {log.bootstrap_servers}: {error}"
@@ -98,11 +98,3 @@ def _seek(consumer: Consumer, partitions: list[Any], since_ms: int, newest: int 
         for tp, end in ends_of_logs(consumer, partitions, _TIMEOUT_MS).items():
             # each transaction, which has at least one message, ends with a mark that takes an offset too
             consumer.seek(tp, max(begins.get(tp, 0), end - 2 * newest))
-
-
-def _is_read(consumer: Consumer, tp: Any, end: int | None) -> bool:
-    if end is None:
-        return False
-    # the position and not the last record: the marks of ended transactions take offsets too
-    position = consumer.position(tp, timeout_ms=_TIMEOUT_MS)
-    return position is not None and position >= end

@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from idlewatt.stream.errors import LogUnavailableError
-from idlewatt.stream.kafka_clients import Consumer, TopicPartition, close_consumer, ends_of_logs, open_reader
+from idlewatt.stream.kafka_clients import (
+    Consumer,
+    TopicPartition,
+    close_consumer,
+    ends_of_logs,
+    is_read,
+    open_reader,
+)
 from idlewatt.stream.kafka_reading import read_messages
 from idlewatt.stream.settings import Log
 from idlewatt.stream.topics import STATE
@@ -27,6 +34,8 @@ _POLL_RECORDS: Final = 64
 # magic, id of the commit, number of this chunk, how many there are
 _HEADER: Final = struct.Struct(">4s16sII")
 _MAGIC: Final = b"IWS1"
+# what cannot be read at the start is looked at again when it is restored
+_PATIENCE_S: Final = 5.0
 _TOLD_LENGTH: Final = struct.Struct(">I")
 # told beside the offsets by topic
 _OWNER, _PARTITIONS = "owner", "partitions"
@@ -59,10 +68,6 @@ def _opened(content: bytes) -> tuple[dict[str, Any], bytes]:
     (length,) = _TOLD_LENGTH.unpack_from(content)
     start = _TOLD_LENGTH.size + length
     return json.loads(content[_TOLD_LENGTH.size : start]), content[start:]
-
-
-# what cannot be read now is looked at again when it is restored
-_PATIENCE_S: Final = 5.0
 
 
 def another_number(topic: str, found: int, owner: str, made_with: int) -> str:
@@ -180,9 +185,4 @@ class SnapshotRestore:
         close_consumer(self._consumer)
 
     def _is_read(self, partition: int) -> bool:
-        end = self._ends.get(partition)
-        if end is None:
-            return False
-        # the position and not the last record: the marks of ended transactions take offsets too
-        position = self._consumer.position(TopicPartition(STATE, partition), timeout_ms=1_000)
-        return position is not None and position >= end
+        return is_read(self._consumer, TopicPartition(STATE, partition), self._ends.get(partition), 1_000)
