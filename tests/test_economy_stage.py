@@ -255,9 +255,10 @@ def test_after_an_outage_tokens_are_sold_on_the_tiers_they_were_asked_for(at_onc
 
 
 def test_what_a_backlog_brings_hardly_depends_on_how_much_is_read_at_once() -> None:
-    """All is premium for half an hour and free from then on; the processor was away for the hour and a half after."""
+    """All is premium for half an hour and free from then on; the processor was away for the hour and a half after, or is
+    started only then."""
 
-    def booked(at_once: int, usage_first: bool) -> list[float | None]:
+    def booked(at_once: int, usage_first: bool, read_live: int = 30) -> list[float | None]:
         driver = driver_of()
         for minute in range(120):
             tier = "premium" if minute < 30 else "free"
@@ -266,9 +267,9 @@ def test_what_a_backlog_brings_hardly_depends_on_how_much_is_read_at_once() -> N
             made = dataclasses.replace(sold(6 * minute, 60_000), input_tokens=0, cached_input_tokens=0)
             driver.append(ledger(made))
         now_ms = START_MS + 120 * 60_000
-        driver.fold(now_ms, dict.fromkeys((topics.USAGE, topics.LEDGER), 30))
+        driver.fold(now_ms, dict.fromkeys((topics.USAGE, topics.LEDGER), read_live))
         if usage_first:
-            driver.fold(now_ms, {topics.USAGE: 90, topics.LEDGER: 0})
+            driver.fold(now_ms, {topics.USAGE: 120 - read_live, topics.LEDGER: 0})
         while driver.behind(topics.LEDGER):
             driver.fold(now_ms, dict.fromkeys((topics.USAGE, topics.LEDGER), at_once))
         sums = ((names.REVENUE, "premium"), (names.ACQUISITION_COST, "free"))
@@ -277,6 +278,7 @@ def test_what_a_backlog_brings_hardly_depends_on_how_much_is_read_at_once() -> N
     in_time = booked(1, False)
     for at_once, usage_first in ((7, False), (90, False), (7, True), (90, True)):
         assert booked(at_once, usage_first) == pytest.approx(in_time, rel=0.05)
+        assert booked(at_once, usage_first, read_live=0) == pytest.approx(in_time, rel=0.05)
 
 
 def test_who_posts_usage_once_an_hour_claims_all_that_is_made_until_the_next_post() -> None:
@@ -471,6 +473,7 @@ def test_amounts_beyond_all_bounds_cost_others_nothing() -> None:
         ),
     ]
     driver.append([Message(topics.LEDGER, TOKENS, tokens), Message(topics.LEDGER, POWER, watts)])
+    driver.fold(START_MS)
     driver.append(usage(used(0, 1000), used(1, 2**52, team="u")))
     driver.fold(START_MS)
     amounts = sums(written(driver, MONEY), ("pool", "kind"), ("amount_micro",))

@@ -95,9 +95,11 @@ class EconomyStage:
             return Folded(replace(state, envelopes=waited) if moved else state, moved=moved)
         used = fold_usage(state.usage, rows, batch.now_ms)
         spent = consumers.spend(book, used.minutes, state.volumes, state.rests)
-        by_tier = tiers.told(state.tiers, spent.tiers, state.engines)
+        # a site of which usage tells first may have engines whose tokens the meter has still to read
+        compared = tiers.begun(state.compared, spent.tiers)
+        by_tier = tiers.told(state.tiers, spent.tiers, state.engines, compared)
         folded = replace(
-            _with_shares(replace(state, tiers=by_tier)),
+            _with_shares(replace(state, tiers=by_tier, compared=compared)),
             usage=used.state,
             volumes=spent.volumes,
             rests=spent.rests,
@@ -191,7 +193,7 @@ def _in_currency(state: EconomyState, currency: str) -> EconomyState:
 
 def _with_shares(state: EconomyState, following: pl.DataFrame | None = None) -> EconomyState:
     """The tiers' shares by what usage and engines have told of before the minutes of tokens that follow."""
-    compared = tiers.reached(state.engines, following)
+    compared = tiers.reached(state.engines, state.compared, following)
     if following is None:
         shares = tiers.shares(state.tiers, state.engines, state.shares, compared)
     else:

@@ -58,17 +58,16 @@ _MOST_LISTED: Final = 1 << 60
 def recent(minutes: pl.DataFrame, more: pl.DataFrame, behind: pl.DataFrame | None = None) -> pl.DataFrame:
     """Both together, a row for each key and minute, of the hour up to each site's newest.
 
-    Where the newest of `behind` is older, of the time since the hour before that, unless it stands still.
+    Of sites that are older in `behind` (COMPARED_COLUMNS), of the time since the hour before that, unless they are gone.
     """
     names = [name for name in minutes.columns if minutes.schema[name] == pl.String]
     both = pl.concat([minutes, more[minutes.columns].cast(minutes.schema)]).lazy()
-    minute = pl.col("window_start_ms")
+    minute, newest_ms = pl.col("window_start_ms"), pl.col("newest_ms")
     newest = both.group_by("site").agg(newest_ms=minute.max())
     if behind is not None:
-        others = behind.lazy().group_by("site").agg(others_ms=minute.max())
-        reached = pl.min_horizontal("newest_ms", "others_ms")
-        newest = newest.join(others, on="site", how="left").select(
-            "site", newest_ms=pl.max_horizontal(reached, pl.col("newest_ms") - _MOST_BEHIND_MS)
+        waits = pl.col("made_ms").is_between(newest_ms - _MOST_BEHIND_MS, newest_ms)
+        newest = newest.join(behind.lazy(), on="site", how="left").select(
+            "site", newest_ms=pl.when(waits).then("made_ms").otherwise(newest_ms)
         )
     return at_once(
         both.group_by(*names, "window_start_ms", maintain_order=True)
@@ -79,28 +78,33 @@ def recent(minutes: pl.DataFrame, more: pl.DataFrame, behind: pl.DataFrame | Non
     )
 
 
-def told(usage: pl.DataFrame, more: pl.DataFrame, engines: pl.DataFrame) -> pl.DataFrame:
+def told(
+    usage: pl.DataFrame, more: pl.DataFrame, engines: pl.DataFrame, compared: pl.DataFrame
+) -> pl.DataFrame:
     """TIER_COLUMNS of both, as recent() keeps them, whether or not engines have told of these models.
 
     Of a flood of models that nobody serves nothing is sold: beyond MAX_ROWS only those are kept that engines told of.
     """
-    found = recent(usage, more, engines)
+    found = recent(usage, more, reached(engines, compared))
     return found if found.height <= MAX_ROWS else found.join(engines, on=list(_MODEL), how="semi")
 
 
-def reached(engines: pl.DataFrame, following: pl.DataFrame | None = None) -> pl.DataFrame:
-    """COMPARED_COLUMNS of ENGINE_COLUMNS; up to the minute before those that follow on them, if there was nothing."""
+def reached(
+    engines: pl.DataFrame, before: pl.DataFrame | None = None, following: pl.DataFrame | None = None
+) -> pl.DataFrame:
+    """COMPARED_COLUMNS of ENGINE_COLUMNS, and of `before`; up to the minute before those that follow, if there was nothing."""
     minute = pl.col("window_start_ms")
-    made = engines.group_by("site").agg(made_ms=minute.max())
-    if following is None:
-        return made
-    before = following.group_by("site").agg(made_ms=minute.min() - MINUTE_MS)
-    return pl.concat([made, before]).group_by("site").agg(pl.col("made_ms").max())
+    made = [engines.group_by("site").agg(made_ms=minute.max())]
+    if before is not None:
+        made.append(before)
+    if following is not None:
+        made.append(following.group_by("site").agg(made_ms=minute.min() - MINUTE_MS))
+    return pl.concat(made).group_by("site").agg(pl.col("made_ms").max())
 
 
-def begun(compared: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:
-    """COMPARED_COLUMNS with the sites of token rows that are new: up to where these begin."""
-    new = tokens.join(compared, on="site", how="anti")
+def begun(compared: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """COMPARED_COLUMNS with the sites that are new in these rows: up to where these begin."""
+    new = rows.join(compared, on="site", how="anti")
     if new.is_empty():
         return compared
     return pl.concat([compared, new.group_by("site").agg(made_ms=pl.col("window_start_ms").min())])
