@@ -421,7 +421,11 @@ ALERTS: Final = (
     ),
     AlertRule(
         name="IdlewattTokensUnpriced",
-        expr=f"{q.rate(names.UNPRICED_TOKENS, by=('site', 'model_name'), window=UNPRICED_WINDOW)} > 0",
+        # who has no book wants no money
+        expr=(
+            f"{q.rate(names.UNPRICED_TOKENS, by=('site', 'model_name'), window=UNPRICED_WINDOW)} > 0 "
+            f"and on () {q.series(names.BOOK_VALID)}"
+        ),
         lasting="15m",
         severity="warning",
         summary="Tokens of {{ $labels.model_name }} at site {{ $labels.site }} have no price",
