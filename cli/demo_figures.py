@@ -8,9 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from idlewatt.stream import metric_names as names
 from idlewatt.stream.metric_names import Metric
+from idlewatt.stream.records import IDLE_STATES, STATES
 
-STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
-IDLE: Final = ("idle_loaded", "idle_free")
 PARTS: Final = ("draw", "headroom")
 _ROLLING: Final = "1m"
 _JOULES_PER_KWH: Final = 3_600_000
@@ -170,12 +169,12 @@ def sums(scrape: Scrape) -> Sums:
     return Sums(
         output_tokens=tokens,
         kwh=drawn / _JOULES_PER_KWH,
-        wasted_share=sum(joules.get(state, 0.0) for state in IDLE) / drawn if drawn > 0 else None,
+        wasted_share=sum(joules.get(state, 0.0) for state in IDLE_STATES) / drawn if drawn > 0 else None,
         tokens_per_joule=tokens / drawn if drawn > 0 else None,
         revenue=scrape.sum(names.REVENUE),
         cost=scrape.sum(names.ENERGY_COST) + scrape.sum(names.CAPITAL_COST),
-        idle_energy_cost=sum(scrape.sum(names.ENERGY_COST, state=state) for state in IDLE),
-        idle_capital_cost=sum(scrape.sum(names.CAPITAL_COST, state=state) for state in IDLE),
+        idle_energy_cost=sum(scrape.sum(names.ENERGY_COST, state=state) for state in IDLE_STATES),
+        idle_capital_cost=sum(scrape.sum(names.CAPITAL_COST, state=state) for state in IDLE_STATES),
         lost_revenue=scrape.sum(names.LOST_REVENUE),
         unpriced_pools=tuple(sorted(scrape.window_ends.keys() - priced.keys())),
         benchmark_loss=scrape.sum(names.BENCHMARK_LOST_REVENUE),

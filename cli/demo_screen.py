@@ -7,7 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from idlewatt.cli.demo_figures import PARTS, STATES, SiteFigures, Sums
+from idlewatt.cli.demo_figures import PARTS, SiteFigures, Sums
+from idlewatt.stream.records import STATES
 
 _UNKNOWN: Final = "-"
 _BAR_CELLS: Final = 20

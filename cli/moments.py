@@ -6,10 +6,9 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 from idlewatt.processors.reports.ledger import Interval, calendar_month
-from idlewatt.stream.clock import unix_ms
+from idlewatt.stream.clock import MINUTE_MS, unix_ms
 from idlewatt.stream.errors import ConfigError
 
-_MINUTE_MS: Final = 60_000
 # time zones know of no others
 _YEARS: Final = range(1970, 2200)
 
@@ -33,7 +32,7 @@ def moment_ms(option: str, text: str, time_zone: str) -> int:
                 f"{option}: {text} never was in {time_zone}, where the clock is put forward over it"
             )
     ms = moment.timestamp() * 1000
-    if ms % _MINUTE_MS:
+    if ms % MINUTE_MS:
         raise ConfigError(f"{option}: {text} is not on a whole minute; windows of the ledger never span one")
     return int(ms)
 
@@ -51,7 +50,7 @@ def interval_of(begin: str | None, end: str | None, time_zone: str) -> Interval:
     if begin is None:
         raise ConfigError("--from is missing; write --from 2026-11-01 or --from 2026-11-01T07:30")
     from_ms = moment_ms("--from", begin, time_zone)
-    to_ms = unix_ms() // _MINUTE_MS * _MINUTE_MS if end is None else moment_ms("--to", end, time_zone)
+    to_ms = unix_ms() // MINUTE_MS * MINUTE_MS if end is None else moment_ms("--to", end, time_zone)
     if from_ms >= to_ms:
         raise ConfigError(f"--from {begin} is not before --to {end or 'now'}: the interval is empty")
     return Interval(from_ms, to_ms)

@@ -15,12 +15,12 @@ from idlewatt.processors.economy.book import Book
 from idlewatt.processors.reports.demand import Peak
 from idlewatt.processors.reports.figures import COLUMNS, COUNTS, PARTS, Figures, Value, unmetered
 from idlewatt.processors.reports.ledger import Interval, Ledger, Reach
-from idlewatt.stream.clock import unix_ms
+from idlewatt.stream.clock import HOUR_MS, unix_ms
 
 # The ledger follows the clock by half a minute; a site of which nothing comes may be so for a while.
 _LAG_MS: Final = 600_000
 # Nobody uses anything at some times of the day; and where the economy does not run, nothing that is used is in the log.
-_UNUSED_MS: Final = 6 * 3_600_000
+_UNUSED_MS: Final = 6 * HOUR_MS
 _UNKNOWN: Final = "-"
 _NOBODY: Final = "(none)"
 # of ratios, which nobody adds up

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from idlewatt.stream.clock import Clock
+from idlewatt.stream.clock import HOUR_MS, Clock
 from idlewatt.stream.http_routes import Answer, Request, Route, error
 from idlewatt.stream.minute_log import MinuteLog
 from idlewatt.stream.records import UsageRow
@@ -16,7 +16,7 @@ from idlewatt.stream.topics import EVENT_HORIZON_MS
 PATH: Final = "/v1/usage"
 MAX_BODY_BYTES: Final = 1024 * 1024
 _KEY: Final = "idempotency-key"
-# processors refuse rows that are further ahead than process.grace_s
+# less than the 15 s that processors take, whose clocks may be behind
 _AHEAD_MS: Final = 10_000
 _ERRORS_SHOWN: Final = 20
 _RETRY_AFTER_S: Final = 5
@@ -128,7 +128,7 @@ class UsagePost:
             raise ValueError(f"ts_ms is {(line.ts_ms - now_ms) / 1000:.0f} s ahead of this host's clock")
         if line.ts_ms <= now_ms - EVENT_HORIZON_MS:
             raise ValueError(
-                f"ts_ms is more than {EVENT_HORIZON_MS // 3_600_000} hours ago: whether it was counted is forgotten"
+                f"ts_ms is more than {EVENT_HORIZON_MS // HOUR_MS} hours ago: whether it was counted is forgotten"
             )
         told = line.model_dump() | {"event_id": line.event_id or f"{key}/{number}"}
         return UsageRow(site=self._site, **told)

@@ -1,4 +1,4 @@
-"""The one border to kafka-python, which carries no types: options, opening and closing of its clients.
+"""Clients of kafka-python, which carries no types: what we ask of them, their options, opening and closing.
 
 Whatever it raises while a client is opened becomes ConfigError or LogUnavailableError here.
 """

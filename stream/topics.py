@@ -6,6 +6,8 @@ partition; ledger, usage and money rows by site, so that a site's pools and cons
 
 from typing import Final
 
+from idlewatt.stream.clock import HOUR_MS
+
 GPU: Final = "idlewatt.gpu"
 ENGINE: Final = "idlewatt.engine"
 USAGE: Final = "idlewatt.usage"
@@ -21,7 +23,7 @@ RAW: Final = (GPU, ENGINE, USAGE)
 MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
 RAW_RETENTION_MS: Final = 3 * 86_400_000
 # How long the id of an event of usage is remembered; older events are refused, lest one counts twice.
-EVENT_HORIZON_MS: Final = 48 * 3_600_000
+EVENT_HORIZON_MS: Final = 48 * HOUR_MS
 LEDGER_RETENTION_MS: Final = 400 * 86_400_000
 # idlewatt.state is compacted instead
 RETENTION_MS: Final = {

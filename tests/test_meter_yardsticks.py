@@ -10,8 +10,9 @@ from stage_driver import Driver
 
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.stage import MeterStage
-from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, HOUR_MS
+from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS
 from idlewatt.stream import records
+from idlewatt.stream.clock import HOUR_MS
 from idlewatt.stream.records import EngineRow, GpuRow
 
 # a full hour

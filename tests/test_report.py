@@ -34,13 +34,13 @@ from report_ledgers import (
 from idlewatt.cli.report_formats import notes
 from idlewatt.processors.economy.book import CONSUMER_KINDS, Book
 from idlewatt.processors.economy.book_file import parse_book
-from idlewatt.processors.reports.cells import KEY, MEASURES, STATES, Cells, cells, priced_usage
+from idlewatt.processors.reports.cells import KEY, MEASURES, Cells, cells, priced_usage
 from idlewatt.processors.reports.figures import ADDED, CENTS, COLUMNS, EXACT, RATIOS, Figures, figures
 from idlewatt.processors.reports.ledger import Interval, Ledger
 from idlewatt.processors.reports.report import DIMENSIONS, dimensions, grouped
 from idlewatt.processors.reports.rounding import rounded_parts
 from idlewatt.stream.errors import ConfigError
-from idlewatt.stream.records import CONSUMER, POWER, TOKENS
+from idlewatt.stream.records import CONSUMER, POWER, STATES, TOKENS
 
 ANY_LEDGER = given(powers=POWER_LISTS, token_rows=TOKEN_LISTS, events=EVENT_LISTS)
 FEW = examples(8)

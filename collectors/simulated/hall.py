@@ -3,13 +3,11 @@
 import random
 import uuid
 from dataclasses import dataclass
-from typing import Final
 
 from idlewatt.collectors.simulated.engine_model import EngineModel
 from idlewatt.collectors.simulated.outages import PAGE_REFUSES
 from idlewatt.collectors.simulated.plant import Holding, Node, Plant, Workload
-
-_HOUR_MS: Final = 3_600_000
+from idlewatt.stream.clock import HOUR_MS
 
 
 @dataclass(slots=True)
@@ -86,7 +84,7 @@ def build_hall(plant: Plant, start_ms: int, rng: random.Random) -> tuple[Simulat
 
 def _node(spec: Node, workload: Workload, start_ms: int, rng: random.Random) -> SimulatedNode:
     node = SimulatedNode(spec)
-    epoch_ms = start_ms - rng.randint(72 * _HOUR_MS, 1440 * _HOUR_MS)
+    epoch_ms = start_ms - rng.randint(72 * HOUR_MS, 1440 * HOUR_MS)
     for holding in spec.holdings:
         gpus = [
             SimulatedGpu(
@@ -101,7 +99,7 @@ def _node(spec: Node, workload: Workload, start_ms: int, rng: random.Random) -> 
         node.groups.append(group)
         if holding.deployment is not None:
             model = EngineModel(holding.deployment, workload, random.Random(rng.getrandbits(64)))
-            age_ms = rng.randint(_HOUR_MS, 48 * _HOUR_MS)
+            age_ms = rng.randint(HOUR_MS, 48 * HOUR_MS)
             requests = int(model.requests_per_s * age_ms / 1000 * 0.4) if holding.asked else 0
             model.assume_past(start_ms - age_ms, requests)
             name = f"{spec.name}:{8000 + len(node.engines)}"

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from idlewatt.collectors.simulated.outages import Outage
+from idlewatt.stream.clock import HOUR_MS
 
 BUCKET_MS: Final = 1000
-HISTORY_MS: Final = 2 * 3_600_000
+HISTORY_MS: Final = 2 * HOUR_MS
 
 PowerKey = tuple[str, str, str, str]  # pool, product, model_name, state
 TokenKey = tuple[str, str, str, str]  # pool, node, engine, model_name

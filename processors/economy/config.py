@@ -1,11 +1,11 @@
 """What the economy needs of the settings; money itself stands in the book."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, get_args
 
-from idlewatt.stream.settings import Settings
+from idlewatt.stream.settings import IdlePart, Settings
 
-EVERY_IDLE_PART: Final = ("idle_loaded.draw", "idle_loaded.headroom", "idle_free.draw", "idle_free.headroom")
+EVERY_IDLE_PART: Final[tuple[str, ...]] = get_args(IdlePart)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.capital import capital_frame
 from idlewatt.processors.economy.tariff import per_kwh
 from idlewatt.stream import records
+from idlewatt.stream.clock import HOUR_MS
 from idlewatt.stream.decoding import frame_schema
 
 _MJ_PER_KWH: Final = 3_600_000_000
-_MS_PER_HOUR: Final = 3_600_000
 
 
 def costed(power: pl.DataFrame, book: Book) -> pl.DataFrame:
@@ -47,7 +47,7 @@ def costed(power: pl.DataFrame, book: Book) -> pl.DataFrame:
         )
         .with_columns(
             energy_micro=by_turns(drawn * pl.col("per_kwh"), _MJ_PER_KWH * MICRO),
-            capital_micro=by_turns(pl.col("gpu_ms").cast(pl.Int128) * pl.col("per_gpu_hour"), _MS_PER_HOUR),
+            capital_micro=by_turns(pl.col("gpu_ms").cast(pl.Int128) * pl.col("per_gpu_hour"), HOUR_MS),
             carbon_ug=pl.lit(None, pl.Int64)
             if grams is None
             else by_turns(drawn * grams, _MJ_PER_KWH * MICRO),

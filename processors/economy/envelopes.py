@@ -12,6 +12,7 @@ import polars as pl
 from idlewatt.processors.amounts import SUM
 from idlewatt.processors.economy.book import CONSUMER_KINDS
 from idlewatt.processors.economy.consumers import OTHER
+from idlewatt.stream.clock import MINUTE_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 
 NAMED: Final = ("site", *CONSUMER_KINDS)
@@ -27,7 +28,6 @@ BURN_WINDOWS: Final[Mapping[str, tuple[int, int]]] = {
 # Sets of names that are kept apart; beyond it new ones are counted together, as OTHER, which no row of usage can say.
 MAX_CONSUMERS: Final = 50_000
 _LENGTH_BY_WIDTH: Final = {width: length for length, width in BURN_WINDOWS.values()}
-_MINUTE_MS: Final = 60_000
 _PERIOD_KEY: Final = (*NAMED, "currency", "period", "period_start")
 _BUCKET_KEY: Final = (*NAMED, "currency", "width_ms", "bucket_start_ms")
 _CONSUMER: Final = ("site", "kind", "consumer")
@@ -180,7 +180,7 @@ def passed(state: EnvelopeState, newest: pl.DataFrame, end_ms: int | None) -> En
     if newest.is_empty() and state.sites.is_empty():
         return state
     sites = _as_of(state.sites, newest, end_ms)
-    minute = pl.col("as_of_ms") // _MINUTE_MS
+    minute = pl.col("as_of_ms") // MINUTE_MS
     if sites.with_columns(minute).equals(state.sites.with_columns(minute)):
         return state
     return replace(state, sites=sites)

@@ -13,10 +13,11 @@ from idlewatt.processors.amounts import SUM, by_turns, rounded
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy import prices, tiers
 from idlewatt.processors.economy.book import MICRO, Book
+from idlewatt.processors.economy.config import EVERY_IDLE_PART
 from idlewatt.stream import records
+from idlewatt.stream.clock import HOUR_MS
 from idlewatt.stream.decoding import empty_frame, frame_schema
 
-HOUR_MS: Final = 3_600_000
 BENCHMARK_CURRENCY: Final = "USD"
 POOL_WINDOW: Final = ("site", "pool", "window_start_ms", "window_ms")
 # 150 bn USD a year from 1 GW: 150e15 micro-USD / (1e9 W x 31,536,000 s x 1000 mJ/J) = 25 / 5256 micro-USD per mJ
@@ -27,7 +28,6 @@ MIX_MS: Final = 2 * HOUR_MS
 _PRICED_BY: Final = ["site", "pool", "model_name", "window_start_ms", "priced_ms", "src"]
 # rows for each of which an hour of the mix is looked through
 _PRICED_AT_ONCE: Final = 1000
-_IDLE_PARTS: Final = ("idle_loaded.draw", "idle_loaded.headroom", "idle_free.draw", "idle_free.headroom")
 
 MIX_COLUMNS: Final = {
     "site": pl.String,
@@ -162,7 +162,7 @@ def _idle_parts(power: pl.DataFrame, counts: Sequence[str]) -> pl.DataFrame:
             pl.col(f"{part}_mj").alias("energy_mj"),
             pl.col(f"lost_tokens_{part}").alias("lost_tokens"),
         )
-        for state, _, part in (counted.partition(".") for counted in counts or _IDLE_PARTS)
+        for state, _, part in (counted.partition(".") for counted in counts or EVERY_IDLE_PART)
     ]
     rows = at_once(pl.concat(parts))
     return rows if counts else rows.clear()

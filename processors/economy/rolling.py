@@ -12,13 +12,13 @@ import polars as pl
 from idlewatt.processors.amounts import rounded
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.book import MICRO
-from idlewatt.processors.economy.pricing import HOUR_MS, POOL_WINDOW
+from idlewatt.processors.economy.pricing import POOL_WINDOW
+from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 
 POOL: Final = ("site", "pool")
 # older windows are kept by the minute
 _FINE_MS: Final = 300_000
-_MINUTE_MS: Final = 60_000
 
 _COUNTS: Final = (
     "window_ms",
@@ -194,7 +194,7 @@ def packing(power: pl.LazyFrame, before: pl.DataFrame) -> pl.LazyFrame:
     )
     rows = expected.join(found, on=[*POOL_WINDOW, "model_name"], how="left").with_columns(
         pl.col("served", "held").fill_null(0),
-        minute_start_ms=pl.col("window_start_ms") // _MINUTE_MS * _MINUTE_MS,
+        minute_start_ms=pl.col("window_start_ms") // MINUTE_MS * MINUTE_MS,
     )
     return rows.select(*PACKING_COLUMNS)
 
@@ -222,7 +222,7 @@ def aged(rows: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
     kept = rows.lazy().join(ends.lazy(), on=list(POOL), how="left").filter(recent(start))
     return at_once(
         kept.with_columns(
-            window_start_ms=pl.when(is_old).then(start // _MINUTE_MS * _MINUTE_MS).otherwise(start)
+            window_start_ms=pl.when(is_old).then(start // MINUTE_MS * MINUTE_MS).otherwise(start)
         )
         .group_by(*POOL, "window_start_ms")
         .agg(pl.col(*_COUNTS, "invested").sum())

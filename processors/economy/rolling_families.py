@@ -13,11 +13,12 @@ import polars as pl
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.config import EconomyConfig
-from idlewatt.processors.economy.pricing import BENCHMARK_CURRENCY, HOUR_MS
+from idlewatt.processors.economy.pricing import BENCHMARK_CURRENCY
 from idlewatt.processors.economy.rolling import POOL
 from idlewatt.processors.economy.state import EconomyState
 from idlewatt.processors.families import Family, family
 from idlewatt.stream import metric_names as names
+from idlewatt.stream.clock import HOUR_MS
 from idlewatt.stream.metric_names import Metric
 
 _LOSSES_OVER: Final = {"1m": 60_000, "5m": 300_000, "1h": HOUR_MS}

@@ -28,6 +28,7 @@ from idlewatt.processors.families import Family
 from idlewatt.processors.gone_pools import POOL, frames_of_others, of_others
 from idlewatt.processors.stage import Batch, Folded
 from idlewatt.stream import records, topics
+from idlewatt.stream.clock import MINUTE_MS
 from idlewatt.stream.decoding import frame_schema
 from idlewatt.stream.log import Record
 
@@ -211,7 +212,7 @@ def _priced(tokens: pl.DataFrame, state: EconomyState, book: Book) -> tuple[pl.D
     priced = []
     state = replace(state, compared=tiers.begun(state.compared, tokens))
     for number, rows in tiers.slices(tokens, state.compared):
-        minutes = rows.with_columns(window_start_ms=pl.col("window_start_ms") // 60_000 * 60_000)
+        minutes = rows.with_columns(window_start_ms=pl.col("window_start_ms") // MINUTE_MS * MINUTE_MS)
         if number:
             state = _with_shares(state, minutes)
         priced.append(pricing.priced_tokens(rows, state.shares, book))
@@ -270,7 +271,7 @@ def _ends(windows: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
 
 def _minute(ends: pl.DataFrame, windows: pl.DataFrame) -> int:
     newest = (ends.get_column("end_ms").max(), windows.get_column("window_start_ms").max())
-    return max(ms // 60_000 if isinstance(ms, int) else 0 for ms in newest)
+    return max(ms // MINUTE_MS if isinstance(ms, int) else 0 for ms in newest)
 
 
 def _recent(rows: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:

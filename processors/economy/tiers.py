@@ -11,10 +11,9 @@ import polars as pl
 from idlewatt.processors.amounts import SUM
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.prices import TOKEN_KINDS
+from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 
-HOUR_MS: Final = 3_600_000
-MINUTE_MS: Final = 60_000
 # usage is told at once, tokens when their window is closed
 _LEAD_MS: Final = 300_000
 # engines that are so far behind their site's usage are gone: usage waits in Kafka for three days

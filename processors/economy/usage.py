@@ -17,11 +17,14 @@ import polars as pl
 from idlewatt.processors.economy.book import CONSUMER_KINDS
 from idlewatt.processors.economy.consumers import OTHER
 from idlewatt.processors.economy.usage_gains import ENTITY, FORGET_MS, LATE_MS, gains, without
-from idlewatt.processors.economy.usage_minutes import GAIN_COLUMNS, MINUTE_COLUMNS, MINUTE_MS, NAMES, split
+from idlewatt.processors.economy.usage_minutes import GAIN_COLUMNS, MINUTE_COLUMNS, NAMES, split
 from idlewatt.processors.meter.intake import LARGEST_COUNTER, too_long_name
+from idlewatt.stream.clock import MINUTE_MS
 from idlewatt.stream.records import RESTART_GAP_MS, TOKEN_COUNTS
 from idlewatt.stream.topics import EVENT_HORIZON_MS
 
+# how far another's clock may be ahead of ours
+AHEAD_MS: Final = 15_000
 # Beyond it the oldest are forgotten, and what is as old as they are is refused.
 MAX_EVENTS: Final = 500_000
 _EARLIEST_MS: Final = 631_152_000_000
@@ -78,15 +81,15 @@ class Usage:
     rejected: Mapping[str, int]
 
 
-def fold_usage(state: UsageState, rows: pl.DataFrame, now_ms: int, grace_ms: int = 15_000) -> Usage:
+def fold_usage(state: UsageState, rows: pl.DataFrame, now_ms: int) -> Usage:
     """Take usage rows (records.USAGE, and `src` where they came in several messages) in, in any order within the batch.
 
-    Rows further than `grace_ms` ahead of `now_ms` are refused; nothing else depends on the clock.
+    Rows further than AHEAD_MS ahead of `now_ms` are refused; nothing else depends on the clock.
     """
     if rows.is_empty():
         return Usage(state, pl.DataFrame(schema=MINUTE_COLUMNS), {})
     rejected: Counter[str] = Counter()
-    rows = _plausible(_as_read(rows), now_ms + grace_ms, rejected)
+    rows = _plausible(_as_read(rows), now_ms + AHEAD_MS, rejected)
     is_event = pl.col("event_id").is_not_null()
     in_time = without(rows, _too_old(state.sites, rows), "too_old", rejected)
     new_events = _unseen(state.events, in_time.filter(is_event), rejected)

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from idlewatt.stream.clock import MINUTE_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 
 # who spent the tokens, and on what
@@ -24,7 +25,6 @@ GAIN_COLUMNS: Final[dict[str, Any]] = {
     "end_ms": pl.Int64,
     **{name: dtype for name, dtype in MINUTE_COLUMNS.items() if name not in ("window_start_ms", "window_ms")},
 }
-MINUTE_MS: Final = 60_000
 # A gap is cut into the smallest of these that makes at most _PARTS parts. A quarter of an hour divides the offset
 # of every time zone, so that days and months stay whole for gaps of up to 15 hours.
 _STEPS_MS: Final = (MINUTE_MS, 900_000, 21_600_000)

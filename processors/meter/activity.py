@@ -13,6 +13,7 @@ import polars as pl
 
 from idlewatt.processors.meter.rows import TIME_BITS, by_id, by_window, where
 from idlewatt.processors.meter.timeline import Advance, first_readings
+from idlewatt.stream.clock import HOUR_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 
 SEGMENT_COLUMNS: Final = {
@@ -27,7 +28,7 @@ SEGMENT_COLUMNS: Final = {
 }
 # Late GPU rows are judged by what engines did then, if that was so long ago at most, or was told so long ago: a spool of
 # hours brings both, but not at once.
-RETAIN_MS: Final = 3_600_000
+RETAIN_MS: Final = HOUR_MS
 # a segment that says the same as the one before it, and touches it
 _GOES_ON: Final = pl.all_horizontal(
     *(pl.col(c) == pl.col(c).shift(1) for c in ("server", "model", "active", "waiting")),

@@ -16,6 +16,7 @@ from idlewatt.processors.meter.renames import forget
 from idlewatt.processors.meter.rows import where, with_names
 from idlewatt.processors.meter.state import OFFENDER_COLUMNS, SAMPLE_COLUMNS, MeterState
 from idlewatt.processors.meter.timeline import Edges
+from idlewatt.stream.records import IDLE_STATES
 
 # frames of the state that counters are made of
 _COUNTED: Final = ("power_totals", "available_totals", "token_totals", "measured_totals", "booked")
@@ -150,7 +151,7 @@ def _offenders(
 ) -> pl.DataFrame:
     last_window = pl.col("window_start_ms") == edges.edge_ms - edges.window_ms
     wasted = (
-        gpu_windows.filter(last_window & pl.col("state").is_in(waterfall.IDLE) & (pl.col("draw_mj") > 0))
+        gpu_windows.filter(last_window & pl.col("state").is_in(IDLE_STATES) & (pl.col("draw_mj") > 0))
         .group_by("id", "state")
         .agg(pl.col("draw_mj").sum().alias("wasted_mj"))
     )

@@ -2,12 +2,12 @@
 
 import polars as pl
 
-from idlewatt.processors.meter.learning import MINUTE_MS
 from idlewatt.processors.meter.renames import with_booked_names
 from idlewatt.processors.meter.rows import as_one, sums_by, where
 from idlewatt.processors.meter.state import MeterState
 from idlewatt.processors.meter.waterfall import STATE
 from idlewatt.stream import records
+from idlewatt.stream.clock import MINUTE_MS
 from idlewatt.stream.decoding import empty_frame, frame_schema
 
 

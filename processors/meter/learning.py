@@ -2,7 +2,6 @@
 
 import itertools
 from dataclasses import dataclass
-from typing import Final
 
 import polars as pl
 
@@ -11,9 +10,8 @@ from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.rows import where
 from idlewatt.processors.meter.state import MeterState
 from idlewatt.processors.meter.timeline import Edges
-from idlewatt.processors.meter.yardstick import HOUR_MS, TRAILING_HOURS
-
-MINUTE_MS: Final = 60_000
+from idlewatt.processors.meter.yardstick import TRAILING_HOURS
+from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
 
 
 @dataclass(frozen=True, slots=True)

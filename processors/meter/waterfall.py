@@ -9,9 +9,8 @@ from idlewatt.processors.meter.intake import LARGEST_POWER_MW
 from idlewatt.processors.meter.renames import with_booked_names
 from idlewatt.processors.meter.rows import as_one, sums_by
 from idlewatt.processors.meter.timeline import Bounds
+from idlewatt.stream.records import IDLE_STATES, STATES
 
-IDLE: Final = ("idle_loaded", "idle_free")
-STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
 STATE: Final = pl.Enum(STATES)
 # Power cannot exceed the limit for long: an unstamped reset that claims more is no reset. But what counts as a limit may be
 # what was set aside for the GPU: a rise is disbelieved only where no GPU draws as much.
@@ -194,7 +193,7 @@ def power_rows(
     rows = windows.join(demand, on=["site", "pool", "window_start_ms"], how="left").join(
         yields.drop("origin"), on=["site", "pool", "product", "model_name"], how="left"
     )
-    idle = pl.col("state").is_in(IDLE)
+    idle = pl.col("state").is_in(IDLE_STATES)
     return rows.select_seq(
         "site",
         "pool",

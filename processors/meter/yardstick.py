@@ -12,8 +12,8 @@ import polars as pl
 
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.published import published
+from idlewatt.stream.clock import HOUR_MS
 
-HOUR_MS: Final = 3_600_000
 TRAILING_HOURS: Final = 24
 # fewer serving windows than this say nothing about a percentile
 MIN_WINDOWS: Final = 6

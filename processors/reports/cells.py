@@ -17,10 +17,10 @@ from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO, Book
 from idlewatt.processors.economy.consumers import spend, tier_rows, with_known_tiers
 from idlewatt.processors.economy.prices import EXACT, VOLUME_COLUMNS, month_of
 from idlewatt.processors.economy.rests import REST_COLUMNS
-from idlewatt.processors.reports.ledger import HOUR_MS, Interval, Ledger, ledger_span, usage_span
-from idlewatt.stream.records import TOKEN_COUNTS
+from idlewatt.processors.reports.ledger import Interval, Ledger, ledger_span, usage_span
+from idlewatt.stream.clock import HOUR_MS
+from idlewatt.stream.records import STATES, TOKEN_COUNTS
 
-STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
 KEY: Final = ("site", "pool", "model_name", "tier")
 # of tokens: what they are, bring, or would have brought; unpriced are those of all kinds without a price, unlisted
 # those of them that are given away, unmetered those of all kinds that nobody read the watts of, unattributed those of
@@ -94,7 +94,7 @@ def cells(ledger: Ledger, book: Book, lost_revenue_counts: Sequence[str], interv
         read = power.get(hour_ms, no_power)
         watts = read.filter(interval.has())
         losses = pricing.idle_losses(watts, pl.concat([before, mix]), book, lost_revenue_counts)
-        before = mix.filter(pl.col("window_start_ms") >= hour_ms)
+        before = mix
         in_time = priced.filter(interval.has())
         found += [
             *_token_cells(in_time, book),

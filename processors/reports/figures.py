@@ -13,13 +13,12 @@ from typing import Any, Final
 
 from idlewatt.processors.economy import tariff
 from idlewatt.processors.economy.book import MICRO, Book
-from idlewatt.processors.reports.cells import STATES
 from idlewatt.processors.reports.report import Grouped
 from idlewatt.processors.reports.rounding import rounded, rounded_parts
-from idlewatt.stream.records import TOKEN_COUNTS
+from idlewatt.stream.clock import HOUR_MS
+from idlewatt.stream.records import STATES, TOKEN_COUNTS
 
 MJ_PER_KWH: Final = 3_600_000_000
-_MS_PER_HOUR: Final = 3_600_000
 # the waterfall in money, where idle is one part
 PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "serving": ("serving",),
@@ -125,7 +124,7 @@ def figures(grouped: Grouped, book: Book, decimals: Decimals, coverage_floor: fl
     shown_total: dict[str, Value] = {name: total[name] for name in COUNTS}
     for names, per, places in (
         (ENERGY, MJ_PER_KWH, decimals.energy),
-        (HOURS, _MS_PER_HOUR, 3),
+        (HOURS, HOUR_MS, 3),
         (MONEY, MICRO, decimals.money),
     ):
         unit = per // 10**places

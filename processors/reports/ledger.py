@@ -9,9 +9,9 @@ import polars as pl
 
 from idlewatt.processors.economy.book import Book
 from idlewatt.stream import records
+from idlewatt.stream.clock import HOUR_MS
 from idlewatt.stream.decoding import empty_frame
 
-HOUR_MS: Final = 3_600_000
 END_COLUMNS: Final = {"site": pl.String, "to_ms": pl.Int64}
 
 
