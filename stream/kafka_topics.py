@@ -18,7 +18,7 @@ from idlewatt.stream.settings import Log, Process
 
 # Topics one stage reads together: partition n of each must go to the same member.
 _READ_TOGETHER: Final = {"meter": (topics.GPU, topics.ENGINE), "economy": (topics.LEDGER, topics.USAGE)}
-_LOOKED_AT: Final = ("cleanup.policy", "retention.ms", "max.message.bytes")
+_LOOKED_AT: Final = ("cleanup.policy", "retention.ms", "retention.bytes", "max.message.bytes")
 # a broker knows of topics that were created at another one a moment later
 _PATIENCE_S: Final = 3.0
 _log = structlog.get_logger()
@@ -152,7 +152,9 @@ def _configs(name: str, replication_factor: int) -> dict[str, str]:
     if replication_factor >= 3:
         configs["min.insync.replicas"] = "2"
     if name != topics.STATE:
-        return configs | {"cleanup.policy": "delete", "retention.ms": str(topics.RETENTION_MS[name])}
+        # brokers may bound what they keep by size, too
+        keeps = {"retention.ms": str(topics.RETENTION_MS[name]), "retention.bytes": "-1"}
+        return configs | {"cleanup.policy": "delete"} | keeps
     # Only the newest snapshot counts, and a restore reads all there is: small segments, compacted early.
     return configs | {
         "cleanup.policy": "compact",
@@ -222,9 +224,9 @@ def _doubts(
             unlike[fault].append(name)
     for name, found in settings.items():
         ours = _configs(name, log.replication_factor)
-        for key in ("retention.ms", "max.message.bytes"):
+        for key in ("retention.ms", "retention.bytes", "max.message.bytes"):
             # a retention of -1 has no end
-            if key in ours and 0 <= int(found[key]) < int(ours[key]):
+            if key in ours and int(found[key]) >= 0 and not 0 <= int(ours[key]) <= int(found[key]):
                 unlike[f"{key} {found[key]}, less than Idlewatt's {ours[key]}"].append(name)
     for fault, names in unlike.items():
         yield f"{', '.join(sorted(names))}: {fault}"

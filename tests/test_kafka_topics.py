@@ -174,6 +174,18 @@ def test_a_state_that_is_not_compacted_is_refused(kafka_broker: KafkaBroker, fre
         prepare(fresh_topics)
 
 
+def test_a_brokers_bound_by_size_is_none_of_the_topics(
+    kafka_broker: KafkaBroker, fresh_topics: Settings
+) -> None:
+    """A ledger that is cut off at the broker's `log.retention.bytes` would lose its oldest months."""
+    prepare(fresh_topics)
+    with kafka_broker.admin() as admin:
+        asked = [ConfigResource("topic", name) for name in topics.ALL]
+        found = admin.describe_configs(asked, config_filter="modified")["topic"]
+    own = {name: configs.get("retention.bytes", {}).get("value") for name, configs in found.items()}
+    assert own == {**dict.fromkeys(topics.ALL, "-1"), topics.STATE: None}
+
+
 def test_topics_unlike_ours_are_told(
     kafka_broker: KafkaBroker, fresh_topics: Settings, tmp_path: Path
 ) -> None:
@@ -183,7 +195,7 @@ def test_topics_unlike_ours_are_told(
     assert logged == []
     week_ms = str(7 * 86_400_000)
     configure(kafka_broker, topics.LEDGER, retention_ms=week_ms)
-    configure(kafka_broker, topics.MONEY, retention_ms="-1")
+    configure(kafka_broker, topics.MONEY, retention_ms="-1", retention_bytes="1073741824")
     configure(kafka_broker, topics.GPU, max_message_bytes="1048588")
     configure(kafka_broker, topics.ENGINE, max_message_bytes="1048588")
     kafka_broker.raise_partitions(8, topics.STATE)
@@ -193,6 +205,7 @@ def test_topics_unlike_ours_are_told(
     less = [
         "idlewatt.engine, idlewatt.gpu: max.message.bytes 1048588, less than Idlewatt's 33554432",
         f"idlewatt.ledger: retention.ms {week_ms}, less than Idlewatt's {400 * 86_400_000}",
+        "idlewatt.money: retention.bytes 1073741824, less than Idlewatt's -1",
     ]
     all_seven = ", ".join(sorted(topics.ALL))
     but_state = ", ".join(sorted(set(topics.ALL) - {topics.STATE}))
