@@ -448,6 +448,25 @@ def test_a_server_that_tells_its_epoch_now_may_count_less() -> None:
     assert sum(row["output_tokens"] for row in driver.rows(records.TOKENS)) == 30 + 120 - 61
 
 
+@pytest.mark.parametrize("ahead_s", [90, 1800])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_clock_that_was_ahead_costs_no_later_server_its_tokens(ahead_s: int, at_once: bool) -> None:
+    """It said that a server began after it was read; the one that really began after that is newer."""
+    before = [engine(s, 900 + s, epoch_ms=START_MS + 1000 * ahead_s) for s in range(31)]
+    after = [engine(s, 5 * s, epoch_ms=START_MS + 50_000, cached_input_tokens=None) for s in range(61, 121)]
+    stopped = [gpu(s, 100 * s) for s in range(121)]
+    if at_once:
+        driver = metered(*before, *after, *stopped, until_s=120)
+    else:
+        driver = metered(*before, *stopped[:31])
+        for row in after:
+            driver.append([Message(topics.ENGINE, records.ENGINE, [row])])
+            driver.fold(row.ts_ms)
+        driver.fold(START_MS + 180_000)
+    assert driver.rejected == {}
+    assert sum(row["output_tokens"] for row in driver.rows(records.TOKENS)) == 30 + 5 * 120
+
+
 def test_a_model_that_was_swapped_for_another_is_not_silent() -> None:
     """Its engine tells of the other one; when that falls silent too, or tells of one of two, coverage falls."""
     gpus = [gpu(s, 100_000 * s) for s in range(121)]

@@ -90,6 +90,20 @@ def test_new_epoch_counts_from_zero() -> None:
     assert output(minutes) == {0: 90}
 
 
+def test_a_clock_that_was_ahead_costs_no_later_gateway_its_usage() -> None:
+    """It said that a gateway began after it was read; the one that really began after that is newer."""
+    minutes, rejected, _ = folded(
+        [
+            row(START_MS, 500, epoch_ms=START_MS + HOUR_MS // 2),
+            row(START_MS + 60_000, 510, epoch_ms=START_MS + HOUR_MS // 2),
+        ],
+        [row(START_MS + 180_000, 7, epoch_ms=START_MS + 120_000)],
+        [row(START_MS + 240_000, 10, epoch_ms=START_MS + 120_000)],
+    )
+    assert rejected == {}
+    assert output(minutes) == {0: 10, 2: 7, 3: 3}
+
+
 def test_restart_of_long_ago_counts_nothing() -> None:
     """A counter first read hours after its restart says nothing of when its tokens were spent."""
     minutes, _, _ = folded(

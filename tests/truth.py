@@ -190,6 +190,8 @@ def _step(
     nothing = (0,) * len(new)
     known = before.epoch_ms is not None and row.epoch_ms is not None
     newer = known and (row.epoch_ms or 0) > (before.epoch_ms or 0)
+    # a clock that was ahead told the one before
+    newer |= known and (before.epoch_ms or 0) > (row.epoch_ms or 0) > t0
     anew = newer or (before.epoch_ms is None and row.epoch_ms is not None)
     if any(n is None and o is not None for o, n in zip(old, new, strict=True)) and not anew:
         return "counter_missing"
@@ -199,7 +201,7 @@ def _step(
     if known and before.epoch_ms != row.epoch_ms:
         assert before.epoch_ms is not None
         assert row.epoch_ms is not None
-        if row.epoch_ms < before.epoch_ms:
+        if not newer:
             return "stale_epoch"
         if t1 - row.epoch_ms > HOUR_MS:
             return [Interval(t0, t1, nothing, before, read=False)]

@@ -276,27 +276,30 @@ def _faults(rows: pl.DataFrame, forget_ms: int) -> list[str | None]:
     for row in rows.iter_rows():
         fault = None
         if last is not None and row[0] == last[0] and row[1] - last[1] < forget_ms:
-            fault = _fault(last[2], last[3:], row[2], row[3:])
+            fault = _fault(last, row)
         if fault is None:
             last = row
         found.append(fault)
     return found
 
 
-def _fault(
-    before_ms: int | None, before: Sequence[int | None], epoch_ms: int | None, counts: Sequence[int | None]
-) -> str | None:
-    # a process that was started anew may be of a version that counts less; so may one that tells its epoch now
-    if epoch_ms is not None and (before_ms is None or epoch_ms > before_ms):
+def _fault(before: Sequence[Any], row: Sequence[Any]) -> str | None:
+    _, t0_ms, before_ms, *had = before
+    _, _, epoch_ms, *counts = row
+    # A process that was started anew may be of a version that counts less; so may one that tells its epoch now. That of
+    # before may be later than its own reading: a clock that was ahead told it.
+    if epoch_ms is not None and (before_ms is None or epoch_ms > before_ms or before_ms > epoch_ms > t0_ms):
         return None
-    pairs = list(zip(before, counts, strict=True))
-    if any(count is None and had is not None for had, count in pairs):
+    if any(count is None and number is not None for number, count in zip(had, counts, strict=True)):
         return "counter_missing"
     if epoch_ms is None or before_ms is None:
         return None
     if epoch_ms < before_ms:
         return "stale_epoch"
-    fell = any(had is not None and count is not None and count < had for had, count in pairs)
+    fell = any(
+        number is not None and count is not None and count < number
+        for number, count in zip(had, counts, strict=True)
+    )
     return "counter_decrease" if fell else None
 
 
