@@ -16,7 +16,7 @@ from idlewatt.stream.errors import SourceError
 from idlewatt.stream.records import UsageRow
 from idlewatt.stream.settings import Consumer, Gateway
 
-# six series for each of some 8,000 users of a model
+# six series for each of 8,000 users of a model, a page of some 20 MB: by default collect.max_body_bytes ends it before
 _MAX_SAMPLES: Final = 50_000
 _MAX_REMEMBERED: Final = 200_000
 _UNNAMED: Final = "no_model"

@@ -170,6 +170,12 @@ class HttpPage:
             raise SourceError(
                 "encoded_body", f"{self._shown} sends {encoding[:40]!r} though it was asked for plain text"
             )
+        # http.client takes chunks apart where it says just this, and else leaves their lengths among the figures
+        transfer = response.headers.get("Transfer-Encoding", "chunked")
+        if transfer.lower() != "chunked":
+            raise SourceError(
+                "bad_http", f"{self._shown} sends its page as {transfer[:40]!r}, not as chunked"
+            )
         length = response.headers.get("Content-Length", "")
         if length.isdecimal() and int(length[:20]) > self._max_bytes:
             raise self._too_large()

@@ -113,6 +113,18 @@ def test_any_status_but_200_is_told(server: LoopbackServer, status: str) -> None
     assert status[:3] in str(error)
 
 
+@pytest.mark.parametrize(
+    "encoding", ["chunked ", "identity, chunked", "chunked, chunked", "chunked;q=1", "gzip, chunked"]
+)
+def test_chunks_that_nobody_takes_apart_are_refused(server: LoopbackServer, encoding: str) -> None:
+    """A number that a chunk's border cuts would be believed as far as it goes."""
+    chunks = b"5\r\nup 12\r\n3\r\n34\n\r\n0\r\n\r\n"
+    server.answer = says(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: %b\r\n\r\n%b" % (encoding.encode(), chunks))
+    error, _ = fetch_fails(server)
+    assert error.reason == "bad_http"
+    assert encoding.split()[0] in str(error)
+
+
 def test_redirects_are_not_followed(server: LoopbackServer) -> None:
     """A redirect is an error that says where it points, and nothing is asked there."""
     with serving(says(GOOD)) as elsewhere:
