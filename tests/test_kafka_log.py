@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from idlewatt_command import wait_until
-from kafka.errors import CommitFailedError
+from kafka.errors import CommitFailedError, GroupAuthorizationFailedError
 from kafka.partitioner.default import murmur2
 from kafka_broker import KafkaBroker
 from stage_reader import StageReader
@@ -23,6 +23,7 @@ from structlog.testing import capture_logs
 
 from idlewatt.stream import kafka_clients, kafka_log, kafka_transactions, topics
 from idlewatt.stream.errors import ConfigError, LogUnavailableError, RewindError
+from idlewatt.stream.kafka_assignor import CopartitionedAssignor
 from idlewatt.stream.kafka_clients import OffsetAndMetadata, TopicPartition
 from idlewatt.stream.kafka_log import KafkaAppender, KafkaStageLog
 from idlewatt.stream.kafka_reading import read_messages
@@ -138,6 +139,36 @@ def test_an_answer_between_two_polls_ends_a_rebalance(
     )
     # the first of one member, that of both, and that in which one gives up what the other gets
     assert [generation_of(member) for member in members] == [3, 3]
+
+
+def test_a_member_that_begins_anew_gets_its_partitions_whenever_its_polls_end(
+    open_member: OpenMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a right that was taken away: it joins before it knows the topics, and as soon as it does once more."""
+    member = open_member()
+    member.until_assigned(4)
+    member.commit(b"before")
+    assign = CopartitionedAssignor.assign
+
+    def refuse(*args: Any) -> Any:
+        raise GroupAuthorizationFailedError
+
+    def assign_for_longer_than_a_poll(*args: Any) -> Any:
+        time.sleep(0.3)
+        return assign(*args)
+
+    monkeypatch.setattr(member.log._consumer, "poll", refuse)  # type: ignore[attr-defined]
+    monkeypatch.setattr(CopartitionedAssignor, "assign", assign_for_longer_than_a_poll)
+    with pytest.raises(LogUnavailableError):
+        member.poll()
+
+    def is_back() -> bool:
+        with suppress(LogUnavailableError):
+            member.poll()
+        return [*member.snapshots.values()] == 4 * [b"before"]
+
+    wait_until(is_back, "it has its partitions again")
+    member.commit(b"goes on")
 
 
 def test_a_restore_that_waits_holds_up_nothing_else(
