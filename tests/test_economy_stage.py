@@ -281,8 +281,24 @@ def test_what_a_backlog_brings_hardly_depends_on_how_much_is_read_at_once() -> N
         assert booked(at_once, usage_first, read_live=0) == pytest.approx(in_time, rel=0.05)
 
 
-def test_who_posts_usage_once_an_hour_claims_all_that_is_made_until_the_next_post() -> None:
-    """The shares of its hour hold, although ever less of it can be compared."""
+def test_usage_claims_nothing_that_was_made_before_it_began() -> None:
+    """A processor that is started late reads hours of engines that had no gateway, and the one of the last half hour."""
+    driver = driver_of()
+    for minute in range(180):
+        if minute >= 150:
+            row = dataclasses.replace(used(minute, 60_000, tier="premium"), input_tokens=0)
+            driver.append(usage(dataclasses.replace(row, ts_ms=START_MS + 60_000 * minute)))
+        made = dataclasses.replace(sold(6 * minute, 60_000), input_tokens=0, cached_input_tokens=0)
+        driver.append(ledger(made))
+    driver.fold(START_MS + 180 * 60_000)
+    premium = shown(driver, names.REVENUE, tier="premium")
+    assert premium is not None
+    assert 0 < premium <= 30 * 0.06 * 0.9
+
+
+@pytest.mark.parametrize("neighbour", [False, True])
+def test_who_posts_usage_once_an_hour_claims_all_that_is_made_until_the_next_post(neighbour: bool) -> None:
+    """The shares of its hour hold, although ever less of it can be compared, and another site tells all the time."""
     driver = driver_of()
     posted, unattributed = [], []
     for minute in range(4 * 60):
@@ -293,6 +309,9 @@ def test_who_posts_usage_once_an_hour_claims_all_that_is_made_until_the_next_pos
             posted.append(
                 dataclasses.replace(row, event_id=f"{minute}{half}", ts_ms=ts_ms, output_tokens=30_000)
             )
+        if neighbour:
+            other = {"site": "t", "event_id": f"t{minute}", "ts_ms": START_MS + 60_000 * minute}
+            driver.append(usage(dataclasses.replace(row, **other)))
         if minute % 60 == 0:
             driver.append(usage(*posted[:-1]))
             posted = posted[-1:]

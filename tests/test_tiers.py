@@ -62,6 +62,20 @@ def test_usage_waits_for_engines_that_are_behind_and_not_for_those_that_are_gone
         assert tiers.recent(hours.clear(), hours, behind).height == kept
 
 
+def test_of_too_much_usage_that_waits_for_a_sites_engines_the_earliest_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is asked for first; a model that no engine serves where others are served is none of it."""
+    monkeypatch.setattr(tiers, "MAX_ROWS", 5)
+    hours = usage(*(("a", (1, 0, 0), ago) for ago in range(9)))
+    began = pl.DataFrame({"site": ["s"], "made_ms": [NOW_MS - 9 * MINUTE_MS]})
+    nobody = engines().select(ENGINE_COLUMNS.keys())
+    found = tiers.told(hours.clear(), hours, nobody, began)
+    assert sorted(found["window_start_ms"]) == [NOW_MS - ago * MINUTE_MS for ago in (8, 7, 6, 5, 4)]
+    others = engines(((1, 0, 0), 0)).with_columns(model_name=pl.lit("n"))
+    assert tiers.told(hours.clear(), hours, others, began).is_empty()
+
+
 def test_usage_of_more_than_the_engines_made_takes_all() -> None:
     """A gateway's count may run ahead of the engines': shares never come to more than the tokens there are."""
     shares = tiers.shares(usage(("a", (300, 0, 0), 0), ("b", (100, 0, 0), 0)), engines(((200, 0, 0), 0)))

@@ -97,10 +97,12 @@ class EconomyStage:
         used = fold_usage(state.usage, rows, batch.now_ms)
         spent = consumers.spend(book, used.minutes, state.volumes, state.rests)
         # a site of which usage tells first may have engines whose tokens the meter has still to read
-        compared = tiers.begun(state.compared, spent.tiers)
+        compared = tiers.begun(state.compared, spent.tiers, state.compared)
         by_tier = tiers.told(state.tiers, spent.tiers, state.engines, compared)
+        # others' would be made of ever less that can be compared
+        told = tiers.reached(state.engines).join(spent.tiers, on="site", how="semi")
         folded = replace(
-            _with_shares(replace(state, tiers=by_tier, compared=compared)),
+            _with_shares(replace(state, tiers=by_tier, compared=tiers.updated(compared, told)), told),
             usage=used.state,
             volumes=spent.volumes,
             rests=spent.rests,
@@ -192,16 +194,11 @@ def _in_currency(state: EconomyState, currency: str) -> EconomyState:
     )
 
 
-def _with_shares(state: EconomyState, following: pl.DataFrame | None = None) -> EconomyState:
-    """The tiers' shares by what usage and engines have told of before the minutes of tokens that follow."""
-    compared = tiers.reached(state.engines, state.compared, following)
-    if following is None:
-        shares = tiers.shares(state.tiers, state.engines, state.shares, compared)
-    else:
-        anew = tiers.anew(compared, state.tiers, state.compared)
-        others = state.shares.join(anew, on="site", how="anti")
-        shares = pl.concat([tiers.shares(state.tiers, state.engines, state.shares, anew), others])
-    return replace(state, shares=shares, compared=compared)
+def _with_shares(state: EconomyState, compared: pl.DataFrame) -> EconomyState:
+    """The tiers' shares of sites by what usage and engines (up to `compared`) have told; others' shares as before."""
+    others = state.shares.join(compared, on="site", how="anti")
+    shares = tiers.shares(state.tiers, state.engines, state.shares, compared)
+    return replace(state, shares=pl.concat([shares, others]))
 
 
 def _priced(tokens: pl.DataFrame, state: EconomyState, book: Book) -> tuple[pl.DataFrame, EconomyState]:
@@ -210,11 +207,14 @@ def _priced(tokens: pl.DataFrame, state: EconomyState, book: Book) -> tuple[pl.D
     Of hours that are read together, each few minutes are sold on the tiers that were asked for until then.
     """
     priced = []
-    state = replace(state, compared=tiers.begun(state.compared, tokens))
+    # of sites that only usage has told of yet, too: engines may have begun long before it
+    state = replace(state, compared=tiers.begun(state.compared, tokens, state.engines))
     for number, rows in tiers.slices(tokens, state.compared):
         minutes = rows.with_columns(window_start_ms=pl.col("window_start_ms") // MINUTE_MS * MINUTE_MS)
         if number:
-            state = _with_shares(state, minutes)
+            compared = tiers.reached(state.engines, minutes)
+            state = _with_shares(state, tiers.anew(compared, state.tiers, state.compared))
+            state = replace(state, compared=tiers.updated(state.compared, compared))
         priced.append(pricing.priced_tokens(rows, state.shares, book))
         state = replace(state, engines=tiers.recent(state.engines, minutes))
     return pl.concat(priced), state

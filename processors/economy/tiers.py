@@ -82,31 +82,38 @@ def told(
 ) -> pl.DataFrame:
     """TIER_COLUMNS of both, as recent() keeps them, whether or not engines have told of these models.
 
-    Of a flood of models that nobody serves nothing is sold: beyond MAX_ROWS only those are kept that engines told of.
+    Of a flood of models that nobody serves nothing is sold: beyond MAX_ROWS only those are kept that engines told of, and
+    of sites whose engines have told nothing yet the earliest, which is asked for first.
     """
-    found = recent(usage, more, reached(engines, compared))
-    return found if found.height <= MAX_ROWS else found.join(engines, on=list(_MODEL), how="semi")
+    found = recent(usage, more, updated(compared, reached(engines)))
+    if found.height <= MAX_ROWS:
+        return found
+    served = found.join(engines, on=list(_MODEL), how="semi")
+    waiting = found.join(engines, on="site", how="anti").sort("window_start_ms", *_MODEL, "tier")
+    return pl.concat([served, waiting.head(max(0, MAX_ROWS - served.height))])
 
 
-def reached(
-    engines: pl.DataFrame, before: pl.DataFrame | None = None, following: pl.DataFrame | None = None
-) -> pl.DataFrame:
-    """COMPARED_COLUMNS of ENGINE_COLUMNS, and of `before`; up to the minute before those that follow, if there was nothing."""
+def reached(engines: pl.DataFrame, following: pl.DataFrame | None = None) -> pl.DataFrame:
+    """COMPARED_COLUMNS of ENGINE_COLUMNS; up to the minute before those that follow on them, if there was nothing."""
     minute = pl.col("window_start_ms")
-    made = [engines.group_by("site").agg(made_ms=minute.max())]
-    if before is not None:
-        made.append(before)
-    if following is not None:
-        made.append(following.group_by("site").agg(made_ms=minute.min() - MINUTE_MS))
-    return pl.concat(made).group_by("site").agg(pl.col("made_ms").max())
+    made = engines.group_by("site").agg(made_ms=minute.max())
+    if following is None:
+        return made
+    before = following.group_by("site").agg(made_ms=minute.min() - MINUTE_MS)
+    return pl.concat([made, before]).group_by("site").agg(pl.col("made_ms").max())
 
 
-def begun(compared: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """COMPARED_COLUMNS with the sites that are new in these rows: up to where these begin."""
-    new = rows.join(compared, on="site", how="anti")
+def begun(compared: pl.DataFrame, rows: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+    """COMPARED_COLUMNS where sites of these rows that are not `known` stand where the rows begin."""
+    new = rows.join(known, on="site", how="anti")
     if new.is_empty():
         return compared
-    return pl.concat([compared, new.group_by("site").agg(made_ms=pl.col("window_start_ms").min())])
+    return updated(compared, new.group_by("site").agg(made_ms=pl.col("window_start_ms").min()))
+
+
+def updated(compared: pl.DataFrame, newer: pl.DataFrame) -> pl.DataFrame:
+    """COMPARED_COLUMNS of both; of a site that is in both, the newer."""
+    return pl.concat([newer, compared.join(newer, on="site", how="anti")])
 
 
 def anew(compared: pl.DataFrame, usage: pl.DataFrame, before: pl.DataFrame) -> pl.DataFrame:
