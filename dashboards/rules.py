@@ -421,10 +421,10 @@ ALERTS: Final = (
     ),
     AlertRule(
         name="IdlewattTokensUnpriced",
-        # who has no book wants no money
+        # who has no prices wants no money for tokens
         expr=(
             f"{q.rate(names.UNPRICED_TOKENS, by=('site', 'model_name'), window=UNPRICED_WINDOW)} > 0 "
-            f"and on () {q.series(names.BOOK_VALID)}"
+            f"and on () {q.series(names.BOOK_PRICES)} > 0"
         ),
         lasting="15m",
         severity="warning",

@@ -34,6 +34,7 @@ class PipelineFigures:
                 names.CHECKPOINT_SECONDS,
                 names.CHECKPOINT_BYTES,
                 names.BOOK_VALID,
+                names.BOOK_PRICES,
             )
         }
 

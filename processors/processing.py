@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from idlewatt.processors.economy.book import MICRO
+from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.book_file import BookFile
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.envelope_answers import EnvelopeAnswers
@@ -33,7 +33,7 @@ class Processing:
         path = settings.economy.book
         self._book = BookFile(Path(path) if path else None, self._tell_book)
         if path:
-            self._figures.show(names.BOOK_VALID, value=1)
+            self._show_book("accepted", self._book.current())
         self._stop = threading.Event()
         self._pages: dict[str, bytes] = {}
         # served over HTTP beside /metrics
@@ -65,9 +65,13 @@ class Processing:
             self.routes = [answers.route]
         return runner
 
-    def _tell_book(self, result: Literal["accepted", "refused"]) -> None:
+    def _tell_book(self, result: Literal["accepted", "refused"], book: Book) -> None:
         self._figures.count(names.BOOK_READS, result)
+        self._show_book(result, book)
+
+    def _show_book(self, result: Literal["accepted", "refused"], book: Book) -> None:
         self._figures.show(names.BOOK_VALID, value=float(result == "accepted"))
+        self._figures.show(names.BOOK_PRICES, value=len(book.price))
 
     def _guard(self, runner: Runner[Any]) -> None:
         try:

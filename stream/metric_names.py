@@ -326,6 +326,12 @@ BOOK_VALID: Final = _pipeline(
     "",
     "1 if the book is in force as it stands in its file, 0 if it was refused and the one before is kept.",
 )
+BOOK_PRICES: Final = _pipeline(
+    "idlewatt_book_prices",
+    "gauge",
+    "",
+    "Prices of tokens in the book that is in force; 0 where money is reckoned without what tokens bring.",
+)
 BOOK_READS: Final = _pipeline(
     "idlewatt_book_reads_total",
     "counter",

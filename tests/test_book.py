@@ -182,7 +182,7 @@ def test_a_book_that_changed_is_read_again_and_a_bad_one_refused(
     path = tmp_path / "book.toml"
     path.write_text(GOOD)
     told: list[str] = []
-    file = BookFile(path, told.append)
+    file = BookFile(path, lambda result, _: told.append(result))
     assert file.current().price[0].output == 600_000
     assert told == []
     # put there as editors and Kubernetes do it: another file under the same name
@@ -205,14 +205,14 @@ def test_a_bad_book_is_refused_at_the_start(tmp_path: Path) -> None:
     """There is no book before it to go on with; a file that is not there is named with its remedy."""
     (tmp_path / "book.toml").write_text(changed(("0.6\n", "-1\n")))
     with pytest.raises(ConfigError, match="output must be 0"):
-        BookFile(tmp_path / "book.toml", lambda _: None)
+        BookFile(tmp_path / "book.toml", lambda *_: None)
     with pytest.raises(ConfigError, match=r"idlewatt config --book > none\.toml"):
-        BookFile(tmp_path / "none.toml", lambda _: None)
+        BookFile(tmp_path / "none.toml", lambda *_: None)
 
 
 def test_without_a_file_the_book_is_empty() -> None:
     """No price is assumed."""
-    assert BookFile(None, lambda _: None).current() == Book()
+    assert BookFile(None, lambda *_: None).current() == Book()
     assert Book().price == ()
 
 

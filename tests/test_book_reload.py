@@ -14,6 +14,7 @@ from idlewatt.stream.settings import Economy, Log, Settings
 
 GOOD = '[[price]]\nmodel = "*"\ninput = 0\noutput = 1\n'
 BAD = GOOD.replace("output = 1", "output = -1")
+COSTS = "[tariff]\nper_kwh = 0.12\n"
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -35,10 +36,13 @@ def test_a_running_processor_reads_the_book_again(tmp_path: Path) -> None:
         try:
             for text, line in (
                 (GOOD, "idlewatt_book_valid 1.0"),
+                (GOOD, "idlewatt_book_prices 1.0"),
                 (BAD, 'idlewatt_book_reads_total{result="refused"} 1.0'),
                 (BAD, "idlewatt_book_valid 0.0"),
+                (BAD, "idlewatt_book_prices 1.0"),
                 (GOOD + "\n", 'idlewatt_book_reads_total{result="accepted"} 1.0'),
                 (GOOD + "\n", "idlewatt_book_valid 1.0"),
+                (COSTS, "idlewatt_book_prices 0.0"),
             ):
                 if book.read_text() != text:
                     book.write_text(text)

@@ -104,6 +104,7 @@ GOING_ON: Final = {
 DARK: Final = f'idlewatt_gpus{{{POOL},state="dark",product="H100"}}'
 SERVING: Final = f'idlewatt_gpus{{{POOL},state="serving",product="H100"}}'
 REWINDS: Final = 'idlewatt_rewinds_total{stage="economy",instance="p:1"}'
+BOOK_PRICES: Final = 'idlewatt_book_prices{instance="p:1"}'
 BOOK_VALID: Final = 'idlewatt_book_valid{instance="p:1"}'
 UNACCOUNTED: Final = f"idlewatt_unaccounted_joules_total{{{POOL}}}"
 WASTED_TEXT: Final = "Pool a of site north draws 1kW, of which 400W go into GPUs with nothing to do; more than 30% for 15 minutes."
@@ -985,7 +986,7 @@ CASES: Final = (
         "fires",
         "a new model serves in two pools, and the book does not know it; of another the price was added hours ago",
         {
-            BOOK_VALID: "1x120",
+            BOOK_PRICES: "3x120",
             UNPRICED: "_x10 600+600x80",
             UNPRICED.replace("output", "input"): "_x10 1200+1200x80",
             UNPRICED.replace('"a"', '"b"'): "_x10 600+600x80",
@@ -998,7 +999,7 @@ CASES: Final = (
         "IdlewattTokensUnpriced",
         "fires",
         "a model that is asked every half hour",
-        {BOOK_VALID: "1x120", UNPRICED: "0x20 3600x30 7200x30 10800x30"},
+        {BOOK_PRICES: "3x120", UNPRICED: "0x20 3600x30 7200x30 10800x30"},
         "100m",
         (unpriced("2"),),
     ),
@@ -1006,29 +1007,36 @@ CASES: Final = (
         "IdlewattTokensUnpriced",
         "quiet",
         "for a few minutes",
-        {BOOK_VALID: "1x130", UNPRICED: "0x5 600+600x9 6000x1"},
+        {BOOK_PRICES: "3x130", UNPRICED: "0x5 600+600x9 6000x1"},
         "14m",
     ),
     Case(
         "IdlewattTokensUnpriced",
         "quiet",
         "the price was added",
-        {BOOK_VALID: "1x130", UNPRICED: "0+600x60 36000x80"},
+        {BOOK_PRICES: "3x130", UNPRICED: "0+600x60 36000x80"},
         "125m",
     ),
     Case(
         "IdlewattTokensUnpriced",
         "quiet",
         "the economy stands still (IdlewattMoneyClockStalled fires then)",
-        {BOOK_VALID: "1x130", UNPRICED: "0+600x60 36000x80", MONEY_END: "0+60x60 3600x80"},
+        {BOOK_PRICES: "3x130", UNPRICED: "0+600x60 36000x80", MONEY_END: "0+60x60 3600x80"},
         "80m",
     ),
     Case("IdlewattTokensUnpriced", "quiet", "there is no book", {UNPRICED: "0+600x80"}, "75m"),
     Case(
         "IdlewattTokensUnpriced",
+        "quiet",
+        "a book of costs alone",
+        {BOOK_PRICES: "0x80", UNPRICED: "0+600x80"},
+        "75m",
+    ),
+    Case(
+        "IdlewattTokensUnpriced",
         "missing",
         "all tokens have a price",
-        {BOOK_VALID: "1x80", MONEY_END: "0+60x80"},
+        {BOOK_PRICES: "3x80", MONEY_END: "0+60x80"},
         "75m",
     ),
     Case(

@@ -70,8 +70,10 @@ def _tuples(value: Any) -> Any:
 class BookFile:
     """The book in force. Thread-safe."""
 
-    def __init__(self, path: Path | None, told: Callable[[Literal["accepted", "refused"]], None]) -> None:
-        """`told` hears of every reading of the file but the first. Without a path the book stays empty.
+    def __init__(
+        self, path: Path | None, told: Callable[[Literal["accepted", "refused"], Book], None]
+    ) -> None:
+        """`told` hears of every reading of the file but the first, and of the book that is in force then. Without a path the book stays empty.
 
         Raises ConfigError.
         """
@@ -99,12 +101,12 @@ class BookFile:
             book = read_book(path)
         except ConfigError as error:
             _log.error("book_refused", path=str(path), error=str(error), in_force="the book before")
-            self._told("refused")
+            self._told("refused", self._book)
         else:
             if book != self._book:
                 _log.info("book_read", path=str(path), prices=len(book.price), envelopes=len(book.envelope))
             self._book = book
-            self._told("accepted")
+            self._told("accepted", book)
         self._stamp = stamp
 
     def _stamp_of_file(self) -> tuple[int, int, int] | None:
