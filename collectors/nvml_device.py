@@ -156,7 +156,7 @@ class NvmlDevice:
         """Find what energy and power can be read from; None while a failed call leaves that open, but not for long."""
         origins = (*_ENERGIES, *POWER_NAMES)
         values = self._values(origins)
-        # some drivers answer 0 or all ones where they have nothing
+        # some drivers answer 0 or all ones where they have nothing, of energy too
         working = {origin for origin in POWER_NAMES if 0 < values.get(origin, 0) < _UINT_SENTINEL}
         power = next((origin for origin in POWER_NAMES if origin in working), None)
         failed = any(o not in values and o not in self._unsupported for o in origins)
@@ -167,7 +167,9 @@ class NvmlDevice:
             return None
         has_module = not working.isdisjoint(_MODULE_POWERS)
         scope = "module" if power in _MODULE_POWERS else "gpu"
-        energy = next((origin for origin in _ENERGIES if origin in values), None)
+        there = [origin for origin in _ENERGIES if origin in values]
+        counting = (origin for origin in there if 0 < values[origin] <= _INT64_MAX)
+        energy = next(counting, there[0] if there else None)
         return Meters(None if has_module and scope == "gpu" else energy, power, scope)
 
     def _read_limits(self, now_ms: int, scope: str) -> None:

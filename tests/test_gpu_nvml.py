@@ -141,6 +141,16 @@ def test_the_energy_call_stands_in_for_the_energy_field(nvml: Nvml) -> None:
     assert (first["power_mw"], first["power_scope"]) == (95_000, "gpu")
 
 
+@pytest.mark.parametrize("nothing", [0, 2**64 - 1])
+def test_an_energy_field_that_tells_nothing_leaves_it_to_the_call(nvml: Nvml, nothing: int) -> None:
+    """A driver whose energy field answers 0 or all ones for ever has a counter, if the call for it counts."""
+    script, reader = nvml
+    script.write(f"gpus 1\n0 energy 7000 10\n0 field 83 0 0 3 {nothing}")
+    first, second = reader.read(at_s=1), reader.read(at_s=2)
+    assert only_row(second)["energy_mj"] == only_row(first)["energy_mj"] + 10
+    assert second["left_out"] == {}
+
+
 def test_a_superchip_without_gpu_power_is_measured_as_module(nvml: Nvml) -> None:
     """Where only the module can be read, energy, power and limit are all the module's and say so."""
     script, reader = nvml
