@@ -230,7 +230,8 @@ class NvmlGpus:
 
     def _log_left_out(self, gpu: str, reason: str) -> None:
         if self._is_news(reason, gpu):
-            log.warning("gpu_reading_left_out", source=self.name, gpu=gpu, reason=reason)
+            mend = {"mend": GPU_MENDS[reason]} if reason in GPU_MENDS else {}
+            log.warning("gpu_reading_left_out", source=self.name, gpu=gpu, reason=reason, **mend)
 
     def _is_news(self, what: str, gpu: str) -> bool:
         """Whether this was not said of the GPU lately."""

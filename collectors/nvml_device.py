@@ -34,8 +34,10 @@ MODULE_AVERAGE_POWER: Final = (185, _MODULE)
 MODULE_INSTANT_POWER: Final = (186, _MODULE)
 POWER_CALL: Final = "nvmlDeviceGetPowerUsage"
 _LIMIT_CALL: Final = "nvmlDeviceGetEnforcedPowerLimit"
+_CONSTRAINTS_CALL: Final = "nvmlDeviceGetPowerManagementLimitConstraints"
 _MODULE_LIMIT: Final = (190, _MODULE)  # enforced, out-of-band limits included
 _MODULE_MAX_LIMIT: Final = (188, _MODULE)
+_LIMITS: Final = frozenset((_LIMIT_CALL, _CONSTRAINTS_CALL, _MODULE_LIMIT, _MODULE_MAX_LIMIT))
 
 # in the order in which they are preferred
 POWER_NAMES: Final[dict[Origin, str]] = {
@@ -173,6 +175,8 @@ class NvmlDevice:
         return Meters(None if has_module and scope == "gpu" else energy, power, scope)
 
     def _read_limits(self, now_ms: int, scope: str) -> None:
+        # what had no limit when the GPU was first read, as while its driver starts, may have one now
+        self._unsupported -= _LIMITS
         if scope == "module":
             origin: Origin = _MODULE_LIMIT
             values = self._values([_MODULE_LIMIT, _MODULE_MAX_LIMIT])
@@ -180,10 +184,13 @@ class NvmlDevice:
         else:
             origin = _LIMIT_CALL
             values = self._values([_LIMIT_CALL])
-            constraints = self._ask(pynvml.nvmlDeviceGetPowerManagementLimitConstraints)
+            constraints = self._ask(getattr(pynvml, _CONSTRAINTS_CALL))
             most = None if constraints is None else constraints[1]
-        self._limit_mw = self._within("limit", values.get(origin), 1, _UINT_SENTINEL - 1)
-        self._max_limit_mw = self._within("limit", most, 1, _UINT_SENTINEL - 1)
+        # limits hardly ever change: the one known is nearer than none
+        self._limit_mw = self._within("limit", values.get(origin), 1, _UINT_SENTINEL - 1) or self._limit_mw
+        self._max_limit_mw = self._within("limit", most, 1, _UINT_SENTINEL - 1) or self._max_limit_mw
+        if origin in self._unsupported:
+            self._leave_out("no_power_limit")
         # a limit that could not be read is asked for again at the next reading
         self._limits_ms = now_ms if origin in values or origin in self._unsupported else None
 

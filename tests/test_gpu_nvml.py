@@ -278,7 +278,6 @@ def test_a_counter_that_is_refused_once_is_asked_again(nvml: Nvml) -> None:
 @pytest.mark.parametrize(
     ("call", "column"),
     [
-        ("nvmlDeviceGetEnforcedPowerLimit", "power_limit_mw"),
         ("nvmlDeviceGetComputeRunningProcesses_v3", "has_process"),
         ("nvmlDeviceGetMemoryInfo", "memory_used_bytes"),
         ("nvmlDeviceGetUtilizationRates", "sm_activity"),
@@ -286,7 +285,7 @@ def test_a_counter_that_is_refused_once_is_asked_again(nvml: Nvml) -> None:
     ],
 )
 def test_any_figure_that_is_refused_once_is_asked_for_again(nvml: Nvml, call: str, column: str) -> None:
-    """Without its limit a GPU has no headroom, without its processes no idle time, for as long as the collector runs."""
+    """Without its processes a GPU has no idle time, for as long as the collector runs."""
     script, reader = nvml
     good = "gpus 1\n0 energy 987654321000 250\n0 processes 1\n"
     script.write(good)
@@ -659,6 +658,40 @@ def test_a_limit_that_could_not_be_read_is_asked_for_at_the_next_reading(nvml: N
     assert answer["left_out"] == {"nvml_error": 1}
     script.write("gpus 1")
     assert only_row(reader.read(at_s=2))["power_limit_mw"] == 700_000
+
+
+@pytest.mark.parametrize(("code", "reason"), [(999, "nvml_error"), (3, "meter_lost")])
+def test_a_limit_is_kept_while_the_driver_does_not_tell_it(nvml: Nvml, code: int, reason: str) -> None:
+    """A GPU keeps its headroom while the query for its limit fails, which is counted and made again at once."""
+    script, reader = nvml
+    script.write("gpus 1\n0 limit 400000")
+    assert only_row(reader.read(at_s=1))["power_limit_mw"] == 400_000
+    script.write(f"gpus 1\n0 return {LIMIT} {code}")
+    for second in (31, 32):
+        answer = reader.read(at_s=second)
+        assert (only_row(answer)["power_limit_mw"], answer["left_out"]) == (400_000, {reason: 1})
+    script.write("gpus 1\n0 limit 500000")
+    answer = reader.read(at_s=33)
+    assert (only_row(answer)["power_limit_mw"], answer["left_out"]) == (500_000, {})
+
+
+@pytest.mark.parametrize("gpu", ["0 power 300000", GH200 + "0 no_field 185 0\n0 no_field 186 0"])
+def test_a_limit_that_is_not_supported_is_counted_and_asked_for_again(nvml: Nvml, gpu: str) -> None:
+    """Each half minute: without a limit nothing was set aside for the GPU, and a driver that starts may have one later."""
+    script, reader = nvml
+    script.write(f"gpus 1\n{gpu}\n0 return {LIMIT} 3\n0 no_field 190 1")
+    before = reader.ask("calls", call=LIMIT)
+    first, *rest = (reader.read(at_s=second) for second in range(1, 32))
+    assert [only_row(answer)["power_limit_mw"] for answer in (first, *rest)] == [None] * 31
+    assert [answer["left_out"] for answer in (first, *rest)] == [
+        {"no_power_limit": 1},
+        *[{}] * 29,
+        {"no_power_limit": 1},
+    ]
+    assert "provisioned_watts_per_gpu" in first["events"][-1]["mend"]
+    assert reader.ask("calls", call=LIMIT) - before == (2 if gpu == "0 power 300000" else 0)
+    script.write(f"gpus 1\n{gpu}\n0 limit 900000")
+    assert [only_row(reader.read(at_s=second))["power_limit_mw"] for second in (60, 61)] == [None, 900_000]
 
 
 def test_an_energy_counter_that_starts_again_is_passed_on(nvml: Nvml) -> None:
