@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import pynvml
 
+from idlewatt.collectors.energy_check import EnergyCheck
 from idlewatt.collectors.nvml_driver import (
     DRIVER_CODES,
     GONE_CODES,
@@ -100,6 +101,7 @@ class NvmlDevice:
         self.uuid = uuid
         self.product = product
         self.meters: Meters | None = None
+        self._energy_check = EnergyCheck()
         self._leave_out = leave_out
         self._answered: set[Origin] = set()
         self._unsupported: set[Origin] = set()
@@ -122,6 +124,8 @@ class NvmlDevice:
             if found is not None and not found.lack(self.meters):
                 if found.scope != self.meters.scope:
                     self._limits_ms = self._limit_mw = self._max_limit_mw = None
+                if found != self.meters:
+                    self._energy_check = EnergyCheck()
                 self.meters = found
         meters = self.meters or Meters(None, None, None)
         values = self._values([origin for origin in (meters.energy, meters.power) if origin is not None])
@@ -134,6 +138,16 @@ class NvmlDevice:
             self._read_occupancy(ts_ms)
         top_mw = self._max_limit_mw or self._limit_mw
         most_mw = int(_POWER_TOLERANCE * top_mw) if top_mw else _UINT_SENTINEL - 1
+        power_mw = self._within("power", values.get(meters.power), 1, most_mw)
+        energy_mj = self._within("energy", values.get(meters.energy), 1, _INT64_MAX)
+        if energy_mj is not None and power_mw is not None:
+            # without a limit nobody knows what power is too much to be true
+            is_average = meters.power == AVERAGE_POWER and top_mw is not None
+            self._energy_check.take(ts_ms, energy_mj, power_mw, is_average)
+        refuted_ms = self._energy_check.refuted_ms
+        if refuted_ms is not None:
+            energy_mj = None
+            self._leave_out("energy_suspect")
         utilization = self._ask(pynvml.nvmlDeviceGetUtilizationRates)
         percent = None if utilization is None else self._within("utilization", utilization.gpu, 0, 100)
         reasons = self._ask(pynvml.nvmlDeviceGetCurrentClocksEventReasons)
@@ -144,9 +158,11 @@ class NvmlDevice:
             node=node,
             gpu_uuid=self.uuid,
             product=self.product,
-            energy_mj=self._within("energy", values.get(meters.energy), 1, _INT64_MAX),
-            power_mw=self._within("power", values.get(meters.power), 1, most_mw),
+            energy_mj=energy_mj,
+            power_mw=power_mw,
             power_limit_mw=self._limit_mw,
+            # an epoch of its own is what lets a reading go on without the counter
+            epoch_ms=refuted_ms,
             sm_activity=None if percent is None else percent / 100,
             memory_used_bytes=self._memory_used_bytes,
             clocks_event_reasons=self._within("clocks_event_reasons", reasons, 0, _INT64_MAX),

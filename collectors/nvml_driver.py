@@ -71,6 +71,8 @@ GPU_MENDS: Final = {
     "gpu_lost": "it fell off the bus: look for Xid lines in the kernel log (dmesg), then reboot",
     "reset_required": "stop Idlewatt and all else that uses it, reset it with nvidia-smi --gpu-reset, or reboot",
     "hung": "its driver does not answer: look for Xid lines in the kernel log (dmesg), then reset the GPU or reboot",
+    "energy_suspect": "its energy counter stands still, or gains far from what its power says, by which it is metered now: "
+    "reset the GPU, or try another version of the driver",
     "no_power_limit": "set provisioned_watts_per_gpu of its pool where processors run: without either it has no headroom",
     "nvml_error": "see nvidia-smi and the kernel log (dmesg)",
 }

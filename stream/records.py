@@ -37,7 +37,10 @@ class GpuRow:
     )
     power_mw: Annotated[int | None, "board power, milliwatts"] = None
     power_limit_mw: Annotated[int | None, "enforced power limit, milliwatts"] = None
-    epoch_ms: Annotated[int | None, "when the energy counter started, Unix ms; null if unknown"] = None
+    epoch_ms: Annotated[
+        int | None,
+        "when the energy counter started, Unix ms; null if unknown. Without energy_mj: since when it is not believed",
+    ] = None
     sm_activity: Annotated[float | None, "share of the period with a kernel running, 0..1"] = None
     memory_used_bytes: Annotated[int | None, "device memory in use"] = None
     clocks_event_reasons: Annotated[int | None, "NVML clocks-event bit mask"] = None

@@ -152,9 +152,11 @@ def _gpu(
             restart = replace(row, energy_mj=gained // 2, epoch_ms=began_ms)
             leap = replace(row, energy_mj=(row.energy_mj or 0) + 10**12)
             retold = replace(row, epoch_ms=row.ts_ms - gap_ms - rng.choice([0, 1, 999]))
-            row = rng.choice([lie, restart, retold] if knows_epoch else [lie, restart, leap])
+            # its counter is not believed, for this once
+            refuted = replace(row, energy_mj=None, epoch_ms=row.ts_ms)
+            row = rng.choice([lie, restart, retold] if knows_epoch else [lie, restart, leap, refuted])
             # a lie is dropped where the epoch is known, and the counter goes on; a leap is nobody's joules
-            last = last if row is leap or (row is lie and knows_epoch) else row
+            last = last if row in (leap, refuted) or (row is lie and knows_epoch) else row
         found.append(row)
     return found
 

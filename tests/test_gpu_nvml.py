@@ -1,15 +1,19 @@
 """NvmlGpus through the real pynvml, over a scripted NVML library."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from nvml_library import NvmlReader, NvmlScript, nvml, nvml_library, nvml_reader, start_reader
+from stage_driver import Driver, Message
 
+from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.stage import MeterStage
+from idlewatt.stream import topics
 from idlewatt.stream.encoding import encode_rows
-from idlewatt.stream.records import GPU, GpuRow
+from idlewatt.stream.records import GPU, POWER, GpuRow
 
 __all__ = ["nvml", "nvml_library", "nvml_reader", "start_reader"]
 pytestmark = pytest.mark.nvml
@@ -21,6 +25,7 @@ FIELDS = "nvmlDeviceGetFieldValues"
 REASONS = "nvmlDeviceGetCurrentClocksEventReasons"
 PROCESSES = "nvmlDeviceGetComputeRunningProcesses_v3"
 LIMIT = "nvmlDeviceGetEnforcedPowerLimit"
+START_S = 1_790_000_040
 GH200 = """
     gpus 1
     0 name NVIDIA GH200 480GB
@@ -702,6 +707,125 @@ def test_an_energy_counter_that_starts_again_is_passed_on(nvml: Nvml) -> None:
     script.write("gpus 1\n0 energy 12")
     row = only_row(reader.read(at_s=2))
     assert (row["energy_mj"], row["epoch_ms"]) == (12, None)
+
+
+def _readings(
+    nvml: Nvml, drawn_w: float, told_w: Callable[[int], float], seconds: Iterable[int], lines: str = ""
+) -> list[dict[str, Any]]:
+    """Of one GPU whose counter gains `drawn_w`, while its power is `told_w` at each second."""
+    script, reader = nvml
+    answers = []
+    for second in seconds:
+        energy_mj, power_mw = 10**9 + round(1000 * drawn_w * second), round(1000 * told_w(second))
+        script.write(f"gpus 1\n0 energy {energy_mj}\n0 power {power_mw}\n{lines}")
+        answers.append(reader.read(at_s=START_S + second))
+    return answers
+
+
+def _swinging(second: int) -> float:
+    return 100.0 if second % 20 < 10 else 500.0
+
+
+INSTANT_ONLY = "0 no_field 185 0"
+NO_LIMIT = f"0 return {LIMIT} 3\n0 return nvmlDeviceGetPowerManagementLimitConstraints 3"
+
+
+@pytest.mark.parametrize(
+    ("drawn_w", "told_w", "every_s", "lines"),
+    [
+        (0, lambda _: 70, 1, ""),
+        (0, lambda _: 70, 10, INSTANT_ONLY),
+        (0, _swinging, 1, NO_LIMIT),
+        (0, lambda _: 70, 1, "0 field 186 0 999 1 0"),
+        (0.49 * 300, _swinging, 1, ""),
+        (2.1 * 300, _swinging, 1, ""),
+    ],
+    ids=[
+        "still",
+        "still_of_few_readings",
+        "still_without_limit",
+        "still_beside_what_fails",
+        "too_little",
+        "too_much",
+    ],
+)
+def test_a_counter_that_its_power_contradicts_gives_way_to_it(
+    nvml: Nvml, drawn_w: float, told_w: Callable[[int], float], every_s: int, lines: str
+) -> None:
+    """After two minutes in a row, with an epoch that says so to the meter. It is counted, and the log says what mends it."""
+    answers = _readings(nvml, drawn_w, told_w, range(0, 300, every_s), lines)
+    while only_row(answers[0])["energy_mj"] is None:
+        del answers[0]
+    refuted_ms = only_row(answers[0])["ts_ms"] + 120_000
+    for answer in answers:
+        row = only_row(answer)
+        is_refuted = row["ts_ms"] >= refuted_ms
+        assert row["power_mw"] == round(1000 * told_w(row["ts_ms"] // 1000 - START_S))
+        assert (row["energy_mj"] is None) == is_refuted
+        assert row["epoch_ms"] == (refuted_ms if is_refuted else None)
+        assert answer["left_out"].get("energy_suspect", 0) == is_refuted
+    said = [
+        event for answer in answers for event in answer["events"] if event.get("reason") == "energy_suspect"
+    ]
+    assert [(event["gpu"], "reset the GPU" in event["mend"]) for event in said] == [(uuid(0), True)]
+
+
+@pytest.mark.parametrize(
+    ("drawn_w", "told_w", "seconds", "lines"),
+    [
+        (300, _swinging, range(600), ""),
+        (0.57 * 300, _swinging, range(600), ""),
+        (300, _swinging, [s for s in range(600) if s % 7], ""),
+        (80, lambda second: 700 - second % 2, range(600), INSTANT_ONLY),
+        (80, lambda second: 700 - second % 20 / 10, range(0, 1200, 10), ""),
+        (70, lambda _: 300, range(600), ""),
+        (35, lambda second: 588 + second % 5, range(600), NO_LIMIT),
+        (0, lambda _: 0.5, range(600), ""),
+        (0, lambda _: 70, range(0, 1200, 20), ""),
+        (0, lambda _: 70, [s for s in range(600) if s % 100 < 80], ""),
+    ],
+    ids=[
+        "swinging",
+        "43_percent_low",
+        "missed_samples",
+        "instants_of_peaks",
+        "few_averages_of_peaks",
+        "power_stands_still",
+        "bogus_power_without_limit",
+        "board_asleep",
+        "read_seldom",
+        "interrupted",
+    ],
+)
+def test_a_counter_is_believed_where_power_proves_nothing(
+    nvml: Nvml, drawn_w: float, told_w: Callable[[int], float], seconds: Iterable[int], lines: str
+) -> None:
+    """Power that misses what is between its samples, or is wrong itself, takes no honest counter from a GPU."""
+    for answer in _readings(nvml, drawn_w, told_w, seconds, lines):
+        row = only_row(answer)
+        assert (row["energy_mj"] is not None, row["epoch_ms"]) == (True, None)
+        assert "energy_suspect" not in answer["left_out"]
+
+
+def test_no_joule_is_lost_or_doubled_where_a_counter_gives_way_and_comes_back(nvml: Nvml) -> None:
+    """The meter goes on with estimates from the last reading of the counter on, until that has held for ten minutes."""
+    still = _readings(nvml, 0, lambda _: 70, range(200))
+    counting = _readings(nvml, 70, lambda _: 70, range(200, 1001))
+    assert counting[-1]["left_out"] == {}
+    driver = Driver(MeterStage(MeterConfig()))
+    rows = [GpuRow(**only_row(answer)) for answer in (*still, *counting)]
+    driver.append([Message(topics.GPU, GPU, rows)])
+    for _ in range(2):
+        driver.fold(1000 * (START_S + 1000) + 30_000)
+    booked = [row for row in driver.rows(POWER) if row["state"] != "dark"]
+    counted = [row.ts_ms for row in rows if row.energy_mj is not None]
+    back_s = min(ms for ms in counted if ms > 1000 * (START_S + 120)) // 1000 - START_S
+    # a minute that the change falls into proves nothing
+    assert 800 <= back_s <= 900
+    # two minutes were lost before it was found out
+    assert sum(row["draw_mj"] for row in booked) == 70_000 * (1000 - 119)
+    assert sum(row["estimated_mj"] for row in booked) == 70_000 * (back_s - 119)
+    assert driver.rejected == {}
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,20 @@ def test_an_increment_over_an_edge_is_split_in_proportion() -> None:
         ([gpu(0, 100), gpu(4, None, power_mw=9), gpu(5, 400)], 300, 5000),
         # no counter at all: the trapezoid of power
         ([gpu(0, None, power_mw=300_000), gpu(5, None, power_mw=500_000)], 2_000_000, 5000),
+        # ... also of one that had a counter, if its sender begins a new epoch with it; and until the counter is back
+        ([gpu(0, 100, power_mw=300_000), gpu(5, None, power_mw=500_000, epoch_ms=START_MS + 5000)], 2_000_000, 5000),
+        (
+            [
+                gpu(0, 100, epoch_ms=None, power_mw=300_000),
+                gpu(5, None, power_mw=500_000, epoch_ms=START_MS + 5000),
+                gpu(10, None, power_mw=500_000, epoch_ms=START_MS + 5000),
+                gpu(15, 9_000, power_mw=500_000, epoch_ms=None),
+                gpu(20, 9_300, power_mw=500_000, epoch_ms=None),
+            ],
+            7_000_300,
+            20_000,
+        ),
+        ([gpu(0, None, power_mw=300_000), gpu(5, 9_000, power_mw=500_000, epoch_ms=START_MS + 1)], 2_000_000, 5000),
         # further apart than the hold: the joules count, the time is dark
         ([gpu(0, 100), gpu(11, 400)], 300, 0),
         ([gpu(0, None, power_mw=300_000), gpu(11, None, power_mw=500_000)], 0, 0),

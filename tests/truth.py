@@ -162,7 +162,7 @@ def _engine_step(before: EngineRow, row: EngineRow, hold: int) -> list[Interval[
 
 def _gpu_step(before: GpuRow, row: GpuRow, hold: int) -> list[Interval[GpuRow]] | str:
     length = row.ts_ms - before.ts_ms
-    if before.energy_mj is None:
+    if before.energy_mj is None or (row.energy_mj is None and _begins_anew(before, row)):
         assert before.power_mw is not None
         assert row.power_mw is not None
         gain = (before.power_mw + row.power_mw) * length // 2000 if length <= hold else 0
@@ -189,10 +189,7 @@ def _step(
     t0, t1 = before.ts_ms, row.ts_ms
     nothing = (0,) * len(new)
     known = before.epoch_ms is not None and row.epoch_ms is not None
-    newer = known and (row.epoch_ms or 0) > (before.epoch_ms or 0)
-    # a clock that was ahead told the one before
-    newer |= known and (before.epoch_ms or 0) > (row.epoch_ms or 0) > t0
-    anew = newer or (before.epoch_ms is None and row.epoch_ms is not None)
+    anew = _begins_anew(before, row)
     if any(n is None and o is not None for o, n in zip(old, new, strict=True)) and not anew:
         return "counter_missing"
     fell = any(o is not None and n is not None and n < o for o, n in zip(old, new, strict=True))
@@ -201,7 +198,7 @@ def _step(
     if known and before.epoch_ms != row.epoch_ms:
         assert before.epoch_ms is not None
         assert row.epoch_ms is not None
-        if not newer:
+        if not anew:
             return "stale_epoch"
         if t1 - row.epoch_ms > HOUR_MS:
             return [Interval(t0, t1, nothing, before, read=False)]
@@ -219,6 +216,13 @@ def _step(
     if t1 - t0 <= hold and max(whole) <= most:
         return [Interval(t0, t1, whole, before, read=True)]
     return [Interval(t0, t1, nothing, before, read=False)]
+
+
+def _begins_anew(before: R, row: R) -> bool:
+    if before.epoch_ms is None or row.epoch_ms is None:
+        return row.epoch_ms is not None
+    # a clock that was ahead may have told the one before
+    return row.epoch_ms > before.epoch_ms or before.epoch_ms > row.epoch_ms > before.ts_ms
 
 
 def _book_tokens(result: Truth, site: str, pool: str, members: Members, times: Times) -> None:

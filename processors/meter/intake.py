@@ -62,9 +62,6 @@ def gpu_rows(
         "no_power": pl.col("energy_mj").is_null() & pl.col("power_mw").is_null(),
     }
     kept, left_out = _without(rows, faults | _names_too_long(rows, entities))
-    if kept["energy_mj"].has_nulls():
-        # it is the counter's: power alone says nothing of the time since
-        kept = kept.with_columns(epoch_ms=pl.when(pl.col("energy_mj").is_not_null()).then("epoch_ms"))
     if provisioned_mw:
         limits = entities["pool"].replace_strict(provisioned_mw, default=None, return_dtype=pl.Int64)
         limit = pl.lit(limits.gather(kept["entity"]))

@@ -286,8 +286,9 @@ def _faults(rows: pl.DataFrame, forget_ms: int) -> list[str | None]:
 def _fault(before: Sequence[Any], row: Sequence[Any]) -> str | None:
     _, t0_ms, before_ms, *had = before
     _, _, epoch_ms, *counts = row
-    # A process that was started anew may be of a version that counts less; so may one that tells its epoch now. That of
-    # before may be later than its own reading: a clock that was ahead told it.
+    # A process that was started anew may be of a version that counts less; so may one that tells its epoch now, and a
+    # collector that does not believe a GPU's counter any more. An epoch before may be later than its own reading: a clock
+    # that was ahead told it.
     if epoch_ms is not None and (before_ms is None or epoch_ms > before_ms or before_ms > epoch_ms > t0_ms):
         return None
     if any(count is None and number is not None for number, count in zip(had, counts, strict=True)):
@@ -348,7 +349,9 @@ def _gains(paired: pl.DataFrame, edges: Edges, counters: Sequence[str], bounds: 
     # A process that was there at the reading before, and has no less than it had then, is the same one: another of its
     # series tells the epoch now.
     retold = young & (pl.col("epoch_ms") <= pl.col("t0_ms")) & ~less
-    restarted = (pl.col("epoch_ms") != pl.col("epoch_ms_0")).fill_null(False) & ~retold
+    # an epoch is that of counters: where there are none, nothing is known to have begun with it
+    counted = pl.any_horizontal(pl.col(c).is_not_null() & pl.col(f"{c}_0").is_not_null() for c in counters)
+    restarted = (counted & (pl.col("epoch_ms") != pl.col("epoch_ms_0"))).fill_null(False) & ~retold
     start_known = ~forgotten & restarted & young
     # a counter without an epoch that fell was reset within the interval: its value is what it gained since
     fell = ~restarted & less
