@@ -7,7 +7,7 @@ import copy
 import functools
 import socket
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -25,6 +25,8 @@ from kafka.errors import (
     KafkaConfigurationError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
+    RetriableError,
+    TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailedError,
 )
 from kafka.errors import KafkaError as KafkaError
@@ -234,6 +236,8 @@ def refusal(error: Exception, log: Log, owner: str) -> ConfigError | None:
                 f"the brokers at {log.bootstrap_servers} do not let us use transactional ids that begin with {owner}: "
                 "allow log.sasl_username Describe and Write on those that begin with process.group"
             )
+        case TopicAuthorizationFailedError(args=(named,)):
+            return may_not_read(log, named if isinstance(named, str) else ", ".join(sorted(named)))
         case _:
             return None
     return ConfigError(why)
@@ -300,14 +304,34 @@ def ends_of_logs(
 def _places(
     fetcher: Any, partitions: Sequence[Any], time_spec: int, timeout_ms: int
 ) -> dict[tuple[str, int], int]:
+    cluster = fetcher._client.cluster
+    _refuse_hidden(
+        fetcher, {tp.topic for tp in partitions if cluster.leader_for_partition(tp) is None}, timeout_ms
+    )
     # KafkaConsumer's own questions end with a KeyError where one of the partitions has no leader, and the fetcher's waits
     # for all of its time where none of them has
-    cluster = fetcher._client.cluster
-    led = [tp for tp in partitions if cluster.leader_for_partition(tp) not in (None, -1)]
+    led = [tp for tp in partitions if cluster.leader_for_partition(tp) != -1]
     if len(led) < len(partitions):
         cluster.request_update()
     found = fetcher.offsets_by_times(dict.fromkeys(led, time_spec), timeout_ms) if led else {}
     return {tp: place.offset for tp, place in found.items() if place is not None}
+
+
+def _refuse_hidden(fetcher: Any, unknown: Collection[str], timeout_ms: int) -> None:
+    """Raise TopicAuthorizationFailedError where topics are unknown because this user may not see them.
+
+    Asked about together with others, kafka-python leaves them out without a word.
+    """
+    if not unknown:
+        return
+    cluster = fetcher._client.cluster
+    for topic in unknown:
+        cluster.add_topic(topic)
+    # one that another broker has just created may be known the next time
+    with suppress(RetriableError):
+        fetcher._net.run(fetcher._manager.wait_for, cluster.request_update(), timeout_ms)
+    if hidden := cluster.unauthorized_topics.intersection(unknown):
+        raise TopicAuthorizationFailedError(hidden)
 
 
 def close_consumer(consumer: Consumer) -> None:

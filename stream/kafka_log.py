@@ -182,10 +182,13 @@ class KafkaStageLog:
             self._interrupt_restore()
             if not isinstance(error, RetriableError):
                 self._leave_group()
-            if not self._was_taken and (refused := refusal(error, self._log, self._owner)):
+            refused = refusal(error, self._log, self._owner)
+            if refused is not None and not self._was_taken:
                 raise refused from error
             raise LogUnavailableError(
-                f"log.bootstrap_servers: Kafka at {self._log.bootstrap_servers} gives no messages: {error!r}"
+                str(refused)
+                if refused is not None
+                else f"log.bootstrap_servers: Kafka at {self._log.bootstrap_servers} gives no messages: {error!r}"
             ) from error
 
     def commit(self, commit: Commit) -> None:

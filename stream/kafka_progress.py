@@ -27,7 +27,9 @@ class Progress:
         if time.monotonic() - self._ends_at < _ENDS_INTERVAL_S:
             return
         wanted = [TopicPartition(topic, n) for n in partitions for topic in self._inputs]
-        self._ends = ends_of_logs(consumer, wanted or [TopicPartition(self._inputs[0], 0)], _TIMEOUT_MS)
+        # to whom an input is hidden, the group gives nothing
+        wanted = wanted or [TopicPartition(topic, 0) for topic in self._inputs]
+        self._ends = ends_of_logs(consumer, wanted, _TIMEOUT_MS)
         self._ends_at = time.monotonic()
 
     def begin(self, partition: int) -> None:

@@ -122,6 +122,32 @@ def test_a_right_that_is_taken_away_later_is_waited_for(kafka_broker: KafkaBroke
     stage.close()
 
 
+@pytest.mark.parametrize("topic", [*METER, topics.STATE])
+def test_a_topic_that_is_hidden_while_it_runs_is_named(
+    kafka_broker: KafkaBroker, sasl: Settings, topic: str
+) -> None:
+    """An input or the state: polls say within seconds which topic it is and what to grant, and go on with the right."""
+    stage = KafkaStageLog(sasl.log, sasl.process.group, "meter", METER)
+    reader = StageReader(stage)
+    reader.until_assigned(4)
+    with kafka_broker.denying(ResourceType.TOPIC, topic):
+        # as after an outage, everything is read anew
+        stage._leave_group()
+        for _ in range(2):
+            with pytest.raises(
+                LogUnavailableError, match=rf"may not read topic {topic} at \S+: grant it READ"
+            ):
+                reader.until(lambda: False, 15)
+
+    def is_back() -> bool:
+        with suppress(LogUnavailableError):
+            reader.poll()
+        return len(reader.snapshots) == 4
+
+    wait_until(is_back, "the right is back")
+    stage.close()
+
+
 def test_a_processor_without_its_rights_exits(
     kafka_broker: KafkaBroker, sasl: Settings, tmp_path: Path
 ) -> None:
