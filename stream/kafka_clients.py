@@ -301,6 +301,30 @@ def ends_of_logs(
     return _places(asking, partitions, _LATEST, timeout_ms)
 
 
+def offsets_since(
+    consumer: Consumer, partitions: Sequence[Any], since_ms: int, timeout_ms: int
+) -> dict[tuple[str, int], int]:
+    """Of the first message that came at `since_ms` or later, or the end where none did; of partitions with a leader.
+
+    Raises KafkaError when Kafka does not answer.
+    """
+    fetcher = consumer._fetcher  # type: ignore[attr-defined]
+    cluster = fetcher._client.cluster
+
+    def leaders() -> list[tuple[int | None, int | None]]:
+        return [
+            (cluster.leader_for_partition(tp), cluster.leader_epoch_for_partition(tp)) for tp in partitions
+        ]
+
+    before = leaders()
+    # whatever is committed after this question stands behind its answer
+    ends = _places(fetcher, partitions, _LATEST, timeout_ms)
+    found = _places(fetcher, partitions, since_ms, timeout_ms)
+    # a partition that has lost its leader is answered for as if nothing had come since
+    same = [tp for tp, a, b in zip(partitions, before, leaders(), strict=True) if a == b and tp in ends]
+    return {tp: found.get(tp, ends[tp]) for tp in same}
+
+
 def _places(
     fetcher: Any, partitions: Sequence[Any], time_spec: int, timeout_ms: int
 ) -> dict[tuple[str, int], int]:

@@ -1,7 +1,7 @@
 """Reads a Kafka topic as it is now, for reports and tests."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
@@ -15,6 +15,7 @@ from idlewatt.stream.kafka_clients import (
     ends_of_logs,
     is_read,
     may_not_read,
+    offsets_since,
     open_reader,
 )
 from idlewatt.stream.log import Message
@@ -49,16 +50,20 @@ def read_messages(
                 f"Kafka at {log.bootstrap_servers} has no topic {topic}, or hides it from this user"
             )
         left = [TopicPartition(topic, n) for n in sorted(partitions)]
-        consumer.assign(left)
-        _seek(consumer, left, since_ms, newest)
-        ends: dict[tuple[str, int], int] = dict.fromkeys(left, _NO_END) if follow else {}
+        # of those that are read; the others have had no leader yet, of which nobody knows where to begin
+        ends: dict[tuple[str, int], int] = {}
         deadline = time.monotonic() + patience_s
         # of a partition without a leader nobody knows how long it will have none
         leaders_by = time.monotonic() + min(patience_s, _TIMEOUT_MS / 1000)
         while left:
             if lacking := [tp for tp in left if tp not in ends]:
                 # not what fetches tell, which is too low for a moment where another broker has just become the leader
-                ends |= ends_of_logs(consumer, lacking, _TIMEOUT_MS)
+                found = ends_of_logs(consumer, lacking, _TIMEOUT_MS)
+                begins = _begins(consumer, found, since_ms, newest)
+                ends |= {tp: _NO_END if follow else found[tp] for tp in begins}
+                consumer.assign([TopicPartition(*tp) for tp in sorted(ends)])
+                for tp, begin in begins.items():
+                    consumer.seek(tp, begin)
             fetched = consumer.poll(200)
             for records in fetched.values():
                 for record in records:
@@ -83,18 +88,14 @@ def read_messages(
         close_consumer(consumer)
 
 
-def _seek(consumer: Consumer, partitions: list[Any], since_ms: int, newest: int | None) -> None:
-    consumer.seek_to_beginning(*partitions)
-    if since_ms > 0:
-        found = consumer.offsets_for_times(dict.fromkeys(partitions, since_ms), timeout_ms=_TIMEOUT_MS)
-        late = [tp for tp in partitions if found.get(tp) is None]
-        if late:
-            consumer.seek_to_end(*late)
-        for tp, place in found.items():
-            if place is not None:
-                consumer.seek(tp, place.offset)
-    if newest is not None:
-        begins = begins_of_logs(consumer, partitions, _TIMEOUT_MS)
-        for tp, end in ends_of_logs(consumer, partitions, _TIMEOUT_MS).items():
-            # each transaction, which has at least one message, ends with a mark that takes an offset too
-            consumer.seek(tp, max(begins.get(tp, 0), end - 2 * newest))
+def _begins(
+    consumer: Consumer, ends: Mapping[Any, int], since_ms: int, newest: int | None
+) -> dict[tuple[str, int], int]:
+    """Where to begin to read partitions that end there, of those that have a leader still."""
+    if newest is None and since_ms > 0:
+        return offsets_since(consumer, list(ends), since_ms, _TIMEOUT_MS)
+    begins = begins_of_logs(consumer, list(ends), _TIMEOUT_MS)
+    if newest is None:
+        return begins
+    # each transaction, which has at least one message, ends with a mark that takes an offset too
+    return {tp: max(begin, ends[tp] - 2 * newest) for tp, begin in begins.items()}

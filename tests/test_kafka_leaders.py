@@ -10,6 +10,8 @@ from idlewatt_command import wait_until
 from kafka_broker import KafkaBroker, cluster_of, java_command, start_all
 from stage_reader import StageReader
 
+from idlewatt.stream import kafka_reading
+from idlewatt.stream.clock import unix_ms
 from idlewatt.stream.errors import LogUnavailableError, RewindError
 from idlewatt.stream.kafka_clients import TopicPartition, close_producer, open_producer
 from idlewatt.stream.kafka_log import KafkaAppender, KafkaStageLog
@@ -99,11 +101,7 @@ def test_partitions_without_a_leader_hold_up_no_others(brokers: list[KafkaBroker
         TopicPartition(topic, n): [broker.number] for topic in read for n, broker in enumerate(brokers)
     }
     leaders[TopicPartition(STATE, 2)] = [brokers[state_led_by].number]
-    with brokers[0].admin() as admin:
-        admin.alter_partition_reassignments(leaders)
-        wait_until(
-            lambda: not admin.list_partition_reassignments(), "each broker leads a partition of each topic"
-        )
+    _put(brokers[0], leaders)
     brokers[2].stop()
     prepare(settings)
     member = StageReader(KafkaStageLog(settings.log, settings.process.group, "meter", (GPU, ENGINE)))
@@ -120,6 +118,44 @@ def test_partitions_without_a_leader_hold_up_no_others(brokers: list[KafkaBroker
     finally:
         member.log.close()
         brokers[2].start()
+
+
+@pytest.mark.parametrize(
+    ("asked", "old", "new"), [({}, 3, 2), ({"since_ms": 1}, 0, 2), ({"newest": 1}, 0, 2)], ids=str
+)
+def test_a_leader_that_comes_back_is_read_as_the_others_are(
+    brokers: list[KafkaBroker], monkeypatch: pytest.MonkeyPatch, asked: dict[str, int], old: int, new: int
+) -> None:
+    """No less of its partition, as a report would leave out a part of an interval; and no more."""
+    settings = brokers[0].settings(log={"partitions": 3, "replication_factor": 1})
+    brokers[0].fresh_topics(settings)
+    _put(brokers[0], {TopicPartition(LEDGER, n): [broker.number] for n, broker in enumerate(brokers)})
+    producer = open_producer(settings.log, "writer", 10_000)
+    try:
+        for n in range(3):
+            for value in [b"old"] * 3:
+                producer.send(LEDGER, value, b"", partition=n).get(timeout=20)
+        time.sleep(0.1)
+        if "since_ms" in asked:
+            asked = {"since_ms": unix_ms()}
+        # and of the first there is nothing since
+        for n in (1, 2):
+            for value in [b"new"] * 2:
+                producer.send(LEDGER, value, b"", partition=n).get(timeout=20)
+    finally:
+        close_producer(producer)
+    monkeypatch.setattr(kafka_reading, "_TIMEOUT_MS", 60_000)
+    brokers[2].stop()
+    wait_until(lambda: not _leads(brokers[0], LEDGER, 2), "nobody leads its last partition")
+    try:
+        reading = read_messages(settings.log, LEDGER, **asked)
+        first = next(reading)
+        brokers[2].start()
+        found = sorted((m.partition, m.value) for m in [first, *reading])
+    finally:
+        brokers[2].start()
+    assert [value for n, value in found if n == 2] == [b"new"] * new + [b"old"] * old
+    assert [value for n, value in found if n == 1] == [b"new"] * new + [b"old"] * old
 
 
 class _Line:
@@ -178,6 +214,20 @@ def _restored(log: Log) -> bytes:
                 return snapshot.state
     finally:
         restore.close()
+
+
+def _leads(broker: KafkaBroker, topic: str, partition: int) -> bool:
+    """Whether any broker leads the partition."""
+    with broker.admin() as admin:
+        found = admin.describe_topics([topic])[0]["partitions"]
+        return any(p["leader_id"] >= 0 for p in found if p["partition_index"] == partition)
+
+
+def _put(broker: KafkaBroker, places: dict[TopicPartition, list[int]]) -> None:
+    """Have these brokers hold the partitions."""
+    with broker.admin() as admin:
+        admin.alter_partition_reassignments(places)
+        wait_until(lambda: not admin.list_partition_reassignments(), "the brokers hold what they shall")
 
 
 def _move(broker: KafkaBroker, topic: str) -> None:
