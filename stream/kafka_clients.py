@@ -86,9 +86,6 @@ class Consumer(Protocol):
     ) -> Mapping[tuple[str, int], Sequence[ConsumedRecord]]: ...
     def seek(self, partition: Any, offset: int) -> None: ...
     def seek_to_beginning(self, *partitions: Any) -> None: ...
-    def seek_to_end(self, *partitions: Any) -> None: ...
-    def offsets_for_times(self, timestamps: Mapping[Any, int], timeout_ms: int) -> Mapping[Any, Any]: ...
-    def position(self, partition: Any, timeout_ms: int) -> int | None: ...
     def committed(self, partition: Any, timeout_ms: int) -> int | None: ...
     def partitions_for_topic(self, topic: str) -> set[int]: ...
     def group_metadata(self) -> GroupMetadata: ...
@@ -263,15 +260,14 @@ def position(consumer: Consumer, topic: str, partition: int) -> int | None:
     return found
 
 
-def is_read(consumer: Consumer, tp: Any, end: int | None, timeout_ms: int) -> bool:
-    """Whether the consumer has read to the end, if that is known.
+def is_read(consumer: Consumer, tp: Any, end: int | None) -> bool:
+    """Whether the consumer has read to the end, if that is known; nobody is asked.
 
-    By its position and not by the last record: the marks of ended transactions take offsets too.
+    By its position and not by the last record: the marks of ended transactions take offsets too. Not by
+    KafkaConsumer.position(), which waits for all partitions that have no position yet, also for those without a leader.
     """
-    if end is None:
-        return False
-    found = consumer.position(tp, timeout_ms=timeout_ms)
-    return found is not None and found >= end
+    found = position(consumer, tp.topic, tp.partition)
+    return end is not None and found is not None and found >= end
 
 
 def may_not_read(log: Log, topic: str) -> ConfigError:

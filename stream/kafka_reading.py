@@ -72,7 +72,7 @@ def read_messages(
             if fetched:
                 # the time that the caller took does not count
                 deadline = time.monotonic() + patience_s
-            left = [tp for tp in left if not is_read(consumer, tp, ends.get(tp), _TIMEOUT_MS)]
+            left = [tp for tp in left if not is_read(consumer, tp, ends.get(tp))]
             until = deadline if ends.keys() >= set(left) else leaders_by
             if left and not follow and time.monotonic() > until:
                 raise LogUnavailableError(

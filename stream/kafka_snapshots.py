@@ -185,4 +185,4 @@ class SnapshotRestore:
         close_consumer(self._consumer)
 
     def _is_read(self, partition: int) -> bool:
-        return is_read(self._consumer, TopicPartition(STATE, partition), self._ends.get(partition), 1_000)
+        return is_read(self._consumer, TopicPartition(STATE, partition), self._ends.get(partition))

@@ -30,7 +30,7 @@ class Examined:
 
     # with these a processor would lose what is booked, or book it twice
     faults: tuple[str, ...]
-    # other settings than those Idlewatt creates topics with
+    # other settings than those Idlewatt creates topics with, and what could not be looked at
     doubts: tuple[str, ...]
     # topics whose settings, or snapshots, this user may not see
     hidden: tuple[str, ...]
@@ -99,6 +99,7 @@ def _examined(log: Log, process: Process, names: Collection[str]) -> Examined:
     counts = _counts(described)
     hidden = set(names) - settings.keys()
     faults = [*_unlike(counts), *_losing(settings)]
+    unseen: list[str] = []
     if topics.STATE in names:
         try:
             faults += _moved(log, process, counts)
@@ -106,12 +107,12 @@ def _examined(log: Log, process: Process, names: Collection[str]) -> Examined:
             hidden.add(topics.STATE)
         except LogUnavailableError as error:
             # a partition may have no leader; each is looked at again when it is restored
-            _log.warning("state_not_examined", error=str(error))
+            unseen.append(f"with how many partitions the state was made is not known: {error}")
     copies = {
         topic["name"]: min((len(p["replica_nodes"]) for p in topic["partitions"]), default=0)
         for topic in described
     }
-    doubts = _doubts(log, counts, copies, settings)
+    doubts = [*unseen, *_doubts(log, counts, copies, settings)]
     return Examined(tuple(faults), tuple(doubts), tuple(sorted(hidden)))
 
 

@@ -9,6 +9,7 @@ import pytest
 from idlewatt_command import wait_until
 from kafka_broker import KafkaBroker, cluster_of, java_command, start_all
 from stage_reader import StageReader
+from structlog.testing import capture_logs
 
 from idlewatt.stream import kafka_reading
 from idlewatt.stream.clock import unix_ms
@@ -39,6 +40,13 @@ def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[KafkaBrok
     finally:
         for broker in found:
             broker.remove()
+
+
+@pytest.fixture(autouse=True)
+def all_run(brokers: list[KafkaBroker]) -> None:
+    """Start what a test that failed has left stopped."""
+    for broker in brokers:
+        broker.start()
 
 
 @pytest.fixture
@@ -103,7 +111,14 @@ def test_partitions_without_a_leader_hold_up_no_others(brokers: list[KafkaBroker
     leaders[TopicPartition(STATE, 2)] = [brokers[state_led_by].number]
     _put(brokers[0], leaders)
     brokers[2].stop()
-    prepare(settings)
+    wait_until(lambda: not _leads(brokers[0], GPU, 2), "nobody leads what it led")
+    begins = time.monotonic()
+    with capture_logs() as logged:
+        prepare(settings)
+    assert time.monotonic() - begins < 12
+    # what doctor warns of, too
+    unread = [line["found"] for line in logged if line["event"] == "topic_settings"]
+    assert [STATE in told and "gives no messages" in told for told in unread] == [True] * (state_led_by == 2)
     member = StageReader(KafkaStageLog(settings.log, settings.process.group, "meter", (GPU, ENGINE)))
 
     def holds(partitions: set[int]) -> bool:
@@ -156,6 +171,24 @@ def test_a_leader_that_comes_back_is_read_as_the_others_are(
         brokers[2].start()
     assert [value for n, value in found if n == 2] == [b"new"] * new + [b"old"] * old
     assert [value for n, value in found if n == 1] == [b"new"] * new + [b"old"] * old
+
+
+def test_a_restore_waits_for_no_leader(brokers: list[KafkaBroker]) -> None:
+    """What others lead is restored at once, however many partitions it is: meanwhile a stage does not poll."""
+    settings = brokers[0].settings(log={"partitions": 8, "replication_factor": 1})
+    brokers[0].fresh_topics(settings)
+    _put(brokers[0], {TopicPartition(STATE, n): [brokers[2 if n == 7 else 0].number] for n in range(8)})
+    brokers[2].stop()
+    wait_until(lambda: not _leads(brokers[0], STATE, 7), "nobody leads its last partition")
+    restore = SnapshotRestore(settings.log, "reader", "group", frozenset(range(8)))
+    try:
+        begins, found = time.monotonic(), set[int]()
+        while found < set(range(7)):
+            found |= restore.step(0.25).keys()
+        assert time.monotonic() - begins < 4
+    finally:
+        restore.close()
+        brokers[2].start()
 
 
 class _Line:
