@@ -26,7 +26,7 @@ from bench.recorded import empty_broker
 from bench.report import Part, Table
 from idlewatt.stream import records, topics
 from idlewatt.stream.encoding import encode_rows
-from idlewatt.stream.kafka_log import KafkaAppender
+from idlewatt.stream.kafka_appender import KafkaAppender
 from idlewatt.stream.kafka_topics import create_topics
 from idlewatt.stream.log import Record
 from idlewatt.stream.records import GpuRow

@@ -1,6 +1,5 @@
-"""The log in Apache Kafka, for many boxes: partitions are the unit of scale, transactions the guarantee."""
+"""A stage's log in Apache Kafka, for many boxes: partitions are the unit of scale, transactions the guarantee."""
 
-import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -9,97 +8,36 @@ from typing import Any, Final
 import structlog
 from kafka.errors import RetriableError
 
-from idlewatt.stream.errors import ConfigError, LogUnavailableError, RefusedMessageError, RewindError
+from idlewatt.stream.errors import ConfigError, LogUnavailableError, RewindError
 from idlewatt.stream.kafka_clients import (
-    REFUSED,
     STABLE,
     Consumer,
     GroupMetadata,
-    Producer,
     RebalanceListener,
     TopicPartition,
     answered_heartbeat,
     begins_of_logs,
     close_consumer,
-    close_producer,
     connection_options,
     ends_of_logs,
     open_group_consumer,
-    open_producer,
     refusal,
 )
 from idlewatt.stream.kafka_continuity import Continuity, tell_expired
 from idlewatt.stream.kafka_progress import Progress
 from idlewatt.stream.kafka_snapshots import Snapshot, SnapshotRestore, another_number, encode_chunks
-from idlewatt.stream.kafka_topics import create_topics
 from idlewatt.stream.kafka_transactions import Outgoing, TransactionalProducer
-from idlewatt.stream.log import Commit, Message, Poll, Record
+from idlewatt.stream.log import Commit, Message, Poll
 from idlewatt.stream.settings import Log
-from idlewatt.stream.topics import RAW, STATE
+from idlewatt.stream.topics import STATE
 
 _log = structlog.get_logger()
-
-
-class KafkaAppender:
-    """Writes messages, keyed, idempotent. Connects at the first append. May be used from several threads."""
-
-    # Short, so that a collector that is told to end can still do so; what was not sure is appended again.
-    _DELIVERY_TIMEOUT_MS: Final = 4_000
-    _APPEND_TIMEOUT_S: Final = 6.0
-
-    def __init__(self, log: Log, client_id: str) -> None:
-        connection_options(log)  # a wrong setting is an error now, not at the first message
-        self._log = log
-        self._client_id = client_id
-        self._producer: Producer | None = None
-        self._lock = threading.Lock()
-
-    def append(self, records: Sequence[Record]) -> None:
-        """Return when Kafka holds all records; raise LogUnavailableError when that is not sure for each.
-
-        RefusedMessageError: one of them, alone if it was alone, is nothing Kafka will ever take. Appending them again is harmless: rows carry cumulative counters, and a row that came before adds nothing.
-        """
-        with self._lock:
-            try:
-                if self._producer is None:
-                    # a broker that was away at the start would make them up at the first message, unlike ours
-                    create_topics(self._log, RAW)
-                    self._producer = open_producer(self._log, self._client_id, self._DELIVERY_TIMEOUT_MS)
-                # whoever waited for others, or for a connection over a slow line, has as long as everybody
-                deadline = time.monotonic() + self._APPEND_TIMEOUT_S
-                deliveries = [self._producer.send(r.topic, r.value, r.key) for r in records]
-                for delivery in deliveries:
-                    delivery.get(timeout=max(deadline - time.monotonic(), 0.0))
-            except REFUSED as error:
-                self._drop()
-                raise RefusedMessageError(
-                    f"Kafka at {self._log.bootstrap_servers} refuses a message for {_names(records)}: {error}; "
-                    "if it is too large, raise max.message.bytes of the topic"
-                ) from error
-            except Exception as error:  # kafka-python documents no complete list of what it raises
-                self._drop()
-                raise LogUnavailableError(
-                    f"log.bootstrap_servers: Kafka at {self._log.bootstrap_servers} takes no messages: {error}"
-                ) from error
-
-    def close(self) -> None:
-        with self._lock:
-            self._drop()
-
-    def _drop(self) -> None:
-        if self._producer is not None:
-            close_producer(self._producer)
-            self._producer = None
 
 
 # How a partition came to be ours: as which member, and by which change of each input. Another one is another stay,
 # with what others did in between.
 Grant = tuple[str, tuple[int, ...]]
 _NO_LONGER: Final[Grant] = ("", ())
-
-
-def _names(records: Sequence[Record]) -> str:
-    return ", ".join(sorted({record.topic for record in records}))
 
 
 class KafkaStageLog:

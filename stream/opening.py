@@ -27,7 +27,7 @@ def prepare(settings: Settings, *, process: bool = True) -> None:
 def open_appender(settings: Settings, client_id: str) -> Appender:
     """Open the log for writing; `client_id` names the writer in Kafka's own logs. Raises ConfigError."""
     if settings.log.kind == "kafka":
-        from idlewatt.stream.kafka_log import KafkaAppender
+        from idlewatt.stream.kafka_appender import KafkaAppender
 
         return KafkaAppender(settings.log, client_id)
     from idlewatt.stream.embedded_log import EmbeddedAppender

@@ -14,8 +14,9 @@ from structlog.testing import capture_logs
 from idlewatt.stream import kafka_reading
 from idlewatt.stream.clock import unix_ms
 from idlewatt.stream.errors import LogUnavailableError, RewindError
+from idlewatt.stream.kafka_appender import KafkaAppender
 from idlewatt.stream.kafka_clients import TopicPartition, close_producer, open_producer
-from idlewatt.stream.kafka_log import KafkaAppender, KafkaStageLog
+from idlewatt.stream.kafka_log import KafkaStageLog
 from idlewatt.stream.kafka_reading import read_messages
 from idlewatt.stream.kafka_snapshots import Snapshot, SnapshotRestore, encode_chunks
 from idlewatt.stream.log import Record

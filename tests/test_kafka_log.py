@@ -23,9 +23,10 @@ from structlog.testing import capture_logs
 
 from idlewatt.stream import kafka_clients, kafka_log, kafka_transactions, topics
 from idlewatt.stream.errors import ConfigError, LogUnavailableError, RewindError
+from idlewatt.stream.kafka_appender import KafkaAppender
 from idlewatt.stream.kafka_assignor import CopartitionedAssignor
 from idlewatt.stream.kafka_clients import OffsetAndMetadata, TopicPartition
-from idlewatt.stream.kafka_log import KafkaAppender, KafkaStageLog
+from idlewatt.stream.kafka_log import KafkaStageLog
 from idlewatt.stream.kafka_reading import read_messages
 from idlewatt.stream.kafka_snapshots import Snapshot, SnapshotRestore
 from idlewatt.stream.kafka_topics import create_topics
@@ -589,7 +590,7 @@ def test_a_slow_connection_leaves_time_to_append(
         time.sleep(1.6)
         create_topics(log, needed)
 
-    monkeypatch.setattr("idlewatt.stream.kafka_log.create_topics", slowly)
+    monkeypatch.setattr("idlewatt.stream.kafka_appender.create_topics", slowly)
     appender = KafkaAppender(fresh_topics.log, "test")
     appender.append([Record(topics.LEDGER, b"site", b"row")])
     appender.close()

@@ -12,7 +12,8 @@ from stage_reader import StageReader
 
 from idlewatt.stream import topics
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
-from idlewatt.stream.kafka_log import KafkaAppender, KafkaStageLog
+from idlewatt.stream.kafka_appender import KafkaAppender
+from idlewatt.stream.kafka_log import KafkaStageLog
 from idlewatt.stream.kafka_probe import missing_topics, newest_messages
 from idlewatt.stream.log import Record
 from idlewatt.stream.settings import Settings

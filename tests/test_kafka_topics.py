@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 
 from idlewatt.stream import topics
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
-from idlewatt.stream.kafka_log import KafkaAppender, KafkaStageLog
+from idlewatt.stream.kafka_appender import KafkaAppender
+from idlewatt.stream.kafka_log import KafkaStageLog
 from idlewatt.stream.kafka_reading import read_messages
 from idlewatt.stream.kafka_snapshots import Snapshot, encode_chunks, partitions_of
 from idlewatt.stream.log import Record

@@ -16,8 +16,8 @@ from idlewatt.collectors.sink import Sink
 from idlewatt.stream import topics
 from idlewatt.stream.decoding import decode
 from idlewatt.stream.errors import RefusedMessageError
+from idlewatt.stream.kafka_appender import KafkaAppender
 from idlewatt.stream.kafka_clients import open_admin
-from idlewatt.stream.kafka_log import KafkaAppender
 from idlewatt.stream.log import Record
 from idlewatt.stream.opening import read_topic
 from idlewatt.stream.records import GpuRow
