@@ -52,6 +52,10 @@ class EnergyCheck:
                 self._begin(ts_ms, energy_mj)
         self._last_ms, self._last_mj, self._last_mw = ts_ms, energy_mj, power_mw
 
+    def is_blind(self, ts_ms: int) -> bool:
+        """Whether a counter that is not believed could not be judged for a while: it is all there is then."""
+        return self.refuted_ms is not None and ts_ms - self._last_ms > _WINDOW_MS
+
     def _begin(self, ts_ms: int, energy_mj: int) -> None:
         self._began_ms, self._began_mj = ts_ms, energy_mj
         self._readings = self._twice_sampled_uj = 0

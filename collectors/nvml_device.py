@@ -144,6 +144,8 @@ class NvmlDevice:
             # without a limit nobody knows what power is too much to be true
             is_average = meters.power == AVERAGE_POWER and top_mw is not None
             self._energy_check.take(ts_ms, energy_mj, power_mw, is_average)
+        elif power_mw is None and self._energy_check.is_blind(ts_ms):
+            self._energy_check = EnergyCheck()
         refuted_ms = self._energy_check.refuted_ms
         if refuted_ms is not None:
             energy_mj = None

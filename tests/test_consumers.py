@@ -69,25 +69,6 @@ def owed(
     return amounts, volumes
 
 
-def test_tiers_are_told_by_the_minute() -> None:
-    """A gap of hours says of each of its minutes what it says of all together; no token, and nothing owed, is lost."""
-    rows = minutes(
-        minute("search", 1000, window_ms=15 * MINUTE_MS, tier="standard"),
-        minute("chat", 7, START_MS + MINUTE_MS, window_ms=900_000, tier="standard"),
-        minute("chat", 60, tier="standard"),
-    )
-    spent = spend(BOOK, rows, NONE, NO_RESTS)
-    told = (
-        spent.tiers.group_by("window_start_ms")
-        .agg(pl.col("output_tokens", "owed").sum())
-        .sort("window_start_ms")
-    )
-    assert told["window_start_ms"].to_list() == [START_MS + MINUTE_MS * n for n in range(16)]
-    assert told["output_tokens"].sum() == 1067
-    assert set(told["output_tokens"][1:]) <= {0, 1, 66, 67, 68}
-    assert told["owed"].sum() == spent.rows["owed"].sum() == 1067 * 1_000_000
-
-
 def test_another_sites_months_change_nobodys_steps() -> None:
     """A site that was cut off goes on in its own month, although another of its partition is months ahead."""
     ahead = [minute("search", 1, at(month), site="other") for month in (3, 4, 5)]

@@ -828,6 +828,19 @@ def test_no_joule_is_lost_or_doubled_where_a_counter_gives_way_and_comes_back(nv
     assert driver.rejected == {}
 
 
+def test_a_counter_that_gave_way_is_all_there_is_once_power_is_gone(nvml: Nvml) -> None:
+    """Nobody could judge it any more, and the GPU would be dark for good."""
+    _readings(nvml, 0, lambda _: 70, range(200))
+    script, reader = nvml
+    energies = []
+    for second in range(200, 320):
+        script.write(f"gpus 1\n0 energy {10**9 + 70_000 * second}\n0 power 70000\n0 no_field 185 0\n")
+        energies.append(only_row(reader.read(at_s=START_S + second))["energy_mj"])
+    blind = [energy for energy in energies if energy is None]
+    assert energies == [*blind, *energies[len(blind) :]]
+    assert len(blind) == 60
+
+
 @pytest.mark.parametrize(
     ("line", "column", "reason"),
     [

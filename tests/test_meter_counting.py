@@ -481,6 +481,20 @@ def test_a_clock_that_was_ahead_costs_no_later_server_its_tokens(ahead_s: int, a
     assert sum(row["output_tokens"] for row in driver.rows(records.TOKENS)) == 30 + 5 * 120
 
 
+def test_of_two_servers_behind_one_address_no_more_is_believed_if_their_clock_is_ahead() -> None:
+    """Each says that it began later than it was read: the one that began first is refused, as with a clock that is right."""
+
+    def answered(ahead_ms: int) -> list[Any]:
+        began_ms = {0: START_MS - 40_000 + ahead_ms, 1: START_MS - 60_000 + ahead_ms}
+        return [engine(s, 4000 + 2000 * (s % 2) + 100 * s, epoch_ms=began_ms[s % 2]) for s in range(121)]
+
+    found = [metered(*answered(ahead_ms), until_s=120) for ahead_ms in (0, 600_000)]
+    assert [driver.rejected for driver in found] == [{("engine", "stale_epoch"): 60}] * 2
+    assert [sum(row["output_tokens"] for row in driver.rows(records.TOKENS)) for driver in found] == [
+        12_000
+    ] * 2
+
+
 def test_a_model_that_was_swapped_for_another_is_not_silent() -> None:
     """Its engine tells of the other one; when that falls silent too, or tells of one of two, coverage falls."""
     gpus = [gpu(s, 100_000 * s) for s in range(121)]

@@ -209,12 +209,14 @@ def test_long_gaps_are_cut_coarser(gap_ms: int, window_ms: int, parts: int) -> N
 @pytest.mark.parametrize(
     ("gap_ms", "first_ms"), [(61 * MINUTE_MS, 10 * MINUTE_MS), (16 * HOUR_MS, 5 * HOUR_MS + 55 * MINUTE_MS)]
 )
-def test_nothing_of_a_gap_counts_before_it(gap_ms: int, first_ms: int) -> None:
-    """What was spent from 0:05 on has the price, month and period of 0:05, and not of the quarter or the six hours."""
+def test_nothing_of_a_gap_counts_before_or_after_it(gap_ms: int, first_ms: int) -> None:
+    """What was spent from 0:05 on has the price, month and period of 0:05, and not of the quarter or the six hours; and it
+    was spent by the gap's last minute."""
     begin_ms = START_MS + 5 * MINUTE_MS
     minutes, _, _ = folded([row(begin_ms + 17_000, 0), row(begin_ms + 17_000 + gap_ms, 1_000_003)])
     windows = minutes.select("window_start_ms", "window_ms").rows()
     assert windows[0] == (begin_ms, first_ms)
+    assert sum(windows[-1]) == begin_ms + gap_ms + MINUTE_MS
     assert all(begin + length == after for (begin, length), (after, _) in itertools.pairwise(windows))
     assert minutes.get_column("output_tokens").sum() == 1_000_003
 

@@ -221,8 +221,9 @@ def _step(
 def _begins_anew(before: R, row: R) -> bool:
     if before.epoch_ms is None or row.epoch_ms is None:
         return row.epoch_ms is not None
-    # a clock that was ahead may have told the one before
-    return row.epoch_ms > before.epoch_ms or before.epoch_ms > row.epoch_ms > before.ts_ms
+    # a clock that was ahead, and is right again, may have told the one before
+    mended = row.epoch_ms != before.epoch_ms and before.ts_ms < row.epoch_ms <= row.ts_ms
+    return row.epoch_ms > before.epoch_ms or mended
 
 
 def _book_tokens(result: Truth, site: str, pool: str, members: Members, times: Times) -> None:

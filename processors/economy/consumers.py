@@ -7,9 +7,8 @@ import polars as pl
 
 from idlewatt.processors.amounts import SUM
 from idlewatt.processors.economy.book import CONSUMER_KINDS, Book
-from idlewatt.processors.economy.prices import EXACT, VOLUME_KEY, listed, month_of, price_minutes
+from idlewatt.processors.economy.prices import VOLUME_KEY, listed, month_of, price_minutes
 from idlewatt.processors.economy.tiers import TIER_COLUMNS
-from idlewatt.stream.clock import MINUTE_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 
 # Beyond it new names are booked together, and new volumes not at all: a sender of a million names costs others nothing.
@@ -51,37 +50,13 @@ def spend(book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame, rests: pl.Da
         rows, volumes, rests = _priced(book, some, volumes, rests)
         priced.append(rows)
     rows = pl.concat(priced)
-    return Spent(
-        rows, _recent(volumes), _recent(rests), tier_rows(book, with_known_tiers(book, rows), MINUTE_MS)
-    )
+    return Spent(rows, _recent(volumes), _recent(rests), tier_rows(book, with_known_tiers(book, rows)))
 
 
-def tier_rows(book: Book, rows: pl.DataFrame, step_ms: int) -> pl.DataFrame:
-    """Rows as in Spent, with known tiers, as TIER_COLUMNS of no more than `step_ms` each.
-
-    What was given away says nothing of volume steps.
-    """
-    sums = rows.group_by(
-        "site", "model_name", "tier", "window_start_ms", "window_ms", maintain_order=True
-    ).agg(pl.col(*TOKEN_COUNTS, *EXACT).cast(SUM).sum())
+def tier_rows(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows as in Spent, with known tiers, as TIER_COLUMNS. What was given away says nothing of volume steps."""
     listed = pl.when(pl.col("tier").is_in(book.unsold)).then(0).otherwise("worth")
-    return _cut(sums, step_ms).with_columns(listed=listed).select(*TIER_COLUMNS).cast(pl.Schema(TIER_COLUMNS))
-
-
-def _cut(rows: pl.DataFrame, step_ms: int) -> pl.DataFrame:
-    """Rows of long gaps of a counter in steps; the last may be shorter, and their parts are alike."""
-    if not (rows["window_ms"] > step_ms).any():
-        return rows
-    steps = -(-pl.col("window_ms") // step_ms)
-    cut = rows.with_columns(steps=steps, step=pl.int_ranges(0, steps)).explode("step")
-    return cut.with_columns(
-        pl.col("window_start_ms") + pl.col("step") * step_ms,
-        *(_upto(name, pl.col("step") + 1) - _upto(name, pl.col("step")) for name in (*TOKEN_COUNTS, *EXACT)),
-    )
-
-
-def _upto(name: str, step: pl.Expr) -> pl.Expr:
-    return pl.col(name) * step // pl.col("steps")
+    return rows.with_columns(listed=listed).select(*TIER_COLUMNS).cast(pl.Schema(TIER_COLUMNS))
 
 
 def with_known_tiers(book: Book, rows: pl.DataFrame) -> pl.DataFrame:

@@ -37,7 +37,7 @@ def split(gained: pl.DataFrame) -> pl.DataFrame:
     """GAIN_COLUMNS to MINUTE_COLUMNS, in the order of their places; the last part takes the remainder.
 
     A window is a minute where the interval is up to an hour long, a quarter of an hour up to 15 hours, else 6 hours; the
-    first is what is left of it from the interval's first minute on.
+    first is what is left of it from the interval's first minute on, and the last ends with the interval's last minute.
     """
     elapsed_ms = pl.col("end_ms") - pl.col("start_ms")
     step_ms = pl.lit(_STEPS_MS[-1], pl.Int64)
@@ -59,10 +59,13 @@ def _parts(spent: pl.DataFrame) -> pl.DataFrame:
         from_ms=pl.max_horizontal("start_ms", "window_start_ms"),
         to_ms=pl.min_horizontal("end_ms", pl.col("window_start_ms") + step_ms),
     )
-    # what was gained since has the price, month and period of no time before
+    # what was gained since has the price, month and period of no time before, and is of no time after
     begin_ms = pl.max_horizontal("window_start_ms", pl.col("start_ms") // MINUTE_MS * MINUTE_MS)
+    end_ms = pl.min_horizontal(
+        pl.col("window_start_ms") + step_ms, -(-pl.col("end_ms") // MINUTE_MS) * MINUTE_MS
+    )
     return (
-        parts.with_columns(window_start_ms=begin_ms, window_ms=pl.col("window_start_ms") + step_ms - begin_ms)
+        parts.with_columns(window_start_ms=begin_ms, window_ms=end_ms - begin_ms)
         .with_columns((_by(c, "to_ms") - _by(c, "from_ms")).cast(pl.Int64).alias(c) for c in TOKEN_COUNTS)
         .filter(pl.any_horizontal(pl.col(*TOKEN_COUNTS) != 0))
         .select(*MINUTE_COLUMNS)

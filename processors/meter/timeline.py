@@ -285,11 +285,12 @@ def _faults(rows: pl.DataFrame, forget_ms: int) -> list[str | None]:
 
 def _fault(before: Sequence[Any], row: Sequence[Any]) -> str | None:
     _, t0_ms, before_ms, *had = before
-    _, _, epoch_ms, *counts = row
+    _, ts_ms, epoch_ms, *counts = row
     # A process that was started anew may be of a version that counts less; so may one that tells its epoch now, and a
     # collector that does not believe a GPU's counter any more. An epoch before may be later than its own reading: a clock
-    # that was ahead told it.
-    if epoch_ms is not None and (before_ms is None or epoch_ms > before_ms or before_ms > epoch_ms > t0_ms):
+    # that was ahead told it, and is right again.
+    is_told = epoch_ms is not None and epoch_ms != before_ms
+    if is_told and (before_ms is None or epoch_ms > before_ms or t0_ms < epoch_ms <= ts_ms):
         return None
     if any(count is None and number is not None for number, count in zip(had, counts, strict=True)):
         return "counter_missing"

@@ -15,7 +15,7 @@ from idlewatt.processors.amounts import SUM, nearest
 from idlewatt.processors.economy import costs, pricing, tiers
 from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO, Book
 from idlewatt.processors.economy.consumers import spend, tier_rows, with_known_tiers
-from idlewatt.processors.economy.prices import VOLUME_COLUMNS, month_of
+from idlewatt.processors.economy.prices import EXACT, VOLUME_COLUMNS, month_of
 from idlewatt.processors.economy.rests import REST_COLUMNS
 from idlewatt.processors.reports.ledger import Interval, Ledger, ledger_span, usage_span
 from idlewatt.stream.clock import HOUR_MS
@@ -80,7 +80,7 @@ def cells(ledger: Ledger, book: Book, lost_revenue_counts: Sequence[str], interv
     power = _by_hour(ledger.power.filter(span.has()).with_columns(src=pl.lit(0, pl.Int64)))
     # what any row tells counts for every row: -1 comes before 0
     tokens = _by_hour(ledger.tokens.filter(span.has()).with_columns(src=pl.lit(-1, pl.Int64)))
-    used = _by_hour(tier_rows(book, spent, HOUR_MS).filter(span.has()))
+    used = _by_hour(tier_rows(book, _within_hours(spent)).filter(span.has()))
     no_tokens, no_power = (
         frame.clear().with_columns(src=pl.lit(0, pl.Int64)) for frame in (ledger.tokens, ledger.power)
     )
@@ -117,6 +117,24 @@ def priced_usage(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
     months = told.partition_by("month", maintain_order=True, include_key=False) or [told.drop("month")]
     # a month at a time: there is room for the volumes of one and the month before
     return with_known_tiers(book, pl.concat([spend(book, month, *none).rows for month in months]))
+
+
+def _within_hours(spent: pl.DataFrame) -> pl.DataFrame:
+    """Rows of long gaps of a counter cut into hours, which tiers are told by."""
+    if not (spent["window_ms"] > HOUR_MS).any():
+        return spent
+    # the first part of a gap begins within an hour
+    hours = -(-pl.col("window_ms") // HOUR_MS)
+    cut = spent.with_columns(hours=hours, hour=pl.int_ranges(0, hours)).explode("hour")
+    amounts = (*TOKEN_COUNTS, *EXACT)
+    return cut.with_columns(
+        pl.col("window_start_ms") + pl.col("hour") * HOUR_MS,
+        *(_upto(name, pl.col("hour") + 1) - _upto(name, pl.col("hour")) for name in amounts),
+    )
+
+
+def _upto(name: str, hour: pl.Expr) -> pl.Expr:
+    return pl.col(name).cast(SUM) * hour // pl.col("hours")
 
 
 def _by_hour(rows: pl.DataFrame) -> dict[int, pl.DataFrame]:
