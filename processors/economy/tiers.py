@@ -48,7 +48,7 @@ SHARE_COLUMNS: Final[dict[str, Any]] = {
 }
 COMPARED_COLUMNS: Final[dict[str, Any]] = {
     "site": pl.String,
-    # how far the engines had told when shares were computed: a minute
+    # how far the engines had told when shares were computed: a minute; where usage begins, if they have told nothing yet
     "made_ms": pl.Int64,
 }
 _MOST_LISTED: Final = 1 << 60
