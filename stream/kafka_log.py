@@ -123,11 +123,10 @@ class KafkaStageLog:
             refused = refusal(error, self._log, self._owner)
             if refused is not None and not self._was_taken:
                 raise refused from error
-            raise LogUnavailableError(
-                str(refused)
-                if refused is not None
-                else f"log.bootstrap_servers: Kafka at {self._log.bootstrap_servers} gives no messages: {error!r}"
-            ) from error
+            silent = (
+                f"log.bootstrap_servers: Kafka at {self._log.bootstrap_servers} gives no messages: {error!r}"
+            )
+            raise LogUnavailableError(str(refused or silent)) from error
 
     def commit(self, commit: Commit) -> None:
         """One Kafka transaction. Every partition that moves on needs its snapshot. Raises RewindError."""

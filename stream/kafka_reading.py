@@ -39,8 +39,9 @@ def read_messages(
     """Every committed message of a topic, from the oldest to those that are there now; in order by partition.
 
     `since_ms`: those appended before are left out. `newest`: of each partition only the last so many, or a few more.
-    `follow`: and all that come after, without end. `patience_s`: how long nothing may come before the end. A transaction
-    that is about to end is waited for: Kafka answers a commit a moment before it shows what was committed. Raises ConfigError, LogUnavailableError.
+    `follow`: and all that come after, without end. `patience_s`: how long nothing may come before the end. A
+    transaction that is about to end is waited for: Kafka answers a commit a moment before it shows what was committed.
+    Raises ConfigError, LogUnavailableError.
     """
     consumer = open_reader(log, "idlewatt-reader")
     try:

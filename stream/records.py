@@ -14,9 +14,11 @@ from typing import Annotated, Final
 
 import pyarrow as pa
 
+from idlewatt.stream.clock import HOUR_MS
+
 # A counter that restarted this long before its first reading still brings its whole value: a model server
 # answers only after its model is loaded, and counts from its start.
-RESTART_GAP_MS: Final = 3_600_000
+RESTART_GAP_MS: Final = HOUR_MS
 # what a GPU's time is; in some it does nothing and could
 STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
 IDLE_STATES: Final = ("idle_loaded", "idle_free")

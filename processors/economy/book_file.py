@@ -73,9 +73,9 @@ class BookFile:
     def __init__(
         self, path: Path | None, told: Callable[[Literal["accepted", "refused"], Book], None]
     ) -> None:
-        """`told` hears of every reading of the file but the first, and of the book that is in force then. Without a path the book stays empty.
+        """`told` hears of every reading of the file but the first, and of the book that is in force then.
 
-        Raises ConfigError.
+        Without a path the book stays empty. Raises ConfigError.
         """
         self._path = path
         self._told = told

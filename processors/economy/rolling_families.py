@@ -17,11 +17,11 @@ from idlewatt.processors.economy.pricing import BENCHMARK_CURRENCY
 from idlewatt.processors.economy.rolling import POOL
 from idlewatt.processors.economy.state import EconomyState
 from idlewatt.processors.families import Family, family
+from idlewatt.processors.meter.rolling import ROLLING_MS
 from idlewatt.stream import metric_names as names
 from idlewatt.stream.clock import HOUR_MS
 from idlewatt.stream.metric_names import Metric
 
-_LOSSES_OVER: Final = {"1m": 60_000, "5m": 300_000, "1h": HOUR_MS}
 _HOUR: Final = "1h"
 _YEAR_MS: Final = 8760 * HOUR_MS
 # micro-units per millijoule to units per gigawatt-year: 10^9 W x 31,536,000 s x 10^3 mJ / 10^6
@@ -36,7 +36,7 @@ _AGE_MS: Final = pl.col("end_ms") - pl.col("window_start_ms")
 _LOST: Final = ("window_ms", "lost_micro", "lost_ms", "benchmark_micro")
 _LOSSES: Final = tuple(
     pl.when(_AGE_MS.le(length_ms)).then(amount).otherwise(0).alias(f"{amount}_{window}")
-    for window, length_ms in _LOSSES_OVER.items()
+    for window, length_ms in ROLLING_MS.items()
     if window != _HOUR
     for amount in _LOST
 )
@@ -107,12 +107,12 @@ def _figures(currency: str, book: Book) -> tuple[_Figure, ...]:
 
 
 def _losses(currency: str) -> Iterator[_Figure]:
-    for window in _LOSSES_OVER:
+    for window in ROLLING_MS:
         # where idle watts cannot be priced, the other windows are those that lost less
         is_known = pl.col(f"lost_ms_{window}") == pl.col(f"window_ms_{window}")
         rate = _where(is_known, _ratio(f"lost_micro_{window}", f"window_ms_{window}")) * _PER_HOUR
         yield _figure(names.LOST_REVENUE_PER_HOUR, "all", rate, window=window, currency=currency)
-    for window in _LOSSES_OVER:
+    for window in ROLLING_MS:
         rate = _ratio(f"benchmark_micro_{window}", f"window_ms_{window}") * _PER_HOUR
         labels = {"window": window, "currency": BENCHMARK_CURRENCY}
         yield _figure(names.BENCHMARK_LOST_REVENUE_PER_HOUR, "all", rate, **labels)

@@ -7,9 +7,10 @@ import polars as pl
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.rows import where
+from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 
-ROLLING_MS: Final = {"1m": 60_000, "5m": 300_000, "1h": 3_600_000}
+ROLLING_MS: Final = {"1m": MINUTE_MS, "5m": 5 * MINUTE_MS, "1h": HOUR_MS}
 HISTORY_COLUMNS: Final = {
     "site": pl.String,
     "pool": pl.String,
