@@ -24,8 +24,8 @@ class EnergyCheck:
     """
 
     def __init__(self) -> None:
-        # the first reading from which on the counter is not believed; None while it is
-        self.refuted_ms: int | None = None
+        # the last minutes said that the counter is not to be believed
+        self.is_refuted = False
         # in a row, that say otherwise than is believed
         self._windows_otherwise = 0
         self._began_ms = 0
@@ -54,7 +54,7 @@ class EnergyCheck:
 
     def is_blind(self, ts_ms: int) -> bool:
         """Whether a counter that is not believed could not be judged for a while: it is all there is then."""
-        return self.refuted_ms is not None and ts_ms - self._last_ms > _WINDOW_MS
+        return self.is_refuted and ts_ms - self._last_ms > _WINDOW_MS
 
     def _begin(self, ts_ms: int, energy_mj: int) -> None:
         self._began_ms, self._began_mj = ts_ms, energy_mj
@@ -68,8 +68,8 @@ class EnergyCheck:
         is_throughout = is_average and elapsed_ms <= self._readings * _THROUGHOUT_STEP_MS
         is_false = gained_mj == 0 and sampled_mj >= _LEAST_MW * elapsed_ms // 1000
         is_false |= is_throughout and self._is_moving and not is_near
-        was_refuted = self.refuted_ms is not None
-        self._windows_otherwise = self._windows_otherwise + 1 if (is_near if was_refuted else is_false) else 0
-        if self._windows_otherwise == (_WINDOWS_TO_TRUST_AGAIN if was_refuted else _WINDOWS_TO_REFUTE):
-            self.refuted_ms = None if was_refuted else ts_ms
+        says_otherwise = is_near if self.is_refuted else is_false
+        self._windows_otherwise = self._windows_otherwise + 1 if says_otherwise else 0
+        if self._windows_otherwise == (_WINDOWS_TO_TRUST_AGAIN if self.is_refuted else _WINDOWS_TO_REFUTE):
+            self.is_refuted = not self.is_refuted
             self._windows_otherwise = 0

@@ -66,6 +66,8 @@ LIMITS_EVERY_MS: Final = 30_000
 # After this many attempts in which a call failed for no clear reason, the calls that answered decide until it answers.
 _PROBE_ATTEMPTS: Final = 5
 PROBE_EVERY_MS: Final = 60_000
+# A counter that does not answer for so long is done without.
+_COUNTER_WAIT_MS: Final = 60_000
 
 
 def is_due(last_ms: int | None, now_ms: int, every_ms: int) -> bool:
@@ -102,6 +104,8 @@ class NvmlDevice:
         self.product = product
         self.meters: Meters | None = None
         self._energy_check = EnergyCheck()
+        # the first of the readings without a counter, since the last one with it
+        self._uncounted_ms: int | None = None
         self._leave_out = leave_out
         self._answered: set[Origin] = set()
         self._unsupported: set[Origin] = set()
@@ -146,8 +150,7 @@ class NvmlDevice:
             self._energy_check.take(ts_ms, energy_mj, power_mw, is_average)
         elif power_mw is None and self._energy_check.is_blind(ts_ms):
             self._energy_check = EnergyCheck()
-        refuted_ms = self._energy_check.refuted_ms
-        if refuted_ms is not None:
+        if self._energy_check.is_refuted:
             energy_mj = None
             self._leave_out("energy_suspect")
         utilization = self._ask(pynvml.nvmlDeviceGetUtilizationRates)
@@ -163,14 +166,24 @@ class NvmlDevice:
             energy_mj=energy_mj,
             power_mw=power_mw,
             power_limit_mw=self._limit_mw,
-            # an epoch of its own is what lets a reading go on without the counter
-            epoch_ms=refuted_ms,
+            epoch_ms=self._epoch_ms(ts_ms, energy_mj is not None),
             sm_activity=None if percent is None else percent / 100,
             memory_used_bytes=self._memory_used_bytes,
             clocks_event_reasons=self._within("clocks_event_reasons", reasons, 0, _INT64_MAX),
             has_process=self._has_process,
             power_scope=meters.scope,
         )
+
+    def _epoch_ms(self, ts_ms: int, is_counted: bool) -> int | None:
+        """Since when the counter is done without: an epoch of its own is what lets the meter go on without it."""
+        if is_counted:
+            self._uncounted_ms = None
+            return None
+        # one that a clock ahead told would be refused
+        self._uncounted_ms = ts_ms if self._uncounted_ms is None else min(self._uncounted_ms, ts_ms)
+        may_answer = self.meters is not None and self.meters.energy is not None
+        is_waited_for = may_answer and not self._energy_check.is_refuted
+        return None if is_waited_for and ts_ms - self._uncounted_ms < _COUNTER_WAIT_MS else self._uncounted_ms
 
     def _probe(self, now_ms: int) -> Meters | None:
         """Find what energy and power can be read from; None while a failed call leaves that open, but not for long."""

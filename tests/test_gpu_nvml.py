@@ -21,6 +21,7 @@ pytestmark = pytest.mark.nvml
 Nvml = tuple[NvmlScript, NvmlReader]
 START = Callable[[dict[str, str]], NvmlReader]
 
+ENERGY = "nvmlDeviceGetTotalEnergyConsumption"
 FIELDS = "nvmlDeviceGetFieldValues"
 REASONS = "nvmlDeviceGetCurrentClocksEventReasons"
 PROCESSES = "nvmlDeviceGetComputeRunningProcesses_v3"
@@ -252,7 +253,7 @@ def test_another_scope_has_another_limit(nvml: Nvml) -> None:
 def test_what_fails_for_long_is_asked_for_again(nvml: Nvml) -> None:
     """A counter that answers again after minutes is read again, and no failure of another costs it then."""
     script, reader = nvml
-    energy = "0 return nvmlDeviceGetTotalEnergyConsumption 999\n0 field 83 0 999 1 0"
+    energy = f"0 return {ENERGY} 999\n0 field 83 0 999 1 0"
     script.write(f"gpus 1\n{energy}")
     rows = [only_row(reader.read(at_s=second)) for second in range(1, 120, 10)]
     assert rows[-1]["power_mw"] == 300_000
@@ -272,7 +273,7 @@ def test_a_counter_that_is_refused_once_is_asked_again(nvml: Nvml) -> None:
     good = "gpus 1\n0 energy 987654321000 250\n0 power 412345\n"
     script.write(good)
     assert only_row(reader.read(at_s=10))["energy_mj"] > 0
-    script.write(f"{good}0 return {FIELDS} 3\n0 return nvmlDeviceGetTotalEnergyConsumption 3\n")
+    script.write(f"{good}0 return {FIELDS} 3\n0 return {ENERGY} 3\n")
     lost = reader.read(at_s=11)
     assert (only_row(lost)["energy_mj"], lost["left_out"]["meter_lost"]) == (None, 2)
     script.write(good)
@@ -307,7 +308,7 @@ def test_a_gpu_without_any_power_reading_is_counted(nvml: Nvml) -> None:
     """A GPU that has neither counter nor power still gives a row, with nulls, and is counted as unread."""
     script, reader = nvml
     script.write("gpus 1\n0 return nvmlDeviceGetFieldValues 3\n0 return nvmlDeviceGetPowerUsage 3")
-    script.path.write_text(script.path.read_text() + "0 return nvmlDeviceGetTotalEnergyConsumption 3\n")
+    script.path.write_text(script.path.read_text() + f"0 return {ENERGY} 3\n")
     answer = reader.read()
     row = only_row(answer)
     assert (row["energy_mj"], row["power_mw"]) == (None, None)
@@ -807,17 +808,23 @@ def test_a_counter_is_believed_where_power_proves_nothing(
         assert "energy_suspect" not in answer["left_out"]
 
 
+def _read_of_gpu(rows: list[GpuRow], until_s: int) -> list[dict[str, Any]]:
+    """What the meter books as not dark; it refuses no more than what is waited for."""
+    driver = Driver(MeterStage(MeterConfig()))
+    driver.append([Message(topics.GPU, GPU, rows)])
+    for _ in range(2):
+        driver.fold(1000 * (START_S + until_s) + 30_000)
+    assert driver.rejected.keys() <= {("gpu", "counter_missing")}
+    return [row for row in driver.rows(POWER) if row["state"] != "dark"]
+
+
 def test_no_joule_is_lost_or_doubled_where_a_counter_gives_way_and_comes_back(nvml: Nvml) -> None:
     """The meter goes on with estimates from the last reading of the counter on, until that has held for ten minutes."""
     still = _readings(nvml, 0, lambda _: 70, range(200))
     counting = _readings(nvml, 70, lambda _: 70, range(200, 1001))
     assert counting[-1]["left_out"] == {}
-    driver = Driver(MeterStage(MeterConfig()))
     rows = [GpuRow(**only_row(answer)) for answer in (*still, *counting)]
-    driver.append([Message(topics.GPU, GPU, rows)])
-    for _ in range(2):
-        driver.fold(1000 * (START_S + 1000) + 30_000)
-    booked = [row for row in driver.rows(POWER) if row["state"] != "dark"]
+    booked = _read_of_gpu(rows, until_s=1000)
     counted = [row.ts_ms for row in rows if row.energy_mj is not None]
     back_s = min(ms for ms in counted if ms > 1000 * (START_S + 120)) // 1000 - START_S
     # a minute that the change falls into proves nothing
@@ -825,7 +832,6 @@ def test_no_joule_is_lost_or_doubled_where_a_counter_gives_way_and_comes_back(nv
     # two minutes were lost before it was found out
     assert sum(row["draw_mj"] for row in booked) == 70_000 * (1000 - 119)
     assert sum(row["estimated_mj"] for row in booked) == 70_000 * (back_s - 119)
-    assert driver.rejected == {}
 
 
 def test_a_counter_that_gave_way_is_all_there_is_once_power_is_gone(nvml: Nvml) -> None:
@@ -839,6 +845,48 @@ def test_a_counter_that_gave_way_is_all_there_is_once_power_is_gone(nvml: Nvml) 
     blind = [energy for energy in energies if energy is None]
     assert energies == [*blind, *energies[len(blind) :]]
     assert len(blind) == 60
+
+
+@pytest.mark.parametrize(
+    ("code", "is_restarted", "dark_s"),
+    [(3, True, 0), (3, False, 61), (999, False, 61)],
+    ids=["another_driver", "not_supported", "fails"],
+)
+def test_a_counter_that_is_there_no_more_is_done_without(
+    nvml: Nvml, start_reader: START, code: int, is_restarted: bool, dark_s: int
+) -> None:
+    """One that had answered is waited for a minute. Once it is back, no joule counts twice."""
+    script, reader = nvml
+    rows = [only_row(answer) for answer in _readings(nvml, 70, lambda _: 70, range(100))]
+    if is_restarted:
+        reader = start_reader(script.environment)
+    script.write(f"gpus 1\n0 power 70000\n0 field 83 0 {code} 1 0\n0 return {ENERGY} {code}")
+    rows += [only_row(reader.read(at_s=START_S + second)) for second in range(100, 300)]
+    assert all(row["energy_mj"] is None for row in rows[100:])
+    rows += [only_row(answer) for answer in _readings(nvml, 70, lambda _: 70, range(300, 400))]
+    booked = _read_of_gpu([GpuRow(**row) for row in rows], until_s=400)
+    assert sum(row["draw_mj"] for row in booked) == 70_000 * (399 - dark_s)
+    assert sum(row["estimated_mj"] for row in booked) == 70_000 * (201 - dark_s)
+
+
+def test_a_counter_that_fails_for_less_than_a_minute_tells_all_afterwards(nvml: Nvml) -> None:
+    """Nothing is estimated of what it counted meanwhile."""
+    script, reader = nvml
+    rows = [only_row(answer) for answer in _readings(nvml, 70, lambda _: 70, range(100))]
+    script.write(f"gpus 1\n0 power 70000\n0 field 83 0 999 1 0\n0 return {ENERGY} 999")
+    rows += [only_row(reader.read(at_s=START_S + second)) for second in range(100, 108)]
+    rows += [only_row(answer) for answer in _readings(nvml, 70, lambda _: 70, range(108, 200))]
+    booked = _read_of_gpu([GpuRow(**row) for row in rows], until_s=200)
+    assert [sum(row[joules] for row in booked) for joules in ("draw_mj", "estimated_mj")] == [70_000 * 199, 0]
+
+
+def test_a_gpu_without_counter_goes_on_where_its_clock_is_set_right(nvml: Nvml) -> None:
+    """It was two hours ahead when the counter gave way: an epoch of then would be refused for as long."""
+    ahead_s = 7200
+    rows = [only_row(answer) for answer in _readings(nvml, 0, lambda _: 70, range(ahead_s, ahead_s + 200))]
+    assert rows[-1]["epoch_ms"] > 1000 * (START_S + ahead_s)
+    for answer in _readings(nvml, 0, lambda _: 70, range(100)):
+        assert only_row(answer)["epoch_ms"] == 1000 * START_S
 
 
 @pytest.mark.parametrize(

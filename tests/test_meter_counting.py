@@ -256,6 +256,16 @@ def test_gpus_that_wait_behind_an_old_row_are_no_reason_to_close_more_at_once(
     assert driver.state.edge_ms <= rows[0].ts_ms + 11 * 10_000
 
 
+@pytest.mark.parametrize("counter", [None, 9_000_000])
+def test_a_gpu_without_counter_has_no_older_epoch(counter: int | None) -> None:
+    """Its collector was started anew after its clock, a little ahead, was set right; it may have a counter then."""
+    before = [gpu(s, None, power_mw=70_000, epoch_ms=START_MS + 5_000) for s in range(6, 31)]
+    after = [gpu(s, counter, power_mw=70_000, epoch_ms=START_MS + 4_000) for s in range(31, 61)]
+    driver = metered(gpu(5, 1, power_mw=70_000), *before, *after)
+    assert driver.rejected == {}
+    assert drawn_mj(driver) == 70_000 * (26 if counter else 55)
+
+
 def test_an_engine_of_a_version_that_counts_less_goes_on() -> None:
     """It was rolled back: its new process never had the counter of cached tokens."""
     before = [engine(s, 100 * s) for s in range(31)]

@@ -188,7 +188,8 @@ def _step(
     """The table of cases. `most` is what a counter can have gained at all."""
     t0, t1 = before.ts_ms, row.ts_ms
     nothing = (0,) * len(new)
-    known = before.epoch_ms is not None and row.epoch_ms is not None
+    counted = any(None not in pair for pair in zip(old, new, strict=True))
+    known = counted and before.epoch_ms is not None and row.epoch_ms is not None
     anew = _begins_anew(before, row)
     if any(n is None and o is not None for o, n in zip(old, new, strict=True)) and not anew:
         return "counter_missing"

@@ -288,7 +288,7 @@ def _fault(before: Sequence[Any], row: Sequence[Any]) -> str | None:
     _, ts_ms, epoch_ms, *has = row
     pairs = list(zip(had, has, strict=True))
     # A process that was started anew may be of a version that counts less; so may one that tells its epoch now, and a
-    # collector that does not believe a GPU's counter any more. An epoch before may be later than its own reading: a clock
+    # collector that does without a GPU's counter. An epoch before may be later than its own reading: a clock
     # that was ahead told it, and is right again.
     is_told = epoch_ms is not None and epoch_ms != before_ms
     if is_told and (before_ms is None or epoch_ms > before_ms or t0_ms < epoch_ms <= ts_ms):
@@ -298,7 +298,8 @@ def _fault(before: Sequence[Any], row: Sequence[Any]) -> str | None:
     if epoch_ms is None or before_ms is None:
         return None
     if epoch_ms < before_ms:
-        return "stale_epoch"
+        # without counters nothing is known to have begun with it
+        return "stale_epoch" if any(None not in pair for pair in pairs) else None
     fell = any(number is not None and count is not None and count < number for number, count in pairs)
     return "counter_decrease" if fell else None
 
