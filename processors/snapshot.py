@@ -15,8 +15,6 @@ import polars as pl
 from idlewatt.stream.errors import IdlewattError
 
 _MAGIC: Final = b"IDLEWATT-SNAPSHOT/2\n"
-# all integers in eight bytes; otherwise the same
-_MAGIC_BEFORE: Final = b"IDLEWATT-SNAPSHOT\n"
 _NARROWER: Final = ((1 << 8, pl.UInt8), (1 << 16, pl.UInt16), (1 << 32, pl.UInt32))
 # below it, to look for the least and the greatest costs more than it saves
 _LONG_ROWS: Final = 4_000
@@ -45,11 +43,11 @@ def write_snapshot(layout: str, scalars: Mapping[str, Any], frames: Mapping[str,
 
 def read_snapshot(layout: str, snapshot: bytes) -> tuple[dict[str, Any], dict[str, pl.DataFrame]]:
     """The scalars and frames of a snapshot. Raises SnapshotError where the layout is another one."""
-    if not snapshot.startswith((_MAGIC, _MAGIC_BEFORE)):
+    if not snapshot.startswith(_MAGIC):
         raise SnapshotError(
             "a snapshot in idlewatt.state is not one of ours: was the topic written to by something else?"
         )
-    begin = snapshot.index(b"\n") + 1
+    begin = len(_MAGIC)
     end = snapshot.index(b"\n", begin)
     header = json.loads(snapshot[begin:end])
     if header["layout"] != layout:
@@ -60,7 +58,7 @@ def read_snapshot(layout: str, snapshot: bytes) -> tuple[dict[str, Any], dict[st
     frames, at = {}, end + 1
     for name, length in header["frames"].items():
         frame = pl.read_ipc_stream(snapshot[at : at + length])
-        for column, low in header.get("least", {}).get(name, {}).items():
+        for column, low in header["least"].get(name, {}).items():
             frame = frame.with_columns(pl.col(column).cast(pl.Int64) + low)
         frames[name] = frame
         at += length

@@ -19,9 +19,8 @@ from idlewatt.processors.economy.book import Book
 from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.stage import EconomyStage
-from idlewatt.processors.economy.state import LAYOUT, EconomyState
+from idlewatt.processors.economy.state import EconomyState
 from idlewatt.processors.families import in_units
-from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream import metric_names as names
 from idlewatt.stream import topics
 from idlewatt.stream.decoding import decode
@@ -456,30 +455,6 @@ def test_a_tier_that_is_not_sold_needs_no_price() -> None:
     assert shown(driver, names.MARGIN_PER_HOUR) is not None
 
 
-def test_the_state_of_the_build_before_is_read() -> None:
-    """It had fewer columns: what they would have said is as far as it is known."""
-    driver = driver_of()
-    driver.append(ledger(sold(0, 1000), sold(0, 7, model="x"), power(0), power(0, product="B200")))
-    driver.fold(START_MS)
-    scalars, frames = read_snapshot(LAYOUT, driver.stage.snapshot(driver.state))
-    before = {
-        "totals": frames["totals"].drop("shown_micro"),
-        "uncosted": frames["uncosted"].drop("shown_gpu_ms"),
-        "unpriced": frames["unpriced"].drop("input_tokens", "cached_input_tokens"),
-    }
-    booked = frames.pop("booked")
-    kept = (names.REVENUE, names.CAPITAL_COST, names.UNCOSTED_GPU_SECONDS)
-    then = [shown(driver, metric) for metric in kept]
-    driver.state = driver.stage.restore(write_snapshot(LAYOUT, scalars, frames | before))
-    assert [shown(driver, metric) for metric in kept] == then
-    assert None not in then
-    assert driver.state.booked.equals(booked)
-    assert shown(driver, names.UNPRICED_TOKENS) == shown(driver, names.UNPRICED_TOKENS, kind="output") == 7
-    driver.append(ledger(sold(1, 7, model="x")))
-    driver.fold(START_MS)
-    assert shown(driver, names.UNPRICED_TOKENS, kind="input") == 14
-
-
 def test_amounts_beyond_all_bounds_cost_others_nothing() -> None:
     """Counters that jump, at a price of 10,000 per million tokens: such a row has no amount, all others have theirs."""
     driver = driver_of(BOOK.replace("output = 0.35", "output = 10_000").replace("steps =", "# steps ="))
@@ -708,40 +683,8 @@ def test_a_pool_without_gpus_grows_no_state() -> None:
     assert shown(driver, names.REVENUE) is not None
 
 
-def test_a_state_of_the_build_before_goes_on() -> None:
-    """It kept no rests, what usage owed in whole micro-units, and tokens in 64 bits."""
-    driver = driver_of()
-    event = UsageRow(
-        ts_ms=START_MS, site="s", source="app", event_id="1", team="a", model_name="m", output_tokens=100
-    )
-    driver.append([Message(topics.USAGE, USAGE, [event])])
-    driver.append(ledger(sold(0, 1000), power(0)))
-    driver.fold(START_MS + 1000)
-    scalars, frames = read_snapshot(LAYOUT, driver.state.snapshot())
-    micro = {"spend_micro": pl.col("owed") // 10**6, "list_micro": pl.col("listed") // 10**6}
-    for name in ("tiers", "shares"):
-        frames[name] = frames[name].with_columns(**micro).drop("owed", "listed")
-    before = {
-        name: frame.with_columns(pl.col(pl.Int128).cast(pl.Int64))
-        for name, frame in frames.items()
-        if name != "rests"
-    }
-    state = EconomyState.restore(write_snapshot(LAYOUT, scalars, before))
-    for name in ("tiers", "shares", "engines", "volumes", "consumers"):
-        found, expected = getattr(state, name), getattr(driver.state, name)
-        assert found.schema == expected.schema
-        assert found.equals(expected)
-    assert state.rests.is_empty()
-    driver.state = state
-    driver.append([Message(topics.USAGE, USAGE, [dataclasses.replace(event, event_id="2")])])
-    driver.append(ledger(sold(1, 1000), power(1)))
-    driver.fold(START_MS + 2000)
-    assert [row["spend_micro"] for row in driver.rows(CONSUMER)] == [35, 35]
-
-
-@pytest.mark.parametrize("is_of_the_build_before", [False, True])
-def test_a_namesake_of_another_kind_has_volumes_of_its_own(is_of_the_build_before: bool) -> None:
-    """Teams are billed first, then families of agents. A state that did not tell kinds is taken for that of the book."""
+def test_a_namesake_of_another_kind_has_volumes_of_its_own() -> None:
+    """Teams are billed first, then families of agents."""
     books = [parse_book(f'billed = "{kind}"\n{BOOK}'.encode(), "book") for kind in ("team", "agent_family")]
     now = books[0]
     driver: Driver[EconomyState] = Driver(EconomyStage(lambda: now, EconomyConfig()))
@@ -756,10 +699,6 @@ def test_a_namesake_of_another_kind_has_volumes_of_its_own(is_of_the_build_befor
         return amount
 
     assert spent(1) == 175_000
-    if is_of_the_build_before:
-        scalars, frames = read_snapshot(LAYOUT, driver.state.snapshot())
-        frames["volumes"] = frames["volumes"].drop("billed_kind")
-        driver.state = EconomyState.restore(write_snapshot(LAYOUT, scalars, frames))
     assert spent(2) == 100_000
     now = books[1]
     assert [spent(3), spent(4)] == [175_000, 100_000]

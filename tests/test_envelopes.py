@@ -362,19 +362,12 @@ def test_after_a_restart_figures_go_on_from_where_they_were() -> None:
 
 
 def test_a_gigawatts_money_in_dong_is_more_than_64_bits_hold() -> None:
-    """What was used goes on rising, also from a state of the build before, which had less room."""
+    """What was used goes on rising."""
     terms = book({"period": "month", "limit": 10**12}, currency="VND")
     spent = [row(START_MS + hour * HOUR_MS, 5e12, currency="VND") for hour in range(3)]
     found = figures(terms, spent, START_MS + 4 * HOUR_MS)["e", "*"]
     assert found["used"] == 15 * 10**12 * MICRO
     assert found["exhaustion_ms"] is None
-    before = {
-        name: rows.cast({pl.Int128: pl.Int64})
-        for name, rows in state_of(spent[:1], end_ms=START_MS).frames().items()
-    }
-    newest = pl.DataFrame({"site": ["hall"], "newest_ms": [spent[2].window_start_ms]})
-    state = envelopes.used(EnvelopeState.of(before), frame(spent[1:]), newest, "UTC", START_MS + 4 * HOUR_MS)
-    assert envelope_figures(state, terms)["used"].to_list() == [15 * 10**12 * MICRO]
 
 
 def test_money_is_withheld_where_tokens_have_no_price() -> None:
@@ -623,20 +616,6 @@ def test_who_is_kept_apart_late_may_have_been_folded_before(monkeypatch: pytest.
     )
     kim = envelope_figures(state, terms).filter(pl.col("consumer") == "kim")
     assert kim.get_column("used").to_list() == [7 * MICRO]
-
-
-def test_a_snapshot_that_names_nobody_as_folded_is_read_with_care(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Earlier versions did not remember whom they had folded: while (other) stands it may be anybody."""
-    monkeypatch.setattr(envelopes, "MAX_CONSUMERS", 1)
-    terms = book({"each": True})
-    for batches, used in (
-        ([[row(START_MS, 3)]], 3 * MICRO),
-        ([[row(START_MS, 3)], [row(START_MS, 4, engineer="x")]], None),
-    ):
-        frames = state_of(*batches, end_ms=START_MS).frames()
-        del frames["envelope_folded"]
-        found = envelope_figures(EnvelopeState.of(frames), terms)
-        assert found.filter(pl.col("consumer") == "kim").get_column("used").to_list() == [used]
 
 
 def test_state_is_bounded() -> None:

@@ -99,30 +99,6 @@ def test_an_outage_of_hours_is_booked_as_what_was_done_in_it(at_once: int) -> No
     assert_all_true(driver, rows, config)
 
 
-def test_a_state_of_the_build_before_goes_on() -> None:
-    """It did not say when an engine's doings were told, nor what had been available, and summed in 64 bits."""
-    rows: list[Row] = []
-    for second in range(0, 300, 5):
-        rows += [gpu(second), engine(second, 10 * second)]
-    config = MeterConfig()
-    driver = Driver(MeterStage(config))
-    driver.append(pack(rows[:60]))
-    driver.fold(rows[59].ts_ms)
-    driver.commit()
-    assert driver.committed is not None
-    scalars, frames = read_snapshot(LAYOUT, driver.committed[0])
-    old = {name: frame for name, frame in frames.items() if name not in ("available_totals", "booked")}
-    old["segments"] = old["segments"].drop("told_ms")
-    old["power_totals"] = old["power_totals"].drop("facility_mj")
-    old = {name: frame.cast({pl.Int128: pl.Int64}) for name, frame in old.items()}
-    driver.committed = (write_snapshot(LAYOUT, scalars, old), *driver.committed[1:])
-    driver.crash()
-    driver.append(pack(rows[60:]))
-    driver.fold(START_MS + 400_000)
-    assert_all_true(driver, rows, config)
-    assert driver.sample("idlewatt_available_joules_total") == 700 * 370
-
-
 def test_a_gigawatt_is_counted_for_years() -> None:
     """In 107 days it makes more millijoules than 64 bits hold; counters go on rising, and nothing is unaccounted for."""
     driver = Driver(MeterStage(MeterConfig(pue=2.0)))

@@ -1,8 +1,5 @@
 """Snapshots: a frame that stays is written once, and never stands in for another one."""
 
-import io
-import json
-
 import polars as pl
 
 from idlewatt.processors import snapshot
@@ -54,15 +51,3 @@ def test_integers_of_long_frames_are_read_back_whatever_they_are() -> None:
         assert found.schema == before.schema
         assert found.equals(before)
     assert len(written) < 2 * frame.estimated_size() / 3
-
-
-def test_a_snapshot_of_before_integers_were_narrowed_is_read() -> None:
-    """An upgrade carries on where the version before stopped."""
-    frame = pl.DataFrame({"number": range(5_000)})
-    body = io.BytesIO()
-    frame.write_ipc_stream(body, compression="zstd")
-    header = {"layout": "test/1", "scalars": {"edge_ms": 5}, "frames": {"frame": len(body.getvalue())}}
-    old = b"IDLEWATT-SNAPSHOT\n" + json.dumps(header).encode() + b"\n" + body.getvalue()
-    scalars, frames = read_snapshot("test/1", old)
-    assert scalars == {"edge_ms": 5}
-    assert frames["frame"].equals(frame)

@@ -43,8 +43,6 @@ class Spent:
 
 def spend(book: Book, minutes: pl.DataFrame, volumes: pl.DataFrame, rests: pl.DataFrame) -> Spent:
     """Price minutes of usage (usage_minutes.MINUTE_COLUMNS) in their order; a tier that nobody told is the default one."""
-    # a build before this one did not keep it, and nobody tells of a book before this one
-    volumes = volumes.with_columns(pl.col("billed_kind").fill_null(book.billed))
     priced = []
     for some in list(minutes.iter_slices(_PRICED_AT_ONCE)) or [minutes]:
         rows, volumes, rests = _priced(book, some, volumes, rests)

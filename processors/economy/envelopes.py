@@ -75,11 +75,7 @@ class EnvelopeState:
     @classmethod
     def of(cls, frames: Mapping[str, pl.DataFrame]) -> Self:
         """From what frames() gave; other frames may be among them."""
-        periods = frames["envelope_periods"]
-        # earlier versions did not remember whom they had folded, and summed in 64 bits
-        anybody = {"envelope_folded": kept_apart(periods).join(folded_into(periods), on=["site", "kind"])}
-        found = {name: (anybody | dict(frames))[f"envelope_{name}"] for name in _FRAMES}
-        return cls(**{name: frame.cast(pl.Schema(_FRAMES[name])) for name, frame in found.items()})
+        return cls(**{name: frames[f"envelope_{name}"] for name in _FRAMES})
 
 
 def used(

@@ -16,7 +16,6 @@ from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.families import families
 from idlewatt.processors.economy.pricing import MIX_MS
 from idlewatt.processors.economy.state import (
-    SHOWN,
     TOTAL_KEY,
     UNATTRIBUTED_KEY,
     UNCOSTED_KEY,
@@ -158,14 +157,16 @@ class EconomyStage:
                 state.totals,
                 money.with_columns_seq(pl.col("tier", "origin").fill_null("")),
                 TOTAL_KEY,
-                *SHOWN["totals"],
+                "amount_micro",
+                "shown_micro",
             ),
             unpriced=_add(state.unpriced, unpriced, UNPRICED_KEY),
             uncosted=_add_shown(
                 state.uncosted,
                 costed.filter(pl.col("capital_micro").is_null()),
                 UNCOSTED_KEY,
-                *SHOWN["uncosted"],
+                "gpu_ms",
+                "shown_gpu_ms",
             ),
             carbon=_add(
                 state.carbon, costed.filter(pl.col("carbon_ug").is_not_null()), ("site", "pool", "state")
@@ -253,7 +254,10 @@ def _add(totals: pl.DataFrame, rows: pl.DataFrame, key: Sequence[str]) -> pl.Dat
 def _add_shown(
     totals: pl.DataFrame, rows: pl.DataFrame, key: Sequence[str], amount: str, shown: str
 ) -> pl.DataFrame:
-    """The same of one amount, and the most that each ever came to."""
+    """The same of one amount, and the most that each ever came to.
+
+    What dark time cost is taken back where it turns out to have been another state's; a counter may not fall.
+    """
     if rows.is_empty():
         return totals
     dtype = totals.schema[amount]

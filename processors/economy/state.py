@@ -6,7 +6,6 @@ from typing import Any, Final, Self
 import polars as pl
 
 from idlewatt.processors.amounts import SUM
-from idlewatt.processors.economy.book import MICRO
 from idlewatt.processors.economy.consumers import CONSUMER_TOTAL_COLUMNS
 from idlewatt.processors.economy.envelopes import EnvelopeState
 from idlewatt.processors.economy.prices import VOLUME_COLUMNS
@@ -18,7 +17,6 @@ from idlewatt.processors.economy.tiers import (
     ENGINE_COLUMNS,
     SHARE_COLUMNS,
     TIER_COLUMNS,
-    reached,
 )
 from idlewatt.processors.economy.usage import UsageState
 from idlewatt.processors.gone_pools import BOOKED_COLUMNS
@@ -32,9 +30,6 @@ TOTAL_KEY: Final = (
 UNPRICED_KEY: Final = ("site", "pool", "model_name", "tier")
 UNCOSTED_KEY: Final = ("site", "pool", "product")
 UNATTRIBUTED_KEY: Final = ("site", "model_name")
-# What dark time cost is taken back where it turns out to have been another state's. A counter may not fall, so the most
-# that it ever came to is kept beside the amount.
-SHOWN: Final = {"totals": ("amount_micro", "shown_micro"), "uncosted": ("gpu_ms", "shown_gpu_ms")}
 _STRING: Final = pl.String
 
 
@@ -77,25 +72,8 @@ class EconomyState:
     def restore(cls, snapshot: bytes) -> Self:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
-        own = {name: _as_now(name, frames.get(name, pl.DataFrame())) for name in _FRAMES}
-        if "booked" not in frames:
-            own["booked"] = _booked_by_now(own)
-        if "compared" not in frames:
-            own["compared"] = reached(own["engines"])
+        own = {name: frames[name] for name in _FRAMES}
         return cls(UsageState.of(frames), EnvelopeState.of(frames), scalars["currency"], **own)
-
-
-def _booked_by_now(frames: dict[str, pl.DataFrame]) -> pl.DataFrame:
-    """Of a build before this one, which did not keep it: the days count from now on."""
-    pools = [frames[name].select("site", "pool") for name in ("totals", "unpriced", "uncosted", "carbon")]
-    newest = pl.concat(
-        [
-            frames["windows"].select("site", booked_ms="end_ms"),
-            frames["rolling"].select("site", booked_ms="window_start_ms"),
-        ]
-    )
-    newest = newest.group_by("site").agg(pl.col("booked_ms").max())
-    return pl.concat(pools).unique(maintain_order=True).join(newest, on="site")
 
 
 _FRAMES: Final[dict[str, Any]] = {
@@ -117,23 +95,3 @@ _FRAMES: Final[dict[str, Any]] = {
     "consumers": CONSUMER_TOTAL_COLUMNS,
     "booked": BOOKED_COLUMNS,
 }
-
-
-# what builds before this one did not keep, by what they had
-_BEFORE: Final = {
-    **{shown: pl.col(amount) for amount, shown in SHOWN.values()},
-    **dict.fromkeys((*TOKEN_COUNTS, "read_ms", "unread_ms"), pl.lit(0)),
-    "owed": pl.col("spend_micro").cast(SUM) * MICRO,
-    "listed": pl.col("list_micro").cast(SUM) * MICRO,
-    # consumers.spend() takes it for what is billed then
-    "billed_kind": pl.lit(None, pl.String),
-}
-
-
-def _as_now(name: str, frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame of a snapshot, which may be of a build before this one, that summed in 64 bits."""
-    schema = _FRAMES[name]
-    if not frame.columns:
-        return pl.DataFrame(schema=schema)
-    missing = [_BEFORE[column].alias(column) for column in schema if column not in frame.columns]
-    return frame.with_columns(missing).select(*schema).cast(schema)

@@ -17,7 +17,6 @@ from idlewatt.processors.meter.totals import (
     MEASURED_COLUMNS,
     POWER_COLUMNS,
     TOKEN_COLUMNS,
-    last_booked,
 )
 from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, PAIR, YIELD_COLUMNS
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
@@ -139,7 +138,8 @@ class MeterState:
     @classmethod
     def empty(cls) -> Self:
         clocks: dict[str, Any] = {"edge_ms": None, "newest_gpu_ms": 0, "newest_engine_ms": 0, "newest_ms": 0}
-        return cls(**clocks, **_empty_frames(), **_volatile())
+        frames: dict[str, Any] = {name: pl.DataFrame(schema=schema) for name, schema in _FRAMES.items()}
+        return cls(**clocks, **frames, **_volatile())
 
     def snapshot(self) -> bytes:
         scalars = {name: getattr(self, name) for name in _SCALARS}
@@ -151,25 +151,7 @@ class MeterState:
         scalars, frames = read_snapshot(LAYOUT, snapshot)
         # Rows that waited are read again: until they are, no topic has got as far as it had.
         clocks = {"newest_gpu_ms": 0, "newest_engine_ms": 0, "newest_ms": scalars["edge_ms"] or 0}
-        # builds before this one wrote no renames, nobody who is gone or forgotten, nothing of what was available and when
-        # a pool was booked; nor these columns; and sums in 64 bits
-        if "facility_mj" not in frames["power_totals"].columns:
-            nothing = pl.lit(None, pl.Int64)
-            frames["power_totals"] = frames["power_totals"].with_columns(facility_mj=nothing)
-        if "told_ms" not in frames["segments"].columns:
-            frames["segments"] = frames["segments"].with_columns(told_ms="end_ms")
-        for name in ("gpu_gaps", "engine_gaps"):
-            if "taken_back" not in frames[name].columns:
-                frames[name] = frames[name].with_columns(taken_back=pl.lit(False))
-        if "booked" not in frames:
-            frames["booked"] = last_booked(
-                pl.DataFrame(schema=BOOKED_COLUMNS),
-                clocks["newest_ms"],
-                frames["power_totals"],
-                frames["token_totals"],
-            )
-        frames = {name: frame.cast(_FRAMES[name]) for name, frame in frames.items()}
-        restored: dict[str, Any] = {**scalars, **clocks, **_empty_frames(), **frames, **_volatile()}
+        restored: dict[str, Any] = {**scalars, **clocks, **frames, **_volatile()}
         return cls(**restored)
 
 
@@ -210,10 +192,6 @@ _FRAMES: Final[dict[str, Any]] = {
     "measured_totals": MEASURED_COLUMNS,
     "booked": BOOKED_COLUMNS,
 }
-
-
-def _empty_frames() -> dict[str, Any]:
-    return {name: pl.DataFrame(schema=schema) for name, schema in _FRAMES.items()}
 
 
 def _volatile() -> dict[str, Any]:
