@@ -295,7 +295,7 @@ class KafkaStageLog:
         found = self._restore.step(min(left_s, self._RESTORE_STEP_S))
         for snapshot in found.values():
             # changed after the start had looked
-            if snapshot is not None and snapshot.partitions not in (None, self._partitions):
+            if snapshot is not None and snapshot.partitions != self._partitions:
                 fault = another_number(self._inputs[0], self._partitions, self._owner, snapshot.partitions)
                 raise LogUnavailableError(fault)
         # one that went away meanwhile may have been moved on by others

@@ -47,8 +47,7 @@ class Snapshot:
 
     state: bytes
     resume: Mapping[str, int]
-    # None: an Idlewatt wrote it that did not say
-    partitions: int | None = None
+    partitions: int
 
 
 def encode_chunks(owner: str, partition: int, snapshot: Snapshot) -> Iterator[tuple[bytes, bytes]]:
@@ -80,7 +79,7 @@ def another_number(topic: str, found: int, owner: str, made_with: int) -> str:
 
 
 def partitions_of(log: Log, owners: Collection[str]) -> dict[str, int]:
-    """Of how many partitions each owner's snapshots are; of those that have any which say so.
+    """Of how many partitions each owner's snapshots are; of those that have any.
 
     Raises ConfigError, LogUnavailableError.
     """
@@ -91,7 +90,7 @@ def partitions_of(log: Log, owners: Collection[str]) -> dict[str, int]:
         if header[:4] != _MAGIC or _HEADER.unpack(header)[2]:
             continue
         told, _ = _opened(content)
-        if told.get(_OWNER) in owners and told.get(_PARTITIONS) is not None:
+        if told[_OWNER] in owners:
             # it is the same in all of them, so that a few messages tell it
             found[told[_OWNER]] = told[_PARTITIONS]
             if len(found) == len(owners):
@@ -129,8 +128,8 @@ class _Assembly:
             )
         content = b"".join(self.chunks[number] for number in range(self.count))
         told, state = _opened(content)
-        told.pop(_OWNER, None)
-        partitions = told.pop(_PARTITIONS, None)
+        del told[_OWNER]
+        partitions = told.pop(_PARTITIONS)
         return Snapshot(state, told, partitions)
 
 

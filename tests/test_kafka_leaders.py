@@ -62,7 +62,7 @@ def test_what_is_there_is_read_whoever_leads(brokers: list[KafkaBroker], three_b
     producer = open_producer(log, "writer", 10_000)
     try:
         for number in range(MOVES):
-            chunks = encode_chunks("group", 0, Snapshot(str(number).encode(), {}))
+            chunks = encode_chunks("group", 0, Snapshot(str(number).encode(), {}, 1))
             deliveries = [producer.send(STATE, value, key, partition=0) for key, value in chunks]
             deliveries.append(producer.send(LEDGER, b"%d" % number, b"", partition=0))
             for delivery in deliveries:

@@ -19,7 +19,7 @@ from idlewatt.stream.errors import ConfigError, LogUnavailableError
 from idlewatt.stream.kafka_appender import KafkaAppender
 from idlewatt.stream.kafka_log import KafkaStageLog
 from idlewatt.stream.kafka_reading import read_messages
-from idlewatt.stream.kafka_snapshots import Snapshot, encode_chunks, partitions_of
+from idlewatt.stream.kafka_snapshots import partitions_of
 from idlewatt.stream.log import Record
 from idlewatt.stream.opening import prepare
 from idlewatt.stream.settings import Settings
@@ -79,18 +79,13 @@ def test_another_number_of_partitions_is_refused_at_the_start(
     prepare(fresh_topics.model_copy(update={"process": economy}))
 
 
-def test_state_that_does_not_say_its_number_is_accepted(
-    kafka_broker: KafkaBroker, fresh_topics: Settings
-) -> None:
-    """Snapshots of builds from before, and what is no snapshot, are no reason to refuse."""
-    owner = f"{fresh_topics.process.group}-meter"
-    with_more_partitions = Snapshot(b"state", {topics.GPU: 1, topics.ENGINE: 1})
+def test_what_is_no_snapshot_says_no_number(kafka_broker: KafkaBroker, fresh_topics: Settings) -> None:
+    """It is no reason to refuse topics with more partitions."""
     appender = KafkaAppender(fresh_topics.log, "test")
-    appender.append([Record(topics.STATE, *chunk) for chunk in encode_chunks(owner, 0, with_more_partitions)])
     appender.append([Record(topics.STATE, b"of others", b"short")])
     appender.close()
     kafka_broker.raise_partitions(8, topics.GPU, topics.ENGINE, topics.STATE)
-    assert partitions_of(fresh_topics.log, [owner]) == {}
+    assert partitions_of(fresh_topics.log, [f"{fresh_topics.process.group}-meter"]) == {}
     prepare(fresh_topics)
 
 
