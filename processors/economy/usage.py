@@ -18,16 +18,15 @@ from idlewatt.processors.economy.book import CONSUMER_KINDS
 from idlewatt.processors.economy.consumers import OTHER
 from idlewatt.processors.economy.usage_gains import ENTITY, FORGET_MS, LATE_MS, gains, without
 from idlewatt.processors.economy.usage_minutes import GAIN_COLUMNS, MINUTE_COLUMNS, NAMES, split
-from idlewatt.processors.meter.intake import LARGEST_COUNTER, too_long_name
+from idlewatt.processors.meter.intake import LARGEST_COUNTER, clock_faults, too_long_name
 from idlewatt.stream.clock import MINUTE_MS
-from idlewatt.stream.records import RESTART_GAP_MS, TOKEN_COUNTS
+from idlewatt.stream.records import TOKEN_COUNTS
 from idlewatt.stream.topics import EVENT_HORIZON_MS
 
 # how far another's clock may be ahead of ours
 AHEAD_MS: Final = 15_000
 # Beyond it the oldest are forgotten, and what is as old as they are is refused.
 MAX_EVENTS: Final = 500_000
-_EARLIEST_MS: Final = 631_152_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +132,7 @@ def _plausible(rows: pl.DataFrame, latest_ms: int, rejected: Counter[str]) -> pl
     """Without rows that cannot be true; names that are null become empty, a counter without a name gets its names."""
     text = ("site", "source", "event_id", "counter", *NAMES)
     faults = {
-        "clock_ahead": pl.col("ts_ms") > latest_ms,
-        "clock_before_1990": pl.col("ts_ms") < _EARLIEST_MS,
-        # rows with a true epoch would all be older than a wild one
-        "epoch_ahead": (pl.col("epoch_ms") > pl.col("ts_ms") + RESTART_GAP_MS).fill_null(False),
+        **clock_faults(latest_ms),
         "negative": pl.any_horizontal(pl.col(*TOKEN_COUNTS) < 0),
         "implausible": pl.any_horizontal(pl.col(*TOKEN_COUNTS) >= LARGEST_COUNTER),
         "name_too_long": too_long_name(text),

@@ -49,7 +49,7 @@ def gpu_rows(
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """The GPU rows that may be taken; and how many were left out, by reason."""
     faults = {
-        **_clock_faults(now_ms, grace_ms),
+        **clock_faults(now_ms + grace_ms),
         "negative": pl.any_horizontal(
             pl.col("energy_mj", "power_mw").lt(0).fill_null(False),
             pl.col("power_limit_mw").le(0).fill_null(False),
@@ -75,7 +75,7 @@ def engine_rows(
     """The engine rows that may be taken; and how many were left out, by reason."""
     counters = pl.col(TOKEN_COUNTS)
     faults = {
-        **_clock_faults(now_ms, grace_ms),
+        **clock_faults(now_ms + grace_ms),
         "negative": pl.any_horizontal(counters.lt(0).fill_null(False)),
         "implausible": pl.any_horizontal(counters.ge(LARGEST_COUNTER).fill_null(False)),
     }
@@ -97,10 +97,11 @@ def _names_too_long(rows: pl.DataFrame, entities: pl.DataFrame) -> dict[str, pl.
     return {"name_too_long": pl.lit(too_long.gather(rows["entity"]))} if too_long.any() else {}
 
 
-def _clock_faults(now_ms: int, grace_ms: int) -> dict[str, pl.Expr]:
+def clock_faults(latest_ms: int) -> dict[str, pl.Expr]:
+    """What is wrong with rows by their times, which may be up to `latest_ms`."""
     # one clock ahead would close every window of its partition before the others' rows are there
     return {
-        "clock_ahead": pl.col("ts_ms") > now_ms + grace_ms,
+        "clock_ahead": pl.col("ts_ms") > latest_ms,
         "clock_before_1990": pl.col("ts_ms") < 631_152_000_000,
         # a server's clock may be ahead of the collector's; rows with a true epoch would all be older than a wild one
         "epoch_ahead": (pl.col("epoch_ms") > pl.col("ts_ms") + RESTART_GAP_MS).fill_null(False),
