@@ -19,13 +19,14 @@ from idlewatt.processors.reports.ledger import (
     usage_span,
 )
 from idlewatt.stream import records, topics
+from idlewatt.stream.clock import DAY_MS
 from idlewatt.stream.decoding import empty_frame
 from idlewatt.stream.reading import Fault, read_rows
 from idlewatt.stream.records import Schema
 from idlewatt.stream.settings import Settings
 
 # Rows are written after what they tell of; clocks may differ by the grace, and a day is easily read.
-_CLOCKS_MS: Final = 86_400_000
+_CLOCKS_MS: Final = DAY_MS
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,13 @@ from typing import Final
 
 from idlewatt.stream import metric_names as names
 from idlewatt.stream.metric_names import Metric
+from idlewatt.stream.records import POOL as POOL
 from idlewatt.stream.settings import Process
 
 Where = Mapping[str, str]
 
 EVERYWHERE: Final[Where] = {}
 SELECTED: Final[Where] = {"site": "~$site", "pool": "~$pool"}
-POOL: Final = ("site", "pool")
 ENVELOPE: Final = names.ENVELOPE_LIMIT.labels
 RATE_INTERVAL: Final = "$__rate_interval"
 RANGE: Final = "$__range"

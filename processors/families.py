@@ -12,7 +12,10 @@ from typing import Final, NamedTuple
 import polars as pl
 
 from idlewatt.stream import metric_names
+from idlewatt.stream.records import TOKEN_COUNTS, TOKEN_KINDS
 
+# the label `kind` of each count of tokens, for long()
+KINDS: Final = dict(zip(TOKEN_COUNTS, TOKEN_KINDS, strict=True))
 _SPECIAL: Final = ["\\", '"', "\n"]
 _ESCAPED: Final = ["\\\\", '\\"', "\\n"]
 

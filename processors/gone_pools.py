@@ -5,10 +5,12 @@ from typing import Any, Final
 
 import polars as pl
 
+from idlewatt.stream.clock import DAY_MS
+from idlewatt.stream.records import POOL
+
 # The meter takes darkness back for so long after a last reading: longer than raw rows are kept, and than a spool is likely
 # to hold them. No counter may end before.
-TAKEN_BACK_MS: Final = 7 * 86_400_000
-POOL: Final = ("site", "pool")
+TAKEN_BACK_MS: Final = 7 * DAY_MS
 # when anything of the pool was booked last, by the clock of its stage
 BOOKED_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "booked_ms": pl.Int64}
 

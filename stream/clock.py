@@ -8,6 +8,7 @@ Clock = Callable[[], int]
 
 MINUTE_MS: Final = 60_000
 HOUR_MS: Final = 3_600_000
+DAY_MS: Final = 24 * HOUR_MS
 
 
 def unix_ms() -> int:

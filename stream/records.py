@@ -19,6 +19,8 @@ from idlewatt.stream.clock import HOUR_MS
 # A counter that restarted this long before its first reading still brings its whole value: a model server
 # answers only after its model is loaded, and counts from its start.
 RESTART_GAP_MS: Final = HOUR_MS
+# what tells pools apart, in rows and in series
+POOL: Final = ("site", "pool")
 # what a GPU's time is; in some it does nothing and could
 STATES: Final = ("serving", "idle_loaded", "idle_free", "other", "dark")
 IDLE_STATES: Final = ("idle_loaded", "idle_free")
@@ -244,8 +246,9 @@ _ARROW_TYPES: Final[dict[object, pa.DataType]] = {
 
 _NAMES: Final = (pa.large_string(), pa.large_list(pa.large_string()))
 
-# What engine, usage and ledger rows count, each token in one of them.
-TOKEN_COUNTS: Final = ("output_tokens", "input_tokens", "cached_input_tokens")
+# What engine, usage and ledger rows count: each token is of one kind.
+TOKEN_KINDS: Final = ("output", "input", "cached_input")
+TOKEN_COUNTS: Final = tuple(f"{kind}_tokens" for kind in TOKEN_KINDS)
 
 # Keys in the Arrow schema's metadata.
 NAME_KEY: Final = b"idlewatt.schema"

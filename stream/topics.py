@@ -6,7 +6,7 @@ partition; ledger, usage and money rows by site, so that a site's pools and cons
 
 from typing import Final
 
-from idlewatt.stream.clock import HOUR_MS
+from idlewatt.stream.clock import DAY_MS, HOUR_MS
 
 GPU: Final = "idlewatt.gpu"
 ENGINE: Final = "idlewatt.engine"
@@ -21,10 +21,10 @@ ALL: Final = (GPU, ENGINE, USAGE, LEDGER, MONEY, STATE, REJECTED)
 RAW: Final = (GPU, ENGINE, USAGE)
 # One message: topics and producers agree on it. Brokers take requests of up to 100 MB; snapshots are cut small.
 MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
-RAW_RETENTION_MS: Final = 3 * 86_400_000
+RAW_RETENTION_MS: Final = 3 * DAY_MS
 # How long the id of an event of usage is remembered; older events are refused, lest one counts twice.
 EVENT_HORIZON_MS: Final = 48 * HOUR_MS
-LEDGER_RETENTION_MS: Final = 400 * 86_400_000
+LEDGER_RETENTION_MS: Final = 400 * DAY_MS
 # idlewatt.state is compacted instead
 RETENTION_MS: Final = {
     GPU: RAW_RETENTION_MS,

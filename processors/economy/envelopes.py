@@ -12,7 +12,7 @@ import polars as pl
 from idlewatt.processors.amounts import SUM
 from idlewatt.processors.economy.book import CONSUMER_KINDS
 from idlewatt.processors.economy.consumers import OTHER
-from idlewatt.stream.clock import MINUTE_MS
+from idlewatt.stream.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 
 NAMED: Final = ("site", *CONSUMER_KINDS)
@@ -20,10 +20,10 @@ NAMED: Final = ("site", *CONSUMER_KINDS)
 AMOUNTS: Final[dict[str, Any]] = dict.fromkeys(("tokens", "unpriced_tokens", "spend_micro"), SUM)
 # burn windows -> their length and the width of the buckets they are made of
 BURN_WINDOWS: Final[Mapping[str, tuple[int, int]]] = {
-    "5m": (300_000, 300_000),
-    "1h": (3_600_000, 300_000),
-    "6h": (21_600_000, 1_800_000),
-    "3d": (259_200_000, 21_600_000),
+    "5m": (5 * MINUTE_MS, 5 * MINUTE_MS),
+    "1h": (HOUR_MS, 5 * MINUTE_MS),
+    "6h": (6 * HOUR_MS, 30 * MINUTE_MS),
+    "3d": (3 * DAY_MS, 6 * HOUR_MS),
 }
 # Sets of names that are kept apart; beyond it new ones are counted together, as OTHER, which no row of usage can say.
 MAX_CONSUMERS: Final = 50_000

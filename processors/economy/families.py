@@ -11,12 +11,10 @@ from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.envelope_families import envelope_families
 from idlewatt.processors.economy.rolling_families import rolling_families
 from idlewatt.processors.economy.state import UNATTRIBUTED_KEY, UNPRICED_KEY, EconomyState
-from idlewatt.processors.families import Family, absent, family, in_units, long
+from idlewatt.processors.families import KINDS, Family, absent, family, in_units, long
 from idlewatt.stream import metric_names as names
 from idlewatt.stream.metric_names import Metric
-from idlewatt.stream.records import TOKEN_COUNTS
 
-_KINDS: Final = {count: count.removesuffix("_tokens") for count in TOKEN_COUNTS}
 _BOOKED: Final = {
     "revenue": names.REVENUE,
     "acquisition_cost": names.ACQUISITION_COST,
@@ -42,10 +40,10 @@ def families(states: Sequence[EconomyState], book: Book, config: EconomyConfig) 
 
 def _counters(state: EconomyState) -> Iterator[Family]:
     yield from _booked(state.totals)
-    yield family(names.UNPRICED_TOKENS, long(state.unpriced, UNPRICED_KEY, "kind", _KINDS))
+    yield family(names.UNPRICED_TOKENS, long(state.unpriced, UNPRICED_KEY, "kind", KINDS))
     yield _counter(names.UNCOSTED_GPU_SECONDS, state.uncosted, "shown_gpu_ms", per=1000)
     yield _counter(names.CARBON, state.carbon, "carbon_ug", per=MICRO)
-    yield family(names.UNATTRIBUTED_TOKENS, long(state.unattributed, UNATTRIBUTED_KEY, "kind", _KINDS))
+    yield family(names.UNATTRIBUTED_TOKENS, long(state.unattributed, UNATTRIBUTED_KEY, "kind", KINDS))
     yield from _consumers(state.consumers)
 
 
@@ -76,8 +74,8 @@ def _consumers(totals: pl.DataFrame) -> Iterator[Family]:
         return
     *key, _ = names.CONSUMER_TOKENS.labels
     # beside these there is the currency
-    sums = totals.group_by(key, maintain_order=True).agg(pl.col(*_KINDS, "unpriced_tokens").sum())
-    yield family(names.CONSUMER_TOKENS, long(sums, key, "kind", _KINDS))
+    sums = totals.group_by(key, maintain_order=True).agg(pl.col(*KINDS, "unpriced_tokens").sum())
+    yield family(names.CONSUMER_TOKENS, long(sums, key, "kind", KINDS))
     yield _counter(names.CONSUMER_SPEND, totals, "spend_micro", per=MICRO)
     unpriced = sums.filter(pl.col("unpriced_tokens") != 0)
     yield _counter(names.CONSUMER_UNPRICED_TOKENS, unpriced, "unpriced_tokens")

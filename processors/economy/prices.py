@@ -15,8 +15,8 @@ from idlewatt.processors.economy.rests import REST_KEY, whole_micro
 from idlewatt.stream import records
 from idlewatt.stream.decoding import frame_schema
 from idlewatt.stream.globs import matches
+from idlewatt.stream.records import TOKEN_KINDS
 
-TOKEN_KINDS: Final = ("output", "input", "cached_input")
 PRICE_KEY: Final = ["model_name", "tier", "window_start_ms"]
 PRICE_COLUMNS: Final = {
     "model_name": pl.String,

@@ -17,9 +17,10 @@ from idlewatt.processors.economy.config import EVERY_IDLE_PART
 from idlewatt.stream import records
 from idlewatt.stream.clock import HOUR_MS
 from idlewatt.stream.decoding import empty_frame, frame_schema
+from idlewatt.stream.records import POOL
 
 BENCHMARK_CURRENCY: Final = "USD"
-POOL_WINDOW: Final = ("site", "pool", "window_start_ms", "window_ms")
+POOL_WINDOW: Final = (*POOL, "window_start_ms", "window_ms")
 # 150 bn USD a year from 1 GW: 150e15 micro-USD / (1e9 W x 31,536,000 s x 1000 mJ/J) = 25 / 5256 micro-USD per mJ
 BENCHMARK_NUMERATOR: Final = 25
 BENCHMARK_DENOMINATOR: Final = 5256
@@ -174,14 +175,13 @@ def _priced_ms(idle: pl.DataFrame, power: pl.DataFrame, ends: pl.DataFrame) -> p
     What is known goes by the rows up to its message, whichever messages are read together.
     """
     end_ms = pl.col("window_start_ms") + pl.col("window_ms")
-    pool = ("site", "pool")
-    told = power.group_by(*pool, "src").agg(end_ms.max().alias("end_ms")).sort("src")
-    told = told.join(ends, on=pool, how="left", suffix="_before").select(
-        *pool, "src", newest_ms=pl.max_horizontal("end_ms_before", pl.col("end_ms").cum_max().over(pool))
+    told = power.group_by(*POOL, "src").agg(end_ms.max().alias("end_ms")).sort("src")
+    told = told.join(ends, on=POOL, how="left", suffix="_before").select(
+        *POOL, "src", newest_ms=pl.max_horizontal("end_ms_before", pl.col("end_ms").cum_max().over(POOL))
     )
     earliest_ms = pl.col("newest_ms") - (MIX_MS - HOUR_MS)
     return (
-        idle.join(told, on=[*pool, "src"], how="left")
+        idle.join(told, on=[*POOL, "src"], how="left")
         .with_columns(priced_ms=pl.max_horizontal("window_start_ms", earliest_ms))
         .drop("newest_ms")
     )

@@ -5,13 +5,15 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.at_once import at_once
-from idlewatt.processors.gone_pools import POOL, TAKEN_BACK_MS
+from idlewatt.processors.gone_pools import TAKEN_BACK_MS
+from idlewatt.stream.clock import DAY_MS
+from idlewatt.stream.records import POOL
 
 # What is known of a pool's last hours goes when nothing was booked for so long: the meter goes on with silent GPUs for a
 # day.
-SILENT_MS: Final = 86_400_000
+SILENT_MS: Final = DAY_MS
 # Its counters end when nothing was booked for so long: a partition of the meter may be a little behind the others.
-ENDED_MS: Final = TAKEN_BACK_MS + 86_400_000
+ENDED_MS: Final = TAKEN_BACK_MS + DAY_MS
 
 
 def last_booked(booked: pl.DataFrame, power: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:

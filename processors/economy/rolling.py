@@ -14,9 +14,8 @@ from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.book import MICRO
 from idlewatt.processors.economy.pricing import POOL_WINDOW
 from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
-from idlewatt.stream.records import TOKEN_COUNTS
+from idlewatt.stream.records import POOL, TOKEN_COUNTS
 
-POOL: Final = ("site", "pool")
 # older windows are kept by the minute
 _FINE_MS: Final = 300_000
 

@@ -14,13 +14,13 @@ from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.pricing import BENCHMARK_CURRENCY
-from idlewatt.processors.economy.rolling import POOL
 from idlewatt.processors.economy.state import EconomyState
 from idlewatt.processors.families import Family, family
 from idlewatt.processors.meter.rolling import ROLLING_MS
 from idlewatt.stream import metric_names as names
-from idlewatt.stream.clock import HOUR_MS
+from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
 from idlewatt.stream.metric_names import Metric
+from idlewatt.stream.records import POOL
 
 _HOUR: Final = "1h"
 _YEAR_MS: Final = 8760 * HOUR_MS
@@ -170,7 +170,7 @@ def _yields(currency: str) -> Iterator[_Figure]:
 def recoverable(packing: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
     """site, pool, model_name, value: whole GPUs that held the model all the hour and that no window needed."""
     # an hour that does not begin with a minute has 59 whole ones
-    is_whole = (pl.col("minutes") >= 59) & (pl.col("first_ms") < pl.col("end_ms") - HOUR_MS + 60_000)
+    is_whole = (pl.col("minutes") >= 59) & (pl.col("first_ms") < pl.col("end_ms") - HOUR_MS + MINUTE_MS)
     spare = pl.col("held") // 1000 + (-pl.col("served")) // 1000
     return at_once(
         packing.lazy()

@@ -24,12 +24,13 @@ from idlewatt.processors.economy.state import (
 )
 from idlewatt.processors.economy.usage import fold_usage
 from idlewatt.processors.families import Family
-from idlewatt.processors.gone_pools import POOL, frames_of_others, of_others
+from idlewatt.processors.gone_pools import frames_of_others, of_others
 from idlewatt.processors.stage import Batch, Folded
 from idlewatt.stream import records, topics
 from idlewatt.stream.clock import MINUTE_MS
 from idlewatt.stream.decoding import frame_schema
 from idlewatt.stream.log import Record
+from idlewatt.stream.records import POOL
 
 # frames of the state whose counters have a pool
 _ENDING: Final = ("totals", "unpriced", "uncosted", "carbon", "booked")

@@ -10,9 +10,8 @@ import polars as pl
 
 from idlewatt.processors.amounts import SUM
 from idlewatt.processors.at_once import at_once
-from idlewatt.processors.economy.prices import TOKEN_KINDS
 from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
-from idlewatt.stream.records import TOKEN_COUNTS
+from idlewatt.stream.records import TOKEN_COUNTS, TOKEN_KINDS
 
 # usage is told at once, tokens when their window is closed
 _LEAD_MS: Final = 300_000

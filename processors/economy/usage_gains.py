@@ -8,11 +8,12 @@ import polars as pl
 from idlewatt.processors.economy.usage_minutes import GAIN_COLUMNS, NAMES
 from idlewatt.processors.meter.timeline import going_on
 from idlewatt.processors.meter.tokens import TOKEN_BOUNDS
+from idlewatt.stream.clock import DAY_MS
 from idlewatt.stream.records import RESTART_GAP_MS, TOKEN_COUNTS
 
 ENTITY: Final = ("site", "source", "counter")
 # A counter not heard of for so long starts anew: what it gained meanwhile is nobody's.
-FORGET_MS: Final = 7 * 86_400_000
+FORGET_MS: Final = 7 * DAY_MS
 # Readings so far behind their site's newest row are refused: a counter is remembered until no reading can go on from
 # its last one, whatever else is read.
 LATE_MS: Final = FORGET_MS

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from idlewatt.stream.clock import MINUTE_MS
+from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 
 # who spent the tokens, and on what
@@ -27,7 +27,7 @@ GAIN_COLUMNS: Final[dict[str, Any]] = {
 }
 # A gap is cut into the smallest of these that makes at most _PARTS parts. A quarter of an hour divides the offset
 # of every time zone, so that days and months stay whole for gaps of up to 15 hours.
-_STEPS_MS: Final = (MINUTE_MS, 900_000, 21_600_000)
+_STEPS_MS: Final = (MINUTE_MS, 15 * MINUTE_MS, 6 * HOUR_MS)
 _PARTS: Final = 60
 # What a part needs while it is cut is many times the part.
 _SPLIT_AT_ONCE: Final = 10_000

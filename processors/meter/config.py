@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from idlewatt.stream.clock import DAY_MS
 from idlewatt.stream.globs import matches
 from idlewatt.stream.settings import Settings, Yardstick
 
@@ -13,7 +14,7 @@ class MeterConfig:
 
     window_ms: int = 10_000
     grace_ms: int = 15_000
-    forget_ms: int = 86_400_000
+    forget_ms: int = DAY_MS
     coverage_floor: float = 0.9
     min_tokens: int = 100
     worst_offenders: int = 50

@@ -7,7 +7,7 @@ import polars as pl
 
 from idlewatt.processors.amounts import SUM
 from idlewatt.processors.at_once import at_once
-from idlewatt.processors.families import Family, family, in_units, long
+from idlewatt.processors.families import KINDS, Family, family, in_units, long
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.cutting import product_bits, share
 from idlewatt.processors.meter.rolling import LONGEST, rolling
@@ -15,10 +15,8 @@ from idlewatt.processors.meter.rows import with_names
 from idlewatt.processors.meter.state import MeterState
 from idlewatt.processors.meter.totals import known_sum
 from idlewatt.stream import metric_names as names
-from idlewatt.stream.records import TOKEN_COUNTS
+from idlewatt.stream.records import POOL
 
-_KINDS: Final = {kind: kind.removesuffix("_tokens") for kind in TOKEN_COUNTS}
-_POOL: Final = ("site", "pool")
 _PARTS: Final = ("draw", "headroom")
 
 
@@ -30,17 +28,17 @@ def families(states: Sequence[MeterState], config: MeterConfig) -> list[Family]:
     power = pl.concat([state.power_totals for state in states])
     tokens = pl.concat([state.token_totals for state in states])
     available = pl.concat([state.available_totals for state in states])
-    by_state = _sums(power, (*_POOL, "state"), "draw_mj", "facility_mj", "shown_headroom_mj")
+    by_state = _sums(power, (*POOL, "state"), "draw_mj", "facility_mj", "shown_headroom_mj")
     latest = pl.concat([state.latest_power for state in states])
     # mJ / ms = W, and GPU ms / ms = GPUs
     means = latest.with_columns_seq(pl.col("draw_mj", "headroom_mj", "gpu_ms") / pl.col("window_ms"))
-    watts = _sums(means, (*_POOL, "state"), "draw_mj", "headroom_mj")
-    lost = _sums(power, (*_POOL, "state", "demand"), *(f"lost_tokens_{part}" for part in _PARTS))
+    watts = _sums(means, (*POOL, "state"), "draw_mj", "headroom_mj")
+    lost = _sums(power, (*POOL, "state", "demand"), *(f"lost_tokens_{part}" for part in _PARTS))
     edges = [(state, state.edge_ms) for state in states if state.edge_ms is not None]
     figures = [(rolling(state.history, edge_ms, config), edge_ms) for state, edge_ms in edges]
     ratios = pl.concat([found for found, _ in figures])
     return [
-        family(names.TOKENS, long(tokens, names.TOKENS.labels[:-1], "kind", _KINDS)),
+        family(names.TOKENS, long(tokens, names.TOKENS.labels[:-1], "kind", KINDS)),
         family(names.ENERGY, _energy(by_state)),
         family(names.HEADROOM, by_state.with_columns(value=in_units(pl.col("shown_headroom_mj"), 1000))),
         family(
@@ -49,19 +47,19 @@ def families(states: Sequence[MeterState], config: MeterConfig) -> list[Family]:
         ),
         family(
             names.GPU_SECONDS,
-            _sums(power, (*_POOL, "state", "product"), "shown_gpu_ms").with_columns(
+            _sums(power, (*POOL, "state", "product"), "shown_gpu_ms").with_columns(
                 value=in_units(pl.col("shown_gpu_ms"), 1000)
             ),
         ),
         family(
             names.LOST_TOKENS,
-            long(lost, (*_POOL, "state", "demand"), "part", {f"lost_tokens_{part}": part for part in _PARTS}),
+            long(lost, (*POOL, "state", "demand"), "part", {f"lost_tokens_{part}": part for part in _PARTS}),
         ),
         family(names.UNACCOUNTED, pl.concat([_unaccounted(state) for state in states])),
-        family(names.POWER, long(watts, (*_POOL, "state"), "part", {f"{part}_mj": part for part in _PARTS})),
+        family(names.POWER, long(watts, (*POOL, "state"), "part", {f"{part}_mj": part for part in _PARTS})),
         family(
             names.GPUS,
-            _sums(means, (*_POOL, "state", "product"), "gpu_ms").rename({"gpu_ms": "value"}),
+            _sums(means, (*POOL, "state", "product"), "gpu_ms").rename({"gpu_ms": "value"}),
         ),
         # the page shows the worst of all partitions
         family(
@@ -72,10 +70,10 @@ def families(states: Sequence[MeterState], config: MeterConfig) -> list[Family]:
         ),
         family(names.YARDSTICK, _yardsticks(states)),
         family(names.WINDOW_END, _window_ends(figures)),
-        family(names.TOKENS_PER_JOULE, long(ratios, (*_POOL, "window"), "kind", _KINDS)),
+        family(names.TOKENS_PER_JOULE, long(ratios, (*POOL, "window"), "kind", KINDS)),
         family(
             names.COVERAGE,
-            long(ratios, (*_POOL, "window"), "of", {f"coverage_{of}": of for of in ("watts", "tokens")}),
+            long(ratios, (*POOL, "window"), "of", {f"coverage_{of}": of for of in ("watts", "tokens")}),
         ),
     ]
 
@@ -101,19 +99,19 @@ def _unaccounted(state: MeterState) -> pl.DataFrame:
     bits = product_bits(state.open_gpus, ["energy_mj"])
     opened = state.open_gpus.select("id", rest_mj=_gained(pl.lit(state.edge_ms), bits) - inc_mj)
     gaps = state.gpu_gaps.select("id", rest_mj=_gained("next_ms") - _gained("until_ms"))
-    waiting = with_names(pl.concat([opened, gaps]), state.gpu_index, *_POOL)
+    waiting = with_names(pl.concat([opened, gaps]), state.gpu_index, *POOL)
     parts = [
-        state.measured_totals.lazy().select(*_POOL, rest_mj="measured_mj", measured=True),
+        state.measured_totals.lazy().select(*POOL, rest_mj="measured_mj", measured=True),
         # polars has no minus for 128 bits
-        state.power_totals.lazy().select(*_POOL, rest_mj=pl.lit(0, SUM) - pl.col("draw_mj"), measured=False),
-        waiting.lazy().select(*_POOL, pl.col("rest_mj").cast(SUM), measured=False),
+        state.power_totals.lazy().select(*POOL, rest_mj=pl.lit(0, SUM) - pl.col("draw_mj"), measured=False),
+        waiting.lazy().select(*POOL, pl.col("rest_mj").cast(SUM), measured=False),
     ]
     sums = (
         pl.concat(parts)
-        .group_by(_POOL, maintain_order=True)
+        .group_by(POOL, maintain_order=True)
         .agg(pl.col("rest_mj").sum(), pl.col("measured").any())
     )
-    return at_once(sums.filter("measured").select(*_POOL, value=pl.col("rest_mj") / 1000))
+    return at_once(sums.filter("measured").select(*POOL, value=pl.col("rest_mj") / 1000))
 
 
 def _gained(moment: str | pl.Expr, bits: type[pl.Int64] | type[pl.Int128] = pl.Int128) -> pl.Expr:

@@ -5,9 +5,9 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.amounts import SUM
-from idlewatt.processors.gone_pools import POOL, TAKEN_BACK_MS
+from idlewatt.processors.gone_pools import TAKEN_BACK_MS
 from idlewatt.processors.meter.rows import sums_by, with_names
-from idlewatt.stream.records import TOKEN_COUNTS
+from idlewatt.stream.records import POOL, TOKEN_COUNTS
 
 _POWER_KEY: Final = ("site", "pool", "product", "state", "demand")
 _POWER_SUMS: Final = ("gpu_ms", "draw_mj", "headroom_mj", "lost_tokens_draw", "lost_tokens_headroom")
@@ -22,8 +22,8 @@ POWER_COLUMNS: Final = {
     **dict.fromkeys((*_POWER_SUMS, *_SHOWN.values(), _FACILITY), SUM),
 }
 TOKEN_COLUMNS: Final = {**dict.fromkeys(_TOKEN_KEY, pl.String), **dict.fromkeys(TOKEN_COUNTS, SUM)}
-AVAILABLE_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "shown_available_mj": SUM}
-MEASURED_COLUMNS: Final = {"site": pl.String, "pool": pl.String, "measured_mj": SUM}
+AVAILABLE_COLUMNS: Final = {**dict.fromkeys(POOL, pl.String), "shown_available_mj": SUM}
+MEASURED_COLUMNS: Final = {**dict.fromkeys(POOL, pl.String), "measured_mj": SUM}
 
 
 def add_power(
@@ -57,12 +57,10 @@ def known_sum(column: str) -> pl.Expr:
 
 def _shown_available(shown: pl.DataFrame, power_totals: pl.DataFrame) -> pl.DataFrame:
     """AVAILABLE_COLUMNS: the most that a pool has ever had available; late readings may tell a lower power limit."""
-    now = power_totals.select_seq(
-        "site", "pool", shown_available_mj=pl.col("draw_mj") + pl.col("headroom_mj")
-    )
-    sums = now.group_by("site", "pool").agg(pl.col("shown_available_mj").sum())
-    rows = pl.concat([shown, sums]).group_by("site", "pool").agg(pl.col("shown_available_mj").max())
-    return rows.sort("site", "pool")
+    now = power_totals.select_seq(*POOL, shown_available_mj=pl.col("draw_mj") + pl.col("headroom_mj"))
+    sums = now.group_by(*POOL).agg(pl.col("shown_available_mj").sum())
+    rows = pl.concat([shown, sums]).group_by(*POOL).agg(pl.col("shown_available_mj").max())
+    return rows.sort(*POOL)
 
 
 def add_tokens(totals: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:
@@ -75,9 +73,9 @@ def add_tokens(totals: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:
 def add_measured(totals: pl.DataFrame, intervals: pl.DataFrame, gpus: pl.DataFrame) -> pl.DataFrame:
     """Add what the readings themselves differ by: the other side of the books."""
     gained = sums_by(intervals["id"], intervals.select_seq("id", "inc_energy_mj"), ("inc_energy_mj",))
-    more = with_names(gained, gpus, "site", "pool").select_seq("site", "pool", measured_mj="inc_energy_mj")
+    more = with_names(gained, gpus, *POOL).select_seq(*POOL, measured_mj="inc_energy_mj")
     rows = pl.concat([totals, more.cast(pl.Schema(MEASURED_COLUMNS))])
-    return rows.group_by("site", "pool").agg(pl.col("measured_mj").sum()).sort("site", "pool")
+    return rows.group_by(*POOL).agg(pl.col("measured_mj").sum()).sort(*POOL)
 
 
 def last_booked(
