@@ -6,7 +6,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.economy.usage_minutes import GAIN_COLUMNS, NAMES
-from idlewatt.processors.meter.timeline import going_on
+from idlewatt.processors.meter.going_on import going_on
 from idlewatt.processors.meter.tokens import TOKEN_BOUNDS
 from idlewatt.stream.clock import DAY_MS
 from idlewatt.stream.records import RESTART_GAP_MS, TOKEN_COUNTS
