@@ -6,7 +6,8 @@ from typing import Final
 
 import structlog
 
-from idlewatt.stream.kafka_clients import Consumer, TopicPartition, begins_of_logs, position
+from idlewatt.stream.kafka_clients import Consumer, TopicPartition
+from idlewatt.stream.kafka_offsets import begins_of_logs, position
 from idlewatt.stream.log import Message
 
 _log = structlog.get_logger()

@@ -16,14 +16,13 @@ from idlewatt.stream.kafka_clients import (
     RebalanceListener,
     TopicPartition,
     answered_heartbeat,
-    begins_of_logs,
     close_consumer,
     connection_options,
-    ends_of_logs,
     open_group_consumer,
     refusal,
 )
 from idlewatt.stream.kafka_continuity import Continuity, tell_expired
+from idlewatt.stream.kafka_offsets import begins_of_logs, ends_of_logs
 from idlewatt.stream.kafka_progress import Progress
 from idlewatt.stream.kafka_snapshots import Snapshot, SnapshotRestore, another_number, encode_chunks
 from idlewatt.stream.kafka_transactions import Outgoing, TransactionalProducer

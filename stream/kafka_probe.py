@@ -10,13 +10,12 @@ from idlewatt.stream.kafka_clients import (
     AuthorizationError,
     KafkaError,
     TopicPartition,
-    begins_of_logs,
     close_consumer,
-    ends_of_logs,
     may_not_read,
     open_admin,
     open_reader,
 )
+from idlewatt.stream.kafka_offsets import begins_of_logs, ends_of_logs
 from idlewatt.stream.settings import Log
 
 _TIMEOUT_MS: Final = 5_000

@@ -4,7 +4,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from idlewatt.stream.kafka_clients import Consumer, TopicPartition, ends_of_logs, position
+from idlewatt.stream.kafka_clients import Consumer, TopicPartition
+from idlewatt.stream.kafka_offsets import ends_of_logs, position
 
 _ENDS_INTERVAL_S: Final = 1.0
 _TIMEOUT_MS: Final = 3_000

@@ -10,14 +10,11 @@ from idlewatt.stream.kafka_clients import (
     Consumer,
     KafkaError,
     TopicPartition,
-    begins_of_logs,
     close_consumer,
-    ends_of_logs,
-    is_read,
     may_not_read,
-    offsets_since,
     open_reader,
 )
+from idlewatt.stream.kafka_offsets import begins_of_logs, ends_of_logs, is_read, offsets_since
 from idlewatt.stream.log import Message
 from idlewatt.stream.settings import Log
 

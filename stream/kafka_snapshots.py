@@ -14,14 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from idlewatt.stream.errors import LogUnavailableError
-from idlewatt.stream.kafka_clients import (
-    Consumer,
-    TopicPartition,
-    close_consumer,
-    ends_of_logs,
-    is_read,
-    open_reader,
-)
+from idlewatt.stream.kafka_clients import Consumer, TopicPartition, close_consumer, open_reader
+from idlewatt.stream.kafka_offsets import ends_of_logs, is_read
 from idlewatt.stream.kafka_reading import read_messages
 from idlewatt.stream.settings import Log
 from idlewatt.stream.topics import STATE
