@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from polars.exceptions import PanicException
 from pyarrow import ipc
 
-from idlewatt.stream import decoding, records, rosters
+from idlewatt.stream import decoding, foreign_messages, records, rosters
 from idlewatt.stream.decoding import decode, decode_all, frame_schema
 from idlewatt.stream.encoding import END_OF_STREAM, SEAL, SEAL_BYTES, encode_rows, encode_table, sealed
 from idlewatt.stream.errors import UnreadableMessageError
@@ -397,11 +397,11 @@ def test_what_a_cast_makes_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None
     def badly(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return pa.chunked_array([lists]) if pa.types.is_list(column.type) else column
 
-    monkeypatch.setattr(decoding, "_plain", badly)
+    monkeypatch.setattr(foreign_messages, "_plain", badly)
     assert reason_of(foreign({name: value * 3 for name, value in columns_of(ROW).items()})) == "column_type"
 
 
-@pytest.mark.parametrize("step", ["_read_foreign", "_as_wanted"])
+@pytest.mark.parametrize("step", ["read_foreign", "_as_wanted"])
 def test_what_a_library_fails_over_is_set_aside(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """Also a panic, which is no Exception; the messages beside it are read."""
 
@@ -537,7 +537,7 @@ def test_many_batches_of_one_row_are_not_read_to_their_end() -> None:
 
 def test_additions_to_a_dictionary_are_copies_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each batch may add a value, and keeps the dictionary that it was written with."""
-    monkeypatch.setattr(decoding, "_MOST_BYTES", 1_000_000)
+    monkeypatch.setattr(foreign_messages, "_MOST_BYTES", 1_000_000)
     columns = many(1)
     names = ["x" * 1000 * n for n in range(1, 5)]
     for some, fits in ((names[:2], True), (names * 4, False)):
