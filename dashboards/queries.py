@@ -29,7 +29,7 @@ CLOCK_LIMIT_S: Final = 120
 # make up to 1.6 of it, where windows of a minute are scraped each 15 s
 CLOCK_PACE_LIMIT: Final = 1.7
 # when the figures of a stage are of
-_CLOCKS: Final = {"meter": names.WINDOW_END, "economy": names.MONEY_END}
+CLOCKS: Final = {"meter": names.WINDOW_END, "economy": names.MONEY_END}
 # A clock that is not there is looked for this long: with each commit that fails a processor's page is empty for a moment, in
 # which its counters still have a rate.
 _CLOCK_SEEN: Final = "1h"
@@ -62,7 +62,7 @@ def fresh(metric: Metric, expression: str, window: str | None = None) -> str:
     One that catches up counts at once what was drawn in an hour: a rate over `window` is left out while its clock leaps.
     What has no clock is kept: pools without a GPU have none for their money, and what consumers use has another.
     """
-    clock = _CLOCKS.get(metric.stage)
+    clock = CLOCKS.get(metric.stage)
     if clock is None or "consumer" in metric.labels:
         return expression
     by = ", ".join(label for label in POOL if label in metric.labels)
@@ -155,10 +155,11 @@ def drawn_watts(where: Where, by: tuple[str, ...] = ()) -> str:
     return level(names.POWER, {**where, "part": "draw"}, by)
 
 
-def wasted_watts_share(where: Where, by: tuple[str, ...] = POOL) -> str:
+def wasted_watts_share(where: Where) -> str:
     """Share of the drawn watts that went into idle GPUs, in the last closed window."""
-    wasted = level(names.POWER, {**where, "state": WASTED, "part": "draw"}, by)
-    return ratio(zero_while(wasted, drawn_watts(where, by)), drawn_watts(where, by))
+    wasted = level(names.POWER, {**where, "state": WASTED, "part": "draw"}, POOL)
+    drawn = drawn_watts(where, POOL)
+    return ratio(zero_while(wasted, drawn), drawn)
 
 
 def coverage(where: Where, of: str) -> str:
@@ -218,8 +219,9 @@ def money_per_hour(metric: Metric, where: Where, by: tuple[str, ...] = ("currenc
     return f"3600 * {rate(metric, where, by)}"
 
 
-def all_in_cost_per_hour(where: Where, by: tuple[str, ...] = ("currency",)) -> str:
+def all_in_cost_per_hour(where: Where) -> str:
     """Energy and capital cost of all states, per hour; absent where some of it is not known."""
+    by = ("currency",)
     cost = f"3600 * ({rate(names.ENERGY_COST, where, by)} + {rate(names.CAPITAL_COST, where, by)})"
     return f"{cost} unless on () {rate(names.UNCOSTED_GPU_SECONDS, where)} > 0"
 
@@ -248,9 +250,9 @@ def top_spenders(where: Where, kind: str, most: int) -> str:
     return f"topk({most}, {increase(names.CONSUMER_SPEND, {**where, 'consumer_kind': kind}, by)})"
 
 
-def dark_share(where: Where, by: tuple[str, ...] = POOL) -> str:
+def dark_share(where: Where) -> str:
     """Share of the GPUs that tell nothing."""
-    return ratio(level(names.GPUS, {**where, "state": "dark"}, by), level(names.GPUS, where, by))
+    return ratio(level(names.GPUS, {**where, "state": "dark"}, POOL), level(names.GPUS, where, POOL))
 
 
 def unaccounted_joules(where: Where) -> str:
@@ -295,13 +297,13 @@ def behind_messages() -> str:
     return f"sum by (topic) ({highest(names.BEHIND, by=('topic', 'partition'))})"
 
 
-def behind_seconds(window: str = ROLLING) -> str:
+def behind_seconds() -> str:
     """How long the rest would take at the speed of late; +Inf for a partition that does not move.
 
     By instance: the logs of several boxes have partitions of the same number.
     """
     by = ("instance", "topic", "partition")
-    speed = zero_while(rate(names.MESSAGES, by=by, window=window), highest(names.BEHIND, by=by))
+    speed = zero_while(rate(names.MESSAGES, by=by, window=ROLLING), highest(names.BEHIND, by=by))
     return f"{highest(names.BEHIND, by=by)} / ({speed})"
 
 

@@ -24,7 +24,7 @@ WASTED_ENERGY_RATE: Final = "pool:idlewatt_wasted_energy_joules:rate5m"
 WASTED_SHARE: Final = "pool:idlewatt_wasted_energy:ratio_rate5m"
 TOKENS_PER_JOULE: Final = "pool:idlewatt_tokens_per_joule:ratio_rate5m"
 TOKENS_PER_JOULE_DAY: Final = "pool:idlewatt_tokens_per_joule:ratio_rate1d"
-CLOCKS: Final = {clock: f"pool:{clock.name}:max" for clock in (names.WINDOW_END, names.MONEY_END)}
+RECORDED_CLOCKS: Final = {clock: f"pool:{clock.name}:max" for clock in q.CLOCKS.values()}
 IDLE_SHARE_HOUR: Final = "pool:idlewatt_idle_available_energy:ratio_rate1h"
 
 WASTED_SHARE_LIMIT: Final = 0.3
@@ -143,7 +143,7 @@ def _burns(multiple: float, *windows: str) -> str:
 
 def _clock(clock: Metric) -> str:
     """What a pool's clock last told, if that is no longer ago than CLOCK_LOOKBACK."""
-    recorded = f"last_over_time({CLOCKS[clock]}[{CLOCK_LOOKBACK}])"
+    recorded = f"last_over_time({RECORDED_CLOCKS[clock]}[{CLOCK_LOOKBACK}])"
     return f"(max by (site, pool) ({q.last_seen(clock)}) or {recorded})"
 
 
@@ -164,7 +164,10 @@ RECORDING_DAY: Final = (
     ),
     # held against a day of itself
     RecordingRule(IDLE_SHARE_HOUR, q.idle_share_of_available(q.EVERYWHERE, q.POOL, "1h")),
-    *(RecordingRule(record, f"max by (site, pool) ({q.series(clock)})") for clock, record in CLOCKS.items()),
+    *(
+        RecordingRule(record, f"max by (site, pool) ({q.series(clock)})")
+        for clock, record in RECORDED_CLOCKS.items()
+    ),
 )
 
 ALERTS: Final = (

@@ -1321,7 +1321,7 @@ def test_recorded_ratios_are_ratios_of_sums(prometheus_tools: None, tmp_path: Pa
     )
     assert done.returncode == 0, done.stdout + done.stderr
     recorded = {rule.record for rule in (*rules.RECORDING, *rules.RECORDING_DAY)}
-    assert recorded == {*expected, rules.TOKENS_PER_JOULE, *rules.CLOCKS.values()}
+    assert recorded == {*expected, rules.TOKENS_PER_JOULE, *rules.RECORDED_CLOCKS.values()}
 
 
 def test_a_recorded_yield_is_withheld_as_the_meter_withholds_it(
