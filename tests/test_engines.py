@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from idlewatt.collectors import engines
 from idlewatt.collectors.engine_page import EnginePage
-from idlewatt.collectors.engines import EngineMapping, Series, known_servers, mapping_of
+from idlewatt.collectors.engines import EngineMapping, Series, mapping_of
 from idlewatt.collectors.exposition import SamplePicker
+from idlewatt.collectors.mappings import kinds
 from idlewatt.stream.errors import ConfigError, SourceError
 
 CASES = sorted((Path(__file__).parent / "testdata" / "engines").glob("*/*"))
@@ -22,7 +24,7 @@ def read(mapping: EngineMapping, body: bytes) -> dict[str, Any]:
 
 def test_every_server_kind_has_cases_and_every_case_a_kind() -> None:
     """A mapping without a page it was tried on is no mapping."""
-    assert {case.parent.name for case in CASES} == set(known_servers())
+    assert {case.parent.name for case in CASES} == set(kinds(engines))
 
 
 @pytest.mark.parametrize("case", CASES, ids=CASE_IDS)
@@ -44,7 +46,7 @@ def test_no_page_cut_within_a_line_is_taken(case: Path) -> None:
             assert failed.value.reason in ("no_known_series", "truncated", "bad_sample")
 
 
-@pytest.mark.parametrize("server", known_servers())
+@pytest.mark.parametrize("server", kinds(engines))
 def test_mappings_are_whole(server: str) -> None:
     """Every mapping can be read: it says when its counter moves and how to tell a restart from a reset."""
     mapping = mapping_of(server)

@@ -11,13 +11,15 @@ import polars as pl
 import pytest
 from loopback_http import LoopbackServer, page, says, serving
 
+from idlewatt.collectors import gateways
 from idlewatt.collectors.consumer_names import ConsumerNames
 from idlewatt.collectors.engines import Series
 from idlewatt.collectors.exposition import SamplePicker
 from idlewatt.collectors.gateway_page import GatewayPage
 from idlewatt.collectors.gateway_source import GatewaySource
-from idlewatt.collectors.gateways import GatewayMapping, known_gateways, mapping_of
+from idlewatt.collectors.gateways import GatewayMapping, mapping_of
 from idlewatt.collectors.http_page import HttpPage
+from idlewatt.collectors.mappings import kinds
 from idlewatt.processors.economy.usage import UsageState, fold_usage
 from idlewatt.stream import records
 from idlewatt.stream.decoding import frame_schema
@@ -45,7 +47,7 @@ def read(mapping: GatewayMapping, body: bytes) -> dict[str, Any]:
 
 def test_every_gateway_kind_has_cases() -> None:
     """A mapping without a page it was tried on is no mapping."""
-    assert {case.parent.name for case in CASES} == set(known_gateways())
+    assert {case.parent.name for case in CASES} == set(kinds(gateways))
 
 
 @pytest.mark.parametrize("case", CASES, ids=CASE_IDS)

@@ -69,11 +69,6 @@ class EngineMapping:
         return frozenset(names | ({self.version[0]} if self.version else set()))
 
 
-def known_servers() -> tuple[str, ...]:
-    """Server kinds there are, in alphabetical order."""
-    return mappings.kinds(sys.modules[__name__])
-
-
 def mapping_of(server: str) -> EngineMapping:
     """The mapping of a server kind. Raises ConfigError for one that nobody has written."""
     return mappings.mapping(sys.modules[__name__], server, EngineMapping, "inference server")

@@ -60,11 +60,6 @@ class GatewayMapping:
         return frozenset(series.name for quantity in quantities for series in quantity)
 
 
-def known_gateways() -> tuple[str, ...]:
-    """Gateway kinds there are, in alphabetical order."""
-    return mappings.kinds(sys.modules[__name__])
-
-
 def mapping_of(kind: str) -> GatewayMapping:
     """The mapping of a gateway kind. Raises ConfigError for one that nobody has written."""
     return mappings.mapping(sys.modules[__name__], kind, GatewayMapping, "gateway")

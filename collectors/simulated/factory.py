@@ -18,7 +18,7 @@ from idlewatt.collectors.simulated.consumers import Asking, known_consumers
 from idlewatt.collectors.simulated.demand import Arrivals, DayCurve
 from idlewatt.collectors.simulated.hall import Group, SimulatedEngine, SimulatedNode, build_hall
 from idlewatt.collectors.simulated.outages import ALL_OUTAGES, ON_AN_ENGINE, STALL_MS, Outage, OutagePlan
-from idlewatt.collectors.simulated.plant import DEFAULT_PLANT, Plant
+from idlewatt.collectors.simulated.plant import DEFAULT_PLANT
 from idlewatt.collectors.simulated.truth import Truth
 
 _FOREIGN_JOB_SHARE: Final = 0.97  # of the power limit, which such a job often touches
@@ -51,7 +51,6 @@ class Factory:
         day_s: float = 120.0,
         outage_every_s: float = 90.0,
         outages: frozenset[str] = ALL_OUTAGES,
-        plant: Plant = DEFAULT_PLANT,
     ) -> None:
         if not 0 < tick_ms <= 1000 or 1000 % tick_ms:
             raise ValueError(f"tick_ms must divide 1000, not {tick_ms}")
@@ -67,10 +66,10 @@ class Factory:
         # (when, tie-breaker, what): the rest of outages that have begun
         self._due: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        self.nodes = build_hall(plant, self.start_ms, random.Random(f"{seed}/plant"))
+        self.nodes = build_hall(DEFAULT_PLANT, self.start_ms, random.Random(f"{seed}/plant"))
         self.engines = tuple(engine for node in self.nodes for engine in node.engines)
         self._groups = tuple(group for node in self.nodes for group in node.groups)
-        self._services = self._ask(plant, round(day_s * 1000), seed)
+        self._services = self._ask(round(day_s * 1000), seed)
         self._asking = Asking(random.Random(f"{seed}/consumers"))
         for engine in self.engines:
             for consumer in known_consumers(engine.node.pool):
@@ -78,7 +77,7 @@ class Factory:
                 self.truth.add_usage(self.start_ms, (*consumer, engine.model_name), 0, 0, 0)
         self._begin_tick()
 
-    def _ask(self, plant: Plant, day_ms: int, seed: int) -> list[_Service]:
+    def _ask(self, day_ms: int, seed: int) -> list[_Service]:
         engines: dict[tuple[str, str], list[SimulatedEngine]] = defaultdict(list)
         for engine in self.engines:
             if engine.asked:
@@ -86,7 +85,7 @@ class Factory:
         services = []
         for (pool, model_name), serving in engines.items():
             # the models of a pool share its curve
-            curve = DayCurve(day_ms, plant.workloads[pool].day_phase, random.Random(f"{seed}/{pool}"))
+            curve = DayCurve(day_ms, DEFAULT_PLANT.workloads[pool].day_phase, random.Random(f"{seed}/{pool}"))
             arrivals = Arrivals(random.Random(f"{seed}/{pool}/{model_name}"))
             services.append(_Service(curve, arrivals, serving))
         return services
