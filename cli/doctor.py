@@ -78,7 +78,7 @@ def _gpus(settings: Settings) -> Iterator[Finding]:
     if settings.collect.gpu != "nvml":
         yield Finding("ok", "gpu", f"collect.gpu is {settings.collect.gpu}: no driver is needed")
         return
-    from idlewatt.collectors.gpu_nvml import probe_driver
+    from idlewatt.collectors.nvml_probe import probe_driver
 
     for ok, seen, mend in probe_driver():
         yield Finding(("warn" if mend else "ok") if ok else "FAIL", "gpu", seen, mend)

@@ -63,6 +63,7 @@ _MENDS: Final[dict[int, str]] = {
     "/dev/nvidiactl and /dev/nvidia*",
 }
 
+NO_GPU_MEND: Final = "see nvidia-smi; in a container, pass the GPUs in (--gpus all)"
 # reason -> what mends it, for troubles of one GPU
 GPU_MENDS: Final = {
     "no_permission": "give this user read and write access to its /dev/nvidia* file; in a container pass it in",

@@ -16,7 +16,8 @@ import pynvml
 import structlog
 
 from idlewatt.collectors import nvml_device
-from idlewatt.collectors.gpu_nvml import NvmlGpus, probe_driver
+from idlewatt.collectors.gpu_nvml import NvmlGpus
+from idlewatt.collectors.nvml_probe import probe_driver
 from idlewatt.stream.errors import SourceError
 
 DEADLINE_S = 20.0
