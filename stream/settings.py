@@ -23,6 +23,11 @@ GpuUuid = Annotated[
     StringConstraints(pattern=r"^GPU-[^\s/]+$"),
     Field(json_schema_extra={"accepts": 'UUIDs of GPUs as nvidia-smi -L shows them, "GPU-..."'}),
 ]
+Url = Annotated[
+    str,
+    StringConstraints(pattern=r"^https?://[^\s/]+(/\S*)?$"),
+    Field(json_schema_extra={"accepts": "an address that begins with http:// or https://"}),
+]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 # of a host, or of an IPv6 address in brackets, and its port
 _SERVER: Final = re.compile(r"(?:[^\s/:\[\]]+|\[[^\s/\[\]]+\]):([0-9]{1,5})")
@@ -137,12 +142,7 @@ class Log(_Section):
 class Engine(_Section):
     """One inference server to scrape."""
 
-    url: str = Field(
-        description="Its metrics page.",
-        examples=["http://127.0.0.1:8000/metrics"],
-        pattern=r"^https?://[^\s/]+(/\S*)?$",
-        json_schema_extra={"accepts": "an address that begins with http:// or https://"},
-    )
+    url: Url = Field(description="Its metrics page.", examples=["http://127.0.0.1:8000/metrics"])
     server: str = Field("vllm", description="Server kind: a file in collectors/engines.")
     name: Name | None = Field(
         None,
@@ -161,12 +161,7 @@ class Engine(_Section):
 class Gateway(_Section):
     """One gateway that counts tokens by who asked for them."""
 
-    url: str = Field(
-        description="Its metrics page.",
-        examples=["http://127.0.0.1:4000/metrics/"],
-        pattern=r"^https?://[^\s/]+(/\S*)?$",
-        json_schema_extra={"accepts": "an address that begins with http:// or https://"},
-    )
+    url: Url = Field(description="Its metrics page.", examples=["http://127.0.0.1:4000/metrics/"])
     kind: str = Field("litellm", description="Gateway kind: a file in collectors/gateways.")
     name: Name | None = Field(
         None,
