@@ -8,7 +8,7 @@ import math
 import operator
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -103,8 +103,9 @@ class Gathering:
         self._stage = stage
         self._rosters = {schema: Rosters(schema, stage.columns[schema]) for schema in stage.names_apart}
         self._messages: dict[str, list[Message]] = {topic: [] for topic in stage.inputs}
-        # what was gathered, as it came
-        self._packed_bytes = 0
+        # what was gathered of each topic, as it came
+        self._packed_bytes = dict.fromkeys(stage.inputs, 0)
+        self._held: frozenset[str] = frozenset()
         # since they were last asked for: what is no rows of the stage's, and counts of messages and rows by topic
         self.faults: list[tuple[Message, UnreadableMessageError]] = []
         self.messages: Counter[str] = Counter()
@@ -113,19 +114,36 @@ class Gathering:
     def add(self, messages: Sequence[Message]) -> None:
         """Messages of one topic."""
         self._messages[messages[0].topic] += messages
-        self._packed_bytes += _packed_bytes(messages)
+        self._packed_bytes[messages[0].topic] += _packed_bytes(messages)
 
     @property
     def size_bytes(self) -> int:
-        """Of what was gathered and not taken yet, as it came; of messages that are tiny what they are counted as."""
-        return max(self._packed_bytes, LEAST_MESSAGE_BYTES * sum(map(len, self._messages.values())))
+        """Of what was gathered and may be taken, as it came; of messages that are tiny what they are counted as."""
+        return self._size_bytes(self._messages.keys() - self._held)
+
+    @property
+    def held_bytes(self) -> int:
+        """The same of what is held back."""
+        return self._size_bytes(self._held)
+
+    def _size_bytes(self, topics: Collection[str]) -> int:
+        count = sum(len(self._messages[topic]) for topic in topics)
+        return max(sum(self._packed_bytes[topic] for topic in topics), LEAST_MESSAGE_BYTES * count)
+
+    def hold(self, topics: frozenset[str]) -> None:
+        """Take nothing of these topics until they are not among those that are held."""
+        self._held = topics
+
+    def takes_all(self, topic: str) -> bool:
+        """Whether there is no more of the topic than take() takes, as far as it is for their number."""
+        return len(self._messages[topic]) <= MOST_MESSAGES
 
     def waits(self, topic: str) -> bool:
         """Whether take() has left something of the topic behind."""
         return bool(self._messages[topic])
 
     def take(self, until_s: float = math.inf) -> Gathered:
-        """All that was gathered and not taken yet, up to OPENED_BYTES of what is in it, and MOST_MESSAGES of each topic.
+        """All that was gathered and may be taken, up to OPENED_BYTES of what is in it, and MOST_MESSAGES of each topic.
 
         Once it is `until_s` by time.monotonic(), no more than the first of each topic: a message that is not of our own
         writer takes a millisecond.
@@ -133,6 +151,8 @@ class Gathering:
         parts: list[tuple[str, Schema, pl.DataFrame]] = []
         next_offsets, room = {}, OPENED_BYTES
         for topic, messages in self._messages.items():
+            if topic in self._held:
+                continue
             at, most = 0, min(len(messages), MOST_MESSAGES)
             while at < most and room > 0 and (at == 0 or time.monotonic() < until_s):
                 some = messages[at : at + _READ_AT_ONCE]
@@ -143,8 +163,8 @@ class Gathering:
             if at:
                 next_offsets[topic] = messages[at - 1].offset + 1
             del messages[:at]
+            self._packed_bytes[topic] = _packed_bytes(messages)
         names = {schema.name: rosters.names for schema, rosters in self._rosters.items()}
-        self._packed_bytes = sum(map(_packed_bytes, self._messages.values()))
         for schema, rosters in self._rosters.items():
             if rosters.full:
                 self._rosters[schema] = Rosters(schema, self._stage.columns[schema])

@@ -155,7 +155,25 @@ class Runner(Generic[S]):
             # a part of them: in turn each gathers half as much again as if all were folded whenever there is no room
             fullest = sorted(sizes, key=lambda partition: -sizes[partition])
             return fullest[: -(-len(fullest) // 4)]
-        return [partition for partition, size in sizes.items() if size >= GATHER_BYTES_PER_PARTITION]
+        return [
+            partition
+            for partition, size in sizes.items()
+            if size >= GATHER_BYTES_PER_PARTITION or self._holds_too_much(partition)
+        ]
+
+    def _holds_too_much(self, partition: int) -> bool:
+        """Whether more is held back than what all partitions together have room for."""
+        return self._gathering[partition].held_bytes >= GATHER_BYTES // len(self._gathering)
+
+    def _hold(self, partition: int, now_ms: int) -> None:
+        """Let what is to be read first come first, as long as there is room for the others."""
+        gathering = self._gathering[partition]
+        first = self._stage.first(self._states[partition], now_ms)
+        is_read = all(
+            self._behind.get((topic, partition)) == 0 and gathering.takes_all(topic) for topic in first
+        )
+        has_room = not self._holds_too_much(partition)
+        gathering.hold(frozenset(self._stage.inputs) - first if has_room and not is_read else frozenset())
 
     def _hand_over(self, poll: Poll) -> None:
         if not poll.revoked and not poll.assigned:
@@ -207,6 +225,7 @@ class Runner(Generic[S]):
         while self._left and time.monotonic() - began < FOLD_S and len(self._rejected) < MOST_REJECTED:
             partition = self._left.pop(0)
             gathering = self._gathering[partition]
+            self._hold(partition, now_ms)
             gathered = gathering.take(began + FOLD_S)
             self._tell_what_was_read(partition, gathering, now_ms)
             at_end = frozenset(

@@ -78,6 +78,9 @@ class Stage(Protocol[S]):
 
     def restore(self, snapshot: bytes) -> S: ...
 
+    def first(self, state: S, now_ms: int) -> frozenset[str]:
+        """Inputs that are to be read to their end before more of the others is folded."""
+
     def fold(self, state: S, batch: Batch) -> Folded[S]:
         """Never raises for what a peer may send."""
 

@@ -1,7 +1,7 @@
 """The loop of a stage: what it commits, what it shows, and what cannot stop it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from scripted_log import ScriptedLog
 
 from idlewatt.processors import processing
 from idlewatt.processors.families import Family, family, rendered
@@ -20,7 +21,7 @@ from idlewatt.processors.stage import Batch, Folded
 from idlewatt.stream import metric_names, records, topics
 from idlewatt.stream.decoding import decode
 from idlewatt.stream.encoding import encode_rows
-from idlewatt.stream.errors import LogUnavailableError, RewindError
+from idlewatt.stream.errors import LogUnavailableError
 from idlewatt.stream.log import Commit, Message, Poll
 from idlewatt.stream.records import Schema
 from idlewatt.stream.settings import Settings
@@ -48,6 +49,9 @@ class Summing:
     def restore(self, snapshot: bytes) -> int:
         return int(snapshot)
 
+    def first(self, state: int, now_ms: int) -> frozenset[str]:
+        return frozenset()
+
     def fold(self, state: int, batch: Batch) -> Folded[int]:
         rows = batch.frames["gpu"]
         if rows.filter(pl.col("energy_mj") == 13).height:
@@ -59,35 +63,6 @@ class Summing:
 
     def families(self, states: Sequence[int]) -> list[Family]:
         return [family(metric_names.UNACCOUNTED, [(("site", "pool"), float(state)) for state in states])]
-
-
-@dataclass
-class ScriptedLog:
-    """Plays polls from a list and keeps what is committed."""
-
-    polls: list[Poll | Exception]
-    commits: list[Commit] = field(default_factory=list)
-    failing: int = 0
-    closed: bool = False
-    unconfirmed: float = 0.0
-
-    def unconfirmed_s(self) -> float:
-        return self.unconfirmed
-
-    def poll(self, timeout_s: float) -> Poll:
-        poll = self.polls.pop(0) if self.polls else Poll()
-        if isinstance(poll, Exception):
-            raise poll
-        return poll
-
-    def commit(self, commit: Commit) -> None:
-        if self.failing:
-            self.failing -= 1
-            raise RewindError("the broker went away")
-        self.commits.append(commit)
-
-    def close(self) -> None:
-        self.closed = True
 
 
 @dataclass

@@ -70,6 +70,12 @@ class EconomyStage:
     def families(self, states: Sequence[EconomyState]) -> list[Family]:
         return families(states, self._book(), self._config)
 
+    def first(self, state: EconomyState, now_ms: int) -> frozenset[str]:
+        """Usage that is behind the clock: tokens that are priced before it is read are nobody's."""
+        newest_ms = state.usage.sites["newest_ms"].max()
+        is_recent = isinstance(newest_ms, int) and newest_ms > now_ms - tiers.LEAD_MS
+        return frozenset() if is_recent else frozenset({topics.USAGE})
+
     def fold(self, state: EconomyState, batch: Batch) -> Folded[EconomyState]:
         """Price every row as it comes; nothing waits. Usage first: it says what tiers tokens are sold on."""
         book = self._book()

@@ -14,7 +14,7 @@ from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
 from idlewatt.stream.records import TOKEN_COUNTS, TOKEN_KINDS
 
 # usage is told at once, tokens when their window is closed
-_LEAD_MS: Final = 300_000
+LEAD_MS: Final = 300_000
 # engines that are so far behind their site's usage are gone: usage waits in Kafka for three days
 _MOST_BEHIND_MS: Final = 73 * HOUR_MS
 # Fifty models on three tiers in each minute of the hour are a twentieth of it.
@@ -136,14 +136,14 @@ def slices(tokens: pl.DataFrame, compared: pl.DataFrame) -> list[tuple[int, pl.D
     start = pl.col("window_start_ms")
     newest_ms, oldest_ms = tokens.get_column("window_start_ms").max(), compared.get_column("made_ms").min()
     # as nearly always
-    if isinstance(newest_ms, int) and isinstance(oldest_ms, int) and newest_ms < oldest_ms + _LEAD_MS:
+    if isinstance(newest_ms, int) and isinstance(oldest_ms, int) and newest_ms < oldest_ms + LEAD_MS:
         return [(0, tokens)]
     at = (
         tokens.lazy()
         .select("site", start)
         .join(compared.lazy(), on="site", how="left", maintain_order="left")
     )
-    number = at_once(at.select(((start - pl.col("made_ms")) // _LEAD_MS).clip(0))).to_series()
+    number = at_once(at.select(((start - pl.col("made_ms")) // LEAD_MS).clip(0))).to_series()
     numbers = number.unique().sort().to_list() or [0]
     return [(first, tokens.filter(number == first) if numbers[1:] else tokens) for first in numbers]
 
@@ -179,7 +179,7 @@ def shares(
     told_of = usage.join(reach, on="site").filter(minute > pl.col("after_ms"))
     on_time = told_of.filter(minute <= pl.col("newest_ms"))
     kept = _going_on(before, reach.join(on_time, on="site", how="anti"))
-    ahead = told_of.filter(minute <= pl.col("made_ms") + _LEAD_MS)
+    ahead = told_of.filter(minute <= pl.col("made_ms") + LEAD_MS)
     for known in (on_time, kept):
         ahead = ahead.join(known, on=list(_MODEL), how="anti")
     sold = (

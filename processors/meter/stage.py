@@ -46,6 +46,10 @@ class MeterStage:
     def families(self, states: Sequence[MeterState]) -> list[Family]:
         return families(states, self._config)
 
+    def first(self, state: MeterState, now_ms: int) -> frozenset[str]:
+        """None: rows wait in the state for those of the other topic."""
+        return frozenset()
+
     def fold(self, state: MeterState, batch: Batch) -> Folded[MeterState]:
         """Take the batch in, and close every window whose time has come."""
         state, rejected, late = arrivals.take_in(state, batch, self._config)
