@@ -543,17 +543,23 @@ def test_a_tier_that_the_book_lacks_is_one_with_the_engines_rows() -> None:
     assert "gold" not in {tier for tier, _ in rows}
 
 
-def test_a_gateway_that_was_away_for_long_told_of_every_hour() -> None:
-    """Usage of a gap stands in parts of six hours; tiers are told by the hour."""
+@pytest.mark.parametrize(("from_minute", "to_minute"), [(0, 360), (54, 360), (0, 195)])
+def test_a_gateway_that_was_away_for_long_told_of_every_hour(from_minute: int, to_minute: int) -> None:
+    """Usage of a gap stands in parts of up to six hours; tiers are told by the clock hour."""
     begin_ms = START_MS // (6 * HOUR_MS) * 6 * HOUR_MS
-    made = [tokens(window_start_ms=begin_ms + hour * HOUR_MS, input_tokens=0) for hour in range(6)]
-    rows = Booked([], [], [{"ts_ms": begin_ms, "tier": "premium", "output_tokens": 120_000}]).ledger.usage
+    hours = [sum(from_minute <= m < to_minute for m in range(60 * n, 60 * n + 60)) for n in range(6)]
+    made = [
+        tokens(window_start_ms=begin_ms + n * HOUR_MS, input_tokens=0, output_tokens=1000 * minutes)
+        for n, minutes in enumerate(hours)
+    ]
+    told = {"ts_ms": begin_ms, "tier": "premium", "output_tokens": 1000 * sum(hours)}
+    rows = Booked([], [], [told]).ledger.usage
     gap = rows.with_columns(
-        pl.lit(6 * HOUR_MS, pl.Int64).alias("window_ms"), window_start_ms=pl.lit(begin_ms)
+        window_start_ms=pl.lit(begin_ms + 60_000 * from_minute), window_ms=pl.lit(60_000 * sum(hours))
     )
     ledger = Ledger(frame(POWER, []), frame(TOKENS, made), gap.cast(rows.schema))  # type: ignore[arg-type]
     total = report(of(ledger, interval=Interval(begin_ms, begin_ms + 6 * HOUR_MS)), ()).total
-    assert (total["output_tokens"], total["unattributed_tokens"]) == (120_000, 0)
+    assert (total["output_tokens"], total["unattributed_tokens"]) == (1000 * sum(hours), 0)
 
 
 def test_months_have_their_own_volumes(monkeypatch: pytest.MonkeyPatch) -> None:

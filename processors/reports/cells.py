@@ -120,21 +120,24 @@ def priced_usage(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
 
 
 def _within_hours(spent: pl.DataFrame) -> pl.DataFrame:
-    """Rows of long gaps of a counter cut into hours, which tiers are told by."""
+    """Rows of long gaps of a counter cut at clock hours, which tiers are told by."""
     if not (spent["window_ms"] > HOUR_MS).any():
         return spent
-    # the first part of a gap begins within an hour
-    hours = -(-pl.col("window_ms") // HOUR_MS)
-    cut = spent.with_columns(hours=hours, hour=pl.int_ranges(0, hours)).explode("hour")
-    amounts = (*TOKEN_COUNTS, *EXACT)
+    begin_ms, end_ms = pl.col("window_start_ms"), pl.col("window_start_ms") + pl.col("window_ms")
+    hours = pl.int_ranges(begin_ms // HOUR_MS, (end_ms - 1) // HOUR_MS + 1)
+    hour_ms = pl.col("hour") * HOUR_MS
+    cut = spent.with_columns(begin_ms=begin_ms, end_ms=end_ms, hour=hours).explode("hour")
+    cut = cut.with_columns(
+        from_ms=pl.max_horizontal("begin_ms", hour_ms), to_ms=pl.min_horizontal("end_ms", hour_ms + HOUR_MS)
+    )
     return cut.with_columns(
-        pl.col("window_start_ms") + pl.col("hour") * HOUR_MS,
-        *(_upto(name, pl.col("hour") + 1) - _upto(name, pl.col("hour")) for name in amounts),
+        pl.col("from_ms").alias("window_start_ms"),
+        *(_upto(name, "to_ms") - _upto(name, "from_ms") for name in (*TOKEN_COUNTS, *EXACT)),
     )
 
 
-def _upto(name: str, hour: pl.Expr) -> pl.Expr:
-    return pl.col(name).cast(SUM) * hour // pl.col("hours")
+def _upto(name: str, moment: str) -> pl.Expr:
+    return pl.col(name).cast(SUM) * (pl.col(moment) - pl.col("begin_ms")) // pl.col("window_ms")
 
 
 def _by_hour(rows: pl.DataFrame) -> dict[int, pl.DataFrame]:
