@@ -281,6 +281,29 @@ def test_what_a_backlog_brings_hardly_depends_on_how_much_is_read_at_once() -> N
         assert booked(at_once, usage_first, read_live=0) == pytest.approx(in_time, rel=0.05)
 
 
+def test_what_another_site_is_read_in_changes_no_tier_of_this_one() -> None:
+    """Of the neighbour's ledger more than five minutes are read at once, by and by."""
+
+    def sold_on(neighbour: bool) -> list[float | None]:
+        driver = driver_of()
+        for minute in range(120):
+            now_ms = START_MS + 60_000 * minute
+            if minute % 20 == 0:
+                for ahead in range(minute, minute + 20):
+                    told = used(ahead, 60_000, tier="premium" if ahead < 60 else "free")
+                    driver.append(usage(dataclasses.replace(told, ts_ms=START_MS + 60_000 * ahead)))
+                driver.fold(now_ms + 1_200_000)
+            driver.append(ledger(sold(6 * minute, 60_000)))
+            if neighbour and minute >= 60:
+                for late in (minute - 60, minute - 50):
+                    driver.append(ledger(dataclasses.replace(sold(6 * late, 60_000), site="other")))
+            driver.fold(now_ms + 1_200_000)
+        sums = ((names.REVENUE, "premium"), (names.REVENUE, "standard"), (names.ACQUISITION_COST, "free"))
+        return [shown(driver, metric, site="s", tier=tier) for metric, tier in sums]
+
+    assert sold_on(True) == sold_on(False)
+
+
 def test_usage_claims_nothing_that_was_made_before_it_began() -> None:
     """A processor that is started late reads hours of engines that had no gateway, and the one of the last half hour."""
     driver = driver_of()

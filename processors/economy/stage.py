@@ -220,7 +220,8 @@ def _priced(tokens: pl.DataFrame, state: EconomyState, book: Book) -> tuple[pl.D
     for number, rows in tiers.slices(tokens, state.compared):
         minutes = rows.with_columns(window_start_ms=pl.col("window_start_ms") // MINUTE_MS * MINUTE_MS)
         if number:
-            compared = tiers.reached(state.engines, minutes)
+            # of sites that these rows are of: others are compared when theirs are read
+            compared = tiers.reached(state.engines, minutes).join(minutes, on="site", how="semi")
             state = _with_shares(state, tiers.anew(compared, state.tiers, state.compared))
             state = replace(state, compared=tiers.updated(state.compared, compared))
         priced.append(pricing.priced_tokens(rows, state.shares, book))
