@@ -54,7 +54,8 @@ class EnergyCheck:
 
     def is_blind(self, ts_ms: int) -> bool:
         """Whether a counter that is not believed could not be judged for a while: it is all there is then."""
-        return self.is_refuted and ts_ms - self._last_ms > _WINDOW_MS
+        # nor over a while of a clock that was set back
+        return self.is_refuted and not 0 <= ts_ms - self._last_ms <= _WINDOW_MS
 
     def _begin(self, ts_ms: int, energy_mj: int) -> None:
         self._began_ms, self._began_mj = ts_ms, energy_mj
