@@ -1,6 +1,6 @@
 """All that the meter remembers of one partition between two folds."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import polars as pl
@@ -137,22 +137,22 @@ class MeterState:
 
     @classmethod
     def empty(cls) -> Self:
-        clocks: dict[str, Any] = {"edge_ms": None, "newest_gpu_ms": 0, "newest_engine_ms": 0, "newest_ms": 0}
-        frames: dict[str, Any] = {name: pl.DataFrame(schema=schema) for name, schema in _FRAMES.items()}
-        return cls(**clocks, **frames, **_volatile())
+        return cls._of(None, {name: pl.DataFrame(schema=schema) for name, schema in _FRAMES.items()})
 
     def snapshot(self) -> bytes:
-        scalars = {name: getattr(self, name) for name in _SCALARS}
-        return write_snapshot(LAYOUT, scalars, {name: getattr(self, name) for name in _FRAMES})
+        frames = {name: getattr(self, name) for name in _FRAMES}
+        return write_snapshot(LAYOUT, {"edge_ms": self.edge_ms}, frames)
 
     @classmethod
     def restore(cls, snapshot: bytes) -> Self:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
+        return cls._of(scalars["edge_ms"], frames)
+
+    @classmethod
+    def _of(cls, edge_ms: int | None, frames: dict[str, Any]) -> Self:
         # Rows that waited are read again: until they are, no topic has got as far as it had.
-        clocks = {"newest_gpu_ms": 0, "newest_engine_ms": 0, "newest_ms": scalars["edge_ms"] or 0}
-        restored: dict[str, Any] = {**scalars, **clocks, **frames, **_volatile()}
-        return cls(**restored)
+        return cls(edge_ms, 0, 0, edge_ms or 0, **frames, **_volatile())
 
 
 _FRAMES: Final[dict[str, Any]] = {
@@ -206,8 +206,3 @@ def _volatile() -> dict[str, Any]:
         "yields": pl.DataFrame(schema=YIELD_COLUMNS),
         "holding": None,
     }
-
-
-_SCALARS: Final = tuple(
-    f.name for f in fields(MeterState) if f.type in ("int", "int | None", int, int | None)
-)
