@@ -55,7 +55,7 @@ def page(
     parts = [
         f"<h1>{_text(title)}</h1>",
         f'<p class="note">{_text(period)}</p>',
-        f'<p class="due">{_text(_amount(total["revenue"]))} {_text(currency)}</p>',
+        f'<p class="due">{_text(shown(total["revenue"]))} {_text(currency)}</p>',
         *([f'<p class="note">{_text(f"Not the whole month: as of {as_of}.")}</p>'] if as_of else []),
         *(f'<p class="note">{_text(note)}</p>' for note in (*of_ledger, *notes(found.lines, _NOTES))),
         f"<h2>{_text('What is owed, in ' + currency)}</h2>",
@@ -65,8 +65,8 @@ def page(
         *_table(
             [*list(_LINES.values())[:_NAMES], *_TAKEN.values()],
             _NAMES,
-            [[*_line_names(row), *(_amount(row[name]) for name in _TAKEN)] for row in found.lines.rows],
-            ["Total", "", "", *(_amount(total[name]) for name in _TAKEN)],
+            [[*_line_names(row), *(shown(row[name]) for name in _TAKEN)] for row in found.lines.rows],
+            ["Total", "", "", *(shown(total[name]) for name in _TAKEN)],
         ),
         '<p class="note">Watts, GPU-hours and their costs are shared among consumers by their part of each '
         "model's output tokens. Watts that hold no model are in nobody's statement. Amounts are rounded so that "
@@ -89,7 +89,7 @@ def _line_names(row: dict[str, Value]) -> list[str]:
 
 
 def _figures(row: dict[str, Value]) -> list[str]:
-    return [_amount(row[name]) for name in list(_LINES)[_NAMES:]]
+    return [shown(row[name]) for name in list(_LINES)[_NAMES:]]
 
 
 def _shares(found: Statement) -> Iterator[str]:
@@ -119,10 +119,6 @@ def _row(cells: Sequence[str], names: int, tag: str) -> str:
     name = ' class="name"'
     inner = (f"<{tag}{name if at < names else ''}>{_text(cell)}</{tag}>" for at, cell in enumerate(cells))
     return f"<tr>{''.join(inner)}</tr>"
-
-
-def _amount(value: Value) -> str:
-    return shown(value)
 
 
 def _text(text: str) -> str:

@@ -219,19 +219,19 @@ class EmbeddedStageLog:
 def read_messages(
     path: str | Path,
     topic: str,
-    from_offset: int = 0,
     *,
     since_ms: int = 0,
     newest: int | None = None,
     follow: bool = False,
 ) -> Iterator[Message]:
-    """Every message of a topic from an offset to the newest there is now; those appended before `since_ms` are left out.
+    """Every message of a topic up to the newest there is now; those appended before `since_ms` are left out.
 
     `newest`: only the last so many. `follow`: and all that come after, without end. Raises ConfigError,
     LogUnavailableError.
     """
     connection = open_readonly(path)
     try:
+        from_offset = 0
         (end,) = connection.execute('SELECT coalesce(max("offset"), -1) FROM messages').fetchone()
         if newest is not None:
             (first,) = connection.execute(
@@ -239,7 +239,7 @@ def read_messages(
                     SELECT "offset" FROM messages WHERE topic = ? ORDER BY "offset" DESC LIMIT ?)""",
                 (topic, newest),
             ).fetchone()
-            from_offset = max(from_offset, first if newest else end + 1)
+            from_offset = first if newest else end + 1
         while True:
             page = connection.execute(
                 """SELECT topic, 0, "offset", value FROM messages

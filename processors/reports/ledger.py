@@ -81,8 +81,8 @@ class Interval:
     from_ms: int
     to_ms: int
 
-    def has(self, start: str = "window_start_ms") -> pl.Expr:
-        return pl.col(start).is_between(self.from_ms, self.to_ms, closed="left")
+    def has(self) -> pl.Expr:
+        return pl.col("window_start_ms").is_between(self.from_ms, self.to_ms, closed="left")
 
 
 def ends_before(moment_ms: int, rows: pl.DataFrame) -> pl.DataFrame:
