@@ -5,7 +5,6 @@ from typing import Final
 from grafanalib.core import Dashboard, Templating, Time
 
 from idlewatt.dashboards import queries as q
-from idlewatt.dashboards.overview import variables
 from idlewatt.dashboards.panels import (
     CURRENCY,
     Place,
@@ -15,6 +14,7 @@ from idlewatt.dashboards.panels import (
     stat,
     table,
     timeseries,
+    variables,
 )
 from idlewatt.stream import metric_names as names
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from grafanalib.core import Dashboard, RowPanel, Template, Templating, Time
+from grafanalib.core import Dashboard, RowPanel, Templating, Time
 
 from idlewatt.dashboards import queries as q
 from idlewatt.dashboards.panels import (
@@ -15,6 +15,7 @@ from idlewatt.dashboards.panels import (
     stat,
     table,
     timeseries,
+    variables,
 )
 from idlewatt.dashboards.rules import WASTED_SHARE_LIMIT
 from idlewatt.stream import metric_names as names
@@ -58,18 +59,6 @@ def overview() -> Dashboard:
         templating=Templating(list=variables()),
         panels=[*_now(), *_watts(), *_yield_and_loss(), *_gpus(), *_pipeline()],
     )
-
-
-def variables() -> list[Template]:
-    """What the reader chooses on every dashboard."""
-    site = f"label_values({names.POWER.name}, site)"
-    pool = f'label_values({names.POWER.name}{{site=~"$site"}}, pool)'
-    every = {"multi": True, "includeAll": True, "allValue": ".+", "sort": 1}
-    return [
-        Template(name="datasource", label="Data source", type="datasource", query="prometheus"),
-        Template(name="site", label="Site", query=site, **every),
-        Template(name="pool", label="Pool", query=pool, **every),
-    ]
 
 
 def _now() -> list[object]:

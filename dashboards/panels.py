@@ -1,4 +1,4 @@
-"""Thin constructors of the four kinds of panel the dashboards are made of.
+"""What the dashboards are made of: thin constructors of four kinds of panel, and what the reader chooses.
 
 Every panel has a title, a sentence or two of description, a unit and a place. Panels that show one moment
 ask for that moment only (`instant`): a last value drawn from a range would keep showing a figure that is
@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from grafanalib.core import BarGauge, GridPos, Panel, Stat, Table, Target, Threshold, TimeSeries
+from grafanalib.core import BarGauge, GridPos, Panel, Stat, Table, Target, Template, Threshold, TimeSeries
+
+from idlewatt.stream import metric_names as names
 
 Json = dict[str, Any]
 
@@ -54,6 +56,18 @@ class Place:
     @property
     def grid(self) -> GridPos:
         return GridPos(h=self.h, w=self.w, x=self.x, y=self.y)
+
+
+def variables() -> list[Template]:
+    """What the reader chooses on every dashboard."""
+    site = f"label_values({names.POWER.name}, site)"
+    pool = f'label_values({names.POWER.name}{{site=~"$site"}}, pool)'
+    every = {"multi": True, "includeAll": True, "allValue": ".+", "sort": 1}
+    return [
+        Template(name="datasource", label="Data source", type="datasource", query="prometheus"),
+        Template(name="site", label="Site", query=site, **every),
+        Template(name="pool", label="Pool", query=pool, **every),
+    ]
 
 
 def currency_units() -> list[Json]:
