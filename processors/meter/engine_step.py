@@ -1,15 +1,13 @@
 """A step's readings of engines: what they gained, what they did, and which GPUs they hold."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
 from idlewatt.processors.meter import activity, tokens
 from idlewatt.processors.meter.config import MeterConfig
-from idlewatt.processors.meter.cutting import silence, split, with_gaps
-from idlewatt.processors.meter.entities import both
-from idlewatt.processors.meter.gaps import put_off
+from idlewatt.processors.meter.cutting import silence, with_gaps
+from idlewatt.processors.meter.entities import pieces
 from idlewatt.processors.meter.state import ENGINE_CARRY, ENGINE_INTERVAL, MeterState
 from idlewatt.processors.meter.timeline import Advance, Edges, advance
 from idlewatt.stream.records import TOKEN_COUNTS
@@ -71,16 +69,3 @@ def engine_step(state: MeterState, edges: Edges, config: MeterConfig) -> EngineS
         servers,
         activity.holding(servers, state.gpu_index, state.holding),
     )
-
-
-def pieces(
-    opened: pl.DataFrame,
-    intervals: pl.DataFrame,
-    silent: pl.DataFrame,
-    step: Advance,
-    edges: Edges,
-    counters: Sequence[str],
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """What was read and what was silent, cut at the windows; and the long gaps, which are booked later."""
-    now, from_edge, gaps = put_off(both(intervals, silent), edges, step.new)
-    return split(both(opened, from_edge), now, edges, counters, step.new), gaps

@@ -1,4 +1,4 @@
-"""GPUs and engines alike: what is remembered of them from one step to the next."""
+"""GPUs and engines alike: a step's pieces of their time, and what is remembered of them from one step to the next."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Any, Final
 import polars as pl
 
 from idlewatt.processors.meter import forgotten
-from idlewatt.processors.meter.cutting import still_open
-from idlewatt.processors.meter.gaps import taken_back
+from idlewatt.processors.meter.cutting import split, still_open
+from idlewatt.processors.meter.gaps import put_off, taken_back
 from idlewatt.processors.meter.rows import where
 from idlewatt.processors.meter.state import ENGINE_GAP, ENGINE_KEY, GPU_GAP, GPU_KEY
 from idlewatt.processors.meter.timeline import Advance, Edges
@@ -70,6 +70,19 @@ def remembered(
         gaps=gaps,
         index=_known(before.index, kept, step, gaps, gone, *unfinished),
     )
+
+
+def pieces(
+    opened: pl.DataFrame,
+    intervals: pl.DataFrame,
+    silent: pl.DataFrame,
+    step: Advance,
+    edges: Edges,
+    counters: Sequence[str],
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What was read and what was silent, cut at the windows; and the long gaps, which are booked later."""
+    now, from_edge, gaps = put_off(both(intervals, silent), edges, step.new)
+    return split(both(opened, from_edge), now, edges, counters, step.new), gaps
 
 
 def both(rows: pl.DataFrame, seldom: pl.DataFrame) -> pl.DataFrame:

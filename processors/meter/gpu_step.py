@@ -9,8 +9,8 @@ from idlewatt.processors.meter import activity, waterfall
 from idlewatt.processors.meter.classifying import classify, steady_windows, whole_windows
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.cutting import silence, split, with_gaps
-from idlewatt.processors.meter.engine_step import EngineStep, pieces
-from idlewatt.processors.meter.entities import ENERGY, both
+from idlewatt.processors.meter.engine_step import EngineStep
+from idlewatt.processors.meter.entities import ENERGY, both, pieces
 from idlewatt.processors.meter.gaps import put_off
 from idlewatt.processors.meter.state import GPU_CARRY, GPU_INTERVAL, MeterState
 from idlewatt.processors.meter.timeline import NEVER_MS, Advance, Edges, Steady, advance
