@@ -90,6 +90,15 @@ def test_new_epoch_counts_from_zero() -> None:
     assert output(minutes) == {0: 90}
 
 
+def test_an_epoch_that_another_series_tells_is_no_restart() -> None:
+    """Of a gateway that was there before and counts no less than then, nothing is counted a second time."""
+    minutes, rejected, _ = folded(
+        [row(START_MS, 500, epoch_ms=START_MS - 60_000)],
+        [row(START_MS + 60_000, 510, epoch_ms=START_MS - 55_000)],
+    )
+    assert (output(minutes), rejected) == ({0: 10}, {})
+
+
 def test_a_clock_that_was_ahead_costs_no_later_gateway_its_usage() -> None:
     """It said that a gateway began after it was read; the one that really began after that is newer."""
     minutes, rejected, _ = folded(

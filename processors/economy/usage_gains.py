@@ -7,9 +7,10 @@ import polars as pl
 
 from idlewatt.processors.economy.usage_minutes import GAIN_COLUMNS, NAMES
 from idlewatt.processors.meter.going_on import going_on
+from idlewatt.processors.meter.timeline import gains as meter_gains
 from idlewatt.processors.meter.tokens import TOKEN_BOUNDS
 from idlewatt.stream.clock import DAY_MS
-from idlewatt.stream.records import RESTART_GAP_MS, TOKEN_COUNTS
+from idlewatt.stream.records import TOKEN_COUNTS
 
 ENTITY: Final = ("site", "source", "counter")
 # A counter not heard of for so long starts anew: what it gained meanwhile is nobody's.
@@ -60,29 +61,14 @@ def gains(
     good, left_out = going_on(fresh, TOKEN_COUNTS, FORGET_MS)
     rejected.update(left_out)
     newest = good.filter((pl.col("id") != pl.col("id").shift(-1)).fill_null(True))
-    return newest.select(last.columns), _differences(good)
+    return newest.select(last.columns), _intervals(good)
 
 
-def _differences(readings: pl.DataFrame) -> pl.DataFrame:
-    before = {name: pl.col(name).shift(1) for name in ("ts_ms", "epoch_ms", *TOKEN_COUNTS)}
-    follows = (pl.col("id") == pl.col("id").shift(1)).fill_null(False)
-    elapsed_ms = pl.col("ts_ms") - before["ts_ms"]
-    restarted = (pl.col("epoch_ms") != before["epoch_ms"]).fill_null(False)
-    start_known = restarted & (pl.col("ts_ms") - pl.col("epoch_ms") <= RESTART_GAP_MS)
-    fell = ~restarted & pl.any_horizontal(pl.col(c) < before[c] for c in TOKEN_COUNTS)
-    believable = (elapsed_ms <= _RESET_MS) & pl.all_horizontal(
-        pl.col(c) <= TOKEN_BOUNDS.after_reset for c in TOKEN_COUNTS
+def _intervals(readings: pl.DataFrame) -> pl.DataFrame:
+    """GAIN_COLUMNS of each pair of consecutive readings of a counter."""
+    before = (pl.col(name).shift(1).alias(f"{name}_0") for name in ("epoch_ms", *TOKEN_COUNTS))
+    paired = readings.with_columns(*before, t0_ms=pl.col("ts_ms").shift(1)).filter(
+        pl.col("id") == pl.col("id").shift(1)
     )
-    nobodys = (restarted & ~start_known) | (fell & ~believable) | (elapsed_ms >= FORGET_MS)
-    differences = readings.with_columns(t0_ms=before["ts_ms"]).with_columns(
-        *(
-            pl.when(start_known | fell).then(pl.col(c)).otherwise(pl.col(c) - before[c]).alias(c)
-            for c in TOKEN_COUNTS
-        ),
-        start_ms=pl.when(start_known)
-        .then(pl.min_horizontal(pl.max_horizontal(before["ts_ms"], "epoch_ms"), pl.col("ts_ms") - 1))
-        .otherwise("t0_ms"),
-        end_ms="ts_ms",
-        counts=follows & ~nobodys,
-    )
-    return differences.filter("counts").select(*GAIN_COLUMNS)
+    gained = meter_gains(paired, _RESET_MS, FORGET_MS, TOKEN_COUNTS, TOKEN_BOUNDS)
+    return gained.with_columns(pl.col(f"inc_{c}").alias(c) for c in TOKEN_COUNTS).select(*GAIN_COLUMNS)

@@ -137,7 +137,7 @@ def advance(
     is_old = taken["ts_ms"] <= edges.edge_ms - edges.forget_ms
     old = known.select_seq(pl.col(*GONE_COLUMNS).gather(taken["place"].filter(is_newest & is_old)))
     return Advance(
-        intervals=_gains(paired, edges, counters, bounds),
+        intervals=gains(paired, edges.hold_ms, edges.forget_ms, counters, bounds),
         last=newest,
         # those within reach first: a repeat that came late must stay behind the reading it repeats
         pending=pl.concat([left, later]) if left.height else later,
@@ -258,17 +258,22 @@ def _without_between(
     return rows.drop("window").filter(~(between & is_steady))
 
 
-def _gains(paired: pl.DataFrame, edges: Edges, counters: Sequence[str], bounds: Bounds) -> pl.DataFrame:
-    """What each counter gained over each interval, and whether the interval was measured."""
-    if not paired.select_seq(_breaks(edges, counters, bounds).any()).item():
+def gains(
+    paired: pl.DataFrame, hold_ms: int, forget_ms: int, counters: Sequence[str], bounds: Bounds
+) -> pl.DataFrame:
+    """What each counter gained over each interval, and whether the interval was measured.
+
+    `paired`: readings that go on, with t0_ms, epoch_ms_0 and <counter>_0 of the one before.
+    """
+    if not paired.select_seq(_breaks(forget_ms, counters, bounds).any()).item():
         return paired.with_columns_seq(
             *((pl.col(c) - pl.col(f"{c}_0")).alias(f"inc_{c}") for c in counters),
             start_ms="t0_ms",
             end_ms="ts_ms",
-            measured=pl.col("ts_ms") - pl.col("t0_ms") <= edges.hold_ms,
+            measured=pl.col("ts_ms") - pl.col("t0_ms") <= hold_ms,
         )
     elapsed_ms = pl.col("ts_ms") - pl.col("t0_ms")
-    forgotten = elapsed_ms >= edges.forget_ms
+    forgotten = elapsed_ms >= forget_ms
     less = pl.any_horizontal((pl.col(c) < pl.col(f"{c}_0")).fill_null(False) for c in counters)
     young = pl.col("ts_ms") - pl.col("epoch_ms") <= RESTART_GAP_MS
     # A process that was there at the reading before, and has no less than it had then, is the same one: another of its
@@ -280,7 +285,7 @@ def _gains(paired: pl.DataFrame, edges: Edges, counters: Sequence[str], bounds: 
     start_known = ~forgotten & restarted & young
     # a counter without an epoch that fell was reset within the interval: its value is what it gained since
     fell = ~restarted & less
-    believable = (elapsed_ms <= edges.hold_ms) & pl.all_horizontal(
+    believable = (elapsed_ms <= hold_ms) & pl.all_horizontal(
         pl.col(c).is_null() | (pl.col(c) <= bounds.after_reset).fill_null(False) for c in counters
     )
     unknown = forgotten | (restarted & ~start_known)
@@ -303,11 +308,11 @@ def _gains(paired: pl.DataFrame, edges: Edges, counters: Sequence[str], bounds: 
         .then(pl.min_horizontal(pl.max_horizontal("t0_ms", "epoch_ms"), pl.col("ts_ms") - 1))
         .otherwise("t0_ms"),
         # nobody knew it to be there for longer
-        end_ms=pl.min_horizontal("ts_ms", pl.col("t0_ms") + edges.forget_ms),
+        end_ms=pl.min_horizontal("ts_ms", pl.col("t0_ms") + forget_ms),
         known=~unknown,
     )
     return gained.with_columns_seq(
-        measured=pl.col("known") & (pl.col("end_ms") - pl.col("start_ms") <= edges.hold_ms)
+        measured=pl.col("known") & (pl.col("end_ms") - pl.col("start_ms") <= hold_ms)
     )
 
 
@@ -318,12 +323,12 @@ def _leaps(counter: str, before: pl.Expr, elapsed_ms: pl.Expr, bounds: Bounds) -
     return (pl.col(counter) - before) > elapsed_ms * bounds.per_s // 1000
 
 
-def _breaks(edges: Edges, counters: Sequence[str], bounds: Bounds) -> pl.Expr:
+def _breaks(forget_ms: int, counters: Sequence[str], bounds: Bounds) -> pl.Expr:
     """Where a counter did not simply go on from the reading before; seldom."""
     elapsed_ms = pl.col("ts_ms") - pl.col("t0_ms")
     return pl.any_horizontal(
         *(_leaps(c, pl.col(f"{c}_0"), elapsed_ms, bounds) for c in counters),
-        elapsed_ms >= edges.forget_ms,
+        elapsed_ms >= forget_ms,
         pl.col("epoch_ms") != pl.col("epoch_ms_0"),
         *(pl.col(c) < pl.col(f"{c}_0") for c in counters),
     ).fill_null(False)
