@@ -16,8 +16,9 @@ from kafka.partitioner.default import murmur2
 from pyarrow import ipc
 
 from idlewatt.stream import records, topics
-from idlewatt.stream.decoding import decode_all, empty_frame, frame_schema
+from idlewatt.stream.decoding import decode_all
 from idlewatt.stream.encoding import SEAL_BYTES, encode_named, sealed
+from idlewatt.stream.frames import empty_frame, frame_schema
 from idlewatt.stream.records import Schema
 
 Shape = Literal["nodes", "racks"]

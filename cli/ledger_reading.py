@@ -20,7 +20,7 @@ from idlewatt.processors.reports.ledger import (
 )
 from idlewatt.stream import records, topics
 from idlewatt.stream.clock import DAY_MS
-from idlewatt.stream.decoding import empty_frame
+from idlewatt.stream.frames import empty_frame
 from idlewatt.stream.reading import Fault, read_rows
 from idlewatt.stream.records import Schema
 from idlewatt.stream.settings import Settings

@@ -15,8 +15,9 @@ from typing import Any, Final
 import polars as pl
 
 from idlewatt.processors.stage import Batch, Stage
-from idlewatt.stream.decoding import decode_all, empty_frame
+from idlewatt.stream.decoding import decode_all
 from idlewatt.stream.errors import UnreadableMessageError
+from idlewatt.stream.frames import empty_frame
 from idlewatt.stream.log import Message, Values
 from idlewatt.stream.records import Schema
 from idlewatt.stream.rosters import Rosters

@@ -34,24 +34,6 @@ _TAIL: Final = struct.Struct("<8sI4sI")
 _NO_TAIL: Final = (b"", 0, b"", 0)
 # what a CRC-32C comes to over bytes and their own CRC-32C behind them
 _CRC_OF_WHOLE: Final = 0x48674BC7
-_POLARS_TYPES: Final[dict[pa.DataType, pl.DataType]] = {
-    pa.int64(): pl.Int64(),
-    pa.float64(): pl.Float64(),
-    pa.large_string(): pl.String(),
-    pa.bool_(): pl.Boolean(),
-    pa.large_list(pa.large_string()): pl.List(pl.String()),
-}
-
-
-@functools.cache
-def frame_schema(schema: Schema) -> pl.Schema:
-    """The schema as polars types, in the order of the row's fields."""
-    return pl.Schema({field.name: _POLARS_TYPES[field.type] for field in schema.arrow})
-
-
-def empty_frame(schema: Schema) -> pl.DataFrame:
-    """A frame of the schema with no rows."""
-    return pl.DataFrame(schema=frame_schema(schema))
 
 
 @dataclass(frozen=True, slots=True)

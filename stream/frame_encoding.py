@@ -12,8 +12,8 @@ from typing import Final
 import polars as pl
 import pyarrow as pa
 
-from idlewatt.stream.decoding import frame_schema
 from idlewatt.stream.encoding import END_OF_STREAM, encode_table, sealed
+from idlewatt.stream.frames import frame_schema
 from idlewatt.stream.records import Schema
 
 # runs of rows from which on it pays to set up Arrow columns

@@ -14,7 +14,7 @@ from idlewatt.processors.economy.stage import EconomyStage
 from idlewatt.processors.economy.state import EconomyState
 from idlewatt.processors.reports.ledger import Interval, Ledger
 from idlewatt.stream import records, topics
-from idlewatt.stream.decoding import frame_schema
+from idlewatt.stream.frames import frame_schema
 from idlewatt.stream.opening import open_appender
 from idlewatt.stream.records import CONSUMER, MONEY, POWER, TOKENS, USAGE, PowerRow, TokenRow, UsageRow
 from idlewatt.stream.settings import Settings

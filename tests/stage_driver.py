@@ -7,7 +7,8 @@ from typing import Any, Generic, TypeVar
 import polars as pl
 
 from idlewatt.processors.stage import Batch, Folded, Stage
-from idlewatt.stream.decoding import decode_all, frame_schema
+from idlewatt.stream.decoding import decode_all
+from idlewatt.stream.frames import frame_schema
 from idlewatt.stream.log import Record
 from idlewatt.stream.records import Schema
 from idlewatt.stream.rosters import Rosters

@@ -16,9 +16,10 @@ from polars.exceptions import PanicException
 from pyarrow import ipc
 
 from idlewatt.stream import decoding, foreign_messages, records, rosters
-from idlewatt.stream.decoding import decode, decode_all, frame_schema
+from idlewatt.stream.decoding import decode, decode_all
 from idlewatt.stream.encoding import END_OF_STREAM, SEAL, SEAL_BYTES, encode_rows, encode_table, sealed
 from idlewatt.stream.errors import UnreadableMessageError
+from idlewatt.stream.frames import frame_schema
 from idlewatt.stream.layouts import Layouts
 from idlewatt.stream.rosters import Rosters
 

@@ -19,7 +19,7 @@ from idlewatt.processors.economy.rests import REST_COLUMNS
 from idlewatt.processors.economy.usage import UsageState, fold_usage
 from idlewatt.processors.economy.usage_minutes import MINUTE_COLUMNS
 from idlewatt.stream import records
-from idlewatt.stream.decoding import frame_schema
+from idlewatt.stream.frames import frame_schema
 from idlewatt.stream.records import UsageRow
 
 MINUTE_MS = 60_000

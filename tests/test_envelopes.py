@@ -26,7 +26,7 @@ from idlewatt.processors.economy.envelope_figures import envelope_figures, midni
 from idlewatt.processors.economy.envelopes import BURN_WINDOWS, EnvelopeState
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream import records
-from idlewatt.stream.decoding import frame_schema
+from idlewatt.stream.frames import frame_schema
 from idlewatt.stream.globs import matches
 from idlewatt.stream.records import ConsumerRow
 

@@ -7,8 +7,9 @@ import pytest
 from pyarrow import ipc
 
 from idlewatt.stream import records
-from idlewatt.stream.decoding import decode, decode_all, frame_schema
+from idlewatt.stream.decoding import decode, decode_all
 from idlewatt.stream.frame_encoding import conforming, encode_frame, encode_runs
+from idlewatt.stream.frames import frame_schema
 
 ROWS = [
     records.MoneyRow(

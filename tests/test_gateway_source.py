@@ -22,8 +22,8 @@ from idlewatt.collectors.http_page import HttpPage
 from idlewatt.collectors.mappings import kinds
 from idlewatt.processors.economy.usage import UsageState, fold_usage
 from idlewatt.stream import records
-from idlewatt.stream.decoding import frame_schema
 from idlewatt.stream.errors import ConfigError, SourceError
+from idlewatt.stream.frames import frame_schema
 from idlewatt.stream.records import UsageRow
 from idlewatt.stream.settings import Consumer, Gateway
 

@@ -18,8 +18,9 @@ from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.stage import EconomyStage
 from idlewatt.processors.stage import Batch
 from idlewatt.stream import records, topics
-from idlewatt.stream.decoding import decode, empty_frame
+from idlewatt.stream.decoding import decode
 from idlewatt.stream.encoding import encode_rows
+from idlewatt.stream.frames import empty_frame
 from idlewatt.stream.records import POWER, TOKENS, USAGE, PowerRow, TokenRow
 
 START_MS = 1_700_000_000_000

@@ -32,8 +32,8 @@ from idlewatt.collectors.simulated.outages import (
 from idlewatt.collectors.simulated.truth import HISTORY_MS, Truth
 from idlewatt.processors.economy.usage import UsageState, fold_usage
 from idlewatt.stream import records
-from idlewatt.stream.decoding import frame_schema
 from idlewatt.stream.errors import SourceError
+from idlewatt.stream.frames import frame_schema
 from idlewatt.stream.records import EngineRow, GpuRow, UsageRow
 from idlewatt.stream.settings import Settings
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from idlewatt.processors.economy import tiers
 from idlewatt.processors.economy.tiers import ENGINE_COLUMNS, TIER_COLUMNS
-from idlewatt.stream.decoding import empty_frame, frame_schema
+from idlewatt.stream.frames import empty_frame, frame_schema
 from idlewatt.stream.records import TOKENS
 
 MINUTE_MS = 60_000

@@ -17,7 +17,7 @@ from idlewatt.processors.economy.usage import Usage, UsageState, fold_usage
 from idlewatt.processors.economy.usage_minutes import NAMES
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream import records
-from idlewatt.stream.decoding import frame_schema
+from idlewatt.stream.frames import frame_schema
 from idlewatt.stream.records import TOKEN_COUNTS, UsageRow
 from idlewatt.stream.topics import EVENT_HORIZON_MS
 

@@ -15,7 +15,7 @@ from idlewatt.processors.economy.capital import capital_frame
 from idlewatt.processors.economy.tariff import per_kwh
 from idlewatt.stream import records
 from idlewatt.stream.clock import HOUR_MS
-from idlewatt.stream.decoding import frame_schema
+from idlewatt.stream.frames import frame_schema
 
 _MJ_PER_KWH: Final = 3_600_000_000
 

@@ -13,7 +13,7 @@ from idlewatt.processors.amounts import MOST, SUM
 from idlewatt.processors.economy.book import MICRO, Book, Price
 from idlewatt.processors.economy.rests import REST_KEY, whole_micro
 from idlewatt.stream import records
-from idlewatt.stream.decoding import frame_schema
+from idlewatt.stream.frames import frame_schema
 from idlewatt.stream.globs import matches
 from idlewatt.stream.records import TOKEN_KINDS
 

@@ -16,7 +16,7 @@ from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.config import EVERY_IDLE_PART
 from idlewatt.stream import records
 from idlewatt.stream.clock import HOUR_MS
-from idlewatt.stream.decoding import empty_frame, frame_schema
+from idlewatt.stream.frames import empty_frame, frame_schema
 from idlewatt.stream.records import POOL
 
 BENCHMARK_CURRENCY: Final = "USD"

@@ -28,7 +28,7 @@ from idlewatt.processors.gone_pools import frames_of_others, of_others
 from idlewatt.processors.stage import Batch, Folded
 from idlewatt.stream import records, topics
 from idlewatt.stream.clock import MINUTE_MS
-from idlewatt.stream.decoding import frame_schema
+from idlewatt.stream.frames import frame_schema
 from idlewatt.stream.log import Record
 from idlewatt.stream.records import POOL
 

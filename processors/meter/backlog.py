@@ -12,7 +12,7 @@ from idlewatt.processors.meter.entities import ENERGY
 from idlewatt.processors.meter.gpu_minutes import gpu_minutes
 from idlewatt.processors.meter.state import MeterState
 from idlewatt.stream import records
-from idlewatt.stream.decoding import empty_frame
+from idlewatt.stream.frames import empty_frame
 from idlewatt.stream.records import TOKEN_COUNTS
 
 # windows of entities that are cut together

@@ -8,7 +8,7 @@ from idlewatt.processors.meter.state import MeterState
 from idlewatt.processors.meter.waterfall import STATE
 from idlewatt.stream import records
 from idlewatt.stream.clock import MINUTE_MS
-from idlewatt.stream.decoding import empty_frame, frame_schema
+from idlewatt.stream.frames import empty_frame, frame_schema
 
 
 def gpu_minutes(

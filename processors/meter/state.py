@@ -21,7 +21,7 @@ from idlewatt.processors.meter.totals import (
 from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, PAIR, YIELD_COLUMNS
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream import records
-from idlewatt.stream.decoding import empty_frame
+from idlewatt.stream.frames import empty_frame
 from idlewatt.stream.records import TOKEN_COUNTS
 
 LAYOUT: Final = "meter/2"

@@ -10,7 +10,7 @@ import polars as pl
 from idlewatt.processors.economy.book import Book
 from idlewatt.stream import records
 from idlewatt.stream.clock import HOUR_MS
-from idlewatt.stream.decoding import empty_frame
+from idlewatt.stream.frames import empty_frame
 
 END_COLUMNS: Final = {"site": pl.String, "to_ms": pl.Int64}
 
