@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -272,14 +273,14 @@ class KafkaBroker:
                 command, stdout=log, stderr=log, preexec_fn=die_with_parent, stdin=subprocess.DEVNULL
             )
 
-    def stop(self) -> None:
+    def stop(self, within_s: float = _STOP_S) -> None:
         """Stop the broker; clients see refused connections until start()."""
         if self._process is None:
             return
         self.thaw()
         self._process.terminate()
         try:
-            self._process.wait(_STOP_S)
+            self._process.wait(within_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -399,13 +400,9 @@ def java_command() -> list[str] | None:
         for command in (["apt-get", "update"], list(_APT)):
             subprocess.run(command, check=False, capture_output=True, timeout=600)
     if _has_java():
-        libs = _jars()
-        return [
-            "java",
-            *("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
-            "-Dorg.slf4j.simpleLogger.showDateTime=true",
-            *("-cp", f"{libs}/*"),
-        ]
+        with _cache_for_itself():
+            libs = _jars()
+            return _java(libs, f"-XX:SharedArchiveFile={_classes(libs)}")
     if (
         shutil.which("docker")
         and subprocess.run(["docker", "info"], check=False, capture_output=True).returncode == 0
@@ -424,38 +421,76 @@ def _has_java() -> bool:
     return bool(found) and found[0].strip().isdigit() and int(found[0]) >= 17
 
 
-def _jars() -> Path:
-    """The folder of Kafka's jars, filled at the first call on this machine."""
-    libs = _CACHE / f"libs-{KAFKA_VERSION}"
+@contextmanager
+def _cache_for_itself() -> Iterator[None]:
+    """Two test runs in one checkout fill it once."""
     _CACHE.mkdir(parents=True, exist_ok=True)
     with (_CACHE / "lock").open("w") as lock:
-        # two test runs in one checkout
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not libs.is_dir():
-            (_CACHE / "pom.xml").write_text(_POM)
-            partial = _CACHE / "partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            command = [
-                "mvn",
-                "--batch-mode",
-                "--quiet",
-                "dependency:copy-dependencies",
-                "-DincludeScope=runtime",
-            ]
-            done = subprocess.run(
-                [*command, f"-DoutputDirectory={partial}"],
-                check=False,
-                cwd=_CACHE,
-                capture_output=True,
-                text=True,
-                timeout=600,
+        yield
+
+
+def _java(libs: Path, *flags: str) -> list[str]:
+    return [
+        "java",
+        *("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *flags),
+        "-Dorg.slf4j.simpleLogger.showDateTime=true",
+        *("-cp", f"{libs}/*"),
+    ]
+
+
+def _jars() -> Path:
+    """The folder of Kafka's jars, filled at the first call on this machine."""
+    # a clone may link to the cache of another, and Java takes archived classes only of jars by the same path
+    libs = _CACHE.resolve() / f"libs-{KAFKA_VERSION}"
+    if not libs.is_dir():
+        (_CACHE / "pom.xml").write_text(_POM)
+        partial = _CACHE / "partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        command = [
+            "mvn",
+            "--batch-mode",
+            "--quiet",
+            "dependency:copy-dependencies",
+            "-DincludeScope=runtime",
+        ]
+        done = subprocess.run(
+            [*command, f"-DoutputDirectory={partial}"],
+            check=False,
+            cwd=_CACHE,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        if done.returncode:
+            pytest.fail(
+                f"Maven could not get Kafka {KAFKA_VERSION}:\n{done.stdout[-2000:]}{done.stderr[-1000:]}"
             )
-            if done.returncode:
-                pytest.fail(
-                    f"Maven could not get Kafka {KAFKA_VERSION}:\n{done.stdout[-2000:]}{done.stderr[-1000:]}"
-                )
-            partial.rename(libs)
+        partial.rename(libs)
     return libs
+
+
+def _classes(libs: Path) -> Path:
+    """Kafka's classes as Java has them in memory, kept by a first broker: others start with half the work.
+
+    Java starts without if it cannot use the file: it is another Java's, or empty as this one keeps none.
+    """
+    archive = libs.with_name(f"classes-{KAFKA_VERSION}.jsa")
+    if not archive.exists():
+        with tempfile.TemporaryDirectory(dir=_CACHE) as folder:
+            kept = Path(folder) / "kept"
+            broker = KafkaBroker(Path(folder), _java(libs, f"-XX:ArchiveClassesAtExit={kept}"), Cluster())
+            broker.prepare()
+            broker.start()
+            broker.fresh_topics(broker.settings())
+            process = broker._process
+            broker.stop(_START_S)
+            if process and process.returncode < 0:
+                # it was killed, and half a file would end every Java that takes it
+                kept.unlink(missing_ok=True)
+            kept.touch()
+            kept.rename(archive)
+    return archive
 
 
 def _base64_uuid() -> str:
