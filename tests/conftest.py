@@ -9,6 +9,9 @@ from idlewatt.processors.tuning import tune
 # stages run here as they do in a process of their own; before anything loads polars
 tune()
 
+# each of pytest's workers would read and compile every test anew, and each command that tests start all of ours
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 settings.register_profile(
     "test",
     derandomize=True,
