@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -1202,6 +1203,12 @@ CASES: Final = (
 )
 
 
+@cache
+def generated() -> tuple[str, dict[str, Any]]:
+    """The recording rules as they are written, and the alerts as they are read."""
+    return rules.recording_yaml(), yaml.safe_load(rules.alerts_yaml())
+
+
 def promtool_test(
     folder: Path, tests: list[dict[str, Any]], every: str = "30s"
 ) -> subprocess.CompletedProcess[str]:
@@ -1209,13 +1216,18 @@ def promtool_test(
 
     `every`: how often alerts are looked at.
     """
-    (folder / "recording.yaml").write_text(rules.recording_yaml())
-    alerts = yaml.safe_load(rules.alerts_yaml())
+    recording, alerts = generated()
+    (folder / "recording.yaml").write_text(recording)
     asked_for = {alert["alertname"] for test in tests for alert in test.get("alert_rule_test", ())}
-    for group in alerts["groups"]:
-        group["rules"] = [rule for rule in group["rules"] if rule["alert"] in asked_for]
-        group["interval"] = every
-    (folder / "alerts.yaml").write_text(yaml.safe_dump(alerts))
+    groups = [
+        {
+            **group,
+            "rules": [rule for rule in group["rules"] if rule["alert"] in asked_for],
+            "interval": every,
+        }
+        for group in alerts["groups"]
+    ]
+    (folder / "alerts.yaml").write_text(yaml.safe_dump({"groups": groups}))
     document = {
         "rule_files": ["recording.yaml", "alerts.yaml"],
         "evaluation_interval": every,
