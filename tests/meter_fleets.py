@@ -260,7 +260,7 @@ def delivery(
         order.append((row.ts_ms + delay_ms, row.ts_ms, len(order), row))
     order.sort()
     # row by row takes long
-    largest = rng.choice([1 if len(order) < 60 else 3, 5, 30, 1000])
+    largest = rng.choice([1 if len(order) < 40 else 4, 8, 30, 1000])
     found: list[Arrival] = []
     while order:
         # nobody waits for a message to be full until its first rows are late
