@@ -66,7 +66,8 @@ def metered(messages: int, *, restarts: bool, spool_until_s: int = BACK_S) -> Dr
             parts.append([second])
             own = parts.pop(0) + (parts.pop(0) if len(parts) > 1 else [])
         driver.append(pack([gpu(second, "there"), *(gpu(at, "cut") for at in own), *map(engine, own)]))
-        if CUT_S <= second < BACK_S and second % 15:
+        # until its spool comes, and when all of it is there
+        if not BACK_S <= second < BACK_S + 210 and second % 15:
             continue
         driver.fold(START_MS + 1000 * second)
         if restarts and second % 15 == 0:
