@@ -66,8 +66,8 @@ LIMITS_EVERY_MS: Final = 30_000
 # After this many attempts in which a call failed for no clear reason, the calls that answered decide until it answers.
 _PROBE_ATTEMPTS: Final = 5
 PROBE_EVERY_MS: Final = 60_000
-# A counter that does not answer for so long is done without.
-_COUNTER_WAIT_MS: Final = 60_000
+# A counter that does not answer for so long is done without: it is looked for anew before.
+_COUNTER_WAIT_MS: Final = PROBE_EVERY_MS + 30_000
 
 
 def is_due(last_ms: int | None, now_ms: int, every_ms: int) -> bool:
@@ -104,7 +104,7 @@ class NvmlDevice:
         self.product = product
         self.meters: Meters | None = None
         self._energy_check = EnergyCheck()
-        # the first of the readings without a counter, since the last one with it
+        # the first of the readings that have power and no counter, since the last one of others
         self._uncounted_ms: int | None = None
         self._leave_out = leave_out
         self._answered: set[Origin] = set()
@@ -166,7 +166,7 @@ class NvmlDevice:
             energy_mj=energy_mj,
             power_mw=power_mw,
             power_limit_mw=self._limit_mw,
-            epoch_ms=self._epoch_ms(ts_ms, energy_mj is not None),
+            epoch_ms=self._epoch_ms(ts_ms, energy_mj is None and power_mw is not None),
             sm_activity=None if percent is None else percent / 100,
             memory_used_bytes=self._memory_used_bytes,
             clocks_event_reasons=self._within("clocks_event_reasons", reasons, 0, _INT64_MAX),
@@ -174,16 +174,16 @@ class NvmlDevice:
             power_scope=meters.scope,
         )
 
-    def _epoch_ms(self, ts_ms: int, is_counted: bool) -> int | None:
+    def _epoch_ms(self, ts_ms: int, is_power_only: bool) -> int | None:
         """Since when the counter is done without: an epoch of its own is what lets the meter go on without it."""
-        if is_counted:
+        if not is_power_only:
             self._uncounted_ms = None
             return None
         # one that a clock ahead told would be refused
         self._uncounted_ms = ts_ms if self._uncounted_ms is None else min(self._uncounted_ms, ts_ms)
-        may_answer = self.meters is not None and self.meters.energy is not None
-        is_waited_for = may_answer and not self._energy_check.is_refuted
-        return None if is_waited_for and ts_ms - self._uncounted_ms < _COUNTER_WAIT_MS else self._uncounted_ms
+        # it will tell what it gained meanwhile
+        may_answer = not self._energy_check.is_refuted and not self._unsupported.issuperset(_ENERGIES)
+        return None if may_answer and ts_ms - self._uncounted_ms < _COUNTER_WAIT_MS else self._uncounted_ms
 
     def _probe(self, now_ms: int) -> Meters | None:
         """Find what energy and power can be read from; None while a failed call leaves that open, but not for long."""

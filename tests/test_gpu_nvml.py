@@ -809,13 +809,13 @@ def test_a_counter_is_believed_where_power_proves_nothing(
 
 
 def _read_of_gpu(rows: list[GpuRow], until_s: int) -> list[dict[str, Any]]:
-    """What the meter books as not dark; it refuses no more than what is waited for."""
+    """What the meter books; it refuses no more than what is waited for."""
     driver = Driver(MeterStage(MeterConfig()))
     driver.append([Message(topics.GPU, GPU, rows)])
     for _ in range(2):
         driver.fold(1000 * (START_S + until_s) + 30_000)
     assert driver.rejected.keys() <= {("gpu", "counter_missing")}
-    return [row for row in driver.rows(POWER) if row["state"] != "dark"]
+    return driver.rows(POWER)
 
 
 def test_no_joule_is_lost_or_doubled_where_a_counter_gives_way_and_comes_back(nvml: Nvml) -> None:
@@ -852,13 +852,13 @@ def test_a_counter_that_gave_way_is_all_there_is_once_power_is_gone(
 
 @pytest.mark.parametrize(
     ("code", "is_restarted", "dark_s"),
-    [(3, True, 0), (3, False, 61), (999, False, 61)],
+    [(3, True, 0), (3, False, 91), (999, False, 91)],
     ids=["another_driver", "not_supported", "fails"],
 )
 def test_a_counter_that_is_there_no_more_is_done_without(
     nvml: Nvml, start_reader: START, code: int, is_restarted: bool, dark_s: int
 ) -> None:
-    """One that had answered is waited for a minute. Once it is back, no joule counts twice."""
+    """One that had answered is waited for a minute and a half. Once it is back, no joule counts twice."""
     script, reader = nvml
     rows = [only_row(answer) for answer in _readings(nvml, 70, lambda _: 70, range(100))]
     if is_restarted:
@@ -872,15 +872,31 @@ def test_a_counter_that_is_there_no_more_is_done_without(
     assert sum(row["estimated_mj"] for row in booked) == 70_000 * (201 - dark_s)
 
 
-def test_a_counter_that_fails_for_less_than_a_minute_tells_all_afterwards(nvml: Nvml) -> None:
-    """Nothing is estimated of what it counted meanwhile."""
+@pytest.mark.parametrize("is_restarted", [False, True])
+@pytest.mark.parametrize(("all_fail_s", "counter_fails_s"), [(0, 8), (600, 1), (600, 6)])
+def test_a_counter_that_fails_for_a_while_tells_all_afterwards(
+    nvml: Nvml, start_reader: START, is_restarted: bool, all_fail_s: int, counter_fails_s: int
+) -> None:
+    """Nothing is estimated of what it counted meanwhile, also where it answers after power did."""
     script, reader = nvml
-    rows = [only_row(answer) for answer in _readings(nvml, 70, lambda _: 70, range(100))]
-    script.write(f"gpus 1\n0 power 70000\n0 field 83 0 999 1 0\n0 return {ENERGY} 999")
-    rows += [only_row(reader.read(at_s=START_S + second)) for second in range(100, 108)]
-    rows += [only_row(answer) for answer in _readings(nvml, 70, lambda _: 70, range(108, 200))]
-    booked = _read_of_gpu([GpuRow(**row) for row in rows], until_s=200)
-    assert [sum(row[joules] for row in booked) for joules in ("draw_mj", "estimated_mj")] == [70_000 * 199, 0]
+    no_counter = f"0 field 83 0 999 1 0\n0 return {ENERGY} 999"
+    nothing = (
+        f"{no_counter}\n0 field 185 0 999 1 0\n0 field 186 0 999 1 0\n0 return nvmlDeviceGetPowerUsage 999"
+    )
+    answers = _readings(nvml, 70, lambda _: 70, range(100))
+    if is_restarted:
+        reader = start_reader(script.environment)
+    nvml = script, reader
+    counter_s, until_s = 100 + all_fail_s + counter_fails_s, all_fail_s + 300
+    answers += _readings(nvml, 70, lambda _: 70, range(100, 100 + all_fail_s, 20), nothing)
+    answers += _readings(nvml, 70, lambda _: 70, range(100 + all_fail_s, counter_s), no_counter)
+    answers += _readings(nvml, 70, lambda _: 70, range(counter_s, until_s + 1))
+    rows = [GpuRow(**only_row(answer)) for answer in answers]
+    booked = _read_of_gpu([row for row in rows if row.power_mw is not None], until_s)
+    assert [sum(row[joules] for row in booked) for joules in ("draw_mj", "estimated_mj")] == [
+        70_000 * until_s,
+        0,
+    ]
 
 
 def test_a_gpu_without_counter_goes_on_where_its_clock_is_set_right(nvml: Nvml) -> None:
