@@ -119,44 +119,65 @@ class Gathering:
 
     @property
     def size_bytes(self) -> int:
-        """Of what was gathered and may be taken, as it came; of messages that are tiny what they are counted as."""
+        """Of what was gathered and not taken yet, as it came; of messages that are tiny what they are counted as.
+
+        What was held back at the last take() is not in it.
+        """
         return self._size_bytes(self._messages.keys() - self._held)
 
     @property
     def held_bytes(self) -> int:
-        """The same of what is held back."""
+        """The same of what was held back."""
         return self._size_bytes(self._held)
 
     def _size_bytes(self, topics: Collection[str]) -> int:
         count = sum(len(self._messages[topic]) for topic in topics)
         return max(sum(self._packed_bytes[topic] for topic in topics), LEAST_MESSAGE_BYTES * count)
 
-    def hold(self, topics: frozenset[str]) -> None:
-        """Take nothing of these topics until they are not among those that are held."""
-        self._held = topics
-
-    def takes_all(self, topic: str) -> bool:
-        """Whether there is no more of the topic than take() takes, as far as it is for their number."""
-        return len(self._messages[topic]) <= MOST_MESSAGES
+    def _beyond(self, topic: str, hold_bytes: int) -> int:
+        """How many of the topic's messages, the oldest, are more than that."""
+        messages = self._messages[topic]
+        if self._size_bytes({topic}) <= hold_bytes:
+            return 0
+        # with room for some that come next, lest each is taken by itself
+        hold_bytes = hold_bytes * 7 // 8
+        count = max(0, len(messages) - hold_bytes // LEAST_MESSAGE_BYTES)
+        left = _packed_bytes(messages[count:])
+        while left > hold_bytes:
+            left -= len(messages[count].packed)
+            count += 1
+        return count
 
     def waits(self, topic: str) -> bool:
         """Whether take() has left something of the topic behind."""
         return bool(self._messages[topic])
 
-    def take(self, until_s: float = math.inf) -> Gathered:
-        """All that was gathered and may be taken, up to OPENED_BYTES of what is in it, and MOST_MESSAGES of each topic.
+    def take(
+        self,
+        until_s: float = math.inf,
+        first: frozenset[str] = frozenset(),
+        is_read: bool = True,
+        hold_bytes: int = 0,
+    ) -> Gathered:
+        """All that was gathered and not taken yet, up to OPENED_BYTES of what is in it, and MOST_MESSAGES of each topic.
 
         Once it is `until_s` by time.monotonic(), no more than the first of each topic: a message that is not of our own
         writer takes a millisecond.
+
+        `first`: topics that come first. Until all of them is taken, and `is_read` from the log, the newest of others are
+        held back, up to `hold_bytes`.
         """
         parts: list[tuple[str, Schema, pl.DataFrame]] = []
         next_offsets, room = {}, OPENED_BYTES
-        for topic, messages in self._messages.items():
-            if topic in self._held:
-                continue
+        self._held = frozenset()
+        for topic in sorted(self._messages, key=lambda topic: topic not in first):
+            messages = self._messages[topic]
             at, most = 0, min(len(messages), MOST_MESSAGES)
+            if topic not in first and (not is_read or any(map(self.waits, first))):
+                self._held |= {topic}
+                most = min(most, self._beyond(topic, hold_bytes))
             while at < most and room > 0 and (at == 0 or time.monotonic() < until_s):
-                some = messages[at : at + _READ_AT_ONCE]
+                some = messages[at : min(at + _READ_AT_ONCE, most)]
                 values = Values(some, room)
                 parts += [(topic, *part) for part in self._read(topic, some, values)]
                 at += values.opened

@@ -89,7 +89,8 @@ class Runner(Generic[S]):
         self._folded_at = 0.0
         # partitions that were due, for which there was no time
         self._left: list[int] = []
-        # partition -> how old the newest row was when it was folded
+        # partition -> the newest event time that was folded; and how old that was when something was to be folded last
+        self._event_ms: dict[int, int] = {}
         self._lag_s: dict[int, float] = {}
         self._minute_log = MinuteLog()
         self._catch_up: dict[int, CatchUp] = {}
@@ -158,22 +159,13 @@ class Runner(Generic[S]):
         return [
             partition
             for partition, size in sizes.items()
-            if size >= GATHER_BYTES_PER_PARTITION or self._holds_too_much(partition)
+            if size >= GATHER_BYTES_PER_PARTITION
+            or self._gathering[partition].held_bytes > self._hold_bytes()
         ]
 
-    def _holds_too_much(self, partition: int) -> bool:
-        """Whether more is held back than what all partitions together have room for."""
-        return self._gathering[partition].held_bytes >= GATHER_BYTES // len(self._gathering)
-
-    def _hold(self, partition: int, now_ms: int) -> None:
-        """Let what is to be read first come first, as long as there is room for the others."""
-        gathering = self._gathering[partition]
-        first = self._stage.first(self._states[partition], now_ms)
-        is_read = all(
-            self._behind.get((topic, partition)) == 0 and gathering.takes_all(topic) for topic in first
-        )
-        has_room = not self._holds_too_much(partition)
-        gathering.hold(frozenset(self._stage.inputs) - first if has_room and not is_read else frozenset())
+    def _hold_bytes(self) -> int:
+        """How much of a partition may be held back: of all of them as much again as what is gathered."""
+        return GATHER_BYTES // len(self._gathering)
 
     def _hand_over(self, poll: Poll) -> None:
         if not poll.revoked and not poll.assigned:
@@ -200,6 +192,7 @@ class Runner(Generic[S]):
             self._resume.pop((topic, partition), None)
             self._figures.forget(names.BEHIND, topic, str(partition))
         self._catch_up.pop(partition, None)
+        self._event_ms.pop(partition, None)
         self._lag_s.pop(partition, None)
         for figure in (names.EVENT_TIME_LAG, names.CATCH_UP):
             self._figures.forget(figure, self._stage.name, str(partition))
@@ -225,8 +218,9 @@ class Runner(Generic[S]):
         while self._left and time.monotonic() - began < FOLD_S and len(self._rejected) < MOST_REJECTED:
             partition = self._left.pop(0)
             gathering = self._gathering[partition]
-            self._hold(partition, now_ms)
-            gathered = gathering.take(began + FOLD_S)
+            first = self._stage.first(self._states[partition], now_ms)
+            is_read = all(self._behind.get((topic, partition)) == 0 for topic in first)
+            gathered = gathering.take(began + FOLD_S, first, is_read, self._hold_bytes())
             self._tell_what_was_read(partition, gathering, now_ms)
             at_end = frozenset(
                 topic
@@ -236,6 +230,7 @@ class Runner(Generic[S]):
             # without messages there is only the clock to follow, and that only where everything is read
             if gathered.next_offsets or len(at_end) == len(self._stage.inputs):
                 self._fold_partition(partition, gathered, at_end, now_ms)
+            self._show_lag(partition, now_ms)
         if self._outbox:
             self._commit()
         for (metric, labels), count in self._counted.items():
@@ -305,7 +300,12 @@ class Runner(Generic[S]):
         for schema, count in folded.late.items():
             self._counted[names.LATE_ROWS, (_TOPIC_OF[schema],)] += count
         if folded.event_ms is not None:
-            self._lag_s[partition] = lag_s = (now_ms - folded.event_ms) / 1000
+            self._event_ms[partition] = folded.event_ms
+
+    def _show_lag(self, partition: int, now_ms: int) -> None:
+        event_ms = self._event_ms.get(partition)
+        if event_ms is not None:
+            self._lag_s[partition] = lag_s = (now_ms - event_ms) / 1000
             self._figures.show(names.EVENT_TIME_LAG, self._stage.name, str(partition), value=lag_s)
 
     def _keep_place(self, partition: int, gathered: Gathered, needed: Mapping[str, int]) -> None:

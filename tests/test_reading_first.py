@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from scripted_log import ScriptedLog
-from test_economy_stage import BOOK, START_MS, sold, used
+from test_economy_stage import BOOK, START_MS, power, sold, used
 
-from idlewatt.processors import gathering, runner
+from idlewatt.processors import runner
 from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.stage import EconomyStage
@@ -18,7 +18,7 @@ from idlewatt.stream import metric_names as names
 from idlewatt.stream import topics
 from idlewatt.stream.encoding import encode_rows
 from idlewatt.stream.log import Message, Poll
-from idlewatt.stream.records import TOKENS, USAGE
+from idlewatt.stream.records import POWER, TOKENS, USAGE
 
 MINUTES = 360
 NOW_MS = START_MS + 60_000 * MINUTES
@@ -80,10 +80,46 @@ def test_a_backlog_of_tokens_is_sold_when_usage_has_told_whose_they_are(
     assert premium_share(monkeypatch, NOW_MS, polls) > 0.97
 
 
-def test_what_waits_for_usage_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What there is no room for is sold as nobody's."""
-    monkeypatch.setattr(runner, "GATHER_BYTES", MINUTES * gathering.LEAST_MESSAGE_BYTES)
-    assert 0 < premium_share(monkeypatch, NOW_MS, backlog()) < 0.9
+@pytest.mark.parametrize(("room_for", "least", "most"), [(MINUTES - 1, 0.97, 1), (MINUTES // 2, 0.5, 0.9)])
+def test_what_waits_for_usage_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, room_for: int, least: float, most: float
+) -> None:
+    """What there is no room for is sold as nobody's, and no more than that."""
+    monkeypatch.setattr(runner, "GATHER_BYTES", room_for * len(ledger(range(1))[0].packed))
+    assert least < premium_share(monkeypatch, NOW_MS, backlog()) < most
+
+
+def test_one_clock_that_is_ahead_ends_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row among the first hour that says it is of now, which is not refused in a backlog."""
+    polls = backlog()
+    odd = dataclasses.replace(used(MINUTES, 1), site="other", ts_ms=NOW_MS - 60_000)
+    ahead = Message(topics.USAGE, 0, MINUTES, encode_rows(USAGE, [odd]))
+    polls[0] = dataclasses.replace(polls[0], messages=[*polls[0].messages, ahead])
+    assert premium_share(monkeypatch, NOW_MS, polls) > 0.97
+
+
+def test_what_waits_is_seen_in_the_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It grows while nothing is folded."""
+    clock_ms, lags = START_MS + 3_600_000, []
+    row = dataclasses.replace(power(180), window_ms=0)
+    watts = [Message(topics.LEDGER, 0, number, encode_rows(POWER, [row])) for number in range(2)]
+    log = ScriptedLog([Poll(assigned={0: None}), poll(watts[:1], 0)])
+    monkeypatch.setattr(EconomyStage, "gather_s", 0.0)
+    book, figures = parse_book(BOOK.encode(), "book"), PipelineFigures()
+    stage = EconomyStage(lambda: book, EconomyConfig())
+    economy = Runner(stage, log, lambda: clock_ms, figures, lambda _: None)
+    for _ in range(4):
+        economy.step(0)
+        told = [
+            sample
+            for metric in figures.collect()
+            if metric.name == names.EVENT_TIME_LAG.name
+            for sample in metric.samples
+        ]
+        lags.append([sample.value for sample in told])
+        clock_ms += 600_000
+        log.polls = log.polls or [poll(watts[1:], None)]
+    assert lags == [[], [2400.0], [3000.0], [3600.0]]
 
 
 @pytest.mark.parametrize(
@@ -93,8 +129,11 @@ def test_nothing_waits_for_usage_that_is_not_behind(
     monkeypatch: pytest.MonkeyPatch, now_ms: int, behind: int
 ) -> None:
     """It may be told seldom; and where it is told all the time there is always some that is not read yet."""
-    told = usage(range(60))
-    polls = [poll(told, behind), poll(ledger(range(60)), behind)]
+    polls = [
+        poll(usage(range(55)), behind),
+        poll(usage(range(55, 60)), behind),
+        poll(ledger(range(60)), behind),
+    ]
     assert premium_share(monkeypatch, now_ms, polls) > 0.9
 
 

@@ -72,8 +72,7 @@ class EconomyStage:
 
     def first(self, state: EconomyState, now_ms: int) -> frozenset[str]:
         """Usage that is behind the clock: tokens that are priced before it is read are nobody's."""
-        newest_ms = state.usage.sites["newest_ms"].max()
-        is_recent = isinstance(newest_ms, int) and newest_ms > now_ms - tiers.LEAD_MS
+        is_recent = state.used_ms is not None and state.used_ms > now_ms - tiers.LEAD_MS
         return frozenset() if is_recent else frozenset({topics.USAGE})
 
     def fold(self, state: EconomyState, batch: Batch) -> Folded[EconomyState]:
@@ -110,6 +109,8 @@ class EconomyStage:
         folded = replace(
             _with_shares(replace(state, tiers=by_tier, compared=tiers.updated(compared, told)), told),
             usage=used.state,
+            # not the newest: in a backlog one row of a clock that is ahead says nothing
+            used_ms=rows["ts_ms"].sort()[rows.height // 2],
             volumes=spent.volumes,
             rests=spent.rests,
             consumers=consumers.totals(state.consumers, spent.rows),

@@ -57,10 +57,12 @@ class EconomyState:
     rests: pl.DataFrame  # what rounding left of what consumers owe
     consumers: pl.DataFrame  # what consumers ever spent
     booked: pl.DataFrame  # when each pool was booked last; its counters end when it is gone
+    # Unix ms: of what the middle one of the rows tells that usage was last read in. Not in the snapshot.
+    used_ms: int | None = None
 
     @classmethod
     def empty(cls) -> Self:
-        frames = {name: pl.DataFrame(schema=schema) for name, schema in _FRAMES.items()}
+        frames: dict[str, Any] = {name: pl.DataFrame(schema=schema) for name, schema in _FRAMES.items()}
         return cls(UsageState.empty(), EnvelopeState.empty(), "", **frames)
 
     def snapshot(self) -> bytes:
@@ -72,7 +74,7 @@ class EconomyState:
     def restore(cls, snapshot: bytes) -> Self:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
-        own = {name: frames[name] for name in _FRAMES}
+        own: dict[str, Any] = {name: frames[name] for name in _FRAMES}
         return cls(UsageState.of(frames), EnvelopeState.of(frames), scalars["currency"], **own)
 
 
