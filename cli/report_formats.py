@@ -63,13 +63,18 @@ class Heading:
     reach: Sequence[Reach]
     # sites of which there is nothing in the interval, and when what is known of them ends
     ended: Sequence[tuple[str, int]]
-    is_metered: bool
+    # sites of which there is usage alone in the interval, and when it ends
+    used_alone: Sequence[tuple[str, int]]
     now_ms: int
 
     @classmethod
     def now(cls, interval: Interval, book: Book, ledger: Ledger) -> "Heading":
         reach, ended = ledger.reach(interval), ledger.ended(interval)
-        return cls(interval, book, reach, ended, ledger.is_metered(interval), unix_ms())
+        return cls(interval, book, reach, ended, ledger.used_alone(interval), unix_ms())
+
+    @property
+    def is_metered(self) -> bool:
+        return bool(self.reach)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -82,7 +87,7 @@ class Heading:
 
     @property
     def notes(self) -> Iterator[str]:
-        """Where a site's ledger begins later than the interval, or ends before it or now: that is in no figure."""
+        """Where a site's ledger lacks a part of the interval, or all of it: that is in no figure."""
         if not self.is_metered:
             yield "ledger: it has nothing of this interval"
         end_ms = min(self.interval.to_ms, self.now_ms)
@@ -102,6 +107,11 @@ class Heading:
                     f"usage: the newest of {printable(site.site)} is of {written(site.used_ms, self.book.time_zone)}; what "
                     "was used after that is in no figure"
                 )
+        for name, to_ms in self.used_alone:
+            yield (
+                f"ledger: that of {printable(name)} has nothing of this interval but usage up to "
+                f"{written(to_ms, self.book.time_zone)}"
+            )
         for name, to_ms in self.ended:
             if end_ms - to_ms > _LAG_MS:
                 yield f"ledger: that of {printable(name)} ends at {written(to_ms, self.book.time_zone)}"
@@ -115,7 +125,8 @@ class Heading:
     @property
     def as_of_ms(self) -> int | None:
         """Until when the ledger has told, where that is not to the interval's end."""
-        told_ms = max((site.to_ms for site in self.reach), default=self.interval.from_ms)
+        ends_ms = (*(site.to_ms for site in self.reach), *(to_ms for _, to_ms in self.used_alone))
+        told_ms = max(ends_ms, default=self.interval.from_ms)
         return None if told_ms >= self.interval.to_ms - _LAG_MS else min(told_ms, self.now_ms)
 
 

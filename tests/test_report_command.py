@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from idlewatt_command import COMMAND, environment, idlewatt
 from kafka_broker import KafkaBroker
-from report_ledgers import HOUR_MS, START_MS, Booked, frame, power, tokens, write_ledger
+from report_ledgers import HOUR_MS, MINUTE_MS, START_MS, Booked, frame, power, tokens, write_ledger
 from small_disk import SmallDisk
 
 from idlewatt.cli.writing_out import write_bytes
@@ -206,7 +206,8 @@ def test_parts_of_a_day_are_what_was_booked_though_usage_came_late(
         told = json.loads(idlewatt("report", *interval, "--by", "team", "--format", "json", env=env).stdout)
         assert next(row["revenue"] for row in told["rows"] if row["team"] == "search") == owed
         # what is read for its order alone is nothing of the interval
-        assert told["ledger"][0]["to"] < f"2020-11-01T{end}"
+        (note,) = (note for note in told["notes"] if "nothing of this interval but usage up to " in note)
+        assert note.split()[-1] < f"2020-11-01T{end}"
 
 
 NOTHING = "ledger: it has nothing of this interval"
@@ -251,6 +252,43 @@ def test_a_site_that_ended_before_the_interval_is_named(env: dict[str, str]) -> 
         idlewatt("report", "--from", "2020-11-20", "--to", "2020-11-21", "--format", "json", env=env).stdout
     )
     assert "ledger: that of attic ends at 2020-11-01T02:01+01:00" in told["notes"]
+
+
+def test_a_site_that_is_known_by_its_usage_alone_is_named(env: dict[str, str], tmp_path: Path) -> None:
+    """Its metering stopped, its gateway goes on: what its tokens took is not known, and the report says of whom."""
+    settings = Settings.model_validate({"log": {"path": str(tmp_path / "stopped.db")}})
+    prepare(settings)
+    ends_ms = {"annex": START_MS + 5 * MINUTE_MS, "hall": START_MS + 90 * MINUTE_MS}
+    at = [START_MS + minute * MINUTE_MS for minute in range(90)]
+    made = [(site, ms) for site, end_ms in ends_ms.items() for ms in at if ms < end_ms]
+    booked = Booked(
+        [power(site=site, window_start_ms=ms) for site, ms in made],
+        [tokens(site=site, window_start_ms=ms) for site, ms in made],
+        [
+            {"site": site, "ts_ms": ms, "team": f"of-{site}", "output_tokens": 100}
+            for site in ends_ms
+            for ms in at
+        ],
+    )
+    write_ledger(settings, booked)
+    env |= {"IDLEWATT_LOG__PATH": settings.log.path}
+    hour = ("--from", "2020-11-01T02:10", "--to", "2020-11-01T03:10", "--format", "json")
+    for by in ("site", "site,team", "team", "site,tier"):
+        told = json.loads(idlewatt("report", *hour, "--by", by, env=env).stdout)
+        assert [site["site"] for site in told["ledger"]] == ["hall"]
+        assert [note for note in told["notes"] if "annex" in note] == [
+            "ledger: that of annex has nothing of this interval but usage up to 2020-11-01T03:10+01:00"
+        ]
+        for row in (*told["rows"], told["total"]):
+            is_read = row.get("site", "hall") == "hall" and row.get("team") != "of-annex"
+            known = {
+                row[name] is not None for name in ("available_kwh", "gpu_hours", "energy_cost", "margin")
+            }
+            assert known == {is_read}
+            assert ("no GPUs in the ledger" in row["withheld"]) is not is_read
+        assert told["total"]["available_kwh"] == str(
+            sum(Decimal(row["available_kwh"]) for row in told["rows"] if row["available_kwh"])
+        )
 
 
 def test_help_has_examples() -> None:

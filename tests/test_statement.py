@@ -144,6 +144,9 @@ def test_each_line_of_what_it_took_is_of_a_site(env: dict[str, str]) -> None:
     owed, _, taken = Page(text).tables
     assert [row[:3] for row in taken] == [row[:3] for row in owed]
     assert [row[:2] for row in taken[1:-1]] == [["annex", "llama"], ["hall", EVIL], ["hall", "llama"]]
+    # nothing of the annex but usage is in the ledger
+    assert [set(row[3:]) == {"-"} for row in taken[1:-1]] == [True, False, False]
+    assert "that of annex has nothing of this interval but usage up to 2020-11-01T00:01+01:00" in text
 
 
 @given(powers=POWER_LISTS, token_rows=TOKEN_LISTS, events=EVENT_LISTS)

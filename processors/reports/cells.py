@@ -71,6 +71,12 @@ class Cells:
     # CONSUMED_COLUMNS: what consumers spent, by all their names
     consumed: pl.DataFrame
 
+    @property
+    def is_read(self) -> pl.Expr:
+        """Whether a row is of a site whose GPUs the ledger has in the interval."""
+        sites = self.cells.filter(pl.any_horizontal(pl.col(*WATT_MEASURES) != 0)).get_column("site")
+        return pl.col("site").is_in(sites.unique().to_list()).alias("is_read")
+
 
 def cells(ledger: Ledger, book: Book, lost_revenue_counts: Sequence[str], interval: Interval) -> Cells:
     """What the interval comes to. `ledger` has the rows of ledger_span() and usage_span()."""

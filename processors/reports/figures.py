@@ -87,6 +87,14 @@ COLUMNS: Final = (
 )
 _RATIO_DECIMALS: Final = 6
 
+# what is made of watts and GPU time
+_OF_WATTS: Final = (
+    *ENERGY,
+    *HOURS,
+    *(name for name in MONEY if name not in ("revenue", "acquisition_cost")),
+    "lost_tokens",
+)
+
 Value = int | Decimal | str | None
 
 
@@ -180,7 +188,9 @@ def _complete(
     is_made = output - abs(unmade) >= coverage_floor * output
     all_kinds = sum(row[name] for name in TOKEN_COUNTS)
     is_metered = abs(all_kinds) - abs(row["unmetered_tokens"]) >= coverage_floor * abs(all_kinds)
+    is_read = bool(row["is_read"])
     lacking = {
+        "no GPUs in the ledger": not is_read,
         "no tariff": not has_tariff,
         "GPU time without telemetry": not is_covered,
         "tokens without telemetry of their GPUs": not is_metered,
@@ -206,6 +216,8 @@ def _complete(
     }
     for name in (name for name, is_unknown in unknown.items() if is_unknown):
         line[name] = None
+    if not is_read:
+        line.update(dict.fromkeys(_OF_WATTS))
     for name, (plus, minus) in ADDED.items():
         line[name] = _sum(line, plus, minus)
     if lacking["GPU-hours without a price"]:

@@ -17,7 +17,7 @@ END_COLUMNS: Final = {"site": pl.String, "to_ms": pl.Int64}
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """From when to when the ledger has anything of a site, Unix milliseconds."""
+    """From when to when the ledger has watts or tokens of a site, Unix milliseconds."""
 
     site: str
     from_ms: int
@@ -43,10 +43,6 @@ class Ledger:
     def empty(cls) -> "Ledger":
         return cls(*(empty_frame(schema) for schema in (records.POWER, records.TOKENS, records.CONSUMER)))
 
-    def is_metered(self, interval: "Interval") -> bool:
-        """Whether there are watts or tokens of it."""
-        return any(not rows.filter(interval.has()).is_empty() for rows in (self.power, self.tokens))
-
     def ended(self, interval: "Interval") -> list[tuple[str, int]]:
         """Of each site that has nothing in the interval, by name, when what was read of it before ends."""
         told = (self.power, self.tokens, self.usage)
@@ -56,7 +52,7 @@ class Ledger:
         return list(gone.sort("site").iter_rows())
 
     def reach(self, interval: "Interval") -> list[Reach]:
-        """Of each site that has anything in the interval, by name: of its power and tokens, else of its usage."""
+        """Of each site that has watts or tokens in the interval, by name."""
         begin, length = pl.col("window_start_ms"), pl.col("window_ms")
         power, tokens, usage = (
             frame.filter(interval.has())
@@ -67,11 +63,19 @@ class Ledger:
         metered = (
             pl.concat([power, tokens]).group_by("site").agg(pl.col("from_ms").min(), pl.col("to_ms").max())
         )
-        sites = pl.concat([metered, usage.join(metered, on="site", how="anti")]).sort("site")
-        sites = sites.join(
+        sites = metered.sort("site").join(
             usage.select("site", used_ms="to_ms"), on="site", how="left", maintain_order="left"
         )
         return [Reach(*row) for row in sites.iter_rows()]
+
+    def used_alone(self, interval: "Interval") -> list[tuple[str, int]]:
+        """Of each site that has usage and nothing else in the interval, by name, when its newest usage ends."""
+        power, tokens, usage = (
+            frame.filter(interval.has()) for frame in (self.power, self.tokens, self.usage)
+        )
+        metered = pl.concat([power.select("site"), tokens.select("site")])
+        alone = ends_before(interval.to_ms, usage.join(metered, on="site", how="anti"))
+        return list(alone.sort("site").iter_rows())
 
 
 @dataclass(frozen=True, slots=True)

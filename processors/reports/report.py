@@ -17,7 +17,10 @@ DIMENSIONS: Final = ("site", "pool", "model", "tier", BILLED, *CONSUMER_KINDS)
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
-    """Rows of an interval: a column for each dimension, and MEASURES. Any two groupings add up to the same."""
+    """Rows of an interval: a column for each dimension, MEASURES, and is_read. Any two groupings add up to the same.
+
+    is_read: whether GPUs of any site that it is of are in the ledger.
+    """
 
     by: tuple[str, ...]
     rows: pl.DataFrame
@@ -50,13 +53,17 @@ def grouped(found: Cells, by: Sequence[str]) -> Grouped:
     columns = [names.get(name, name) for name in by]
     kind = next((name for name in by if name in CONSUMER_KINDS), None)
     if kind is not None:
-        rows = by_consumer(found, kind, [name for name in columns if name != "consumer"])
+        key = dict.fromkeys(name for name in ("site", *columns) if name != "consumer")
+        rows = by_consumer(found, kind, list(key))
     else:
         rows = with_tiers(found.cells) if "tier" in by else found.cells
-    sums = pl.col(*MEASURES).sum()
+    rows = rows.with_columns(found.is_read)
+    sums = pl.col(*MEASURES).sum(), pl.col("is_read").any()
     rows = rows.group_by(columns).agg(sums).sort(columns) if columns else rows.select(sums)
     rows = rows.filter(pl.any_horizontal(pl.col(name) != 0 for name in MEASURES))
     return Grouped(
         tuple(by),
-        rows.select(*(pl.col(c).alias(name) for c, name in zip(columns, by, strict=True)), *MEASURES),
+        rows.select(
+            *(pl.col(c).alias(name) for c, name in zip(columns, by, strict=True)), *MEASURES, "is_read"
+        ),
     )

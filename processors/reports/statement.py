@@ -46,7 +46,7 @@ def statement(found: Cells, book: Book, consumer: str, coverage_floor: float) ->
     if own.is_empty() or not consumer:
         raise ConfigError(_nobody(consumer, kind, found.consumed.get_column(kind).unique().to_list()))
     rows = by_consumer(found, kind, _KEY).filter(pl.col("consumer") == consumer)
-    named = rows.select("site", pl.col("model_name").alias("model"), "tier", *MEASURES)
+    named = rows.select("site", pl.col("model_name").alias("model"), "tier", *MEASURES, found.is_read)
     lines = figures(Grouped(("site", "model", "tier"), named), book, CENTS, coverage_floor)
     shares = {other: _shares(own, other) for other in CONSUMER_KINDS if other != kind}
     return Statement(kind, consumer, lines, shares)
