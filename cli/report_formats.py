@@ -14,11 +14,9 @@ from idlewatt.cli.text_table import printable, text_table
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.reports.demand import Peak
 from idlewatt.processors.reports.figures import COLUMNS, COUNTS, PARTS, Figures, Value, unmetered
-from idlewatt.processors.reports.ledger import Interval, Ledger, Reach
+from idlewatt.processors.reports.ledger import LAG_MS, Interval, Ledger, Reach
 from idlewatt.stream.clock import HOUR_MS, unix_ms
 
-# The ledger follows the clock by half a minute; a site of which nothing comes may be so for a while.
-_LAG_MS: Final = 600_000
 # Nobody uses anything at some times of the day; and where the economy does not run, nothing that is used is in the log.
 _UNUSED_MS: Final = 6 * HOUR_MS
 _UNKNOWN: Final = "-"
@@ -98,8 +96,10 @@ class Heading:
                     ("begins", site.from_ms, site.from_ms - self.interval.from_ms),
                     ("ends", site.to_ms, end_ms - site.to_ms),
                 )
-                if lacking_ms > _LAG_MS
+                if lacking_ms > LAG_MS
             ]
+            if site.gaps:
+                told.append(self._gaps(site.gaps))
             if told:
                 yield f"ledger: that of {printable(site.site)} {' and '.join(told)}"
             if site.used_ms is not None and min(end_ms, site.to_ms) - site.used_ms > _UNUSED_MS:
@@ -113,10 +113,16 @@ class Heading:
                 f"{written(to_ms, self.book.time_zone)}"
             )
         for name, to_ms in self.ended:
-            if end_ms - to_ms > _LAG_MS:
+            if end_ms - to_ms > LAG_MS:
                 yield f"ledger: that of {printable(name)} ends at {written(to_ms, self.book.time_zone)}"
         if self.now_ms < self.interval.to_ms:
             yield f"interval: it is not over, now is {written(self.now_ms, self.book.time_zone)}"
+
+    def _gaps(self, gaps: Sequence[tuple[int, int]]) -> str:
+        from_ms, to_ms = max(gaps, key=lambda gap: gap[1] - gap[0])
+        begin, end = (written(ms, self.book.time_zone) for ms in (from_ms, to_ms))
+        of = f", the longest of {len(gaps)} gaps of over ten minutes" if len(gaps) > 1 else ""
+        return f"has nothing from {begin} to {end}{of}"
 
     def known(self, found: Figures) -> Figures:
         """The figures, without a total where nothing was metered."""
@@ -127,7 +133,7 @@ class Heading:
         """Until when the ledger has told, where that is not to the interval's end."""
         ends_ms = (*(site.to_ms for site in self.reach), *(to_ms for _, to_ms in self.used_alone))
         told_ms = max(ends_ms, default=self.interval.from_ms)
-        return None if told_ms >= self.interval.to_ms - _LAG_MS else min(told_ms, self.now_ms)
+        return None if told_ms >= self.interval.to_ms - LAG_MS else min(told_ms, self.now_ms)
 
 
 def table(heading: Heading, found: Figures, peaks: Sequence[Peak]) -> Iterator[str]:

@@ -291,6 +291,29 @@ def test_a_site_that_is_known_by_its_usage_alone_is_named(env: dict[str, str], t
         )
 
 
+def test_what_the_ledger_lacks_in_between_is_told(env: dict[str, str], tmp_path: Path) -> None:
+    """GPUs that are silent for too long are not even dark: a week without collectors is no cheap week."""
+    settings = Settings.model_validate({"log": {"path": str(tmp_path / "gaps.db")}})
+    prepare(settings)
+    # ten minutes after the end of the first is no gap; tokens are of the ledger as watts are
+    watts = [power(window_start_ms=START_MS + s * 1000) for s in (0, 610, 5 * 3600)]
+    rows = [tokens(window_start_ms=START_MS + 2 * HOUR_MS), tokens(window_start_ms=START_MS + 9 * HOUR_MS)]
+    elsewhere = [power(site="annex", window_start_ms=START_MS + n * 600_000) for n in range(60)]
+    used = [{"ts_ms": START_MS, "team": "search", "output_tokens": 100}]
+    write_ledger(settings, Booked([*watts, *elsewhere], rows, used))
+    env |= {"IDLEWATT_LOG__PATH": settings.log.path}
+    one = "that of hall has nothing from 2020-11-01T02:10+01:00 to 2020-11-01T04:00+01:00"
+    longest = "has nothing from 2020-11-01T07:00+01:00 to 2020-11-01T11:00+01:00, the longest of 3 gaps of over ten minutes"
+    for end, said in (("04:01", one), ("11:01", f"that of hall {longest}")):
+        interval = ("--from", "2020-11-01T02:00", "--to", f"2020-11-01T{end}")
+        told = json.loads(idlewatt("report", *interval, "--format", "json", env=env).stdout)
+        assert [note for note in told["notes"] if "has nothing from" in note] == [f"ledger: {said}"]
+        assert f"ledger: {said}" in idlewatt("report", *interval, env=env).stdout.splitlines()
+        assert f"ledger: {said}" in idlewatt("whatif", *interval, "--pue", "1.1", env=env).stdout.splitlines()
+    page = idlewatt("report", "--statement", "search", "--month", "2020-11", env=env).stdout
+    assert f"and ends at 2020-11-01T11:00+01:00 and {longest}" in page
+
+
 def test_help_has_examples() -> None:
     """--help is enough to begin with."""
     assert "idlewatt report --from 2026-11-01 --to 2026-12-01" in idlewatt("report", "--help").stdout

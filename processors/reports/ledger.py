@@ -1,6 +1,7 @@
 """What a report reads of the log: which rows, and from when on."""
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from zoneinfo import ZoneInfo
@@ -12,6 +13,8 @@ from idlewatt.stream import records
 from idlewatt.stream.clock import HOUR_MS
 from idlewatt.stream.frames import empty_frame
 
+# The ledger follows the clock by half a minute; a site of which nothing comes may be so for a while.
+LAG_MS: Final = 600_000
 END_COLUMNS: Final = {"site": pl.String, "to_ms": pl.Int64}
 
 
@@ -24,6 +27,8 @@ class Reach:
     to_ms: int
     # the end of its newest usage, if there is any
     used_ms: int | None
+    # where it has none for over LAG_MS in between, from when to when
+    gaps: Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +58,24 @@ class Ledger:
 
     def reach(self, interval: "Interval") -> list[Reach]:
         """Of each site that has watts or tokens in the interval, by name."""
-        begin, length = pl.col("window_start_ms"), pl.col("window_ms")
-        power, tokens, usage = (
-            frame.filter(interval.has())
-            .group_by("site")
-            .agg(from_ms=begin.min(), to_ms=(begin + length).max())
-            for frame in (self.power, self.tokens, self.usage)
+        used_ms = dict(ends_before(interval.to_ms, self.usage.filter(interval.has())).iter_rows())
+        windows = pl.concat(
+            frame.filter(interval.has()).select(
+                "site", from_ms="window_start_ms", to_ms=pl.col("window_start_ms") + pl.col("window_ms")
+            )
+            for frame in (self.power, self.tokens)
         )
-        metered = (
-            pl.concat([power, tokens]).group_by("site").agg(pl.col("from_ms").min(), pl.col("to_ms").max())
+        windows = windows.unique().sort("site", "from_ms")
+        gap = pl.struct(pl.col("to_ms").cum_max().shift().alias("from_ms"), pl.col("from_ms").alias("to_ms"))
+        sites = windows.group_by("site", maintain_order=True).agg(
+            from_ms=pl.col("from_ms").first(),
+            to_ms=pl.col("to_ms").max(),
+            gaps=gap.filter(pl.col("from_ms") - pl.col("to_ms").cum_max().shift() > LAG_MS),
         )
-        sites = metered.sort("site").join(
-            usage.select("site", used_ms="to_ms"), on="site", how="left", maintain_order="left"
-        )
-        return [Reach(*row) for row in sites.iter_rows()]
+        return [
+            Reach(site, from_ms, to_ms, used_ms.get(site), [(one["from_ms"], one["to_ms"]) for one in gaps])
+            for site, from_ms, to_ms, gaps in sites.iter_rows()
+        ]
 
     def used_alone(self, interval: "Interval") -> list[tuple[str, int]]:
         """Of each site that has usage and nothing else in the interval, by name, when its newest usage ends."""
