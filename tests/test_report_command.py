@@ -431,6 +431,12 @@ def test_a_statement_says_where_usage_ends(env: dict[str, str], tmp_path: Path) 
     assert "usage: the newest of hall is of 2020-11-01T02:01+01:00" in page
     table = idlewatt("report", "--from", "2020-11-01T02:00", "--to", "2020-11-01T06:00", env=env).stdout
     assert "usage: the newest" not in table
+    # nor is there any usage in what comes after
+    later = ("--from", "2020-11-01T04:00", "--to", "2020-11-01T11:00", "--format", "json")
+    notes = json.loads(idlewatt("report", *later, env=env).stdout)["notes"]
+    assert [
+        note for note in notes if note.startswith("usage: the newest of hall is of 2020-11-01T02:01+01:00")
+    ]
 
 
 def test_a_report_that_is_stopped_is_not_done(env: dict[str, str], tmp_path: Path) -> None:

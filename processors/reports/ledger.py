@@ -25,7 +25,7 @@ class Reach:
     site: str
     from_ms: int
     to_ms: int
-    # the end of its newest usage, if there is any
+    # the end of its newest usage before the interval's end, if there is any in the month
     used_ms: int | None
     # where it has none for over LAG_MS in between, from when to when
     gaps: Sequence[tuple[int, int]]
@@ -58,7 +58,7 @@ class Ledger:
 
     def reach(self, interval: "Interval") -> list[Reach]:
         """Of each site that has watts or tokens in the interval, by name."""
-        used_ms = dict(ends_before(interval.to_ms, self.usage.filter(interval.has())).iter_rows())
+        used_ms = dict(ends_before(interval.to_ms, self.usage).iter_rows())
         windows = pl.concat(
             frame.filter(interval.has()).select(
                 "site", from_ms="window_start_ms", to_ms=pl.col("window_start_ms") + pl.col("window_ms")
