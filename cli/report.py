@@ -38,11 +38,12 @@ def report(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
     reading = read_ledger(settings, book, interval)
     tell_faults(reading)
     found = cells(reading.ledger, book, settings.economy.lost_revenue_counts, interval)
-    highest = peaks(reading.ledger.power, book, interval)
+    coverage_floor = settings.process.coverage_floor
+    highest = peaks(reading.ledger.power, book, interval, coverage_floor)
     heading = report_formats.Heading.now(interval, book, reading.ledger)
     is_table = arguments.format in (None, "table")
     decimals = CENTS if is_table else EXACT
-    shown = heading.known(figures(grouped(found, by), book, decimals, settings.process.coverage_floor))
+    shown = heading.known(figures(grouped(found, by), book, decimals, coverage_floor))
     if not shown.rows:
         print("idlewatt: the ledger has nothing of this interval", file=sys.stderr)
     if is_table:

@@ -154,13 +154,16 @@ def table(heading: Heading, found: Figures, peaks: Sequence[Peak]) -> Iterator[s
     yield from (*heading.notes, *notes(found))
     for peak in peaks:
         what = f"demand charge of {printable(peak.site)}, {peak.month}: "
+        unseen = ""
+        if peak.unseen_quarters:
+            unseen = f"; quarters left out for GPU time without telemetry: {peak.unseen_quarters:,}"
         if peak.start_ms is None:
-            yield f"{what}{_UNKNOWN}; the ledger has no whole quarter of an hour of it in this interval"
+            none = "; the ledger has no whole quarter of an hour of it in this interval"
+            yield f"{what}{_UNKNOWN}{unseen or none}"
             continue
         at = written(peak.start_ms, heading.book.time_zone)
-        yield (
-            f"{what}{peak.charge:,.2f} for {peak.kw:,} kW in the quarter of an hour from {at}; it is in no cost above"
-        )
+        cost = f"{peak.charge:,.2f} for {peak.kw:,} kW in the quarter of an hour from {at}"
+        yield f"{what}{cost}; it is in no cost above{unseen}"
 
 
 def reconciliation(found: Figures) -> dict[str, dict[str, Value]]:

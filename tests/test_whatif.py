@@ -210,11 +210,11 @@ def test_the_demand_charge_is_of_the_highest_quarter_of_an_hour() -> None:
         [],
     ).ledger
     interval = type(WHOLE)(START_MS, START_MS + 6 * HOUR_MS)
-    october, november = peaks(ledger.power, book, interval)
+    october, november = peaks(ledger.power, book, interval, 0.9)
     assert (october.month, october.kw, october.charge) == ("2020-10", Decimal("1.25"), Decimal("12.5"))
     assert (november.month, november.kw, november.charge) == ("2020-11", 5, 50)
     assert november.start_ms == START_MS + 4 * HOUR_MS
-    assert peaks(ledger.power, BOOK, interval) == []
+    assert peaks(ledger.power, BOOK, interval, 0.9) == []
 
 
 @pytest.mark.parametrize(
@@ -230,12 +230,34 @@ def test_a_part_of_a_quarter_of_an_hour_is_no_demand(begins: int, ends: int, kw:
     ]
     interval = Interval(START_MS + begins * MINUTE_MS, START_MS + ends * MINUTE_MS)
     ledger = Booked(minutes, [], []).ledger
-    assert [peak.kw for peak in peaks(ledger.power, book, interval)] == [kw]
+    assert [peak.kw for peak in peaks(ledger.power, book, interval, 0.9)] == [kw]
     # of a site whose ledger begins and ends within one quarter, no interval has a whole one
     short = ledger.power.filter(pl.col("window_start_ms") < START_MS + 14 * MINUTE_MS)
-    assert [(peak.month, peak.kw, peak.charge, peak.start_ms) for peak in peaks(short, book, WHOLE)] == [
+    assert [(peak.month, peak.kw, peak.charge, peak.start_ms) for peak in peaks(short, book, WHOLE, 0.9)] == [
         ("2020-11", None, None, None)
     ]
+
+
+@pytest.mark.parametrize(
+    ("dark_gpus", "from_minute", "kw", "unseen_quarters"),
+    [(0, 0, 100, 0), (10, 0, 90, 0), (60, 0, None, 8), (60, 65, 100, 4), (100, 0, None, 8)],
+)
+def test_a_quarter_of_an_hour_that_was_hardly_seen_is_no_demand(
+    dark_gpus: int, from_minute: int, kw: int | None, unseen_quarters: int
+) -> None:
+    """100 GPUs draw 1 kW each for two hours. Of a quarter in which too many are dark nobody knows what they drew."""
+    book = parse_book(b"[tariff]\nper_kwh = 0.1\ndemand_charge_per_kw_month = 10\n", "book")
+    rows = []
+    for n in range(120):
+        dark = dark_gpus if n >= from_minute else 0
+        minute = {"window_start_ms": START_MS + n * MINUTE_MS, "window_ms": MINUTE_MS}
+        seen = {"gpu_ms": (100 - dark) * MINUTE_MS, "draw_mj": (100 - dark) * 60_000_000}
+        rows.append(power(**minute, **seen))
+        rows.append(power(**minute, state="dark", model_name="", gpu_ms=dark * MINUTE_MS, draw_mj=0))
+    ledger = Booked(rows, [], []).ledger
+    (peak,) = peaks(ledger.power, book, Interval(START_MS, START_MS + 2 * HOUR_MS), 0.9)
+    assert (peak.kw, peak.charge) == ((None, None) if kw is None else (kw, 10 * kw))
+    assert peak.unseen_quarters == unseen_quarters
 
 
 def test_a_demand_charge_that_is_unknown_is_told(env: dict[str, str]) -> None:
@@ -251,3 +273,30 @@ def test_a_demand_charge_that_is_unknown_is_told(env: dict[str, str]) -> None:
     (charge,) = json.loads(idlewatt(*day, "--format", "json", env=env).stdout)["demand_charges"]
     assert (charge["site"], charge["month"]) == ("hall", "2020-11")
     assert {charge[name] for name in ("kw", "charge", "from")} == {None}
+
+
+@pytest.mark.parametrize(
+    ("dark_minutes", "told"),
+    [
+        (
+            15,
+            "1,000.00 for 100.000 kW in the quarter of an hour from 2020-11-01T02:15+01:00; it is in no cost above",
+        ),
+        (30, "-"),
+    ],
+)
+def test_a_demand_charge_tells_what_was_not_seen(env: dict[str, str], dark_minutes: int, told: str) -> None:
+    """How many quarters of an hour are left out stands with the charge of the others, or alone."""
+    book = Path(env["IDLEWATT_ECONOMY__BOOK"])
+    book.write_text(BOOK_FILE.replace("pue = 1.25", "demand_charge_per_kw_month = 10"))
+    minutes = [{"window_start_ms": START_MS + n * MINUTE_MS, "window_ms": MINUTE_MS} for n in range(30)]
+    dark = [power(**minute, state="dark", model_name="", draw_mj=0) for minute in minutes[:dark_minutes]]
+    seen = [power(**minute, draw_mj=6_000_000_000) for minute in minutes[dark_minutes:]]
+    settings = Settings.model_validate({"log": {"path": env["IDLEWATT_LOG__PATH"]}})
+    write_ledger(settings, Booked([*dark, *seen], [], []))
+    day = ("report", "--from", "2020-11-01", "--to", "2020-11-02")
+    unseen = dark_minutes // 15
+    left_out = f"; quarters left out for GPU time without telemetry: {unseen}"
+    assert f"demand charge of hall, 2020-11: {told}{left_out}\n" in idlewatt(*day, env=env).stdout
+    (charge,) = json.loads(idlewatt(*day, "--format", "json", env=env).stdout)["demand_charges"]
+    assert charge["unseen_quarters"] == unseen

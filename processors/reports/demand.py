@@ -18,7 +18,7 @@ _MJ_PER_KW: Final = _QUARTER_MS * 1000
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """A site's highest quarter of an hour in a calendar month, of those that are whole in interval and ledger."""
+    """A site's highest quarter of an hour in a calendar month, of those that are whole in interval and ledger and were seen."""
 
     site: str
     month: str
@@ -27,12 +27,15 @@ class Peak:
     # drawn, times PUE where the book has one
     kw: Decimal | None
     charge: Decimal | None
+    # whole ones that were not seen, and may have been higher
+    unseen_quarters: int
 
 
-def peaks(power: pl.DataFrame, book: Book, interval: Interval) -> list[Peak]:
+def peaks(power: pl.DataFrame, book: Book, interval: Interval, coverage_floor: float) -> list[Peak]:
     """By site and month; none where the book has no demand charge.
 
-    `power` has records.POWER of ledger_span(), which tells whether a site's ledger began before the interval.
+    `power` has records.POWER of ledger_span(), which tells whether a site's ledger began before the interval. A quarter of
+    an hour was seen if at least `coverage_floor` of its GPU time is not dark.
     """
     price = book.tariff.demand_charge_per_kw_month
     if price is None:
@@ -43,6 +46,7 @@ def peaks(power: pl.DataFrame, book: Book, interval: Interval) -> list[Peak]:
     is_whole = (begin_ms >= pl.max_horizontal("first_ms", interval.from_ms)) & (
         end_ms <= pl.min_horizontal("last_ms", interval.to_ms)
     )
+    is_seen = pl.col("gpu_ms") - pl.col("dark_gpu_ms") >= coverage_floor * pl.col("gpu_ms")
     highest = (
         power.with_columns(
             first_ms=pl.col("window_start_ms").min().over("site"),
@@ -50,8 +54,16 @@ def peaks(power: pl.DataFrame, book: Book, interval: Interval) -> list[Peak]:
         )
         .filter(interval.has())
         .group_by("site", start_ms=pl.col("window_start_ms") // _QUARTER_MS * _QUARTER_MS)
-        .agg(pl.col("draw_mj").sum(), pl.col("first_ms", "last_ms").first())
-        .with_columns(month=local.dt.strftime("%Y-%m"), draw_mj=pl.when(is_whole).then("draw_mj"))
+        .agg(
+            pl.col("draw_mj", "gpu_ms").sum(),
+            pl.col("first_ms", "last_ms").first(),
+            dark_gpu_ms=pl.col("gpu_ms").filter(pl.col("state") == "dark").sum(),
+        )
+        .with_columns(month=local.dt.strftime("%Y-%m"))
+        .with_columns(
+            draw_mj=pl.when(is_whole & is_seen).then("draw_mj"),
+            unseen_quarters=(is_whole & ~is_seen).sum().over("site", "month"),
+        )
         .sort(
             "site",
             "month",
@@ -63,7 +75,7 @@ def peaks(power: pl.DataFrame, book: Book, interval: Interval) -> list[Peak]:
         .unique(["site", "month"], keep="first", maintain_order=True)
     )
     return [
-        Peak(row["site"], row["month"], None, None, None)
+        Peak(row["site"], row["month"], None, None, None, row["unseen_quarters"])
         if row["draw_mj"] is None
         else Peak(
             row["site"],
@@ -71,6 +83,7 @@ def peaks(power: pl.DataFrame, book: Book, interval: Interval) -> list[Peak]:
             row["start_ms"],
             Decimal(rounded(row["draw_mj"] * pue, _MJ_PER_KW * MICRO // 1000)).scaleb(-3),
             Decimal(rounded(row["draw_mj"] * pue * price, _MJ_PER_KW * MICRO)).scaleb(-6),
+            row["unseen_quarters"],
         )
         for row in highest.to_dicts()
     ]
