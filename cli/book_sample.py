@@ -13,6 +13,8 @@ default_tier = "standard"   # of tokens that no usage names a tier for
 billed = "team"             # kind of consumer that is billed and has volume steps: team, function, agent_family, engineer
 
 # Tiers have names of your choice. One that is not sold has a cost and no revenue: its list value is acquisition cost.
+# Who gives default_tier another name keeps the old [[tier]], and its prices with tier = "...": past usage that named no
+# tier is on it, and would be without revenue in reports.
 [[tier]]
 name = "free"
 sold = false
