@@ -26,7 +26,7 @@ name = "standard"
 name = "premium"
 
 # Prices per million tokens: of computed input, of input from cache (as input if left out), of output. * and ? match
-# in model; of the entries for a tier, those of the first glob that matches count, and of these the newest in force.
+# in model; of a tier's entries that are in force, those of the first glob that matches count, and of these the newest.
 # A model or tier without a price is counted as unpriced: it is never free by accident.
 [[price]]
 model = "meta-llama/Llama-3.3-70B-Instruct"
