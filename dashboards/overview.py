@@ -5,6 +5,7 @@ from typing import Final
 from grafanalib.core import Dashboard, RowPanel, Templating, Time
 
 from idlewatt.dashboards import queries as q
+from idlewatt.dashboards.alerts import WASTED_SHARE_LIMIT
 from idlewatt.dashboards.panels import (
     CURRENCY,
     Place,
@@ -17,7 +18,6 @@ from idlewatt.dashboards.panels import (
     timeseries,
     variables,
 )
-from idlewatt.dashboards.rules import WASTED_SHARE_LIMIT
 from idlewatt.stream import metric_names as names
 
 UID: Final = "idlewatt-overview"

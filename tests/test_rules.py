@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from idlewatt.dashboards import rules
+from idlewatt.dashboards import alerts, recording, rules
 from idlewatt.stream import metric_names
 
 pytestmark = pytest.mark.prometheus
@@ -1216,8 +1216,8 @@ def promtool_test(
 
     `every`: how often alerts are looked at.
     """
-    recording, alerts = generated()
-    (folder / "recording.yaml").write_text(recording)
+    recorded, alerting = generated()
+    (folder / "recording.yaml").write_text(recorded)
     asked_for = {alert["alertname"] for test in tests for alert in test.get("alert_rule_test", ())}
     groups = [
         {
@@ -1225,7 +1225,7 @@ def promtool_test(
             "rules": [rule for rule in group["rules"] if rule["alert"] in asked_for],
             "interval": every,
         }
-        for group in alerts["groups"]
+        for group in alerting["groups"]
     ]
     (folder / "alerts.yaml").write_text(yaml.safe_dump({"groups": groups}))
     document = {
@@ -1245,7 +1245,7 @@ def input_series(series: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def promtool_case(case: Case) -> dict[str, Any]:
-    rule = next(rule for rule in rules.ALERTS if rule.name == case.alert)
+    rule = next(rule for rule in alerts.ALERTS if rule.name == case.alert)
     return {
         "interval": "1m",
         "name": str(case),
@@ -1281,8 +1281,8 @@ def test_alert_fires_when_it_must_and_only_then(prometheus_tools: None, tmp_path
 
 def test_every_alert_is_held_against_all_three_kinds_of_series() -> None:
     """No alert is without a case that fires it, one that must not, and one where its series are missing."""
-    kinds = {rule.name: {case.kind for case in CASES if case.alert == rule.name} for rule in rules.ALERTS}
-    assert kinds == {rule.name: {"fires", "quiet", "missing"} for rule in rules.ALERTS}
+    kinds = {rule.name: {case.kind for case in CASES if case.alert == rule.name} for rule in alerts.ALERTS}
+    assert kinds == {rule.name: {"fires", "quiet", "missing"} for rule in alerts.ALERTS}
     assert {case.alert for case in CASES} == set(kinds)
 
 
@@ -1307,12 +1307,12 @@ def test_recorded_ratios_are_ratios_of_sums(prometheus_tools: None, tmp_path: Pa
         f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="facility"}}': "1000000+48000x40",
     }
     expected = {
-        rules.OUTPUT_TOKENS_RATE: 600.0,
-        rules.ENERGY_RATE: 500.0,
-        rules.WASTED_ENERGY_RATE: 100.0,
-        rules.WASTED_SHARE: 0.2,
-        rules.TOKENS_PER_JOULE_DAY: 1.2,
-        rules.IDLE_SHARE_HOUR: 0.4,
+        recording.OUTPUT_TOKENS_RATE: 600.0,
+        recording.ENERGY_RATE: 500.0,
+        recording.WASTED_ENERGY_RATE: 100.0,
+        recording.WASTED_SHARE: 0.2,
+        recording.TOKENS_PER_JOULE_DAY: 1.2,
+        recording.IDLE_SHARE_HOUR: 0.4,
     }
     done = promtool_test(
         tmp_path,
@@ -1333,8 +1333,8 @@ def test_recorded_ratios_are_ratios_of_sums(prometheus_tools: None, tmp_path: Pa
         ],
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    recorded = {rule.record for rule in (*rules.RECORDING, *rules.RECORDING_DAY)}
-    assert recorded == {*expected, rules.TOKENS_PER_JOULE, *rules.RECORDED_CLOCKS.values()}
+    recorded = {rule.record for rule in (*recording.RECORDING, *recording.RECORDING_DAY)}
+    assert recorded == {*expected, recording.TOKENS_PER_JOULE, *recording.RECORDED_CLOCKS.values()}
 
 
 def test_a_recorded_yield_is_withheld_as_the_meter_withholds_it(
@@ -1351,9 +1351,9 @@ def test_a_recorded_yield_is_withheld_as_the_meter_withholds_it(
                 "input_series": input_series(series),
                 "promql_expr_test": [
                     {
-                        "expr": rules.TOKENS_PER_JOULE,
+                        "expr": recording.TOKENS_PER_JOULE,
                         "eval_time": at,
-                        "exp_samples": [{"labels": f"{rules.TOKENS_PER_JOULE}{{{POOL}}}", "value": value}]
+                        "exp_samples": [{"labels": f"{recording.TOKENS_PER_JOULE}{{{POOL}}}", "value": value}]
                         if value
                         else [],
                     }
@@ -1378,17 +1378,17 @@ def test_every_alert_leads_to_its_section_of_the_runbook() -> None:
     """docs/runbooks.md has one section for each alert, with what it means, costs, needs, and how to silence it."""
     text = (Path(__file__).parent.parent / "docs" / "runbooks.md").read_text()
     sections = {section.splitlines()[0].strip(): section for section in text.split("\n## ")[1:]}
-    for rule in rules.ALERTS:
-        assert rule.runbook_url == f"{rules.RUNBOOKS}#{rule.name.lower()}"
+    for rule in alerts.ALERTS:
+        assert rule.runbook_url == f"{alerts.RUNBOOKS}#{rule.name.lower()}"
         for heading in ("What it means", "What it costs", "What to do", "How to silence it"):
             assert f"**{heading}.**" in sections[rule.name], f"{rule.name} lacks {heading}"
-    assert {name for name in sections if name.startswith("Idlewatt")} == {rule.name for rule in rules.ALERTS}
+    assert {name for name in sections if name.startswith("Idlewatt")} == {rule.name for rule in alerts.ALERTS}
 
 
 def test_recorded_names_are_of_level_metric_operation() -> None:
     """Recorded series say over what they are summed and how they were made, and hide no metric of ours."""
     exported = {metric.name for metric in metric_names.METRICS}
-    for rule in (*rules.RECORDING, *rules.RECORDING_DAY):
+    for rule in (*recording.RECORDING, *recording.RECORDING_DAY):
         level, metric, operation = rule.record.split(":")
         assert level == "pool"
         assert operation in {"max", "rate5m", "ratio_rate5m", "ratio_rate1h", "ratio_rate1d"}

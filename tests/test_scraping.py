@@ -12,8 +12,8 @@ import pytest
 from panel_queries import page_queries, panel_queries
 from prometheus_server import StartPrometheus
 
+from idlewatt.dashboards import alerts, recording, rules
 from idlewatt.dashboards import queries as q
-from idlewatt.dashboards import rules
 from idlewatt.dashboards.provisioning import prometheus_yaml
 from idlewatt.stream.metric_names import METRICS, MONEY_END, UNCOSTED_GPU_SECONDS, WINDOW_END, Metric
 
@@ -118,7 +118,7 @@ def test_every_panel_shows_data(prometheus_server: StartPrometheus, pages: Calla
         *((expr, expr) for expr in page_queries()),
     ]
     assert [name for name, expr in queries if not server.query(expr)] == []
-    every_rule = (*rules.RECORDING, *rules.RECORDING_DAY, *rules.ALERTS)
+    every_rule = (*recording.RECORDING, *recording.RECORDING_DAY, *alerts.ALERTS)
     assert len(server.rules()) == len(every_rule)
     for rule in every_rule:
         server.query(rule.expr)
