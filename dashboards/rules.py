@@ -17,13 +17,14 @@ def recording_yaml() -> str:
         [
             _group("idlewatt.pools", "30s", [_recorded(rule) for rule in RECORDING]),
             _group("idlewatt.pools.day", "2m", [_recorded(rule) for rule in RECORDING_DAY]),
-        ]
+        ],
+        "recording.py",
     )
 
 
 def alerts_yaml() -> str:
     """The file of alert rules."""
-    return _groups_yaml([_group("idlewatt.alerts", "30s", [_alert(rule) for rule in ALERTS])])
+    return _groups_yaml([_group("idlewatt.alerts", "30s", [_alert(rule) for rule in ALERTS])], "alerts.py")
 
 
 def _recorded(rule: RecordingRule) -> dict[str, Any]:
@@ -48,6 +49,6 @@ def _group(name: str, interval: str, rules: list[dict[str, Any]]) -> dict[str, A
     return {"name": name, "interval": interval, "rules": rules}
 
 
-def _groups_yaml(groups: list[dict[str, Any]]) -> str:
-    header = "# Written by `idlewatt dashboards`; change dashboards/rules.py instead.\n"
+def _groups_yaml(groups: list[dict[str, Any]], source: str) -> str:
+    header = f"# Written by `idlewatt dashboards`; change dashboards/{source} instead.\n"
     return header + yaml.safe_dump({"groups": groups}, sort_keys=False, width=WHOLE_LINES, allow_unicode=True)
