@@ -27,9 +27,9 @@ def nearest(numerator: pl.Expr, denominator: int | pl.Expr) -> pl.Expr:
 def by_turns(numerator: pl.Expr, denominator: int) -> pl.Expr:
     """The quotient, rounded up in as many windows (`window_start_ms`) as its fraction says; null where it is more than MOST.
 
-    Watts that stay the same for hours would be rounded to the same side in each window, and a tenth of what a GPU's idle
-    watts cost be booked beside it. Steps of the golden ratio are the most even there are. What is taken back is rounded as
-    it was booked.
+    Watts and tokens that stay the same for hours would be rounded to the same side in each window: a tenth of what a GPU's
+    idle watts cost would be booked beside it, and a lightly used model bring nothing. Steps of the golden ratio are the most
+    even there are. What is taken back is rounded as it was booked.
     """
     turn = pl.col("window_start_ms") // 1000 * 618_034 % 1_000_000
     up = turn.cast(pl.Int128) * denominator // 1_000_000

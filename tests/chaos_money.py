@@ -46,7 +46,7 @@ def _sell(total: dict[Key, int], sold: Any, row: Row, book: Book) -> None:
         )
     )
     site, pool, window, model = row["site"], row["pool"], row["window_start_ms"], row["model_name"]
-    total[site, pool, window, model, "revenue", "", "", "", book.currency] += _rounded(worth, MICRO)
+    total[site, pool, window, model, "revenue", "", "", "", book.currency] += _by_turns(worth, MICRO, window)
     sold[site, pool].append((window, model, row["output_tokens"], worth))
 
 

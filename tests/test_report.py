@@ -174,6 +174,30 @@ def test_tiers_are_what_the_economy_booked_where_the_mix_is_steady() -> None:
     assert found.get_column("lost_micro").sum() == booked(live.money, "lost_revenue") > 0
 
 
+@pytest.mark.parametrize("count", [1, 20, 25, 26, 74])
+def test_a_lightly_used_model_brings_what_its_tokens_come_to(count: int) -> None:
+    """0.02 to 1.48 micro-units a window and tier: an hour of them comes to their sum in money rows, rolling and in reports."""
+    tiers = '[[tier]]\nname = "standard"\n[[tier]]\nname = "free"\nsold = false\n'
+    cheap = parse_book(f'{tiers}[[price]]\nmodel = "*"\ninput = 0.02\noutput = 0\n'.encode(), "book")
+    few = {"output_tokens": 0, "cached_input_tokens": 0}
+    windows = [START_MS + n * 10_000 for n in range(360)]
+    rows = [tokens(window_start_ms=ms, input_tokens=2 * count, **few) for ms in windows]
+    told = [
+        {"ts_ms": ms, "tier": tier, "input_tokens": 6 * count, **few}
+        for ms in windows[::6]
+        for tier in ("standard", "free")
+    ]
+    live = Booked([], rows, told, book=cheap, before_usage=1)
+    truth = 360 * count * 0.02
+    # the window that makes the engine known is sold before usage is told
+    later = live.money.filter(pl.col("window_start_ms") >= windows[1])
+    found = of(live.ledger, cheap, Interval(windows[1], windows[-1] + 10_000)).cells
+    for kind, name in (("revenue", "revenue_micro"), ("acquisition_cost", "acquisition_micro")):
+        assert found.get_column(name).sum() == booked(later, kind)
+        assert booked(live.money, kind) == pytest.approx(truth, abs=4)
+    assert live.driver.state.rolling.get_column("revenue_micro").sum() == booked(live.money, "revenue")
+
+
 @ANY_LEDGER
 @FEW
 @pytest.mark.parametrize("seed", [1, 2])

@@ -1,7 +1,7 @@
 """Ledger rows to money rows. Money is a pure function of quantities and the book, so it can be restated.
 
-Amounts are micro-units of the currency, each row rounded to the nearest; prices are micro-units per million
-tokens, so tokens x price / 10^6 is an amount.
+Amounts are micro-units of the currency, each row rounded up or down by turns, see by_turns(); prices are micro-units per
+million tokens, so tokens x price / 10^6 is an amount.
 """
 
 from collections.abc import Sequence
@@ -92,7 +92,7 @@ def revenue_rows(priced: pl.DataFrame, book: Book) -> pl.DataFrame:
         sums = (
             rows.filter(pl.col(worth).is_not_null() & (pl.col(worth) != 0))
             .group_by(*POOL_WINDOW, "model_name", "tier")
-            .agg(rounded(pl.col(worth), MICRO).cast(SUM).sum().alias("amount_micro"))
+            .agg(by_turns(pl.col(worth), MICRO).cast(SUM).sum().alias("amount_micro"))
             # more than a row of money holds is not known
             .with_columns(pl.col("amount_micro").cast(pl.Int64, strict=False))
             .filter(pl.col("amount_micro").is_not_null())

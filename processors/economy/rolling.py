@@ -9,7 +9,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.amounts import rounded
+from idlewatt.processors.amounts import by_turns
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.book import MICRO
 from idlewatt.processors.economy.pricing import POOL_WINDOW
@@ -140,7 +140,7 @@ _TOKEN_SUMS: Final = (
     pl.col(TOKEN_COUNTS).sum(),
     # of all kinds: what embeds or ranks makes no output
     pl.sum_horizontal(TOKEN_COUNTS).filter(pl.col("earned").is_null()).sum().alias("unpriced_tokens"),
-    rounded(pl.col("earned"), MICRO).sum().alias("revenue_micro"),
+    by_turns(pl.col("earned"), MICRO).sum().alias("revenue_micro"),
 )
 _LOSS_IS_KNOWN: Final = pl.col("withheld").fill_null(False).not_()
 _TOKEN_COLUMNS: Final = (
