@@ -104,8 +104,9 @@ class NvmlDevice:
         self.product = product
         self.meters: Meters | None = None
         self._energy_check = EnergyCheck()
-        # the first of the readings that have power and no counter, since the last one of others
+        # the first and the last of the readings that have power and no counter, since one that has it
         self._uncounted_ms: int | None = None
+        self._uncounted_last_ms = 0
         self._leave_out = leave_out
         self._answered: set[Origin] = set()
         self._unsupported: set[Origin] = set()
@@ -166,7 +167,7 @@ class NvmlDevice:
             energy_mj=energy_mj,
             power_mw=power_mw,
             power_limit_mw=self._limit_mw,
-            epoch_ms=self._epoch_ms(ts_ms, energy_mj is None and power_mw is not None),
+            epoch_ms=self._epoch_ms(ts_ms, energy_mj is not None, power_mw is not None),
             sm_activity=None if percent is None else percent / 100,
             memory_used_bytes=self._memory_used_bytes,
             clocks_event_reasons=self._within("clocks_event_reasons", reasons, 0, _INT64_MAX),
@@ -174,15 +175,20 @@ class NvmlDevice:
             power_scope=meters.scope,
         )
 
-    def _epoch_ms(self, ts_ms: int, is_power_only: bool) -> int | None:
+    def _epoch_ms(self, ts_ms: int, is_counted: bool, has_power: bool) -> int | None:
         """Since when the counter is done without: an epoch of its own is what lets the meter go on without it."""
-        if not is_power_only:
+        if is_counted:
             self._uncounted_ms = None
+        if is_counted or not has_power:
             return None
-        # one that a clock ahead told would be refused
-        self._uncounted_ms = ts_ms if self._uncounted_ms is None else min(self._uncounted_ms, ts_ms)
+        # what a clock ahead told would be refused
+        if self._uncounted_ms is None or not 0 <= ts_ms - self._uncounted_last_ms <= _COUNTER_WAIT_MS:
+            self._uncounted_ms = ts_ms
+        self._uncounted_last_ms = ts_ms
         # it will tell what it gained meanwhile
-        may_answer = not self._energy_check.is_refuted and not self._unsupported.issuperset(_ENERGIES)
+        is_there = self.meters is not None and self.meters.energy is not None
+        is_looked_for = self._probed_ms is not None and not self._unsupported.issuperset(_ENERGIES)
+        may_answer = (is_there or is_looked_for) and not self._energy_check.is_refuted
         return None if may_answer and ts_ms - self._uncounted_ms < _COUNTER_WAIT_MS else self._uncounted_ms
 
     def _probe(self, now_ms: int) -> Meters | None:

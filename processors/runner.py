@@ -300,7 +300,7 @@ class Runner(Generic[S]):
         for schema, count in folded.late.items():
             self._counted[names.LATE_ROWS, (_TOPIC_OF[schema],)] += count
         if folded.event_ms is not None:
-            self._event_ms[partition] = folded.event_ms
+            self._event_ms[partition] = max(folded.event_ms, self._event_ms.get(partition, folded.event_ms))
 
     def _show_lag(self, partition: int, now_ms: int) -> None:
         event_ms = self._event_ms.get(partition)

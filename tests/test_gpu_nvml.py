@@ -899,6 +899,30 @@ def test_a_counter_that_fails_for_a_while_tells_all_afterwards(
     ]
 
 
+def test_a_counter_is_done_without_although_power_fails_now_and_then(nvml: Nvml) -> None:
+    """Once a minute: the wait for the counter is none for power."""
+    answers = _readings(nvml, 70, lambda _: 70, range(100))
+    no_counter = f"0 field 83 0 999 1 0\n0 return {ENERGY} 999"
+    for second in range(100, 301):
+        lacking = "\n0 field 185 0 999 1 0" if second % 60 == 30 else ""
+        answers += _readings(nvml, 70, lambda _: 70, [second], no_counter + lacking)
+    rows = [GpuRow(**only_row(answer)) for answer in answers]
+    booked = _read_of_gpu([row for row in rows if row.power_mw is not None], until_s=300)
+    assert sum(row["draw_mj"] for row in booked) == 70_000 * (300 - 91)
+
+
+def test_a_superchip_that_tells_its_gpus_power_now_is_not_waited_for(nvml: Nvml, start_reader: START) -> None:
+    """Its counter is that of the module, and goes with no power of the GPU alone."""
+    script, reader = nvml
+    module = GH200 + "0 no_field 185 0\n0 no_field 186 0"
+    script.write(module)
+    assert only_row(reader.read(at_s=START_S))["energy_mj"] is not None
+    script.write(GH200)
+    row = only_row(start_reader(script.environment).read(at_s=START_S + 1))
+    assert (row["energy_mj"], row["power_scope"]) == (None, "gpu")
+    assert row["epoch_ms"] == 1000 * (START_S + 1)
+
+
 def test_a_gpu_without_counter_goes_on_where_its_clock_is_set_right(nvml: Nvml) -> None:
     """It was two hours ahead when the counter gave way: an epoch of then would be refused for as long."""
     ahead_s = 7200

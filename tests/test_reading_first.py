@@ -89,13 +89,28 @@ def test_what_waits_for_usage_is_bounded(
     assert least < premium_share(monkeypatch, NOW_MS, backlog()) < most
 
 
-def test_one_clock_that_is_ahead_ends_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row among the first hour that says it is of now, which is not refused in a backlog."""
-    polls = backlog()
-    odd = dataclasses.replace(used(MINUTES, 1), site="other", ts_ms=NOW_MS - 60_000)
-    ahead = Message(topics.USAGE, 0, MINUTES, encode_rows(USAGE, [odd]))
-    polls[0] = dataclasses.replace(polls[0], messages=[*polls[0].messages, ahead])
+@pytest.mark.parametrize(("site", "ahead_s", "rows"), [("s", -60, 20), ("other", -1, 80), ("other", 600, 80)])
+def test_no_clock_that_is_ahead_ends_the_wait(
+    monkeypatch: pytest.MonkeyPatch, site: str, ahead_s: int, rows: int
+) -> None:
+    """Whether rows say that they are of now, those of another site are, or are refused."""
+    odd = dataclasses.replace(used(MINUTES, 1), site=site, ts_ms=NOW_MS + 1000 * ahead_s)
+    ahead = Message(topics.USAGE, 0, MINUTES, encode_rows(USAGE, [odd] * rows))
+    polls = [dataclasses.replace(told, messages=[*told.messages, ahead]) for told in backlog()]
     assert premium_share(monkeypatch, NOW_MS, polls) > 0.97
+
+
+def test_engines_without_gpus_have_no_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their pool's tokens are read, and it has no watts whose windows could end."""
+    monkeypatch.setattr(EconomyStage, "gather_s", 0.0)
+    book, figures = parse_book(BOOK.encode(), "book"), PipelineFigures()
+    log = ScriptedLog([Poll(assigned={0: None}), poll(ledger(range(60)), 0)])
+    stage = EconomyStage(lambda: book, EconomyConfig())
+    economy = Runner(stage, log, lambda: START_MS + 3_600_000, figures, lambda _: None)
+    for _ in range(2):
+        economy.step(0)
+    (lag,) = (metric for metric in figures.collect() if metric.name == names.EVENT_TIME_LAG.name)
+    assert [sample.value for sample in lag.samples] == [50.0]
 
 
 def test_what_waits_is_seen_in_the_lag(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,21 +194,13 @@ def test_the_demand_charge_is_of_the_highest_quarter_of_an_hour() -> None:
         b"time_zone = 'America/New_York'\n[tariff]\nper_kwh = 0.1\npue = 1.25\ndemand_charge_per_kw_month = 10\n",
         "book",
     )
-    ledger = Booked(
-        [
-            # 900 kJ in the last quarter of October, 3600 kJ spread over a quarter of November
-            power(window_start_ms=START_MS + 3 * HOUR_MS - 10_000, draw_mj=900_000_000),
-            *(
-                power(window_start_ms=START_MS + 4 * HOUR_MS + n * 60_000, draw_mj=720_000_000)
-                for n in range(5)
-            ),
-            power(window_start_ms=START_MS + 5 * HOUR_MS, draw_mj=1_000_000_000),
-            # the ledger is of the whole interval
-            *(power(window_start_ms=START_MS + at, draw_mj=0) for at in (0, 6 * HOUR_MS - 10_000)),
-        ],
-        [],
-        [],
-    ).ledger
+    # 900 kJ in the last quarter of October, 3600 kJ spread over a quarter of November
+    drawn = {179: 900_000_000, **dict.fromkeys(range(240, 245), 720_000_000), 300: 1_000_000_000}
+    minutes = [
+        power(window_start_ms=START_MS + n * MINUTE_MS, window_ms=MINUTE_MS, draw_mj=drawn.get(n, 0))
+        for n in range(360)
+    ]
+    ledger = Booked(minutes, [], []).ledger
     interval = type(WHOLE)(START_MS, START_MS + 6 * HOUR_MS)
     october, november = peaks(ledger.power, book, interval, 0.9)
     assert (october.month, october.kw, october.charge) == ("2020-10", Decimal("1.25"), Decimal("12.5"))
@@ -258,6 +250,23 @@ def test_a_quarter_of_an_hour_that_was_hardly_seen_is_no_demand(
     (peak,) = peaks(ledger.power, book, Interval(START_MS, START_MS + 2 * HOUR_MS), 0.9)
     assert (peak.kw, peak.charge) == ((None, None) if kw is None else (kw, 10 * kw))
     assert peak.unseen_quarters == unseen_quarters
+
+
+@pytest.mark.parametrize(
+    ("told_minutes", "kw", "unseen_quarters"),
+    [([*range(5), *range(115, 120)], None, 8), ([*range(30), *range(70, 120)], 100, 3)],
+)
+def test_a_quarter_of_an_hour_that_the_ledger_lacks_is_no_demand(
+    told_minutes: list[int], kw: int | None, unseen_quarters: int
+) -> None:
+    """Of 100 kW nobody knows while nothing is booked, and of what is left of a quarter of an hour it is less."""
+    book = parse_book(b"[tariff]\nper_kwh = 0.1\ndemand_charge_per_kw_month = 10\n", "book")
+    rows = [
+        power(window_start_ms=START_MS + n * MINUTE_MS, window_ms=MINUTE_MS, draw_mj=6_000_000_000)
+        for n in told_minutes
+    ]
+    (peak,) = peaks(Booked(rows, [], []).ledger.power, book, Interval(START_MS, START_MS + 2 * HOUR_MS), 0.9)
+    assert (peak.kw, peak.unseen_quarters) == (kw, unseen_quarters)
 
 
 def test_a_demand_charge_that_is_unknown_is_told(env: dict[str, str]) -> None:

@@ -22,7 +22,7 @@ from idlewatt.processors.economy.state import (
     UNPRICED_KEY,
     EconomyState,
 )
-from idlewatt.processors.economy.usage import fold_usage
+from idlewatt.processors.economy.usage import AHEAD_MS, fold_usage
 from idlewatt.processors.families import Family
 from idlewatt.processors.gone_pools import frames_of_others, of_others
 from idlewatt.processors.stage import Batch, Folded
@@ -82,12 +82,17 @@ class EconomyStage:
             state = _in_currency(state, book.currency)
         used = self._fold_usage(state, batch, book)
         sold = self._fold_ledger(used.state, batch, book)
-        newest = sold.state.windows.get_column("end_ms").max()
+        tokens = batch.frames[records.TOKENS.name]
+        # engines may go on without GPUs
+        ends_ms = [sold.state.windows["end_ms"], tokens["window_start_ms"] + tokens["window_ms"]]
         return Folded(
             sold.state,
             [*used.records, *sold.records],
             rejected=used.rejected,
-            event_ms=newest if isinstance(newest, int) else None,
+            event_ms=max(
+                (end_ms for end_ms in (ends.max() for ends in ends_ms) if isinstance(end_ms, int)),
+                default=None,
+            ),
             moved=used.moved or sold.moved,
         )
 
@@ -109,8 +114,7 @@ class EconomyStage:
         folded = replace(
             _with_shares(replace(state, tiers=by_tier, compared=tiers.updated(compared, told)), told),
             usage=used.state,
-            # not the newest: in a backlog one row of a clock that is ahead says nothing
-            used_ms=rows["ts_ms"].sort()[rows.height // 2],
+            used_ms=_far_as_told(rows, batch.now_ms) or state.used_ms,
             volumes=spent.volumes,
             rests=spent.rests,
             consumers=consumers.totals(state.consumers, spent.rows),
@@ -188,6 +192,16 @@ class EconomyStage:
         return Folded(
             _without_gone(folded), list[Record](messages(topics.MONEY, records.MONEY, money)), moved=True
         )
+
+
+def _far_as_told(usage: pl.DataFrame, now_ms: int) -> int | None:
+    """How far these rows of the site that is furthest behind go, Unix ms.
+
+    By the middle one, not the newest: in a backlog one of a clock that is ahead says nothing.
+    """
+    in_time = usage.filter(pl.col("ts_ms") <= now_ms + AHEAD_MS)
+    middle_ms = in_time.group_by("site").agg(pl.col("ts_ms").quantile(0.5)).get_column("ts_ms").min()
+    return round(middle_ms) if isinstance(middle_ms, float) else None
 
 
 def _in_currency(state: EconomyState, currency: str) -> EconomyState:

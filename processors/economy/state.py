@@ -57,7 +57,7 @@ class EconomyState:
     rests: pl.DataFrame  # what rounding left of what consumers owe
     consumers: pl.DataFrame  # what consumers ever spent
     booked: pl.DataFrame  # when each pool was booked last; its counters end when it is gone
-    # Unix ms: of what the middle one of the rows tells that usage was last read in. Not in the snapshot.
+    # Unix ms: how far the usage went that was read last. Not in the snapshot.
     used_ms: int | None = None
 
     @classmethod

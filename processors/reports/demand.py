@@ -42,23 +42,21 @@ def peaks(power: pl.DataFrame, book: Book, interval: Interval, coverage_floor: f
         return []
     pue = MICRO if book.tariff.pue is None else book.tariff.pue
     local = pl.from_epoch("start_ms", time_unit="ms").dt.convert_time_zone(book.time_zone)
-    begin_ms, end_ms = pl.col("start_ms"), pl.col("start_ms") + _QUARTER_MS
-    is_whole = (begin_ms >= pl.max_horizontal("first_ms", interval.from_ms)) & (
-        end_ms <= pl.min_horizontal("last_ms", interval.to_ms)
+    quarter = (pl.col("window_start_ms") // _QUARTER_MS * _QUARTER_MS).alias("start_ms")
+    rows = power.filter(interval.has())
+    drawn = rows.group_by("site", quarter).agg(
+        pl.col("draw_mj", "gpu_ms").sum(),
+        dark_gpu_ms=pl.col("gpu_ms").filter(pl.col("state") == "dark").sum(),
     )
-    is_seen = pl.col("gpu_ms") - pl.col("dark_gpu_ms") >= coverage_floor * pl.col("gpu_ms")
+    windows = rows.unique(["site", "window_start_ms"]).group_by("site", quarter)
+    is_whole = pl.col("is_whole").fill_null(False)
+    is_seen = (pl.col("gpu_ms") - pl.col("dark_gpu_ms") >= coverage_floor * pl.col("gpu_ms")) & (
+        pl.col("window_ms") >= coverage_floor * _QUARTER_MS
+    )
+    is_seen = is_seen.fill_null(False)
     highest = (
-        power.with_columns(
-            first_ms=pl.col("window_start_ms").min().over("site"),
-            last_ms=(pl.col("window_start_ms") + pl.col("window_ms")).max().over("site"),
-        )
-        .filter(interval.has())
-        .group_by("site", start_ms=pl.col("window_start_ms") // _QUARTER_MS * _QUARTER_MS)
-        .agg(
-            pl.col("draw_mj", "gpu_ms").sum(),
-            pl.col("first_ms", "last_ms").first(),
-            dark_gpu_ms=pl.col("gpu_ms").filter(pl.col("state") == "dark").sum(),
-        )
+        drawn.join(windows.agg(pl.col("window_ms").sum()), on=["site", "start_ms"])
+        .join(_whole(power, interval), on=["site", "start_ms"], how="full", coalesce=True)
         .with_columns(month=local.dt.strftime("%Y-%m"))
         .with_columns(
             draw_mj=pl.when(is_whole & is_seen).then("draw_mj"),
@@ -87,3 +85,16 @@ def peaks(power: pl.DataFrame, book: Book, interval: Interval, coverage_floor: f
         )
         for row in highest.to_dicts()
     ]
+
+
+def _whole(power: pl.DataFrame, interval: Interval) -> pl.DataFrame:
+    """(site, start_ms, is_whole) of the quarters of an hour that lie within interval and ledger, seen or not."""
+    begin_ms, end_ms = pl.col("window_start_ms"), pl.col("window_start_ms") + pl.col("window_ms")
+    sites = power.group_by("site").agg(
+        first=-(-begin_ms.min().clip(interval.from_ms) // _QUARTER_MS),
+        end=end_ms.max().clip(upper_bound=interval.to_ms) // _QUARTER_MS,
+    )
+    starts = sites.filter(pl.col("first") < pl.col("end")).select(
+        "site", start_ms=pl.int_ranges("first", "end")
+    )
+    return starts.explode("start_ms").with_columns(pl.col("start_ms") * _QUARTER_MS, is_whole=pl.lit(True))
