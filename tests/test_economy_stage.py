@@ -286,16 +286,16 @@ def test_what_another_site_is_read_in_changes_no_tier_of_this_one() -> None:
 
     def sold_on(neighbour: bool) -> list[float | None]:
         driver = driver_of()
-        for minute in range(120):
+        for minute in range(50):
             now_ms = START_MS + 60_000 * minute
-            if minute % 20 == 0:
-                for ahead in range(minute, minute + 20):
-                    told = used(ahead, 60_000, tier="premium" if ahead < 60 else "free")
+            if minute % 10 == 0:
+                for ahead in range(minute, minute + 10):
+                    told = used(ahead, 60_000, tier="premium" if ahead < 30 else "free")
                     driver.append(usage(dataclasses.replace(told, ts_ms=START_MS + 60_000 * ahead)))
                 driver.fold(now_ms + 1_200_000)
             driver.append(ledger(sold(6 * minute, 60_000)))
-            if neighbour and minute >= 60:
-                for late in (minute - 60, minute - 50):
+            if neighbour and minute >= 30:
+                for late in (minute - 30, minute - 20):
                     driver.append(ledger(dataclasses.replace(sold(6 * late, 60_000), site="other")))
             driver.fold(now_ms + 1_200_000)
         sums = ((names.REVENUE, "premium"), (names.REVENUE, "standard"), (names.ACQUISITION_COST, "free"))
