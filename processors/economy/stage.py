@@ -85,14 +85,12 @@ class EconomyStage:
         tokens = batch.frames[records.TOKENS.name]
         # engines may go on without GPUs
         ends_ms = [sold.state.windows["end_ms"], tokens["window_start_ms"] + tokens["window_ms"]]
+        newest_ms = pl.concat(ends_ms).max()
         return Folded(
             sold.state,
             [*used.records, *sold.records],
             rejected=used.rejected,
-            event_ms=max(
-                (end_ms for end_ms in (ends.max() for ends in ends_ms) if isinstance(end_ms, int)),
-                default=None,
-            ),
+            event_ms=newest_ms if isinstance(newest_ms, int) else None,
             moved=used.moved or sold.moved,
         )
 
