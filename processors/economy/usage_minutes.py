@@ -4,6 +4,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from idlewatt.processors.meter.cutting import share
 from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 
@@ -66,15 +67,12 @@ def _parts(spent: pl.DataFrame) -> pl.DataFrame:
     )
     return (
         parts.with_columns(window_start_ms=begin_ms, window_ms=end_ms - begin_ms)
-        .with_columns((_by(c, "to_ms") - _by(c, "from_ms")).cast(pl.Int64).alias(c) for c in TOKEN_COUNTS)
+        .with_columns((_upto("to_ms", c) - _upto("from_ms", c)).cast(pl.Int64).alias(c) for c in TOKEN_COUNTS)
         .filter(pl.any_horizontal(pl.col(*TOKEN_COUNTS) != 0))
         .select(*MINUTE_COLUMNS)
     )
 
 
-def _by(tokens: str, moment: str) -> pl.Expr:
-    """What had been gained by the moment; 128 bits, for a week's milliseconds times 2^53 tokens."""
-    passed_ms = (pl.col(moment) - pl.col("start_ms")).cast(pl.Int128)
-    return (
-        passed_ms * pl.col(tokens).cast(pl.Int128) // (pl.col("end_ms") - pl.col("start_ms")).cast(pl.Int128)
-    )
+def _upto(moment: str, tokens: str) -> pl.Expr:
+    # a week's milliseconds times 2^53 tokens
+    return share(tokens, pl.col(moment), pl.Int128)

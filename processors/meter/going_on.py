@@ -77,8 +77,8 @@ def _fault(before: Sequence[Any], row: Sequence[Any]) -> str | None:
         return "counter_missing"
     if epoch_ms is None or before_ms is None:
         return None
+    # without counters nothing is known to have begun with an epoch
+    known = [pair for pair in pairs if None not in pair]
     if epoch_ms < before_ms:
-        # without counters nothing is known to have begun with it
-        return "stale_epoch" if any(None not in pair for pair in pairs) else None
-    fell = any(number is not None and count is not None and count < number for number, count in pairs)
-    return "counter_decrease" if fell else None
+        return "stale_epoch" if known else None
+    return "counter_decrease" if any(count < number for number, count in known) else None

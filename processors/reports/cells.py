@@ -17,6 +17,8 @@ from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO, Book
 from idlewatt.processors.economy.consumers import spend, tier_rows, with_known_tiers
 from idlewatt.processors.economy.prices import EXACT, VOLUME_COLUMNS, month_of
 from idlewatt.processors.economy.rests import REST_COLUMNS
+from idlewatt.processors.meter.cutting import share
+from idlewatt.processors.meter.rows import by_window
 from idlewatt.processors.reports.ledger import Interval, Ledger, ledger_span, usage_span
 from idlewatt.stream.clock import HOUR_MS
 from idlewatt.stream.records import STATES, TOKEN_COUNTS
@@ -129,21 +131,17 @@ def _within_hours(spent: pl.DataFrame) -> pl.DataFrame:
     """Rows of long gaps of a counter cut at clock hours, which tiers are told by."""
     if not (spent["window_ms"] > HOUR_MS).any():
         return spent
-    begin_ms, end_ms = pl.col("window_start_ms"), pl.col("window_start_ms") + pl.col("window_ms")
-    hours = pl.int_ranges(begin_ms // HOUR_MS, (end_ms - 1) // HOUR_MS + 1)
-    hour_ms = pl.col("hour") * HOUR_MS
-    cut = spent.with_columns(begin_ms=begin_ms, end_ms=end_ms, hour=hours).explode("hour")
-    cut = cut.with_columns(
-        from_ms=pl.max_horizontal("begin_ms", hour_ms), to_ms=pl.min_horizontal("end_ms", hour_ms + HOUR_MS)
+    end_ms = pl.col("window_start_ms") + pl.col("window_ms")
+    whole = spent.with_columns(
+        start_ms="window_start_ms", end_ms=end_ms, from_ms="window_start_ms", to_ms=end_ms
     )
-    return cut.with_columns(
+    return by_window(whole, "from_ms", "to_ms", HOUR_MS).with_columns(
         pl.col("from_ms").alias("window_start_ms"),
-        *(_upto(name, "to_ms") - _upto(name, "from_ms") for name in (*TOKEN_COUNTS, *EXACT)),
+        *(
+            (share(name, pl.col("to_ms"), SUM) - share(name, pl.col("from_ms"), SUM)).alias(name)
+            for name in (*TOKEN_COUNTS, *EXACT)
+        ),
     )
-
-
-def _upto(name: str, moment: str) -> pl.Expr:
-    return pl.col(name).cast(SUM) * (pl.col(moment) - pl.col("begin_ms")) // pl.col("window_ms")
 
 
 def _by_hour(rows: pl.DataFrame) -> dict[int, pl.DataFrame]:

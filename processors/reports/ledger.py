@@ -66,11 +66,12 @@ class Ledger:
             for frame in (self.power, self.tokens)
         )
         windows = windows.unique().sort("site", "from_ms")
-        gap = pl.struct(pl.col("to_ms").cum_max().shift().alias("from_ms"), pl.col("from_ms").alias("to_ms"))
+        told_ms = pl.col("to_ms").cum_max().shift()
+        gap = pl.struct(told_ms.alias("from_ms"), pl.col("from_ms").alias("to_ms"))
         sites = windows.group_by("site", maintain_order=True).agg(
             from_ms=pl.col("from_ms").first(),
             to_ms=pl.col("to_ms").max(),
-            gaps=gap.filter(pl.col("from_ms") - pl.col("to_ms").cum_max().shift() > LAG_MS),
+            gaps=gap.filter(pl.col("from_ms") - told_ms > LAG_MS),
         )
         return [
             Reach(site, from_ms, to_ms, used_ms.get(site), [(one["from_ms"], one["to_ms"]) for one in gaps])
