@@ -22,7 +22,6 @@ from idlewatt.cli.logs import configure_logs
 from idlewatt.cli.report_arguments import add_commands, with_joined_percents
 from idlewatt.cli.writing_out import silence_stdout, write_text
 from idlewatt.stream.errors import IdlewattError
-from idlewatt.stream.settings import Settings
 
 _EXAMPLES: Final = """\
 examples:
@@ -116,14 +115,7 @@ def _run(arguments: argparse.Namespace) -> ExitCode:
 
             configure_logs()
             settings = load_settings(arguments.config, os.environ)
-            if command == "process" and arguments.stage:
-                settings = _only(settings, arguments.stage)
             return serve(settings, collect=command != "process", process=command != "collect")
-
-
-def _only(settings: Settings, stage: str) -> Settings:
-    process = settings.process.model_copy(update={"stages": (stage,)})
-    return settings.model_copy(update={"process": process})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -154,7 +146,6 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("process", help="turn what was read into figures on /metrics"),
         commands.add_parser("doctor", help="check every part and say what to do"),
     ]
-    configured[2].add_argument("--stage", choices=("meter", "economy"), help="run one stage only")
     for command in configured:
         command.add_argument(
             "--config",

@@ -76,8 +76,7 @@ class GatewayPage:
                 of_cache = self._continued.count(
                     key, started_ms, of_input, told, _epoch_ms(key, cached_epochs)
                 )
-                if mapping.input_includes_cached:
-                    of_input = self._differences.rest(key, started_ms, of_input, of_cache)
+                of_input = self._differences.rest(key, started_ms, of_input, of_cache)
                 tokens = (_sum(counted), of_input, of_cache)
             except LeftOutError as error:
                 left_out[_name(key)] = str(error)

@@ -4,10 +4,11 @@ import signal
 import socket
 import sqlite3
 import subprocess
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from idlewatt_command import COMMAND, environment, idlewatt, serving, taken_port, wait_until
+from idlewatt_command import COMMAND, Serving, environment, idlewatt, serving, taken_port, wait_until
 from kafka_broker import KafkaBroker
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -80,7 +81,7 @@ def test_version_is_told() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("rnu",), ("run", "--confg", "x"), ("process", "--stage", "metre"), ("demo", "--seconds", "long")],
+    [(), ("rnu",), ("run", "--confg", "x"), ("demo", "--seconds", "long")],
 )
 def test_wrong_use_exits_2(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
     """Arguments that make no sense are exit code 2 and say what would."""
@@ -230,10 +231,15 @@ def test_run_serves_everything_and_goes_on_after_a_stop(tmp_path: Path) -> None:
 def test_collect_and_process_share_the_work(tmp_path: Path) -> None:
     """Collectors and stages run apart on one log; each serves its own figures only."""
     config = simulated(tmp_path)
+
+    def process(stage: str) -> AbstractContextManager[Serving]:
+        env = {"IDLEWATT_PROCESS__STAGES": f'["{stage}"]'}
+        return serving("process", "--config", config, log=tmp_path / f"{stage}.txt", env=env)
+
     with (
         serving("collect", "--config", config, log=tmp_path / "collect.txt") as collect,
-        serving("process", "--config", config, "--stage", "meter", log=tmp_path / "meter.txt") as meter,
-        serving("process", "--config", config, "--stage", "economy", log=tmp_path / "economy.txt") as economy,
+        process("meter") as meter,
+        process("economy") as economy,
     ):
         wait_until(lambda: "idlewatt_gpus" in families(meter.page()), "the meter closes windows")
         wait_until(

@@ -30,11 +30,10 @@ class GatewayMapping:
 
     output_tokens: tuple[Series, ...]
     input_tokens: tuple[Series, ...]
+    # of input_tokens, which has them in it
     cached_input_tokens: tuple[Series, ...] = ()
     # labels that not all of the series have; may name a consumer while there is but one value
     sum_over: frozenset[str] = frozenset()
-    # input_tokens has the cached ones in it
-    input_includes_cached: bool = True
     # start of the counter or of its process, Unix seconds; the first that a counter's labels fit, or that has none
     epoch: tuple[Series, ...] = ()
     # the same of cached_input_tokens
