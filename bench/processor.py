@@ -105,7 +105,7 @@ def _whole(table: Table, sizes: list[int], rates: dict[tuple[int, Shape], float]
     cores = largest / rates[largest, "nodes"]
     notes = [
         "The fixed load, the same in each run, half Python and half polars, says how fast a core was just then: where "
-        "it takes longer, so does everything else. In faster hours of the same machine it took 60 to 78 ms.",
+        "it takes longer, so does everything else. On machines of this size it has taken from 60 to 188 ms.",
         f"{largest:,} GPUs at one reading a second take {cores:.1f} cores; the goal is half a core.",
         f"A sample costs {abs(growth):.0%} {'more' if growth > 0 else 'less'} at {largest:,} GPUs than at {sizes[0]:,}, of "
         "which there is a run before and one after it.",
