@@ -3,7 +3,9 @@
 import random
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
+import polars as pl
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from meter_fleets import START_MS, Fleet, delivery, fleets
 from stage_driver import Driver, sums
 from truth import Truth, truth
 
+from idlewatt.processors.meter import classifying
 from idlewatt.processors.meter.stage import MeterStage
 from idlewatt.stream import records
 
@@ -224,3 +227,21 @@ def test_forgetting_is_in_event_time(fleet: Fleet, seed: int) -> None:
     driver = meter(fleet)
     now_ms = live(driver, fleet, random.Random(seed), repeats=0)
     assert_true(driver, fleet, drain(driver, fleet, now_ms))
+
+
+@examples(5)
+@given(fleets(), SEEDS)
+def test_pieces_that_are_judged_by_themselves_are_judged_a_few_at_a_time(fleet: Fleet, seed: int) -> None:
+    """However many readings a fold brings, memory is taken for so many of them and what engines did meanwhile."""
+    heights = []
+
+    def judge(pieces: pl.DataFrame, *others: pl.DataFrame) -> pl.DataFrame:
+        heights.append(pieces.height)
+        return piece_by_piece(pieces, *others)
+
+    piece_by_piece = classifying._piece_by_piece
+    with mock.patch.multiple(classifying, _PAIRS=7, _piece_by_piece=judge):
+        driver = meter(fleet)
+        now_ms = live(driver, fleet, random.Random(seed))
+        assert_true(driver, fleet, drain(driver, fleet, now_ms))
+    assert max(heights, default=0) <= 7

@@ -4,6 +4,7 @@ From most to least specific: serving, idle_loaded, dark (an engine that should b
 tell whether the GPU has a process), other (a process that is no known engine), idle_free.
 """
 
+import math
 from typing import Final
 
 import polars as pl
@@ -15,6 +16,8 @@ from idlewatt.processors.meter.waterfall import STATE
 # what decides, besides the engines: pieces alike in these and in their window share a state if the engine's does
 _ALIKE: Final = ("id", "window_start_ms", "measured", "late", "has_process_0")
 AMOUNTS: Final = ("gpu_ms", "available_mj", "inc_energy_mj", "estimated_mj")
+# each takes some 60 bytes
+_PAIRS: Final = 2_000_000
 _UNHELD: Final = (
     pl.when(pl.col("has_process_0").is_null())
     .then(pl.lit("dark", STATE))
@@ -49,7 +52,15 @@ def classify(
     unclear = pieces.select_seq("place", "from_ms", "to_ms", *_ALIKE, *AMOUNTS).filter(
         "measured", pl.col("place").is_in(sums["place"].filter(mixed).implode())
     )
-    return pl.concat([where(judged, ~mixed), _piece_by_piece(unclear, activity, held, servers)])
+    return pl.concat(
+        [
+            where(judged, ~mixed),
+            *(
+                _piece_by_piece(some, activity, held, servers)
+                for some in unclear.iter_slices(_pieces_at_once(activity, held))
+            ),
+        ]
+    )
 
 
 def steady_windows(
@@ -107,6 +118,15 @@ def whole_windows(activity: pl.DataFrame, alone: pl.DataFrame, window_ms: int) -
     )
     engines = where(engines, whole).select_seq("server", "window_start_ms", verdict.alias("verdict"), "model")
     return alone.join(engines, on="server").select_seq("id", "window_start_ms", "verdict", "model")
+
+
+def _pieces_at_once(activity: pl.DataFrame, held: pl.DataFrame) -> int:
+    """So many that no more than about _PAIRS rows come of them and all that engines did in their windows."""
+    most = [
+        frame.group_by(key).len()["len"].max()
+        for frame, key in ((held, ["id"]), (activity, ["server", "window_start_ms"]))
+    ]
+    return max(_PAIRS // max(1, math.prod(n for n in most if isinstance(n, int))), 1)
 
 
 def _piece_by_piece(
