@@ -130,6 +130,8 @@ def _gpu(
         has_process=rng.choice(processes),
     )
     found = [last]
+    # none of its readings tells of power, or one here and there between them
+    is_mute, hiccups = (not clean and rng.random() < chance for chance in (0.05, 0.2))
     for gap_ms in _gaps(rng, readings, hold_ms, holds):
         power_mw = limit_mw * rng.choice(loads) // 100
         gained = power_mw * gap_ms // 1000
@@ -158,7 +160,13 @@ def _gpu(
             # a lie is dropped where the epoch is known, and the counter goes on; a leap is nobody's joules
             last = last if row in (leap, refuted) or (row is lie and knows_epoch) else row
         found.append(row)
-    return found
+        if hiccups and rng.random() < 0.2:
+            found.append(_mute(replace(row, ts_ms=row.ts_ms + rng.choice([0, 1, 300, 20_000]))))
+    return [_mute(row) for row in found] if is_mute else found
+
+
+def _mute(row: GpuRow) -> GpuRow:
+    return replace(row, energy_mj=None, power_mw=None)
 
 
 def _engine(

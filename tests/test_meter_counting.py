@@ -1,5 +1,6 @@
 """Hand-computed examples of docs/metering.md: what readings gain, and what is refused."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -139,6 +140,61 @@ def test_what_an_interval_gains(rows: list[records.GpuRow], gained_mj: int, meas
     assert driver.sample("idlewatt_unaccounted_joules_total") == 0
 
 
+@pytest.mark.parametrize("folds_s", [[60], [10, 20, 30, 60], [30, 60]])
+@pytest.mark.parametrize("back_s", [21, 100])
+def test_without_a_limit_what_is_drawn_in_the_dark_was_available(folds_s: list[int], back_s: int) -> None:
+    """Gaps of a GPU whose limit nobody knows have no headroom, short or long, whenever they are booked; nor have others."""
+    driver = Driver(MeterStage(MeterConfig()))
+    rows = [gpu(at, 500_000 * at, power_limit_mw=None) for at in (0, 5, back_s, back_s + 5)]
+    for until_s in [*folds_s, back_s + 40]:
+        came = [row for row in rows if row.ts_ms <= START_MS + until_s * 1000]
+        rows = rows[len(came) :]
+        driver.append([Message(topics.GPU, records.GPU, came)] if came else [])
+        for _ in range(3):
+            driver.fold(START_MS + until_s * 1000)
+    assert drawn_mj(driver) == 500_000 * (back_s + 5)
+    assert {row["state"] for row in driver.rows(records.POWER)} == {"dark", "idle_free"}
+    assert sum(row["headroom_mj"] for row in driver.rows(records.POWER)) == 0
+    assert driver.sample("idlewatt_available_joules_total") == 500 * (back_s + 5)
+
+
+@pytest.mark.parametrize("also_s", [[2], [2, 3, 4], [-1, 2], [5, 6, 7]])
+def test_a_reading_without_power_between_others_changes_nothing(also_s: list[float]) -> None:
+    """What it does not tell, the others do; nothing is refused."""
+    good = [gpu(0, 100), gpu(5, 400), gpu(8, 500)]
+    with_it = metered(*good, *(gpu(at, None) for at in also_s))
+    drawn = {state: spent for state, spent in time_ms(with_it).items() if state != "dark"}
+    assert (drawn_mj(with_it), drawn) == (400, {"idle_free": 8000})
+    assert not with_it.rejected
+
+
+@pytest.mark.parametrize("readable_s", [(), range(5)])
+def test_a_gpu_whose_power_nobody_can_read_is_dark(readable_s: Sequence[int]) -> None:
+    """It is there as long as it is read, with its limit; its engine's tokens are not those of the other GPU alone."""
+    config = MeterConfig(forget_ms=60_000)
+    driver = Driver(MeterStage(config))
+    both = {"gpus": ["GPU-0", "GPU-1"], "requests_running": 1}
+    for second in range(300):
+        other = gpu(second, 100 * second if second in readable_s else None, gpu_uuid="GPU-1")
+        rows = [gpu(second, 500_000 * second), other]
+        driver.append(
+            [
+                Message(topics.GPU, records.GPU, rows),
+                Message(topics.ENGINE, records.ENGINE, [engine(second, 1000 * second, **both)]),
+            ]
+        )
+        driver.fold(START_MS + second * 1000)
+    assert driver.sample("idlewatt_gpus", state="dark") == 1
+    assert driver.sample("idlewatt_coverage_ratio", window="1m", of="watts") == 0.5
+    assert driver.sample("idlewatt_tokens_per_joule", window="1m", kind="output") is None
+    dark = [row for row in driver.rows(records.POWER) if row["state"] == "dark"]
+    latest = max(row["window_start_ms"] for row in dark)
+    assert [(row["gpu_ms"], row["headroom_mj"]) for row in dark if row["window_start_ms"] == latest] == [
+        (10_000, 7_000_000)
+    ]
+    assert not driver.rejected
+
+
 @pytest.mark.parametrize(
     ("row", "schema", "reason"),
     [
@@ -149,7 +205,6 @@ def test_what_an_interval_gains(rows: list[records.GpuRow], gained_mj: int, meas
         (gpu(3, 2**63 - 14), "gpu", "implausible"),
         (gpu(3, 2**53), "gpu", "implausible"),
         (gpu(3, 200, epoch_ms=START_MS + 3_603_001), "gpu", "epoch_ahead"),
-        (gpu(3, None), "gpu", "no_power"),
         (engine(3600, 100), "engine", "clock_ahead"),
         (engine(3, -5), "engine", "negative"),
         (engine(3, 2**62), "engine", "implausible"),

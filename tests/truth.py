@@ -112,12 +112,12 @@ class Times:
     def known(
         self,
         rows: Iterable[R],
-        step: Callable[[R, R, int], list[Interval[R]] | str],
+        step: Callable[[R, R, int], list[Interval[R]] | str | None],
         dropped: dict[str, int],
     ) -> list[Interval[R]]:
         """The entity's time from its first reading to the edge, less what it was forgotten for.
 
-        `step` tells what lies between two readings, or why the second one is dropped.
+        `step` tells what lies between two readings, or why the second one is dropped, or None if it says nothing.
         """
         found: list[Interval[R]] = []
         last: R | None = None
@@ -132,6 +132,8 @@ class Times:
                 last = row
                 continue
             between = step(last, row, self.hold)
+            if between is None:
+                continue
             if isinstance(between, str):
                 dropped[between] += 1
                 continue
@@ -160,8 +162,12 @@ def _engine_step(before: EngineRow, row: EngineRow, hold: int) -> list[Interval[
     return _step(before, row, old, new, hold, most=(row.ts_ms - before.ts_ms) * WILDEST_TOKENS_PER_MS)
 
 
-def _gpu_step(before: GpuRow, row: GpuRow, hold: int) -> list[Interval[GpuRow]] | str:
+def _gpu_step(before: GpuRow, row: GpuRow, hold: int) -> list[Interval[GpuRow]] | str | None:
     length = row.ts_ms - before.ts_ms
+    if row.energy_mj is None and row.power_mw is None:
+        return None
+    if before.energy_mj is None and before.power_mw is None:
+        return [Interval(before.ts_ms, row.ts_ms, (0,), before, read=False)]
     if before.energy_mj is None or (row.energy_mj is None and _begins_anew(before, row)):
         assert before.power_mw is not None
         assert row.power_mw is not None
@@ -248,11 +254,14 @@ def _book_gpu(
     served: dict[int, list[int]] = defaultdict(lambda: [0] * 4)
     for interval in intervals:
         gpu = interval.row
-        limit = gpu.power_limit_mw or 0
+        limit = gpu.power_limit_mw
         for window, a, b in times.pieces(interval):
             state, models = _state(interval, a, b, members)
             drawn = interval.gain_within(a, b)[0]
-            available = limit * (b - window) // 1000 - limit * (a - window) // 1000
+            # without a limit what it drew was available
+            available = drawn
+            if limit is not None:
+                available = limit * (b - window) // 1000 - limit * (a - window) // 1000
             _add(
                 booked[window, min(models, default=""), state],
                 (b - a, drawn, available, drawn if interval.estimated else 0),

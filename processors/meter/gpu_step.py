@@ -12,6 +12,7 @@ from idlewatt.processors.meter.cutting import silence, split, with_gaps
 from idlewatt.processors.meter.engine_step import EngineStep
 from idlewatt.processors.meter.entities import ENERGY, both, pieces
 from idlewatt.processors.meter.gaps import put_off
+from idlewatt.processors.meter.presence import without_presence
 from idlewatt.processors.meter.state import GPU_CARRY, GPU_INTERVAL, MeterState
 from idlewatt.processors.meter.timeline import NEVER_MS, Advance, Edges, Steady, advance
 
@@ -41,7 +42,7 @@ def gpu_step(state: MeterState, edges: Edges, config: MeterConfig, engines: Engi
     whole = whole_windows(done, holding.alone, edges.window_ms)
     step = advance(
         state.gpus,
-        state.pending_gpus,
+        without_presence(state.pending_gpus, state.gpus, edges.forget_ms),
         edges,
         ENERGY,
         GPU_CARRY,
@@ -100,7 +101,7 @@ def _limit_changes(
     closed = replace(edges, previous_ms=NEVER_MS, edge_ms=edges.previous_ms)
     silent, _, later = put_off(_silence(came, closed, config), edges, gpus.new)
     parts = [
-        rows.select_seq("id", "window_start_ms", "from_ms", "to_ms", "power_limit_mw_0")
+        rows.select_seq("id", "window_start_ms", "from_ms", "to_ms", "power_limit_mw_0", "inc_energy_mj")
         for rows in (late, split(silent.clear(), silent, closed, ENERGY, gpus.new))
     ]
     return waterfall.limit_changes(pl.concat(parts), booked), later

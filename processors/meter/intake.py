@@ -58,8 +58,6 @@ def gpu_rows(
             pl.col("energy_mj").ge(LARGEST_COUNTER).fill_null(False),
             pl.col("power_mw", "power_limit_mw").ge(LARGEST_POWER_MW).fill_null(False),
         ),
-        # presence without joules would be read as zero watts
-        "no_power": pl.col("energy_mj").is_null() & pl.col("power_mw").is_null(),
     }
     kept, left_out = _without(rows, faults | _names_too_long(rows, entities))
     if provisioned_mw:

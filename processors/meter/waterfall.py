@@ -42,7 +42,7 @@ def with_amounts(pieces: pl.DataFrame) -> pl.DataFrame:
     """Add gpu_ms, available_mj and estimated_mj to pieces of GPU time."""
     return pieces.with_columns_seq(
         gpu_ms=pl.col("to_ms") - pl.col("from_ms"),
-        available_mj=_available_mj("to_ms") - _available_mj("from_ms"),
+        available_mj=_given_mj(),
         estimated_mj=pl.when("estimated").then("inc_energy_mj").otherwise(0),
     )
 
@@ -61,10 +61,7 @@ def dark_windows(gaps: pl.DataFrame) -> pl.DataFrame:
             "window_start_ms",
             pl.when("late").then(0).otherwise(pl.col("to_ms") - pl.col("from_ms")).alias("gpu_ms"),
             pl.col("inc_energy_mj").alias("draw_mj"),
-            pl.when("late")
-            .then(_limit_change_mj())
-            .otherwise(_available_mj("to_ms") - _available_mj("from_ms"))
-            .alias("available_mj"),
+            pl.when("late").then(_limit_change_mj()).otherwise(_given_mj()).alias("available_mj"),
         )
         .group_by("id", "window_start_ms")
         .agg(pl.col("gpu_ms", "draw_mj", "available_mj").sum())
@@ -84,12 +81,12 @@ def dark_windows(gaps: pl.DataFrame) -> pl.DataFrame:
 def limit_changes(pieces: pl.DataFrame, booked: pl.DataFrame) -> pl.DataFrame:
     """What dark time had available more, or less, than was booked for it, as rows like classify() gives.
 
-    `pieces`: time that was booked as dark, with the limit that held really; `booked`: id and booked_limit_mw of
-    each GPU's last reading at that time.
+    `pieces`: time that was booked as dark, with the limit that held really, and what was drawn; `booked`: id and
+    booked_limit_mw of each GPU's last reading at that time.
     """
-    changed = pieces.join(booked, on="id").filter(
-        pl.col("booked_limit_mw").ne_missing(pl.col("power_limit_mw_0"))
-    )
+    told = pl.col("power_limit_mw_0")
+    # without a limit what was drawn was available, which was not known
+    changed = pieces.join(booked, on="id").filter(told.is_null() | told.ne_missing(pl.col("booked_limit_mw")))
     nothing = pl.lit(0, pl.Int64)
     return changed.select_seq(
         "id",
@@ -163,15 +160,22 @@ def _taken_back(classified: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _available_mj(moment: str, limit_mw: str = "power_limit_mw_0") -> pl.Expr:
+def _available_mj(moment: str, limit_mw: str) -> pl.Expr:
     """What the limit had made available since the window began; differences of it add up however time is cut."""
-    return pl.col(limit_mw).fill_null(0) * (pl.col(moment) - pl.col("window_start_ms")) // 1000
+    return pl.col(limit_mw) * (pl.col(moment) - pl.col("window_start_ms")) // 1000
+
+
+def _by_limit_mj(limit_mw: str) -> pl.Expr:
+    return _available_mj("to_ms", limit_mw) - _available_mj("from_ms", limit_mw)
+
+
+def _given_mj() -> pl.Expr:
+    """What was available over a piece: where no limit is known, what was drawn."""
+    return _by_limit_mj("power_limit_mw_0").fill_null(pl.col("inc_energy_mj"))
 
 
 def _limit_change_mj() -> pl.Expr:
-    really = _available_mj("to_ms") - _available_mj("from_ms")
-    booked = _available_mj("to_ms", "booked_limit_mw") - _available_mj("from_ms", "booked_limit_mw")
-    return really - booked
+    return _given_mj() - _by_limit_mj("booked_limit_mw").fill_null(0)
 
 
 def pool_windows(
