@@ -590,6 +590,23 @@ def test_a_gateway_that_was_away_for_long_told_of_every_hour(from_minute: int, t
     assert (total["output_tokens"], total["unattributed_tokens"]) == (1000 * sum(hours), 0)
 
 
+@pytest.mark.parametrize("hours", range(9))
+def test_a_gap_over_the_edge_of_a_month_is_told_of_on_both_sides(hours: int) -> None:
+    """Its part that began in the month before has the tiers of hours of this one, whenever a report begins."""
+    zone = ZoneInfo(BOOK.time_zone)
+    month_ms = round(dt.datetime(2021, 7, 1, tzinfo=zone).timestamp() * 1000)
+    made = [tokens(window_start_ms=month_ms + n * HOUR_MS, input_tokens=0) for n in range(-6, 12)]
+    counter = {"event_id": None, "counter": "c", "tier": "premium", "epoch_ms": month_ms - 48 * HOUR_MS}
+    readings = [
+        {"ts_ms": month_ms - 6 * HOUR_MS, "output_tokens": 0},
+        {"ts_ms": month_ms + 12 * HOUR_MS, "output_tokens": 18 * 20_000},
+    ]
+    ledger = Booked([], made, [counter | reading for reading in readings]).ledger
+    begin_ms = month_ms + hours * HOUR_MS
+    total = report(of(ledger, interval=Interval(begin_ms, begin_ms + HOUR_MS)), ()).total
+    assert (total["output_tokens"], total["unattributed_tokens"]) == (20_000, 0)
+
+
 def test_months_have_their_own_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A report of many months knows the steps of each, as the stage does that sees one after the other."""
     monkeypatch.setattr("idlewatt.processors.economy.consumers.MAX_SERIES", 8)

@@ -28,7 +28,8 @@ GAIN_COLUMNS: Final[dict[str, Any]] = {
 }
 # A gap is cut into the smallest of these that makes at most _PARTS parts. A quarter of an hour divides the offset
 # of every time zone, so that days and months stay whole for gaps of up to 15 hours.
-_STEPS_MS: Final = (MINUTE_MS, 15 * MINUTE_MS, 6 * HOUR_MS)
+LONGEST_MS: Final = 6 * HOUR_MS
+_STEPS_MS: Final = (MINUTE_MS, 15 * MINUTE_MS, LONGEST_MS)
 _PARTS: Final = 60
 # What a part needs while it is cut is many times the part.
 _SPLIT_AT_ONCE: Final = 10_000

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import polars as pl
 
 from idlewatt.processors.economy.book import Book
+from idlewatt.processors.economy.usage_minutes import LONGEST_MS
 from idlewatt.stream import records
 from idlewatt.stream.clock import HOUR_MS
 from idlewatt.stream.frames import empty_frame
@@ -119,10 +120,11 @@ def ledger_span(interval: Interval) -> Interval:
 def usage_span(interval: Interval, book: Book) -> Interval:
     """What is needed of usage: whole calendar months, for volume steps and rests go by the order in which it was read.
 
-    What is dated after the interval may have been read before what is in it.
+    What is dated after the interval may have been read before what is in it; what begins before the span may reach into it.
     """
     span = ledger_span(interval)
-    first, last = (calendar_month(moment_ms, book.time_zone) for moment_ms in (span.from_ms, span.to_ms - 1))
+    edges_ms = (span.from_ms - LONGEST_MS, span.to_ms - 1)
+    first, last = (calendar_month(moment_ms, book.time_zone) for moment_ms in edges_ms)
     return Interval(first.from_ms, last.to_ms)
 
 
