@@ -8,7 +8,7 @@ import math
 import operator
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -155,8 +155,7 @@ class Gathering:
     def take(
         self,
         until_s: float = math.inf,
-        first: frozenset[str] = frozenset(),
-        is_read: bool = True,
+        waits: Callable[[Gathered], bool] = lambda _: False,
         hold_bytes: int = 0,
     ) -> Gathered:
         """All that was gathered and not taken yet, up to OPENED_BYTES of what is in it, and MOST_MESSAGES of each topic.
@@ -164,17 +163,19 @@ class Gathering:
         Once it is `until_s` by time.monotonic(), no more than the first of each topic: a message that is not of our own
         writer takes a millisecond.
 
-        `first`: topics that come first. Until all of them is taken, and `is_read` from the log, the newest of others are
-        held back, up to `hold_bytes`.
+        `waits`: whether, when this of the topics that come first is folded, the newest of others are held back, up to
+        `hold_bytes`.
         """
         parts: list[tuple[str, Schema, pl.DataFrame]] = []
-        next_offsets, room = {}, OPENED_BYTES
+        next_offsets: dict[str, int] = {}
+        room, first = OPENED_BYTES, self._stage.first
         self._held = frozenset()
-        for topic in sorted(self._messages, key=lambda topic: topic not in first):
+        for place, topic in enumerate(sorted(self._messages, key=lambda topic: topic not in first)):
+            if place == len(first) and waits(Gathered(parts, {}, {})):
+                self._held = frozenset(self._messages) - first
             messages = self._messages[topic]
             at, most = 0, min(len(messages), MOST_MESSAGES)
-            if topic not in first and (not is_read or any(map(self.waits, first))):
-                self._held |= {topic}
+            if topic in self._held:
                 most = min(most, self._beyond(topic, hold_bytes))
             while at < most and room > 0 and (at == 0 or time.monotonic() < until_s):
                 some = messages[at : min(at + _READ_AT_ONCE, most)]

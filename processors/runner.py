@@ -1,6 +1,7 @@
 """The one loop that runs a stage: poll, decode, fold, commit. Everything that touches the outside stands here."""
 
 import contextlib
+import functools
 import itertools
 import operator
 import threading
@@ -218,15 +219,10 @@ class Runner(Generic[S]):
         while self._left and time.monotonic() - began < FOLD_S and len(self._rejected) < MOST_REJECTED:
             partition = self._left.pop(0)
             gathering = self._gathering[partition]
-            first = self._stage.first(self._states[partition], now_ms)
-            is_read = all(self._behind.get((topic, partition)) == 0 for topic in first)
-            gathered = gathering.take(began + FOLD_S, first, is_read, self._hold_bytes())
+            waits = functools.partial(self._waits, partition, now_ms)
+            gathered = gathering.take(began + FOLD_S, waits, self._hold_bytes())
             self._tell_what_was_read(partition, gathering, now_ms)
-            at_end = frozenset(
-                topic
-                for topic in self._stage.inputs
-                if self._behind.get((topic, partition)) == 0 and not gathering.waits(topic)
-            )
+            at_end = self._at_end(partition)
             # without messages there is only the clock to follow, and that only where everything is read
             if gathered.next_offsets or len(at_end) == len(self._stage.inputs):
                 self._fold_partition(partition, gathered, at_end, now_ms)
@@ -236,6 +232,19 @@ class Runner(Generic[S]):
         for (metric, labels), count in self._counted.items():
             self._figures.count(metric, *labels, by=count)
         self._counted.clear()
+
+    def _at_end(self, partition: int) -> frozenset[str]:
+        """Topics of which everything is taken."""
+        gathering = self._gathering[partition]
+        return frozenset(
+            topic
+            for topic in self._stage.inputs
+            if self._behind.get((topic, partition)) == 0 and not gathering.waits(topic)
+        )
+
+    def _waits(self, partition: int, now_ms: int, taken: Gathered) -> bool:
+        batch = taken.batch(self._stage, now_ms, self._at_end(partition))
+        return self._stage.waits(self._states[partition], batch)
 
     def _tell_how_far(self, poll: Poll) -> None:
         total: dict[int, int] = defaultdict(int)

@@ -56,6 +56,10 @@ class Stage(Protocol[S]):
         """Topics it reads; partition n of each belongs together."""
 
     @property
+    def first(self) -> frozenset[str]:
+        """Those of them that come first: they tell what is in the others."""
+
+    @property
     def columns(self) -> Mapping[Schema, tuple[str, ...]]:
         """Kinds of rows its inputs carry, and those of their columns that it reads."""
 
@@ -78,8 +82,8 @@ class Stage(Protocol[S]):
 
     def restore(self, snapshot: bytes) -> S: ...
 
-    def first(self, state: S, now_ms: int) -> frozenset[str]:
-        """Inputs that are to be read to their end before more of the others is folded."""
+    def waits(self, state: S, batch: Batch) -> bool:
+        """Whether other inputs are held back, as far as there is room, when this of those that come first is folded."""
 
     def fold(self, state: S, batch: Batch) -> Folded[S]:
         """Never raises for what a peer may send."""

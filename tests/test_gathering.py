@@ -81,15 +81,20 @@ def test_a_fold_reads_so_many_messages_of_each_topic(monkeypatch: pytest.MonkeyP
 def test_a_topic_that_comes_first_is_taken_before_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it, however many takes that needs; of the others only what there is no room for."""
     monkeypatch.setattr(gathering, "MOST_MESSAGES", 4)
-    gathered, first = Gathering(STAGE), frozenset({topics.ENGINE})
+    monkeypatch.setattr(MeterStage, "first", frozenset({topics.ENGINE}))
+    gathered = Gathering(STAGE)
     gathered.add([Message(topics.GPU, 0, offset, b"x") for offset in range(9)])
     gathered.add([Message(topics.ENGINE, 0, offset, b"x") for offset in range(7)])
     hold_bytes = 8 * gathering.LEAST_MESSAGE_BYTES
-    assert gathered.take(math.inf, first, True, hold_bytes).next_offsets == {topics.ENGINE: 4, topics.GPU: 2}
+
+    def waits(_: gathering.Gathered) -> bool:
+        return gathered.waits(topics.ENGINE)
+
+    assert gathered.take(math.inf, waits, hold_bytes).next_offsets == {topics.ENGINE: 4, topics.GPU: 2}
     assert gathered.held_bytes == 7 * gathering.LEAST_MESSAGE_BYTES
     assert gathered.size_bytes == 3 * gathering.LEAST_MESSAGE_BYTES
-    assert gathered.take(math.inf, first, False, hold_bytes).next_offsets == {topics.ENGINE: 7}
-    assert gathered.take(math.inf, first, True, hold_bytes).next_offsets == {topics.GPU: 6}
+    assert gathered.take(math.inf, lambda _: True, hold_bytes).next_offsets == {topics.ENGINE: 7}
+    assert gathered.take(math.inf, waits, hold_bytes).next_offsets == {topics.GPU: 6}
     assert (gathered.held_bytes, gathered.size_bytes) == (0, 3 * gathering.LEAST_MESSAGE_BYTES)
 
 

@@ -34,6 +34,7 @@ class Summing:
 
     name = "summing"
     inputs = (topics.GPU,)
+    first: frozenset[str] = frozenset()
     columns: Mapping[Schema, tuple[str, ...]] = {records.GPU: ("ts_ms", "energy_mj")}
     names_apart: frozenset[Schema] = frozenset()
     gather_s = 0.0
@@ -49,8 +50,8 @@ class Summing:
     def restore(self, snapshot: bytes) -> int:
         return int(snapshot)
 
-    def first(self, state: int, now_ms: int) -> frozenset[str]:
-        return frozenset()
+    def waits(self, state: int, batch: Batch) -> bool:
+        return False
 
     def fold(self, state: int, batch: Batch) -> Folded[int]:
         rows = batch.frames["gpu"]

@@ -22,7 +22,7 @@ from idlewatt.processors.economy.state import (
     UNPRICED_KEY,
     EconomyState,
 )
-from idlewatt.processors.economy.usage import AHEAD_MS, fold_usage
+from idlewatt.processors.economy.usage import fold_usage
 from idlewatt.processors.families import Family
 from idlewatt.processors.gone_pools import frames_of_others, of_others
 from idlewatt.processors.stage import Batch, Folded
@@ -43,6 +43,7 @@ class EconomyStage:
 
     name: Final = "economy"
     inputs: Final = (topics.LEDGER, topics.USAGE)
+    first: Final = frozenset({topics.USAGE})
     columns: Final = {
         **{schema: tuple(schema.arrow.names) for schema in (records.POWER, records.TOKENS, records.USAGE)},
         # they are in the ledger, and say nothing of money
@@ -70,10 +71,11 @@ class EconomyStage:
     def families(self, states: Sequence[EconomyState]) -> list[Family]:
         return families(states, self._book(), self._config)
 
-    def first(self, state: EconomyState, now_ms: int) -> frozenset[str]:
-        """Usage that is behind the clock: tokens that are priced before it is read are nobody's."""
-        is_recent = state.used_ms is not None and state.used_ms > now_ms - tiers.LEAD_MS
-        return frozenset() if is_recent else frozenset({topics.USAGE})
+    def waits(self, state: EconomyState, batch: Batch) -> bool:
+        """While usage is behind the clock: tokens that are priced before it is read are nobody's."""
+        if state.arriving.after(batch.frames[records.USAGE.name], batch.now_ms).is_late(batch.now_ms):
+            return True
+        return topics.USAGE not in batch.at_end and not state.arriving.is_told(batch.now_ms)
 
     def fold(self, state: EconomyState, batch: Batch) -> Folded[EconomyState]:
         """Price every row as it comes; nothing waits. Usage first: it says what tiers tokens are sold on."""
@@ -112,7 +114,7 @@ class EconomyStage:
         folded = replace(
             _with_shares(replace(state, tiers=by_tier, compared=tiers.updated(compared, told)), told),
             usage=used.state,
-            used_ms=_far_as_told(rows, batch.now_ms) or state.used_ms,
+            arriving=state.arriving.after(rows, batch.now_ms),
             volumes=spent.volumes,
             rests=spent.rests,
             consumers=consumers.totals(state.consumers, spent.rows),
@@ -190,16 +192,6 @@ class EconomyStage:
         return Folded(
             _without_gone(folded), list[Record](messages(topics.MONEY, records.MONEY, money)), moved=True
         )
-
-
-def _far_as_told(usage: pl.DataFrame, now_ms: int) -> int | None:
-    """How far these rows of the site that is furthest behind go, Unix ms.
-
-    By the middle one, not the newest: in a backlog one of a clock that is ahead says nothing.
-    """
-    in_time = usage.filter(pl.col("ts_ms") <= now_ms + AHEAD_MS)
-    middle_ms = in_time.group_by("site").agg(pl.col("ts_ms").quantile(0.5)).get_column("ts_ms").min()
-    return round(middle_ms) if isinstance(middle_ms, float) else None
 
 
 def _in_currency(state: EconomyState, currency: str) -> EconomyState:

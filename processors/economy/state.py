@@ -1,11 +1,12 @@
 """All that the economy remembers of one partition's sites between two folds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 import polars as pl
 
 from idlewatt.processors.amounts import SUM
+from idlewatt.processors.economy.arriving import Arriving
 from idlewatt.processors.economy.consumers import CONSUMER_TOTAL_COLUMNS
 from idlewatt.processors.economy.envelopes import EnvelopeState
 from idlewatt.processors.economy.prices import VOLUME_COLUMNS
@@ -57,8 +58,8 @@ class EconomyState:
     rests: pl.DataFrame  # what rounding left of what consumers owe
     consumers: pl.DataFrame  # what consumers ever spent
     booked: pl.DataFrame  # when each pool was booked last; its counters end when it is gone
-    # Unix ms: how far the usage went that was read last. Not in the snapshot.
-    used_ms: int | None = None
+    # of it, the snapshot has only whether a backlog is coming in
+    arriving: Arriving = field(default_factory=Arriving)
 
     @classmethod
     def empty(cls) -> Self:
@@ -68,14 +69,18 @@ class EconomyState:
     def snapshot(self) -> bytes:
         own = {name: getattr(self, name) for name in _FRAMES}
         frames = own | self.usage.frames() | self.envelopes.frames()
-        return write_snapshot(LAYOUT, {"currency": self.currency}, frames)
+        scalars = {"currency": self.currency, "late_ms": self.arriving.late_ms}
+        return write_snapshot(LAYOUT, scalars, frames)
 
     @classmethod
     def restore(cls, snapshot: bytes) -> Self:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
         own: dict[str, Any] = {name: frames[name] for name in _FRAMES}
-        return cls(UsageState.of(frames), EnvelopeState.of(frames), scalars["currency"], **own)
+        # the versions before did not write it
+        arriving = Arriving(late_ms=scalars.get("late_ms"))
+        usage, envelopes = UsageState.of(frames), EnvelopeState.of(frames)
+        return cls(usage, envelopes, scalars["currency"], arriving=arriving, **own)
 
 
 _FRAMES: Final[dict[str, Any]] = {

@@ -26,6 +26,8 @@ class MeterStage:
 
     name: Final = "meter"
     inputs: Final = (topics.GPU, topics.ENGINE)
+    # rows wait in the state for those of the other topic
+    first: Final[frozenset[str]] = frozenset()
     columns: Final = {records.GPU: GPU_COLUMNS, records.ENGINE: ENGINE_COLUMNS}
     names_apart: Final = frozenset({records.GPU, records.ENGINE})
     gather_s: Final = 0.5
@@ -46,9 +48,8 @@ class MeterStage:
     def families(self, states: Sequence[MeterState]) -> list[Family]:
         return families(states, self._config)
 
-    def first(self, state: MeterState, now_ms: int) -> frozenset[str]:
-        """None: rows wait in the state for those of the other topic."""
-        return frozenset()
+    def waits(self, state: MeterState, batch: Batch) -> bool:
+        return False
 
     def fold(self, state: MeterState, batch: Batch) -> Folded[MeterState]:
         """Take the batch in, and close every window whose time has come."""
