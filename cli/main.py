@@ -12,13 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from idlewatt.cli.book_sample import SAMPLE_BOOK
-from idlewatt.cli.config import load_settings
-from idlewatt.cli.config_sample import sample
 from idlewatt.cli.exit_codes import MEANINGS, ExitCode, exit_code_of
-from idlewatt.cli.logs import configure_logs
 from idlewatt.cli.report_arguments import add_commands, with_joined_percents
 from idlewatt.cli.writing_out import silence_stdout, write_text
 from idlewatt.stream.errors import IdlewattError
@@ -69,14 +64,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         silence_stdout()
         return ExitCode.OK
     except Exception:
+        import structlog
+
         structlog.get_logger().exception("unexpected_error", command=arguments.command)
         return ExitCode.UNEXPECTED
 
 
 def _run(arguments: argparse.Namespace) -> ExitCode:
-    # a command loads what it needs and no more: `idlewatt config` needs no polars
+    # a command loads what it needs and no more: `idlewatt config` needs no polars; and all of it here, where a stop is
+    # seen to
+    from idlewatt.cli.logs import configure_logs
+
     match arguments.command:
         case "config":
+            from idlewatt.cli.config_sample import sample
+
             write_text(None, SAMPLE_BOOK if arguments.book else sample())
             return ExitCode.OK
         case "dashboards":
@@ -111,6 +113,7 @@ def _run(arguments: argparse.Namespace) -> ExitCode:
             configure_logs(logging.ERROR)
             return tail(arguments, os.environ)
         case command:
+            from idlewatt.cli.config import load_settings
             from idlewatt.cli.serving import serve
 
             configure_logs()

@@ -68,8 +68,8 @@ def running(settings: Settings, ports: Iterable[int], *, collect: bool, process:
             from idlewatt.processors.processing import Processing
 
             processing = Processing(settings)
-            processing.start()
             stack.callback(_stop_processing, processing.stop)
+            processing.start()
             bodies.append(processing.metrics_body)
             routes += processing.routes
             failure = lambda: processing.failure  # noqa: E731

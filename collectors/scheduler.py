@@ -37,16 +37,15 @@ class Scheduler:
         self._sources = [ScheduledSource(source, timeout_s, monotonic, jitter) for source in sources]
         self._deliver = deliver
         self._stopping = threading.Event()
-        self._threads: list[threading.Thread] = []
-
-    def start(self) -> None:
-        """Start reading."""
         self._threads = [
             threading.Thread(
                 target=self._read_on_time, args=(source,), name=f"read {source.name}", daemon=True
             )
             for source in self._sources
         ]
+
+    def start(self) -> None:
+        """Start reading."""
         watch = threading.Thread(target=self._watch, name="watch sources", daemon=True)
         for thread in (*self._threads, watch):
             thread.start()
@@ -55,11 +54,13 @@ class Scheduler:
         """End all reading and close the sources; a source that hangs is left behind after `timeout_s`."""
         self._stopping.set()
         deadline = time.monotonic() + timeout_s
-        if not self._threads:
-            for source in self._sources:
+        for source, thread in zip(self._sources, self._threads, strict=True):
+            # a signal may have cut the start off: then nobody else closes it
+            if thread.ident is None:
                 source.close()
-        for source, thread in zip(self._sources, self._threads, strict=False):
-            thread.join(max(deadline - time.monotonic(), 0))
+            # one that is just beginning cannot be joined yet; it will find that it is to stop
+            if thread.is_alive():
+                thread.join(max(deadline - time.monotonic(), 0))
             if thread.is_alive():
                 _log.warning("source_left_behind", source=source.name)
 

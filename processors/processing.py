@@ -101,7 +101,9 @@ class Processing:
         self._stop.set()
         deadline = time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(max(deadline - time.monotonic(), 0.0))
+            # those that a start that was cut off left out are not
+            if thread.is_alive():
+                thread.join(max(deadline - time.monotonic(), 0.0))
         return not any(thread.is_alive() for thread in self._threads)
 
     def metrics_body(self) -> bytes:

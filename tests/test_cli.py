@@ -4,6 +4,8 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
+import threading
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -14,9 +16,26 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from idlewatt.cli.config_sample import sample
 from idlewatt.cli.main import main
+from idlewatt.cli.serving import running
 from idlewatt.stream import metric_names
+from idlewatt.stream.settings import Log, Settings
 
 COMMANDS = ("demo", "run", "collect", "process", "dashboards", "doctor", "report", "whatif", "tail", "config")
+_STOPPED_AT = """
+import os, signal, sys, threading
+_, place, number, *arguments = sys.argv
+def reach(name):
+    if name.startswith(place):
+        os.kill(os.getpid(), int(number))
+begin = threading.Thread.start
+def start(thread):
+    reach(thread.name)
+    begin(thread)
+threading.Thread.start = start
+sys.addaudithook(lambda event, what: event == "import" and reach(what[0]))
+from idlewatt.cli.main import main
+sys.exit(main(arguments))
+"""
 
 
 def simulated(tmp_path: Path, more: str = "") -> str:
@@ -226,6 +245,52 @@ def test_run_serves_everything_and_goes_on_after_a_stop(tmp_path: Path) -> None:
                 "stopping",
             ]
             assert not [event for event in events if event["level"] == "error"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_while_sources_are_started_is_a_stop(tmp_path: Path, number: int) -> None:
+    """It ends with exit 0 and no error, though some sources have not begun to be read."""
+    result = stopped_at("read gpus:", number, "run", "--config", simulated(tmp_path))
+    assert result.returncode == 0
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(("command", "code"), [("collect", 0), ("doctor", 128 + signal.SIGINT)])
+def test_a_stop_while_modules_are_loaded_is_a_stop(command: str, code: int) -> None:
+    """That is most of a command's first second; there is no traceback."""
+    result = stopped_at("pydantic", signal.SIGINT, command)
+    assert result.returncode == code
+    assert "Traceback" not in result.stderr
+
+
+def stopped_at(place: str, number: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command, sent a signal when a thread or a module whose name begins so is about to be started or loaded."""
+    return subprocess.run(
+        [sys.executable, "-c", _STOPPED_AT, place, str(number), *arguments],
+        env=environment({"IDLEWATT_PORT": "0"}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_stop_while_stages_are_started_ends_those_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member of a consumer group that goes without a word keeps its partitions from others until it is missed."""
+    begin = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "idlewatt-economy":
+            raise KeyboardInterrupt
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    settings = Settings(log=Log(path=str(tmp_path / "log.db")))
+    with pytest.raises(KeyboardInterrupt), running(settings, [0], collect=False, process=True):
+        pass
+    assert "idlewatt-meter" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_collect_and_process_share_the_work(tmp_path: Path) -> None:

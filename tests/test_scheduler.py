@@ -332,6 +332,30 @@ def test_a_scheduler_that_never_started_closes_its_sources() -> None:
     assert source.reads == 0
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_start_that_a_signal_cuts_off_is_stopped_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, begins: bool
+) -> None:
+    """Whatever came of the thread that was being started: every source is closed, and the rest is never read."""
+    begin = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if begins or thread.name != "read second":
+            begin(thread)
+        if thread.name == "read second":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    sources = [Scripted(name=name, interval_s=0.01) for name in ("first", "second", "third")]
+    scheduler = Scheduler(sources, lambda reading: None, timeout_s=1)
+    with pytest.raises(KeyboardInterrupt):
+        scheduler.start()
+    wait_until(lambda: sources[0].reads > 2)
+    scheduler.stop(5)
+    assert all(source.closed.is_set() for source in sources)
+    assert sources[2].reads == 0
+
+
 def test_a_source_whose_closing_fails_holds_up_nothing() -> None:
     """Its error is logged and the stop goes on."""
 
