@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Iterable, Iterator, Sequence
-from decimal import Decimal
 from typing import Final
 
 from idlewatt.cli.report_formats import notes, shown
@@ -96,12 +95,12 @@ def _shares(found: Statement) -> Iterator[str]:
     for kind, shares in found.shares.items():
         if all(share.name == "" for share in shares):
             continue
-        rows = [[share.name or "(none)", f"{share.tokens:,}", f"{share.owed:,}"] for share in shares]
+        rows = [[share.name or "(none)", f"{share.tokens:,}", shown(share.owed)] for share in shares]
         tokens = sum(share.tokens for share in shares)
-        owed = sum((share.owed for share in shares), Decimal(0))
+        owed = shown(found.lines.total["revenue"])
         yield f"<h2>{_text(f'The same by {_KINDS[kind]}')}</h2>"
         yield from _table(
-            [_KINDS[kind].capitalize(), "Tokens", "Owed"], 1, rows, ["Total", f"{tokens:,}", f"{owed:,}"]
+            [_KINDS[kind].capitalize(), "Tokens", "Owed"], 1, rows, ["Total", f"{tokens:,}", owed]
         )
 
 

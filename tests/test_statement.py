@@ -149,6 +149,22 @@ def test_each_line_of_what_it_took_is_of_a_site(env: dict[str, str]) -> None:
     assert "that of annex has nothing of this interval but usage up to 2020-11-01T00:01+01:00" in text
 
 
+def test_what_has_no_price_is_not_known_to_be_nothing(env: dict[str, str]) -> None:
+    """In every table what is owed for it is withheld; where a part has a price, that part is owed, as in reports."""
+    book = Path(env["IDLEWATT_ECONOMY__BOOK"])
+    settings = Settings.model_validate({"log": {"path": env["IDLEWATT_LOG__PATH"]}})
+    used = {"ts_ms": NOVEMBER_MS, "team": "growth", "engineer": "growth-2", "output_tokens": 30_000}
+    write_ledger(settings, Booked([], [], [used | {"model_name": "other"}]))
+
+    def owed(model: str) -> list[list[str]]:
+        book.write_text(BOOK_FILE.replace('"*"', f'"{model}"', 1))
+        text = idlewatt("report", "--statement", "growth", "--month", "2020-11", env=env).stdout
+        return [[row[-1] for row in table[1:]] for table in Page(text).tables[:2]]
+
+    assert owed("unsold") == [["-"] * 4, ["-"] * 5]
+    assert owed("other") == [["-", "-", "0.01", "0.01"], ["-", "0.01", "-", "-", "0.01"]]
+
+
 @given(powers=POWER_LISTS, token_rows=TOKEN_LISTS, events=EVENT_LISTS)
 @examples(8)
 def test_statements_add_up_to_what_all_owe(powers: Any, token_rows: Any, events: Any) -> None:
@@ -164,7 +180,7 @@ def test_statements_add_up_to_what_all_owe(powers: Any, token_rows: Any, events:
         total = page.lines.total["revenue"]
         owed += Decimal(str(total or 0))
         for shares in page.shares.values():
-            assert sum(share.owed for share in shares) == Decimal(str(total or 0))
+            assert sum(share.owed or 0 for share in shares) == Decimal(str(total or 0))
     named = (
         booked.spent.filter(team="a")
         .vstack(booked.spent.filter(team="b"))

@@ -154,6 +154,11 @@ def figures(grouped: Grouped, book: Book, decimals: Decimals, coverage_floor: fl
     )
 
 
+def has_no_price(tokens: int, unpriced_tokens: int, revenue_micro: int) -> bool:
+    """Whether nothing is known of what the tokens bring; where a part is, its sum stands beside what lacks a price."""
+    return tokens == unpriced_tokens != 0 and revenue_micro == 0
+
+
 def unmetered(found: Figures) -> Figures:
     """Of an interval without watts and tokens, of which nothing is known that could be a total."""
     return dataclasses.replace(found, total=dict.fromkeys(COLUMNS) | {"withheld": "nothing in the ledger"})
@@ -205,8 +210,7 @@ def _complete(
         row[measure] for part in PARTS for measure in MONEY[f"capital_cost_{part}"]
     )
     unknown = {
-        # nothing of it is known; where a part is, the sum of that part stands beside what lacks a price
-        "revenue": all_kinds == row["unpriced_tokens"] != 0 and row["revenue_micro"] == 0,
+        "revenue": has_no_price(all_kinds, row["unpriced_tokens"], row["revenue_micro"]),
         "acquisition_cost": row["acquisition_micro"] == 0 != row["unlisted_tokens"],
         "lost_tokens": row["lost_tokens"] == 0 != row["unmeasured_mj"],
         "lost_revenue": row["lost_micro"] == 0

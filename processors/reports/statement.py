@@ -9,7 +9,7 @@ import polars as pl
 from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO, Book
 from idlewatt.processors.reports.attribution import by_consumer
 from idlewatt.processors.reports.cells import MEASURES, Cells
-from idlewatt.processors.reports.figures import CENTS, Figures, figures
+from idlewatt.processors.reports.figures import CENTS, Figures, figures, has_no_price
 from idlewatt.processors.reports.report import Grouped
 from idlewatt.processors.reports.rounding import rounded_parts
 from idlewatt.stream.errors import ConfigError
@@ -20,11 +20,11 @@ _KEY = ("site", "model_name", "tier")
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A part of the consumer's tokens: who spent it, and what is owed for it."""
+    """A part of the consumer's tokens: who spent it, and what is owed for it; None if the book has no price for any."""
 
     name: str
     tokens: int
-    owed: Decimal
+    owed: Decimal | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,13 @@ def statement(found: Cells, book: Book, consumer: str, coverage_floor: float) ->
 
 def _shares(own: pl.DataFrame, kind: str) -> list[Share]:
     tokens = pl.sum_horizontal(pl.col(*TOKEN_COUNTS).sum())
-    rows = own.group_by(kind).agg(tokens.alias("tokens"), pl.col("revenue_micro").sum()).sort(kind)
+    sums = tokens.alias("tokens"), pl.col("unpriced_tokens", "revenue_micro").sum()
+    rows = own.group_by(kind).agg(*sums).sort(kind)
     places = CENTS.money
     owed = rounded_parts(rows.get_column("revenue_micro").to_list(), MICRO // 10**places)
-    names, counts = rows.get_column(kind), rows.get_column("tokens")
     return [
-        Share(name, count, Decimal(part).scaleb(-places))
-        for name, count, part in zip(names, counts, owed, strict=True)
+        Share(name, count, None if has_no_price(count, *priced) else Decimal(part).scaleb(-places))
+        for (name, count, *priced), part in zip(rows.iter_rows(), owed, strict=True)
     ]
 
 
