@@ -85,7 +85,11 @@ class Heading:
 
     @property
     def notes(self) -> Iterator[str]:
-        """Where a site's ledger lacks a part of the interval, or all of it: that is in no figure."""
+        """That there is no book; where a site's ledger lacks a part of the interval, or all of it, which is in no figure."""
+        if self.book == Book():
+            yield (
+                "book: economy.book names none, or an empty one: tokens and electricity have no price, times are in UTC"
+            )
         if not self.is_metered:
             yield "ledger: it has nothing of this interval"
         end_ms = min(self.interval.to_ms, self.now_ms)

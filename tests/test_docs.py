@@ -42,6 +42,17 @@ def test_readme_has_every_metric_once() -> None:
         assert readme.count(f"| `{metric.name}` |") == 1
 
 
+def test_commands_of_the_readme_name_their_settings() -> None:
+    """Typed word for word, one after the other, all of them go by the settings that the first of them writes."""
+    readme = (ROOT / "README.md").read_text()
+    for block in re.findall(r"```sh\n(.*?)```", readme, flags=re.DOTALL):
+        before, *commands = re.split(
+            r"^idlewatt (?=run|collect|process|doctor|report|whatif|tail)", block, flags=re.M
+        )
+        for command in commands:
+            assert "--config idlewatt.toml" in command or "export IDLEWATT_CONFIG=idlewatt.toml" in before
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_series_of_the_pages_have_their_labels(page: Path) -> None:
     """Each series that a page names is one of ours, by labels that it has."""
