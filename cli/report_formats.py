@@ -85,7 +85,9 @@ class Heading:
 
     @property
     def notes(self) -> Iterator[str]:
-        """That there is no book; where a site's ledger lacks a part of the interval, or all of it, which is in no figure."""
+        """That there is no book; where a site's ledger lacks a part of the interval, or all of it, which is in no figure;
+        and what is not over.
+        """
         if self.book == Book():
             yield (
                 "book: economy.book names none, or an empty one: tokens and electricity have no price, times are in UTC"
@@ -121,6 +123,13 @@ class Heading:
                 yield f"ledger: that of {printable(name)} ends at {written(to_ms, self.book.time_zone)}"
         if self.now_ms < self.interval.to_ms:
             yield f"interval: it is not over, now is {written(self.now_ms, self.book.time_zone)}"
+        hour_ms = (self.interval.to_ms - 1) // HOUR_MS * HOUR_MS
+        is_used = any(site.used_ms is not None for site in self.reach)
+        if is_used and self.interval.to_ms <= self.now_ms < hour_ms + HOUR_MS:
+            yield (
+                f"tiers: the hour from {written(hour_ms, self.book.time_zone)} is not over; until it is, its tiers and what "
+                "its tokens bring can change"
+            )
 
     def _gaps(self, gaps: Sequence[tuple[int, int]]) -> str:
         from_ms, to_ms = max(gaps, key=lambda gap: gap[1] - gap[0])

@@ -1,5 +1,6 @@
 """`idlewatt report` as people run it: over the embedded log and over Kafka."""
 
+import dataclasses
 import io
 import json
 import os
@@ -14,12 +15,18 @@ import polars as pl
 import pytest
 from idlewatt_command import COMMAND, environment, idlewatt
 from kafka_broker import KafkaBroker
+from report_ledgers import BOOK as TIERED
 from report_ledgers import HOUR_MS, MINUTE_MS, START_MS, Booked, frame, power, tokens, write_ledger
 from small_disk import SmallDisk
 
+from idlewatt.cli.report_formats import Heading
 from idlewatt.cli.writing_out import write_bytes
 from idlewatt.processors.booking import messages
+from idlewatt.processors.economy.config import EVERY_IDLE_PART
+from idlewatt.processors.reports.cells import cells
 from idlewatt.processors.reports.figures import COUNTS, MONEY
+from idlewatt.processors.reports.ledger import Interval, Ledger
+from idlewatt.processors.reports.report import grouped
 from idlewatt.stream import topics
 from idlewatt.stream.errors import ConfigError
 from idlewatt.stream.log import Record
@@ -433,6 +440,41 @@ def test_figures_say_what_the_ledger_has_of_their_interval(env: dict[str, str]) 
     # neither does one up to a moment that is still to come
     to_come = idlewatt("report", "--from", "2020-11-01", "--to", "2199-01-01", env=env).stdout
     assert "interval: it is not over, now is 20" in to_come
+
+
+def test_a_report_says_that_its_last_hour_is_not_over() -> None:
+    """Tiers go by what usage told in the whole of a clock hour: until then the revenue of an interval that is over changes."""
+    pairs = [
+        {"ts_ms": START_MS + minute * MINUTE_MS, "tier": tier, "output_tokens": 10_000}
+        for minute, tier in ((10, "standard"), (40, "premium"))
+    ]
+    at = [START_MS + minute * MINUTE_MS for minute in (10, 40)]
+    booked = Booked(
+        [power(window_start_ms=ms) for ms in at], [tokens(window_start_ms=ms) for ms in at], pairs
+    )
+    ledger, half = booked.ledger, Interval(START_MS, START_MS + HOUR_MS // 2)
+    early = dataclasses.replace(
+        ledger, tokens=ledger.tokens.filter(half.has()), usage=ledger.usage.filter(half.has())
+    )
+    revenues = [
+        grouped(cells(known, TIERED, EVERY_IDLE_PART, half), ()).total("revenue_micro")
+        for known in (early, ledger)
+    ]
+    assert revenues[0] != revenues[1]
+
+    def said(minutes: int, now: int, known: Ledger = ledger) -> list[str]:
+        interval = Interval(START_MS, START_MS + minutes * MINUTE_MS)
+        heading = Heading.now(interval, TIERED, known)
+        at_then = dataclasses.replace(heading, now_ms=START_MS + now * MINUTE_MS)
+        return [note for note in at_then.notes if note.startswith(("tiers:", "interval:"))]
+
+    note = "tiers: the hour from 2020-10-31T21:00-04:00 is not over; until it is, its tiers and what its tokens bring can change"
+    assert said(30, 30) == said(30, 59) == said(11, 59) == [note]
+    assert said(30, 60) == said(60, 60) == []
+    assert said(61, 119) == [note.replace("T21:00", "T22:00")]
+    assert [line.split(":")[0] for line in said(30, 29)] == ["interval"]
+    # without usage all is on the default tier
+    assert said(30, 30, dataclasses.replace(ledger, usage=ledger.usage.clear())) == []
 
 
 def test_a_statement_says_where_usage_ends(env: dict[str, str], tmp_path: Path) -> None:
