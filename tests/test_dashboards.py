@@ -407,6 +407,9 @@ SPENT: Final = {
     'idlewatt_tokens_total{site="n",pool="a",model_name="m",kind="output"}': "1000000000+15000x60",
     'idlewatt_tokens_total{site="n",pool="a",model_name="o",kind="output"}': "1000000000+5000x60",
     'idlewatt_tokens_total{site="n",pool="a",model_name="o",kind="input"}': "1000000000+5000x60",
+    # and a pool that makes none
+    'idlewatt_energy_cost_total{site="n",pool="idle",state="idle_loaded",model_name="m",currency="USD"}': "500+0.002x60",
+    'idlewatt_tokens_total{site="n",pool="idle",model_name="m",kind="output"}': "1000000000x60",
 }
 (ENERGY_PER_MTOK,) = (query for query in page_queries() if "idlewatt_energy_cost_total" in query)
 
@@ -418,7 +421,7 @@ FIGURES: Final = (
         {'{consumer="search",currency="USD"}': 3},
     ),
     (
-        "the page's energy cost per million output tokens is of all states and models",
+        "the page's energy cost per million output tokens is of all states and models, and of nobody who makes none",
         SPENT,
         ENERGY_PER_MTOK,
         {'{site="n",pool="a",currency="USD"}': 0.25},
