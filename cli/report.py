@@ -43,7 +43,8 @@ def report(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
     heading = report_formats.Heading.now(interval, book, reading.ledger)
     is_table = arguments.format in (None, "table")
     decimals = CENTS if is_table else EXACT
-    shown = heading.known(figures(grouped(found, by), book, decimals, coverage_floor))
+    min_tokens = settings.process.min_tokens
+    shown = heading.known(figures(grouped(found, by), book, decimals, coverage_floor, min_tokens))
     if not shown.rows:
         print("idlewatt: the ledger has nothing of this interval", file=sys.stderr)
     if is_table:

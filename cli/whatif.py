@@ -54,7 +54,7 @@ def whatif(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
     reading = read_ledger(settings, book, interval)
     tell_faults(reading)
     heading = Heading.now(interval, book, reading.ledger)
-    counts, floor = settings.economy.lost_revenue_counts, settings.process.coverage_floor
+    counts, process = settings.economy.lost_revenue_counts, settings.process
     both = [
         (grouped(cells(ledger, prices, counts, interval), ()), prices)
         for ledger, prices in (
@@ -63,7 +63,10 @@ def whatif(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
         )
     ]
     in_cents, exact = (
-        [heading.known(figures(found, prices, decimals, floor)) for found, prices in both]
+        [
+            heading.known(figures(found, prices, decimals, process.coverage_floor, process.min_tokens))
+            for found, prices in both
+        ]
         for decimals in (CENTS, EXACT)
     )
     was, would_be = (each.total for each in exact)

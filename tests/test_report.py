@@ -339,6 +339,27 @@ def test_volume_steps_begin_anew_with_the_month() -> None:
     ]
 
 
+def test_ratios_of_too_few_tokens_are_withheld() -> None:
+    """As on /metrics, and by the same setting: of a pool that made none, and of one that made one less than it asks for."""
+    made = {"chat": 100, "code": 99, "idle": 0}
+    ledger = Booked(
+        [power(pool=pool, state="serving" if count else "idle_loaded") for pool, count in made.items()],
+        [tokens(pool=pool, output_tokens=count) for pool, count in made.items() if count],
+        [],
+    ).ledger
+    found = figures(grouped(of(ledger), ("pool",)), BOOK, EXACT, 0.9, min_tokens=100)
+    rows = {str(row["pool"]): row for row in found.rows}
+    assert [name for name in RATIOS if rows["chat"][name] is None] == []
+    assert found.total["tokens_per_joule"] == Decimal("0.013267")
+    for pool in ("code", "idle"):
+        assert {rows[pool][name] for name in RATIOS} == {None}
+        assert "too few tokens" in str(rows[pool]["withheld"])
+        assert rows[pool]["cost_allocation"] is not None
+    # unless it is asked for, one token is enough
+    found = figures(grouped(of(ledger), ("pool",)), BOOK, EXACT, 0.9)
+    assert [row["tokens_per_joule"] is None for row in found.rows] == [False, False, True]
+
+
 def test_ratios_of_gpus_that_were_not_seen_are_withheld() -> None:
     """Their engines' tokens stand beside the watts of the others: the sums do, with what was not seen, and no ratio."""
     dark = {"state": "dark", "model_name": "", "draw_mj": 0}

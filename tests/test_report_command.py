@@ -217,6 +217,17 @@ def test_parts_of_a_day_are_what_was_booked_though_usage_came_late(
         assert note.split()[-1] < f"2020-11-01T{end}"
 
 
+def test_what_are_too_few_tokens_is_a_setting(env: dict[str, str]) -> None:
+    """The one of /metrics, for reports and for what would be."""
+    whole = ("--from", FROM, "--to", TO, "--format", "json")
+    for floor, is_known in ((480_000, True), (480_001, False)):
+        env = env | {"IDLEWATT_PROCESS__MIN_TOKENS": str(floor)}
+        told = json.loads(idlewatt("report", *whole, env=env).stdout)["total"]
+        would = json.loads(idlewatt("whatif", *whole, "--pue", "1.1", env=env).stdout)["as_it_was"]
+        assert told["output_tokens"] == 480_000
+        assert [each["tokens_per_joule"] is not None for each in (told, would)] == [is_known] * 2
+
+
 def test_a_report_without_a_book_says_so(env: dict[str, str]) -> None:
     """Who forgot --config learns why nothing has a price, and that days are those of UTC."""
     said = "book: economy.book names none, or an empty one: tokens and electricity have no price, times are in UTC"

@@ -120,11 +120,13 @@ class Figures:
     total: dict[str, Value]
 
 
-def figures(grouped: Grouped, book: Book, decimals: Decimals, coverage_floor: float) -> Figures:
+def figures(
+    grouped: Grouped, book: Book, decimals: Decimals, coverage_floor: float, min_tokens: int = 1
+) -> Figures:
     """Figures of each row. One that lacks what it stands on (a price, a tariff) is None; `withheld` says what.
 
     Ratios, too, where less than `coverage_floor` of the GPU time has telemetry, or less than that of the tokens was made by
-    engines, or by ones whose GPUs are read.
+    engines, or by ones whose GPUs are read, or where fewer than `min_tokens` of output were made.
     """
     rows = grouped.rows.to_dicts()
     total = {name: grouped.total(name) for name in grouped.rows.columns if name not in grouped.by}
@@ -145,7 +147,7 @@ def figures(grouped: Grouped, book: Book, decimals: Decimals, coverage_floor: fl
     of_place = [name for name in grouped.by if name in ("site", "pool")]
     covered = [*_covered(rows, of_place, coverage_floor), *_covered([total], (), coverage_floor)]
     for line, row, is_covered in zip([*shown, shown_total], [*rows, total], covered, strict=True):
-        _complete(line, row, has_tariff, is_covered, coverage_floor)
+        _complete(line, row, has_tariff, is_covered, coverage_floor, min_tokens)
     order = (*grouped.by, *COLUMNS)
     return Figures(
         grouped.by,
@@ -186,6 +188,7 @@ def _complete(
     has_tariff: bool,
     is_covered: bool,
     coverage_floor: float,
+    min_tokens: int,
 ) -> None:
     """Withhold what is unknown, and add what is made of other figures."""
     output, unmade = row["output_tokens"], row["unmade_tokens"]
@@ -193,6 +196,7 @@ def _complete(
     is_made = output - abs(unmade) >= coverage_floor * output
     all_kinds = sum(row[name] for name in TOKEN_COUNTS)
     is_metered = abs(all_kinds) - abs(row["unmetered_tokens"]) >= coverage_floor * abs(all_kinds)
+    is_enough = output >= min_tokens
     is_read = bool(row["is_read"])
     lacking = {
         "no GPUs in the ledger": not is_read,
@@ -200,6 +204,7 @@ def _complete(
         "GPU time without telemetry": not is_covered,
         "tokens without telemetry of their GPUs": not is_metered,
         "tokens that no engine made": not is_made,
+        "too few tokens": not is_enough,
         "tokens without a price": row["unpriced_tokens"] != 0,
         "given away without a price": row["unlisted_tokens"] != 0,
         "GPU-hours without a price": row["uncosted_gpu_ms"] != 0,
@@ -231,7 +236,7 @@ def _complete(
     if is_bought or not is_metered or lacking["tokens without a price"]:
         line["margin"] = None
     _ratios(line, row)
-    if not (is_covered and is_metered and is_made):
+    if not (is_covered and is_metered and is_made and is_enough):
         line.update(dict.fromkeys(RATIOS))
     line["withheld"] = "; ".join(name for name, is_so in lacking.items() if is_so)
 
@@ -247,8 +252,7 @@ def _ratios(line: dict[str, Value], row: Mapping[str, int]) -> None:
     """Of the exact sums, not of those that are shown."""
     tokens = row["output_tokens"]
     drawn_mj = sum(row[name] for name in ENERGY["drawn_kwh"])
-    # nobody made what usage tells beyond the engines'
-    line["tokens_per_joule"] = _ratio(tokens * 1000, drawn_mj) if tokens >= 0 else None
+    line["tokens_per_joule"] = _ratio(tokens * 1000, drawn_mj)
     amounts: Mapping[str, Callable[[str], bool]] = {
         "usage": lambda name: name.endswith("_cost_serving"),
         "allocation": lambda _: True,
