@@ -105,6 +105,7 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
         yield Finding("FAIL", "log", str(error))
         return
     yield from (Finding("FAIL", "log", fault) for fault in found.faults)
+    yield from (Finding("warn", "log", rival, "a collector need not") for rival in found.rivals)
     yield from (Finding("warn", "log", doubt, _TOPICS_AND_RIGHTS) for doubt in found.doubts)
     if found.hidden:
         hidden = ", ".join(found.hidden)

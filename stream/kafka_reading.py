@@ -7,6 +7,7 @@ from typing import Any, Final
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
 from idlewatt.stream.kafka_clients import (
     AuthorizationError,
+    ConsumedRecord,
     Consumer,
     KafkaError,
     TopicPartition,
@@ -31,8 +32,21 @@ def read_messages(
     since_ms: int = 0,
     newest: int | None = None,
     follow: bool = False,
-    patience_s: float = _STALLED_S,
 ) -> Iterator[Message]:
+    """What read_records() gives, as messages."""
+    for record in read_records(log, topic, since_ms=since_ms, newest=newest, follow=follow):
+        yield Message(topic, record.partition, record.offset, record.value or b"")
+
+
+def read_records(
+    log: Log,
+    topic: str,
+    *,
+    since_ms: int = 0,
+    newest: int | None = None,
+    follow: bool = False,
+    patience_s: float = _STALLED_S,
+) -> Iterator[ConsumedRecord]:
     """Every committed message of a topic, from the oldest to those that are there now; in order by partition.
 
     `since_ms`: those appended before are left out. `newest`: of each partition only the last so many, or a few more.
@@ -66,7 +80,7 @@ def read_messages(
             for records in fetched.values():
                 for record in records:
                     if record.offset < ends.get((topic, record.partition), _NO_END):
-                        yield Message(topic, record.partition, record.offset, record.value or b"")
+                        yield record
             if fetched:
                 # the time that the caller took does not count
                 deadline = time.monotonic() + patience_s

@@ -9,14 +9,15 @@ import json
 import struct
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from idlewatt.stream.errors import LogUnavailableError
 from idlewatt.stream.kafka_clients import Consumer, TopicPartition, close_consumer, open_reader
 from idlewatt.stream.kafka_offsets import ends_of_logs, is_read
-from idlewatt.stream.kafka_reading import read_messages
+from idlewatt.stream.kafka_reading import read_records
 from idlewatt.stream.settings import Log
 from idlewatt.stream.topics import STATE
 
@@ -56,11 +57,13 @@ def encode_chunks(owner: str, partition: int, snapshot: Snapshot) -> Iterator[tu
         yield f"{owner}/{partition}/{number}".encode(), header + chunk
 
 
-def _opened(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """What is told of a state, and the state or the beginning of it."""
+def _opened(content: bytes) -> tuple[str, Snapshot]:
+    """The owner, and a snapshot with its state or the beginning of it."""
     (length,) = _TOLD_LENGTH.unpack_from(content)
     start = _TOLD_LENGTH.size + length
-    return json.loads(content[_TOLD_LENGTH.size : start]), content[start:]
+    told = json.loads(content[_TOLD_LENGTH.size : start])
+    owner, partitions = told.pop(_OWNER), told.pop(_PARTITIONS)
+    return owner, Snapshot(content[start:], told, partitions)
 
 
 def another_number(topic: str, found: int, owner: str, made_with: int) -> str:
@@ -72,24 +75,31 @@ def another_number(topic: str, found: int, owner: str, made_with: int) -> str:
     )
 
 
-def partitions_of(log: Log, owners: Collection[str]) -> dict[str, int]:
-    """Of how many partitions each owner's snapshots are; of those that have any.
+def snapshots_of(log: Log, owners: Collection[str]) -> dict[str, dict[int, Snapshot]]:
+    """Owner -> partition -> its newest snapshot, the state left out; ends once one of each of `owners` is found.
 
-    Raises ConfigError, LogUnavailableError.
+    Unless all of `owners` have one, every snapshot of every owner is there. Raises ConfigError, LogUnavailableError.
     """
-    found: dict[str, int] = {}
-    for message in read_messages(log, STATE, patience_s=_PATIENCE_S):
-        header, content = message.value[: _HEADER.size], message.value[_HEADER.size :]
+    found: dict[bytes, tuple[str, int, Snapshot]] = {}
+    seen: set[str] = set()
+    for record in read_records(log, STATE, patience_s=_PATIENCE_S):
+        key, value = record.key or b"", record.value or b""
+        if not value and key in found:
+            # somebody has deleted it
+            seen.discard(found.pop(key)[0])
+        header = value[: _HEADER.size]
         # of pieces the first
         if header[:4] != _MAGIC or _HEADER.unpack(header)[2]:
             continue
-        told, _ = _opened(content)
-        if told[_OWNER] in owners:
-            # it is the same in all of them, so that a few messages tell it
-            found[told[_OWNER]] = told[_PARTITIONS]
-            if len(found) == len(owners):
-                break
-    return found
+        owner, snapshot = _opened(value[_HEADER.size :])
+        found[key] = owner, record.partition, replace(snapshot, state=b"")
+        seen.add(owner)
+        if seen >= set(owners):
+            break
+    by_owner: dict[str, dict[int, Snapshot]] = defaultdict(dict)
+    for owner, partition, snapshot in found.values():
+        by_owner[owner][partition] = snapshot
+    return dict(by_owner)
 
 
 @dataclass(slots=True)
@@ -121,10 +131,7 @@ class _Assembly:
                 f"{self.count} pieces are there; was the topic's cleanup.policy ever not compact?"
             )
         content = b"".join(self.chunks[number] for number in range(self.count))
-        told, state = _opened(content)
-        del told[_OWNER]
-        partitions = told.pop(_PARTITIONS)
-        return Snapshot(state, told, partitions)
+        return _opened(content)[1]
 
 
 class SnapshotRestore:

@@ -13,7 +13,8 @@ from kafka.errors import InvalidReplicationFactorError, NoError, TopicAlreadyExi
 from idlewatt.stream import topics
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
 from idlewatt.stream.kafka_clients import KafkaError, open_admin
-from idlewatt.stream.kafka_snapshots import another_number, partitions_of
+from idlewatt.stream.kafka_probe import bounds_of
+from idlewatt.stream.kafka_snapshots import Snapshot, another_number, snapshots_of
 from idlewatt.stream.settings import Log, Process
 
 # Topics one stage reads together: partition n of each must go to the same member.
@@ -30,6 +31,8 @@ class Examined:
 
     # with these a processor would lose what is booked, or book it twice
     faults: tuple[str, ...]
+    # with these a processor of this process.group would book what another group has booked
+    rivals: tuple[str, ...]
     # other settings than those Idlewatt creates topics with, and what could not be looked at
     doubts: tuple[str, ...]
     # topics whose settings, or snapshots, this user may not see
@@ -58,8 +61,8 @@ def create_topics(log: Log, needed: Sequence[str] = topics.ALL) -> None:
 def refuse_unfit(log: Log, process: Process) -> None:
     """For a processor: raise ConfigError where topics would not keep the books, and log what else is unlike ours."""
     found = examine_topics(log, process, topics.ALL)
-    if found.faults:
-        raise ConfigError("\n".join(found.faults))
+    if refused := [*found.faults, *found.rivals]:
+        raise ConfigError("\n".join(refused))
     if topics.STATE in found.hidden:
         # whether it keeps the snapshots decides whether windows count twice
         raise ConfigError(
@@ -99,21 +102,24 @@ def _examined(log: Log, process: Process, names: Collection[str]) -> Examined:
     counts = _counts(described)
     hidden = set(names) - settings.keys()
     faults = [*_unlike(counts), *_losing(settings)]
+    rivals: list[str] = []
     unseen: list[str] = []
     if topics.STATE in names:
         try:
-            faults += _moved(log, process, counts)
+            snapshots = snapshots_of(log, [f"{process.group}-{stage}" for stage in process.stages])
+            faults += _moved(process, counts, snapshots)
+            rivals += _rivals(log, process, counts, snapshots)
         except ConfigError:
             hidden.add(topics.STATE)
         except LogUnavailableError as error:
             # a partition may have no leader; each is looked at again when it is restored
-            unseen.append(f"with how many partitions the state was made is not known: {error}")
+            unseen.append(f"of which groups the state is, and of how many partitions, is not known: {error}")
     copies = {
         topic["name"]: min((len(p["replica_nodes"]) for p in topic["partitions"]), default=0)
         for topic in described
     }
     doubts = [*unseen, *_doubts(log, counts, copies, settings)]
-    return Examined(tuple(faults), tuple(doubts), tuple(sorted(hidden)))
+    return Examined(tuple(faults), tuple(rivals), tuple(doubts), tuple(sorted(hidden)))
 
 
 def _create(admin: Any, log: Log, names: set[str], needed: Collection[str]) -> None:
@@ -200,13 +206,55 @@ def _losing(settings: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
             )
 
 
-def _moved(log: Log, process: Process, counts: Mapping[str, int]) -> Iterator[str]:
+def _moved(
+    process: Process, counts: Mapping[str, int], snapshots: Mapping[str, Mapping[int, Snapshot]]
+) -> Iterator[str]:
     """Topics with another number of partitions than the state of the stages that read them was made with."""
-    owners = {f"{process.group}-{stage}": _READ_TOGETHER[stage][0] for stage in process.stages}
-    for owner, made_with in sorted(partitions_of(log, owners.keys()).items()):
-        topic = owners[owner]
-        if counts.get(topic, made_with) != made_with:
-            yield another_number(topic, counts[topic], owner, made_with)
+    for stage in sorted(set(process.stages)):
+        owner, topic = f"{process.group}-{stage}", _READ_TOGETHER[stage][0]
+        # it is the same in all of them
+        for snapshot in [*snapshots.get(owner, {}).values()][:1]:
+            if counts.get(topic, snapshot.partitions) != snapshot.partitions:
+                yield another_number(topic, counts[topic], owner, snapshot.partitions)
+
+
+def _rivals(
+    log: Log,
+    process: Process,
+    counts: Mapping[str, int],
+    snapshots: Mapping[str, Mapping[int, Snapshot]],
+) -> Iterator[str]:
+    """Stages that this group has no state of, while what another group has booked is still in their topics.
+
+    A topic that was made anew since, or has forgotten it, holds nothing to be booked twice.
+    """
+    for stage in sorted(set(process.stages)):
+        if f"{process.group}-{stage}" in snapshots:
+            continue
+        booked = [
+            (owner.removesuffix(f"-{stage}"), (topic, n), snapshot.resume.get(topic, 0))
+            for owner, by_partition in snapshots.items()
+            if owner.endswith(f"-{stage}")
+            for n, snapshot in by_partition.items()
+            for topic in _READ_TOGETHER[stage]
+            if n < counts.get(topic, 0)
+        ]
+        if not booked:
+            continue
+        bounds = bounds_of(log, sorted({place for _, place, _ in booked}))
+        still = {
+            (group, place[0])
+            for group, place, offset in booked
+            if place in bounds and bounds[place][0] < offset <= bounds[place][1]
+        }
+        if still:
+            groups = ", ".join(sorted({group for group, _ in still}))
+            held = " and ".join(sorted({topic for _, topic in still}))
+            yield (
+                f"process.group {process.group} has no state of the {stage} in {topics.STATE}, and what group {groups} "
+                f"has booked is still in {held}: all of it would be booked a second time; set process.group back, or, "
+                'where another group is meant, go on as docs/architecture.md says under "The number of partitions"'
+            )
 
 
 def _doubts(

@@ -301,7 +301,11 @@ class Process(_Section):
     worst_offenders: Annotated[int, Field(ge=0, le=10_000)] = Field(
         50, description="GPUs named in idlewatt_gpu_wasted_watts."
     )
-    group: Name = Field("idlewatt", description="Prefix of the Kafka consumer groups.")
+    group: Name = Field(
+        "idlewatt",
+        description="Prefix of the Kafka consumer groups, the same for all processors. Those of another group would book "
+        "everything a second time into the same ledger, so that they do not start where one has booked.",
+    )
     instance: Name | None = Field(
         None,
         description="Name of this processor among those of its group. Set, and started again within "

@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from idlewatt_command import idlewatt
+from idlewatt_command import idlewatt, wait_until
 from kafka.admin import ConfigResource
 from kafka.partitioner.default import murmur2
 from kafka_broker import KafkaBroker
 from stage_reader import StageReader
 from structlog.testing import capture_logs
 
-from idlewatt.stream import topics
+from idlewatt.stream import kafka_clients, topics
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
 from idlewatt.stream.kafka_appender import KafkaAppender
 from idlewatt.stream.kafka_log import KafkaStageLog
 from idlewatt.stream.kafka_reading import read_messages
-from idlewatt.stream.kafka_snapshots import partitions_of
-from idlewatt.stream.log import Record
+from idlewatt.stream.kafka_snapshots import snapshots_of
+from idlewatt.stream.log import Commit, Record
 from idlewatt.stream.opening import prepare
-from idlewatt.stream.settings import Settings
+from idlewatt.stream.settings import Process, Settings
 
 pytestmark = pytest.mark.kafka
 METER = (topics.GPU, topics.ENGINE)
@@ -79,13 +79,86 @@ def test_another_number_of_partitions_is_refused_at_the_start(
     prepare(fresh_topics.model_copy(update={"process": economy}))
 
 
+def of_group(settings: Settings, group: str, *stages: str) -> Settings:
+    process = settings.process.model_dump() | {"group": group, "stages": stages or settings.process.stages}
+    return settings.model_copy(update={"process": Process.model_validate(process)})
+
+
+@pytest.fixture
+def booked(fresh_topics: Settings, meter: StageReader) -> Settings:
+    """Topics of which a meter has booked sixteen messages, each of its partitions some."""
+    append(fresh_topics, *(Record(topics.GPU, key, key) for key in KEYS))
+    meter.until_values(set(KEYS))
+    meter.commit(b"state")
+    return fresh_topics
+
+
+def append(settings: Settings, *records: Record) -> None:
+    appender = KafkaAppender(settings.log, "test")
+    appender.append(records)
+    appender.close()
+
+
+def test_another_group_does_not_book_everything_again(booked: Settings, tmp_path: Path) -> None:
+    """It would read from the beginning into the same ledger: exit code 2 with both groups, and nothing is written."""
+    env = environment({"bootstrap_servers": booked.log.bootstrap_servers}, "trial", tmp_path)
+    says = (
+        f"process.group trial has no state of the meter in idlewatt.state, and what group {booked.process.group} has "
+        "booked is still in idlewatt.gpu: all of it would be booked a second time; set process.group back"
+    )
+    before = [list(read_messages(booked.log, topic)) for topic in topics.ALL]
+    ended = idlewatt("process", env=env)
+    assert ended.returncode == 2
+    assert f"idlewatt: {says}" in ended.stderr
+    assert "docs/architecture.md" in ended.stderr
+    assert [list(read_messages(booked.log, topic)) for topic in topics.ALL] == before
+    # its settings may be those of a collector, which has no use for a group
+    doctor = idlewatt("doctor", env=env)
+    assert (doctor.returncode, f"warn  log      {says}" in doctor.stdout) == (0, True)
+    prepare(of_group(booked, "trial"), process=False)
+    # nobody has booked what an economy reads
+    prepare(of_group(booked, "trial", "economy"))
+    prepare(booked)
+
+
+def test_a_group_that_has_begun_may_grow(booked: Settings) -> None:
+    """Of partitions that only another group has booked, another member may come to have a state still."""
+    begun = of_group(booked, "begun")
+    reader = StageReader(KafkaStageLog(begun.log, "begun", "meter", METER))
+    reader.until_assigned(4)
+    reader.log.commit(Commit([], {2: b"state"}, {}))
+    reader.log.close()
+    prepare(begun)
+
+
+def test_another_group_may_begin_where_nothing_is_booked_twice(
+    kafka_broker: KafkaBroker, booked: Settings
+) -> None:
+    """Topics that were made anew hold nothing of what was booked, with whatever has come since."""
+    with kafka_broker.admin() as admin:
+        admin.delete_topics(list(METER))
+        wait_until(lambda: not set(METER) & set(admin.list_topics()), "they are deleted")
+    prepare(of_group(booked, "anew"))
+    append(booked, Record(topics.GPU, KEYS[0], b"new"))
+    prepare(of_group(booked, "anew"))
+
+
+def test_a_group_whose_state_was_deleted_is_none(booked: Settings) -> None:
+    """Whether the topic was compacted since or not."""
+    with pytest.raises(ConfigError, match="would be booked a second time"):
+        prepare(of_group(booked, "other"))
+    producer = kafka_clients.open_producer(booked.log, "test", 10_000)
+    for n in range(4):
+        producer.send(topics.STATE, key=f"{booked.process.group}-meter/{n}/0".encode(), partition=n).get(10)
+    producer.close(1)
+    prepare(of_group(booked, "other"))
+
+
 def test_what_is_no_snapshot_says_no_number(kafka_broker: KafkaBroker, fresh_topics: Settings) -> None:
     """It is no reason to refuse topics with more partitions."""
-    appender = KafkaAppender(fresh_topics.log, "test")
-    appender.append([Record(topics.STATE, b"of others", b"short")])
-    appender.close()
+    append(fresh_topics, Record(topics.STATE, b"of others", b"short"))
     kafka_broker.raise_partitions(8, topics.GPU, topics.ENGINE, topics.STATE)
-    assert partitions_of(fresh_topics.log, [f"{fresh_topics.process.group}-meter"]) == {}
+    assert snapshots_of(fresh_topics.log, [f"{fresh_topics.process.group}-meter"]) == {}
     prepare(fresh_topics)
 
 
@@ -93,11 +166,6 @@ def test_partitions_added_while_it_runs_stay_unread(
     kafka_broker: KafkaBroker, fresh_topics: Settings, meter: StageReader
 ) -> None:
     """What comes to them is booked nowhere, which is said; the others are read on, and nothing ends."""
-
-    def append(name: bytes) -> None:
-        appender = KafkaAppender(fresh_topics.log, "test")
-        appender.append([Record(topic, key, name + key) for key in KEYS for topic in METER])
-        appender.close()
 
     def is_told() -> bool:
         # by itself the client looks every five minutes
@@ -107,7 +175,7 @@ def test_partitions_added_while_it_runs_stay_unread(
     with capture_logs() as logged:
         kafka_broker.raise_partitions(8, *METER, topics.STATE)
         meter.until(is_told)
-        append(b"a ")
+        append(fresh_topics, *(Record(topic, key, b"a " + key) for key in KEYS for topic in METER))
         stay = [key for key in KEYS if partition_of(key, 8) < 4]
         meter.until(lambda: len(meter.messages) == 2 * len(stay))
         for _ in range(10):
@@ -117,9 +185,9 @@ def test_partitions_added_while_it_runs_stay_unread(
     (said,) = [line for line in logged if line["event"] == "partitions_added"]
     assert (said["log_level"], said["partitions"], said["unread"]) == ("error", 4, [4, 5, 6, 7])
     meter.commit(b"on")
-    assert partitions_of(fresh_topics.log, [f"{fresh_topics.process.group}-meter"]) == {
-        f"{fresh_topics.process.group}-meter": 4
-    }
+    owner = f"{fresh_topics.process.group}-meter"
+    found = snapshots_of(fresh_topics.log, [owner])
+    assert {snapshot.partitions for snapshot in found[owner].values()} == {4}
 
 
 def test_a_member_that_starts_in_the_moment_of_the_change_books_nothing(
@@ -222,9 +290,7 @@ def test_a_collector_needs_its_three_topics_alone(
     with kafka_broker.granted({f"TOPIC {topic}": ["WRITE"] for topic in topics.RAW}) as log:
         settings = kafka_broker.settings(log=log)
         prepare(settings, process=False)
-        appender = KafkaAppender(settings.log, "test")
-        appender.append([Record(topic, b"key", b"value") for topic in topics.RAW])
-        appender.close()
+        append(settings, *(Record(topic, b"key", b"value") for topic in topics.RAW))
         looked = idlewatt("doctor", env=environment(log, "test", tmp_path))
         with pytest.raises(
             ConfigError, match=r"cannot be created by this user, or is hidden from it.*Topics and rights"
