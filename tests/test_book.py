@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from idlewatt.cli.book_sample import SAMPLE_BOOK
 from idlewatt.processors.economy import book_file
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.economy.book_file import BookFile, parse_book
@@ -199,6 +200,29 @@ def test_a_book_that_changed_is_read_again_and_a_bad_one_refused(
     path.unlink()
     assert file.current().price[0].output == 800_000
     assert told[4:] == ["refused"]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "\ufeff", "# " + GOOD.replace("\n", "\n# ")])
+def test_an_emptied_book_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """A full disk or a failed edit leaves nothing in it: prices and budgets stay what they were, and a start says so."""
+    monkeypatch.setattr(book_file, "_LOOK_INTERVAL_S", 0.0)
+    path = tmp_path / "book.toml"
+    path.write_text(GOOD)
+    told: list[str] = []
+    file = BookFile(path, lambda result, _: told.append(result))
+    before = file.current()
+    path.write_text(text)
+    assert file.current() == before
+    assert told == ["refused"]
+    with pytest.raises(ConfigError, match=r"book\.toml: the file is empty; .* leave economy\.book out"):
+        BookFile(path, lambda *_: None)
+
+
+def test_one_key_makes_a_book(tmp_path: Path) -> None:
+    """Who names a time zone for reports, or costs and no prices, has a book; so has who takes the sample as it is."""
+    for text in ('time_zone = "Europe/Berlin"', "[tariff]", "[cost]\nuse_published = false", SAMPLE_BOOK):
+        (tmp_path / "book.toml").write_text(text)
+        BookFile(tmp_path / "book.toml", lambda *_: None)
 
 
 def test_a_bad_book_is_refused_at_the_start(tmp_path: Path) -> None:

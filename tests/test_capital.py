@@ -18,7 +18,7 @@ START_MS = 1_760_000_040_000
 
 
 def book_of(text: str) -> Book:
-    return parse_book(text.encode(), "book")
+    return parse_book(text.encode(), "book") if text else Book()
 
 
 def power(

@@ -135,6 +135,9 @@ def test_the_book_is_looked_at(tmp_path: Path) -> None:
         found, parts = examine(tmp_path, {"IDLEWATT_ECONOMY__BOOK": str(book)})
         assert found == code
         assert parts["book"] == [told]
+    book.write_text("")
+    found, parts = examine(tmp_path, {"IDLEWATT_ECONOMY__BOOK": str(book)})
+    assert (found, "the file is empty" in parts["book"][0]) == (2, True)
     book.unlink()
     assert examine(tmp_path, {"IDLEWATT_ECONOMY__BOOK": str(book)})[0] == 2
 

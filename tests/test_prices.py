@@ -38,7 +38,7 @@ steps = [{above_mtok = 1, output = 0.5}, {above_mtok = 3, input = 0.03, output =
 
 
 def book_of(text: str) -> Book:
-    return parse_book(text.encode(), "book")
+    return parse_book(text.encode(), "book") if text else Book()
 
 
 def ms(text: str, zone: str) -> int:

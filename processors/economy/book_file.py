@@ -48,6 +48,11 @@ def parse_book(content: bytes, source: str) -> Book:
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{source}: nested too deep") from None
+    if not tree:
+        # a full disk, or an edit that failed, leaves it so
+        raise ConfigError(
+            f"{source}: the file is empty; put back what was in it, or leave economy.book out to have no book"
+        )
     try:
         book = Book.model_validate(tree)
     except ValidationError as error:
