@@ -110,8 +110,9 @@ class NvmlDevice:
         self._leave_out = leave_out
         self._answered: set[Origin] = set()
         self._unsupported: set[Origin] = set()
+        self._has_module = False
         self._probe_attempts = 0
-        # while calls fail for no clear reason
+        # while calls fail for no clear reason, or what is read does not answer
         self._probed_ms: int | None = None
         self._limits_ms: int | None = None
         self._limit_mw: int | None = None
@@ -129,8 +130,6 @@ class NvmlDevice:
             if found is not None and not found.lack(self.meters):
                 if found.scope != self.meters.scope:
                     self._limits_ms = self._limit_mw = self._max_limit_mw = None
-                if found != self.meters:
-                    self._energy_check = EnergyCheck()
                 self.meters = found
         meters = self.meters or Meters(None, None, None)
         values = self._values([origin for origin in (meters.energy, meters.power) if origin is not None])
@@ -145,6 +144,12 @@ class NvmlDevice:
         most_mw = int(_POWER_TOLERANCE * top_mw) if top_mw else _UINT_SENTINEL - 1
         power_mw = self._within("power", values.get(meters.power), 1, most_mw)
         energy_mj = self._within("energy", values.get(meters.energy), 1, _INT64_MAX)
+        is_missed = (meters.energy is not None and energy_mj is None) or (
+            meters.power is not None and power_mw is None
+        )
+        if is_missed and self._probed_ms is None:
+            # a minute later, another call may stand in for one that still does not answer
+            self._probed_ms = ts_ms
         if energy_mj is not None and power_mw is not None:
             # without a limit nobody knows what power is too much to be true
             is_average = meters.power == AVERAGE_POWER and top_mw is not None
@@ -202,14 +207,15 @@ class NvmlDevice:
         is_empty = power is None and any(origin in values for origin in POWER_NAMES)
         self._probed_ms = now_ms if failed or is_empty else None
         self._probe_attempts += 1
-        if self._probed_ms is not None and self._probe_attempts < _PROBE_ATTEMPTS:
+        if self._probed_ms is not None and self.meters is None and self._probe_attempts < _PROBE_ATTEMPTS:
             return None
-        has_module = not working.isdisjoint(_MODULE_POWERS)
+        # a module whose power does not answer now has the counter even so
+        self._has_module |= not working.isdisjoint(_MODULE_POWERS)
         scope = "module" if power in _MODULE_POWERS else "gpu"
         there = [origin for origin in _ENERGIES if origin in values]
         counting = (origin for origin in there if 0 < values[origin] <= _INT64_MAX)
         energy = next(counting, there[0] if there else None)
-        return Meters(None if has_module and scope == "gpu" else energy, power, scope)
+        return Meters(None if self._has_module and scope == "gpu" else energy, power, scope)
 
     def _read_limits(self, now_ms: int, scope: str) -> None:
         # what had no limit when the GPU was first read, as while its driver starts, may have one now

@@ -841,9 +841,10 @@ def test_a_counter_that_gave_way_is_all_there_is_once_power_is_gone(
     """Nobody could judge it any more, and the GPU would be dark for good, or until a clock that was ahead is there again."""
     _readings(nvml, 0, lambda _: 70, range(ahead_s, ahead_s + 200))
     script, reader = nvml
+    no_power = "0 no_field 185 0\n0 no_field 186 0\n0 return nvmlDeviceGetPowerUsage 3"
     energies = []
     for second in range(200, 320):
-        script.write(f"gpus 1\n0 energy {10**9 + 70_000 * second}\n0 power 70000\n0 no_field 185 0\n")
+        script.write(f"gpus 1\n0 energy {10**9 + 70_000 * second}\n{no_power}")
         energies.append(only_row(reader.read(at_s=START_S + second))["energy_mj"])
     blind = [energy for energy in energies if energy is None]
     assert energies == [*blind, *energies[len(blind) :]]
@@ -897,6 +898,55 @@ def test_a_counter_that_fails_for_a_while_tells_all_afterwards(
         70_000 * until_s,
         0,
     ]
+
+
+@pytest.mark.parametrize("code", [3, 999])
+def test_the_energy_call_stands_in_for_a_field_that_answers_no_more(nvml: Nvml, code: int) -> None:
+    """Both tell the same counter: within a minute all that it gained meanwhile is known, and again once the field is back."""
+    answers = _readings(nvml, 70, lambda _: 70, range(100))
+    answers += _readings(nvml, 70, lambda _: 70, range(100, 300), f"0 field 83 0 {code} 1 0")
+    answers += _readings(nvml, 70, lambda _: 70, range(300, 401))
+    rows = [GpuRow(**only_row(answer)) for answer in answers]
+    assert [row.ts_ms // 1000 - START_S for row in rows if row.energy_mj is None] == list(range(100, 160))
+    booked = _read_of_gpu(rows, until_s=400)
+    assert [sum(row[joules] for row in booked) for joules in ("draw_mj", "estimated_mj")] == [70_000 * 400, 0]
+
+
+@pytest.mark.parametrize("answer", ["3 1 0", "999 1 0", "0 1 0"], ids=["refused", "fails", "zero"])
+def test_another_power_stands_in_for_one_that_answers_no_more(nvml: Nvml, answer: str) -> None:
+    """Else a GPU without a counter would be dark for as long as the collector runs."""
+    script, reader = nvml
+    no_counter = f"gpus 1\n0 no_field 83 0\n0 return {ENERGY} 3\n0 field 186 0 0 1 186000\n"
+    script.write(no_counter)
+    assert only_row(reader.read(at_s=10))["power_mw"] == 300_000
+    script.write(f"{no_counter}0 field 185 0 {answer}")
+    told_mw = [only_row(reader.read(at_s=second))["power_mw"] for second in range(11, 100)]
+    assert told_mw == [None] * 60 + [186_000] * 29
+
+
+def test_a_hiccup_of_a_second_does_not_change_what_a_gpu_is_read_from(nvml: Nvml) -> None:
+    """Nor one a minute later, when all calls are tried: the counter of a module never counts for its GPU alone."""
+    script, reader = nvml
+    script.write(GH200)
+    before = only_row(reader.read(at_s=10))
+    for second in (11, 71):
+        script.write(f"{GH200}0 return {FIELDS} 999")
+        row = only_row(reader.read(at_s=second))
+        assert row["energy_mj"] is None
+        script.write(GH200)
+        row = only_row(reader.read(at_s=second + 1))
+        assert (row["energy_mj"], row["power_scope"]) == (None, "gpu")
+    row = only_row(reader.read(at_s=131))
+    assert [row[name] for name in ("energy_mj", "power_mw")] == [before["energy_mj"], before["power_mw"]]
+
+
+def test_a_counter_that_stands_still_is_not_believed_for_power_that_comes_and_goes(nvml: Nvml) -> None:
+    """Power that is read from one call, then from another, says as much as that of one."""
+    answers = []
+    for second in range(400):
+        lacking = "0 field 185 0 999 1 0" if second % 140 in (20, 80) else ""
+        answers += _readings(nvml, 0, lambda _: 70, [second], lacking)
+    assert only_row(answers[-1])["energy_mj"] is None
 
 
 def test_a_counter_is_done_without_although_power_fails_now_and_then(nvml: Nvml) -> None:
