@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import structlog
 from prometheus_client.registry import Collector
@@ -44,13 +45,13 @@ class Collection:
             ]
             sources += extra_sources
             _check(sources, takes_usage=settings.serve.token is not None)
-            spool, has_lost_spool = _spool(settings)
+            spool, open_spool = _spool(settings)
         except ConfigError:
             for source in sources:
                 source.close()
             self._close_gpus()
             raise
-        self._sink = Sink(appender, collect.send_interval_s, spool=spool, has_lost_spool=has_lost_spool)
+        self._sink = Sink(appender, collect.send_interval_s, spool=spool, open_spool=open_spool)
         self._usage_post = UsagePost(settings.site, self._sink.store, clock)
         self._scheduler = Scheduler(sources, lambda reading: self._sink.put(reading.rows), collect.timeout_s)
 
@@ -125,21 +126,22 @@ def _gpu_sources(settings: Settings, clock: Clock) -> tuple[list[Source], Callab
     return [], lambda: None
 
 
-def _spool(settings: Settings) -> tuple[Spool | None, bool]:
-    """The spool, and whether there should be one and its disk refuses it. Raises ConfigError."""
+def _spool(settings: Settings) -> tuple[Spool | None, Callable[[], Spool] | None]:
+    """The spool, or what opens it later where its disk refuses it now. Raises ConfigError."""
     # the embedded log is on this node's own disk: a spool beside it would be away when it is
     if settings.log.kind == "embedded":
-        return None, False
+        return None, None
+    open_spool = partial(Spool, settings.collect.spool_path, settings.collect.spool_max_bytes)
     try:
-        return Spool(settings.collect.spool_path, settings.collect.spool_max_bytes), False
+        return open_spool(), None
     except SpoolDiskError as error:
         _log.error(
             "spool_failed",
             detail=str(error),
             meanwhile="what Kafka does not take waits in memory, and is lost at the end",
-            mend="see to the disk of collect.spool_path and restart the collector",
+            mend="see to the disk of collect.spool_path: it is tried once a minute",
         )
-        return None, True
+        return None, open_spool
 
 
 def _check(sources: Sequence[Source], *, takes_usage: bool) -> None:

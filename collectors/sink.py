@@ -13,7 +13,7 @@ import structlog
 from idlewatt.collectors.packing import Row, pack
 from idlewatt.collectors.row_queue import MAX_WAITING_ROWS, RowQueue
 from idlewatt.stream import topics
-from idlewatt.stream.errors import LogUnavailableError
+from idlewatt.stream.errors import ConfigError, LogUnavailableError
 from idlewatt.stream.log import Appender
 from idlewatt.stream.minute_log import MinuteLog
 from idlewatt.stream.spool import Spool
@@ -21,6 +21,7 @@ from idlewatt.stream.spool_frames import WaitingMessage
 
 _MESSAGES_PER_APPEND: Final = 64
 _RETRY_INTERVAL_S: Final = 0.2
+_OPEN_SPOOL_EVERY_S: Final = 60.0
 # at the end, should the disk hang
 _LEAVE_S: Final = 0.5
 
@@ -58,7 +59,7 @@ class Sink:
     While the log is away messages wait in the spool; as long as one does, all new ones queue up behind it, because
     a processor drops a reading that is older than the last one it took. A backlog is sent as fast as the log takes
     it, one append at a time; once per interval the sink turns from it to bring new rows to the disk.
-    Without a spool, or if its disk takes nothing, messages wait in memory. Beyond either bound the oldest are
+    Without a spool, or while its disk takes nothing, messages wait in memory. Beyond either bound the oldest are
     dropped and counted. Counters in rows are cumulative, so a dropped row costs resolution, not truth.
     """
 
@@ -68,18 +69,19 @@ class Sink:
         send_interval_s: float,
         *,
         spool: Spool | None = None,
-        has_lost_spool: bool = False,
+        open_spool: Callable[[], Spool] | None = None,
         max_waiting_rows: int = MAX_WAITING_ROWS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`max_waiting_rows` is the bound of memory; the spool has its own, and is closed by stop().
 
-        `has_lost_spool`: there should be one, and its disk refuses it.
+        `open_spool`: there should be one, and its disk refused it; it is tried again once a minute. Raises ConfigError.
         """
         self._appender = appender
         self._send_interval_s = send_interval_s
         self._spool = spool
-        self._has_lost_spool = has_lost_spool
+        self._open_spool = open_spool
+        self._spool_refusals = int(open_spool is not None)
         self._minute_log = MinuteLog(monotonic)
         self._queue = RowQueue(max_waiting_rows, self._minute_log)
         self._sent_rows = Counter(dict.fromkeys(topics.RAW, 0))
@@ -96,6 +98,11 @@ class Sink:
         """Start sending, beginning with what a predecessor left in the spool."""
         if self._spool is not None and self._spool.waiting_bytes:
             _log.info("spool_found", rows=self._spool.waiting_rows, bytes=self._spool.waiting_bytes)
+        if self._open_spool is not None:
+            # a disk may hang, and the log is there all the same
+            threading.Thread(
+                target=self._seek_spool, args=(self._open_spool,), name="spool-seeker", daemon=True
+            ).start()
         self._thread.start()
 
     def put(self, rows: Iterable[Row]) -> None:
@@ -164,7 +171,7 @@ class Sink:
             waiting_rows=queue.waiting_rows + (spool.waiting_rows if spool else 0),
             waiting_bytes=queue.waiting_bytes + (spool.waiting_bytes if spool else 0),
             spool_max_bytes=spool.max_bytes if spool else None,
-            spool_failures=spool.failures if spool else int(self._has_lost_spool),
+            spool_failures=self._spool_refusals + (spool.failures if spool else 0),
             damaged_records=spool.damaged if spool else 0,
         )
 
@@ -174,6 +181,18 @@ class Sink:
         while not self._try_to_send() and time.monotonic() < self._give_up_at:
             if not self._has_backlog:
                 time.sleep(min(_RETRY_INTERVAL_S, max(self._give_up_at - time.monotonic(), 0)))
+
+    def _seek_spool(self, open_spool: Callable[[], Spool]) -> None:
+        while not self._stopping.wait(_OPEN_SPOOL_EVERY_S):
+            try:
+                spool = open_spool()
+            except ConfigError as error:
+                self._spool_refusals += 1
+                self._say_spool_failed(1, str(error))
+                continue
+            _log.info("spool_back", rows=spool.waiting_rows, bytes=spool.waiting_bytes)
+            self._spool = spool
+            return
 
     def _try_to_send(self) -> bool:
         self._has_backlog = False
@@ -277,9 +296,8 @@ class Sink:
         say = self._minute_log.error
         say("rows_dropped", new["rows_dropped"], reason="the log is away for longer than the spool can hold")
         say("spool_damaged", new["spool_damaged"], detail=spool.fault)
-        say(
-            "spool_failed",
-            new["spool_failed"],
-            detail=spool.fault,
-            mend="see to the disk of collect.spool_path",
-        )
+        self._say_spool_failed(new["spool_failed"], spool.fault)
+
+    def _say_spool_failed(self, count: int, fault: str) -> None:
+        mend = "see to the disk of collect.spool_path"
+        self._minute_log.error("spool_failed", count, detail=fault, mend=mend)

@@ -12,6 +12,7 @@ from loopback_http import LoopbackServer, page, says, serving
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from idlewatt.collectors import sink
 from idlewatt.collectors.collection import Collection
 from idlewatt.collectors.source import Reading
 from idlewatt.stream import metric_names, spool, topics
@@ -175,13 +176,18 @@ def test_kafka_has_a_spool_and_the_embedded_log_none(tmp_path: Path, monkeypatch
 def test_a_spool_whose_disk_is_broken_stops_no_collector(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
 ) -> None:
-    """Kafka may well be there: rows go to it, and what is amiss is said. A setting that is wrong ends the start."""
+    """Kafka may well be there: rows go to it, and what is amiss is said and counted until the disk is mended.
+
+    A setting that is wrong ends the start.
+    """
     monkeypatch.chdir(tmp_path)
 
     def refuse(folder: Path) -> int:
         raise OSError(broken, os.strerror(broken))
 
+    lock = spool._lock
     monkeypatch.setattr(spool, "_lock", refuse)
+    monkeypatch.setattr(sink, "_OPEN_SPOOL_EVERY_S", 0.01)
     shelf = Shelf()
     with structlog.testing.capture_logs() as events:
         collection = Collection(
@@ -190,10 +196,13 @@ def test_a_spool_whose_disk_is_broken_stops_no_collector(
     assert [(event["event"], event["log_level"]) for event in events] == [("spool_failed", "error")]
     collection.start()
     wait_until(lambda: metrics(collection)["idlewatt_sent_rows_total", topics.GPU] > 0)
-    shown = metrics(collection)
-    assert shown["idlewatt_sample_errors_total", "spool", "failed"] == 1
-    assert ("idlewatt_spool_limit_bytes",) not in shown
+    wait_until(lambda: metrics(collection)["idlewatt_sample_errors_total", "spool", "failed"] > 2)
+    assert ("idlewatt_spool_limit_bytes",) not in metrics(collection)
+    monkeypatch.setattr(spool, "_lock", lock)
+    wait_until(lambda: ("idlewatt_spool_limit_bytes",) in metrics(collection))
+    assert metrics(collection)["idlewatt_sample_errors_total", "spool", "failed"] > 2
     collection.stop(1)
+    monkeypatch.setattr(spool, "_lock", refuse)
     broken = errno.EACCES
     with pytest.raises(ConfigError, match=r"collect\.spool_path"):
         Collection(settings().model_copy(update={"log": Log(kind="kafka")}), shelf, extra_sources=[OneGpu()])

@@ -20,7 +20,7 @@ from idlewatt.stream.errors import LogUnavailableError
 from idlewatt.stream.log import Record
 from idlewatt.stream.minute_log import MinuteLog
 from idlewatt.stream.records import EngineRow, GpuRow
-from idlewatt.stream.spool import Spool
+from idlewatt.stream.spool import Spool, SpoolDiskError
 
 GIB = 1 << 30
 
@@ -603,6 +603,67 @@ def test_a_full_disk_stops_nothing(
     assert books_balance(sink, 210)
     assert "spool_failed" in [event["event"] for event in logged]
     sink.stop(1)
+
+
+def test_a_spool_whose_disk_is_mended_is_taken_into_use(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[structlog.typing.EventDict]
+) -> None:
+    """Each refusal counts. What a predecessor left and what waited in memory arrive once, in order."""
+    monkeypatch.setattr("idlewatt.collectors.sink._OPEN_SPOOL_EVERY_S", 0.02)
+    shelf.refuse = away
+    before = Sink(shelf, 1.0, spool=Spool(tmp_path, GIB))
+    before.put([gpu(ts_ms) for ts_ms in range(20)])
+    before.stop(0)
+    is_mended = threading.Event()
+
+    def open_spool() -> Spool:
+        if not is_mended.is_set():
+            raise SpoolDiskError("read-only")
+        return Spool(tmp_path, GIB)
+
+    sink = Sink(shelf, 0.005, open_spool=open_spool)
+    assert sink.state().spool_failures == 1
+    sink.start()
+    for ts_ms in range(20, 40):
+        sink.put([gpu(ts_ms)])
+    wait_until(lambda: sink.state().spool_failures > 3)
+    assert (sink.state().waiting_rows, sink.state().spool_max_bytes) == (20, None)
+    is_mended.set()
+    wait_until(lambda: on_disk(tmp_path) == 2 and sink.state().waiting_rows == 40)
+    state = sink.state()
+    assert state.spool_max_bytes == GIB
+    assert state.spool_failures > 3
+    assert sink.store([gpu(40)])
+    shelf.refuse = lambda records: None
+    wait_until(lambda: sink.state().waiting_rows == 0)
+    sink.stop(1)
+    assert shelf.times() == list(range(41))
+    assert books_balance(sink, 41)
+    assert [event["rows"] for event in logged if event["event"] == "spool_back"] == [20]
+    assert [event["detail"] for event in logged if event["event"] == "spool_failed"][:1] == ["read-only"]
+    Spool(tmp_path, GIB).close()
+
+
+def test_a_disk_that_hangs_while_the_spool_is_opened_holds_nothing_up(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is there: rows go to it, and stop() does not wait."""
+    monkeypatch.setattr("idlewatt.collectors.sink._OPEN_SPOOL_EVERY_S", 0)
+    hanging = threading.Event()
+
+    def open_spool() -> Spool:
+        hanging.set()
+        threading.Event().wait()
+        raise AssertionError
+
+    sink = Sink(shelf, 0.005, open_spool=open_spool)
+    sink.start()
+    assert hanging.wait(5)
+    sink.put([gpu(1)])
+    wait_until(lambda: shelf.times() == [1])
+    started = time.monotonic()
+    sink.stop(1)
+    assert time.monotonic() - started < 0.5
 
 
 def test_a_message_the_log_will_never_take_is_no_plug(
