@@ -50,15 +50,27 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
 
 
 def _grace_faults(settings: Settings) -> Iterator[str]:
-    """Readings further apart than two thirds of the grace are taken for an outage: everything would be dark."""
-    grace_s = settings.process.grace_s
+    """Readings further apart than two thirds of the grace are taken for an outage: everything would be dark.
+
+    So it would be where rows come when their windows are closed, as by the rows of other nodes.
+    """
+    grace_s, collect = settings.process.grace_s, settings.collect
     for name in ("gpu_interval_s", "engine_interval_s"):
-        least_s = 1.5 * getattr(settings.collect, name)
+        least_s = 1.5 * getattr(collect, name)
         if grace_s < least_s:
             yield (
                 f"[process] grace_s must be at least {least_s:g}, 1.5 times collect.{name}: "
                 f"with {grace_s:g} no reading would count as measured"
             )
+    slowest_s = max(collect.gpu_interval_s, collect.engine_interval_s)
+    # 0.1 + 0.2 is more than 0.3
+    latest_s = round(slowest_s + collect.send_interval_s, 6)
+    if 1.5 * slowest_s <= grace_s < latest_s:
+        yield (
+            f"[process] grace_s must be at least {latest_s:g}, collect.send_interval_s and the slower of gpu_interval_s and "
+            f"engine_interval_s together: with {grace_s:g} rows would come too late for live figures. Raise it, or lower "
+            "collect.send_interval_s"
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:

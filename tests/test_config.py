@@ -96,6 +96,12 @@ BAD_FILES = {
         "[process] grace_s must be at least 45, 1.5 times collect.gpu_interval_s: "
         "with 15 no reading would count as measured",
     ),
+    "grace_too_short_for_rows_to_come_in_time": (
+        "[collect]\ngpu_interval_s = 2\nsend_interval_s = 13.5",
+        "[process] grace_s must be at least 15.5, collect.send_interval_s and the slower of gpu_interval_s and "
+        "engine_interval_s together: with 15 rows would come too late for live figures. Raise it, or lower "
+        "collect.send_interval_s",
+    ),
     "required_key_missing": (
         "[[collect.engine]]\nname = 'a'",
         "[[collect.engine]] number 1 needs url (Its metrics page), such as "
@@ -227,6 +233,16 @@ def test_bad_variable_is_told_by_its_name(environ: dict[str, str], fault: str) -
     with pytest.raises(ConfigError) as caught:
         load_settings(None, environ)
     assert str(caught.value) == fault
+
+
+def test_rows_that_come_just_in_time_are_accepted(tmp_path: Path) -> None:
+    """Seconds are no fractions of two: 0.2 and 0.4 together are 0.6, not more."""
+    path = tmp_path / "idlewatt.toml"
+    path.write_text(
+        "[collect]\ngpu_interval_s = 0.2\nengine_interval_s = 0.2\nsend_interval_s = 0.4\n"
+        "[process]\ngrace_s = 0.6"
+    )
+    assert load_settings(path, {}).process.grace_s == 0.6
 
 
 def test_every_fault_is_listed(tmp_path: Path) -> None:
