@@ -46,8 +46,8 @@ class CounterLives:
     ) -> int | None:
         """The epoch of these counts.
 
-        Raises LeftOutError (counter_fell) where one is less than before, and neither an epoch nor a page that could not be
-        fetched says that it began anew: the page may be cut, or one of several servers behind one address have answered.
+        Raises LeftOutError (counter_fell) where one is less than before, and neither a later epoch nor, if none is told, a
+        page that could not be fetched says that it began anew: the page may be cut, or one of several servers behind one address have answered.
         """
         life = self._lives.get(whose)
         fell = life is not None and any(
@@ -57,8 +57,11 @@ class CounterLives:
         epoch_ms = self.epoch_ms(whose, told)
         series = life.series if life is not None else None
         if series is None or (series not in told and fell):
-            series, epoch_ms = next(iter(told.items()), (None, None))
-        if life is not None and fell and series is None and not life.missed:
+            # a start before the one that is known is of the same process
+            known_ms = None if life is None else life.epoch_ms
+            later = ((name, ms) for name, ms in told.items() if known_ms is None or ms > known_ms)
+            series, epoch_ms = next(later, (None, None))
+        if life is not None and fell and series is None and (told or not life.missed):
             fell_ms = ts_ms if life.fell_ms is None else life.fell_ms
             if 0 <= ts_ms - fell_ms < self._sure_ms:
                 self._lives[whose] = replace(life, fell_ms=fell_ms)

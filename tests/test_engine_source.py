@@ -287,6 +287,37 @@ def test_a_fall_that_no_epoch_tells_of_is_no_restart_by_itself(server: LoopbackS
     source.close()
 
 
+def test_a_cut_page_takes_no_epoch_back(server: LoopbackServer) -> None:
+    """Where all that is left on it began before, the process is the same: its readings would be refused from then on."""
+    clock = SetClock()
+    source = source_of(Engine(url=server.url), clock)
+    ranks = [vllm(value, engine=str(rank), start=None) for rank, value in enumerate((900, 100))]
+    whole = [b"process_start_time_seconds 1.79e9\n", *ranks, _created(1790000030.0)]
+
+    def told(lines: list[bytes], after_s: int = 1) -> list[tuple[int | None, int | None]]:
+        clock.now_ms += after_s * 1000
+        server.answer = says(page(b"".join(lines)))
+        reading = source.read()
+        assert bool(reading.rows) != bool(reading.left_out.get("counter_fell"))
+        return [(row.output_tokens, row.epoch_ms) for row in reading.rows if isinstance(row, EngineRow)]
+
+    known_ms = 1_790_000_030_000
+    assert told(whole) == [(1000, known_ms)]
+    assert told(whole[:3]) == [(1000, known_ms)]
+    assert told(whole[:2]) == []
+    assert told(whole) == [(1000, known_ms)]
+    # also where it might have been started anew meanwhile
+    server.answer = says(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+    with pytest.raises(SourceError):
+        source.read()
+    assert told(whole[:2]) == []
+    assert told(whole) == [(1000, known_ms)]
+    # for good: of a newer version, which counts less
+    assert told(whole[:2]) == []
+    assert told(whole[:2], 60) == [(900, None)]
+    source.close()
+
+
 def test_what_a_model_made_before_it_was_first_read_counts_if_its_start_was_watched(
     server: LoopbackServer,
 ) -> None:
