@@ -18,6 +18,7 @@ from idlewatt.collectors.nvml_driver import (
     Code,
     GpuGoneError,
     reason_of,
+    sees_every_instance,
     sees_every_process,
 )
 from idlewatt.stream.clock import Clock
@@ -246,8 +247,7 @@ class NvmlDevice:
         processes = self._ask(pynvml.nvmlDeviceGetComputeRunningProcesses_v3)
         if processes:
             self._has_process = True
-        elif processes is None or self._is_mig() or not sees_every_process():
-            # A MIG parent lists its instances' processes only to the privileged.
+        elif processes is None or not sees_every_process() or (self._is_mig() and not sees_every_instance()):
             self._has_process = None
         else:
             self._has_process = False

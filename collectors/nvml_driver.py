@@ -6,6 +6,7 @@ Codes are nvmlReturn_t of NVIDIA's nvml.h.
 import contextlib
 import os
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, Final
 
 import pynvml
@@ -62,6 +63,8 @@ _MENDS: Final[dict[int, str]] = {
     Code.NO_PERMISSION: "this user may not talk to the NVIDIA driver: give it read and write access to "
     "/dev/nvidiactl and /dev/nvidia*",
 }
+
+_CAP_SYS_ADMIN: Final = 21  # of Linux's capability.h
 
 NO_GPU_MEND: Final = "see nvidia-smi; in a container, pass the GPUs in (--gpus all)"
 # reason -> what mends it, for troubles of one GPU
@@ -128,3 +131,14 @@ def sees_every_process() -> bool:
         return os.readlink("/proc/self/ns/pid") == "pid:[4026531836]"  # PROC_PID_INIT_INO of Linux
     except OSError:
         return False
+
+
+def sees_every_instance() -> bool:
+    """Whether the driver lists the processes of all instances of a MIG GPU: it does so to the host's CAP_SYS_ADMIN only."""
+    try:
+        is_of_host = os.readlink("/proc/self/ns/user") == "user:[4026531837]"  # PROC_USER_INIT_INO of Linux
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    effective = next((line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), "0")
+    return is_of_host and bool(int(effective, 16) >> _CAP_SYS_ADMIN & 1)

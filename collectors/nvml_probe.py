@@ -77,7 +77,10 @@ def _probe_gpu(index: int, lines: list[tuple[bool, str, str]]) -> None:
         limit = f"limit {row.power_limit_mw / 1000:g} W" if row.power_limit_mw else "no power limit"
         lines.append((True, f"{name}: {counted}, {drawn}, {limit}", ""))
     if row.has_process is None:
-        mend = "run on the host or in its PID namespace (--pid=host, hostPID: true); for MIG GPUs as root"
+        mend = (
+            "run on the host or in its PID namespace (--pid=host, hostPID: true); "
+            "for MIG GPUs as root with CAP_SYS_ADMIN (--cap-add=SYS_ADMIN)"
+        )
         lines.append((False, f"{name}: cannot tell whether a process holds it", mend))
     for reason in sorted(set(reasons)):
         lines.append((False, f"{name}: {reason}", GPU_MENDS.get(reason, "such readings are left out")))

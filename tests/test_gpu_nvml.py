@@ -9,6 +9,7 @@ import pytest
 from nvml_library import NvmlReader, NvmlScript, nvml, nvml_library, nvml_reader, start_reader
 from stage_driver import Driver, Message
 
+from idlewatt.collectors import nvml_driver
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.stage import MeterStage
 from idlewatt.stream import topics
@@ -614,7 +615,7 @@ def test_a_mig_gpu_is_measured_once_as_its_parent(nvml: Nvml) -> None:
 
 
 def test_an_empty_process_list_that_proves_nothing_is_null(nvml: Nvml) -> None:
-    """On a MIG parent, and outside the host's PID namespace, processes may be hidden: no list, no idle GPU."""
+    """Of a MIG GPU without privilege, and outside the host's PID namespace, processes may be hidden: no list, no idle GPU."""
     script, reader = nvml
     script.write(
         "gpus 2\n0 mig 1\n0 return nvmlDeviceGetFieldValues 999\n0 return nvmlDeviceGetPowerUsage 999"
@@ -624,6 +625,40 @@ def test_an_empty_process_list_that_proves_nothing_is_null(nvml: Nvml) -> None:
     reader.ask("open", sees_every_process=False)
     script.write("gpus 2\n1 processes 1")
     assert [row["has_process"] for row in reader.read()["rows"]] == [None, True]
+
+
+@pytest.mark.parametrize(
+    ("is_of_host", "has_privilege", "has_process"),
+    [(True, True, False), (True, False, None), (False, True, None)],
+)
+def test_an_empty_mig_gpu_is_free_where_all_its_processes_would_be_seen(
+    nvml: Nvml, is_of_host: bool, has_privilege: bool, has_process: bool | None
+) -> None:
+    """The driver lists those of all instances to the privileged; to others it would be dark for good."""
+    script, reader = nvml
+    reader.ask("open", sees_every_process=is_of_host, sees_every_instance=has_privilege)
+    script.write("gpus 1\n0 mig 1")
+    assert only_row(reader.read())["has_process"] is has_process
+
+
+@pytest.mark.parametrize(
+    ("user_namespace", "effective", "sees"),
+    [
+        ("user:[4026531837]", "000001ffffffffff", True),
+        ("user:[4026531837]", "00000000a80425fb", False),
+        ("user:[4026532345]", "000001ffffffffff", False),
+    ],
+    ids=["root", "root_of_a_container", "root_of_a_user_namespace"],
+)
+def test_root_alone_is_no_privilege(
+    monkeypatch: pytest.MonkeyPatch, user_namespace: str, effective: str, sees: bool
+) -> None:
+    """The driver asks for the capability CAP_SYS_ADMIN of the host, which root in a container most often lacks."""
+    monkeypatch.setattr(nvml_driver.os, "readlink", lambda _: user_namespace)
+    monkeypatch.setattr(
+        nvml_driver.Path, "read_text", lambda *_, **__: f"Name:\tpython\nCapEff:\t{effective}\n"
+    )
+    assert nvml_driver.sees_every_instance() is sees
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,9 @@ class Reader:
         self.events.append({"level": level, **event})
         raise structlog.DropEvent
 
-    def open(self, sees_every_process: bool) -> None:
+    def open(self, sees_every_process: bool, sees_every_instance: bool = False) -> None:
         nvml_device.sees_every_process = lambda: sees_every_process
+        nvml_device.sees_every_instance = lambda: sees_every_instance
         self.source = self._source()
 
     def read(self, at_s: float) -> dict[str, Any]:
