@@ -112,6 +112,7 @@ class NvmlDevice:
         self._answered: set[Origin] = set()
         self._unsupported: set[Origin] = set()
         self._has_module = False
+        self._is_mute = False
         self._probe_attempts = 0
         # while calls fail for no clear reason, or what is read does not answer
         self._probed_ms: int | None = None
@@ -128,7 +129,7 @@ class NvmlDevice:
             self.meters = self._probe(clock())
         elif self._probed_ms is not None and is_due(self._probed_ms, now_ms := clock(), PROBE_EVERY_MS):
             found = self._probe(now_ms)
-            if found is not None and not found.lack(self.meters):
+            if found is not None and (not found.lack(self.meters) or self._tells_more(found)):
                 if found.scope != self.meters.scope:
                     self._limits_ms = self._limit_mw = self._max_limit_mw = None
                 self.meters = found
@@ -148,6 +149,7 @@ class NvmlDevice:
         is_missed = (meters.energy is not None and energy_mj is None) or (
             meters.power is not None and power_mw is None
         )
+        self._is_mute = energy_mj is None and power_mw is None
         if is_missed and self._probed_ms is None:
             # a minute later, another call may stand in for one that still does not answer
             self._probed_ms = ts_ms
@@ -180,6 +182,11 @@ class NvmlDevice:
             has_process=self._has_process,
             power_scope=meters.scope,
         )
+
+    def _tells_more(self, found: Meters) -> bool:
+        """Power is better than nothing, of the same scope; a counter that does not answer now is found again later."""
+        assert self.meters is not None
+        return self._is_mute and found.power is not None and found.scope == self.meters.scope
 
     def _epoch_ms(self, ts_ms: int, is_counted: bool, has_power: bool) -> int | None:
         """Since when the counter is done without: an epoch of its own is what lets the meter go on without it."""

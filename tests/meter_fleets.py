@@ -130,8 +130,8 @@ def _gpu(
         has_process=rng.choice(processes),
     )
     found = [last]
-    # none of its readings tells of power, or one here and there between them
-    is_mute, hiccups = (not clean and rng.random() < chance for chance in (0.05, 0.2))
+    # from some reading on none tells of power, or one here and there between them
+    is_mute, hiccups = (not clean and rng.random() < chance for chance in (0.1, 0.2))
     for gap_ms in _gaps(rng, readings, hold_ms, holds):
         power_mw = limit_mw * rng.choice(loads) // 100
         gained = power_mw * gap_ms // 1000
@@ -162,7 +162,8 @@ def _gpu(
         found.append(row)
         if hiccups and rng.random() < 0.2:
             found.append(_mute(replace(row, ts_ms=row.ts_ms + rng.choice([0, 1, 300, 20_000]))))
-    return [_mute(row) for row in found] if is_mute else found
+    told = rng.randint(0, len(found)) if is_mute else len(found)
+    return [*found[:told], *map(_mute, found[told:])]
 
 
 def _mute(row: GpuRow) -> GpuRow:

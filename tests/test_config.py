@@ -235,14 +235,26 @@ def test_bad_variable_is_told_by_its_name(environ: dict[str, str], fault: str) -
     assert str(caught.value) == fault
 
 
-def test_rows_that_come_just_in_time_are_accepted(tmp_path: Path) -> None:
-    """Seconds are no fractions of two: 0.2 and 0.4 together are 0.6, not more."""
+@pytest.mark.parametrize(
+    ("text", "grace_s"),
+    [
+        # seconds are no fractions of two: 0.2 and 0.4 together are 0.6, not more
+        ("gpu_interval_s = 0.2\nengine_interval_s = 0.2\nsend_interval_s = 0.4", 0.6),
+        # what a gateway tells waits for no window
+        (
+            "gpu = 'none'\nsend_interval_s = 30\n[[collect.gateway]]\nkind = 'vllm'\nurl = 'http://g/metrics'",
+            15.0,
+        ),
+        # a processor does not send
+        ("", 1.5),
+    ],
+    ids=["in_time", "gateways_alone", "processor"],
+)
+def test_rows_that_come_in_time_are_accepted(tmp_path: Path, text: str, grace_s: float) -> None:
+    """Only what is read here, and sent as it is said here, is held against the grace."""
     path = tmp_path / "idlewatt.toml"
-    path.write_text(
-        "[collect]\ngpu_interval_s = 0.2\nengine_interval_s = 0.2\nsend_interval_s = 0.4\n"
-        "[process]\ngrace_s = 0.6"
-    )
-    assert load_settings(path, {}).process.grace_s == 0.6
+    path.write_text(f"[process]\ngrace_s = {grace_s}\n[collect]\n{text}")
+    assert load_settings(path, {}).process.grace_s == grace_s
 
 
 def test_every_fault_is_listed(tmp_path: Path) -> None:

@@ -959,6 +959,21 @@ def test_another_power_stands_in_for_one_that_answers_no_more(nvml: Nvml, answer
     assert told_mw == [None] * 60 + [186_000] * 29
 
 
+def test_power_alone_stands_in_where_nothing_else_answers_any_more(nvml: Nvml) -> None:
+    """Else the GPU would be dark until a restart; the counter counts on once it is back."""
+    script, reader = nvml
+    fields, lost = "gpus 1\n0 energy {}\n0 power 300000\n", f"0 return {FIELDS} 999\n0 return {ENERGY} 999"
+    script.write(fields.format(10**9))
+    before = only_row(reader.read(at_s=10))
+    script.write(fields.format(10**9) + lost)
+    told = [only_row(reader.read(at_s=second)) for second in range(11, 100)]
+    assert [row["power_mw"] for row in told] == [None] * 60 + [300_000] * 29
+    assert not any(row["energy_mj"] for row in told)
+    script.write(fields.format(10**9 + 5))
+    told = [only_row(reader.read(at_s=second)) for second in range(100, 200)]
+    assert (told[-1]["energy_mj"], told[-1]["epoch_ms"]) == (10**9 + 5, before["epoch_ms"])
+
+
 def test_a_hiccup_of_a_second_does_not_change_what_a_gpu_is_read_from(nvml: Nvml) -> None:
     """Nor one a minute later, when all calls are tried: the counter of a module never counts for its GPU alone."""
     script, reader = nvml

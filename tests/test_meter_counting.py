@@ -195,6 +195,15 @@ def test_a_gpu_whose_power_nobody_can_read_is_dark(readable_s: Sequence[int]) ->
     assert not driver.rejected
 
 
+def test_a_gpu_whose_power_nobody_can_read_has_the_limit_it_tells() -> None:
+    """Its first readings may know none yet, and later ones another."""
+    limits = [None, None, *[700_000] * 18, *[300_000] * 41]
+    rows = [gpu(second, None, power_limit_mw=limit) for second, limit in enumerate(limits)]
+    assert (
+        sum(row["headroom_mj"] for row in metered(*rows).rows(records.POWER)) == 700_000 * 18 + 300_000 * 40
+    )
+
+
 @pytest.mark.parametrize(
     ("row", "schema", "reason"),
     [

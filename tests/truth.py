@@ -164,9 +164,10 @@ def _engine_step(before: EngineRow, row: EngineRow, hold: int) -> list[Interval[
 
 def _gpu_step(before: GpuRow, row: GpuRow, hold: int) -> list[Interval[GpuRow]] | str | None:
     length = row.ts_ms - before.ts_ms
-    if row.energy_mj is None and row.power_mw is None:
+    mute, was_mute = (each.energy_mj is None and each.power_mw is None for each in (row, before))
+    if mute and not (was_mute and row.power_limit_mw != before.power_limit_mw):
         return None
-    if before.energy_mj is None and before.power_mw is None:
+    if was_mute:
         return [Interval(before.ts_ms, row.ts_ms, (0,), before, read=False)]
     if before.energy_mj is None or (row.energy_mj is None and _begins_anew(before, row)):
         assert before.power_mw is not None
