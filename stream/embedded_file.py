@@ -3,6 +3,8 @@
 WAL lets readers and the one writer work at the same time; it needs a local file system, not NFS.
 """
 
+import fcntl
+import os
 import sqlite3
 import threading
 import time
@@ -75,6 +77,28 @@ def open_readonly(path: str | Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise ConfigError(f"log.path: {path} cannot be read: {error}") from error
     return connection
+
+
+def hold_stage(path: str | Path, stage: str) -> int | None:
+    """A descriptor that keeps other processes from this stage on the file, until it is closed or this process ends.
+
+    None where that cannot be had: then the commits alone decide. Raises ConfigError where another process runs it.
+    """
+    descriptor = None
+    try:
+        # of a name of its own: SQLite locks the file itself, and would lose that with any descriptor that is closed
+        descriptor = os.open(f"{Path(path).resolve()}-{stage}.lock", os.O_RDWR | os.O_CREAT, 0o640)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if descriptor is not None:
+            os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise ConfigError(
+                f"log.path: another process runs stage {stage} on {path}: stop it, name another file, or let "
+                'processes share by Kafka (log.kind = "kafka")'
+            ) from error
+        return None
+    return descriptor
 
 
 def _connect(name: str) -> sqlite3.Connection:

@@ -5,6 +5,7 @@ order in which they were written, also when it catches up.
 """
 
 import heapq
+import os
 import sqlite3
 import threading
 import time
@@ -16,7 +17,14 @@ from typing import Final
 import zstandard
 
 from idlewatt.stream.clock import Clock, unix_ms
-from idlewatt.stream.embedded_file import bell_of, make_durable, open_file, open_readonly, transaction
+from idlewatt.stream.embedded_file import (
+    bell_of,
+    hold_stage,
+    make_durable,
+    open_file,
+    open_readonly,
+    transaction,
+)
 from idlewatt.stream.errors import LogUnavailableError, RewindError
 from idlewatt.stream.log import Commit, Message, Poll, Record
 from idlewatt.stream.topics import RETENTION_MS, USAGE
@@ -84,15 +92,17 @@ class EmbeddedAppender:
 class EmbeddedStageLog:
     """One stage on the embedded log. Used from one thread.
 
-    Two processes that run the same stage on one file cannot both count a message: whoever commits second gets
-    RewindError.
+    The file's other processes cannot open the same stage. Where their file system does not tell them, they cannot both
+    count a message either: whoever commits second gets RewindError.
     """
 
     POLL_MESSAGES: Final = 2000
     POLL_BYTES: Final = 64 * 1024 * 1024
 
     def __init__(self, path: str | Path, stage: str, inputs: tuple[str, ...], clock: Clock = unix_ms) -> None:
+        """Raises ConfigError."""
         self._connection = open_file(path)
+        self._hold = hold_stage(path, stage)
         self._path = path
         self._bell = bell_of(path)
         self._clock = clock
@@ -145,6 +155,9 @@ class EmbeddedStageLog:
 
     def close(self) -> None:
         self._connection.close()
+        if self._hold is not None:
+            os.close(self._hold)
+            self._hold = None
 
     def _assign(self) -> Poll:
         with transaction(self._connection):

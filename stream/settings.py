@@ -44,7 +44,9 @@ class Log(_Section):
     kind: Literal["embedded", "kafka"] = Field(
         "embedded", description="embedded: one SQLite file for one box. kafka: Apache Kafka for many."
     )
-    path: str = Field("idlewatt.db", description="File of the embedded log.")
+    path: str = Field(
+        "idlewatt.db", description="File of the embedded log; of each stage one process runs on it."
+    )
     bootstrap_servers: str = Field(
         "127.0.0.1:9092", description="Kafka brokers, host:port, separated by commas."
     )

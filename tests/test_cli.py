@@ -322,6 +322,26 @@ def test_collect_and_process_share_the_work(tmp_path: Path) -> None:
         assert [command.stop()[0] for command in (collect, meter, economy)] == [0, 0, 0]
 
 
+def test_a_stage_runs_in_one_process_on_a_file(tmp_path: Path) -> None:
+    """A second one ends at the start with exit code 2 and says which file; a kill leaves nothing in the way."""
+    config = simulated(tmp_path)
+    env = {"IDLEWATT_PORT": "0"}
+    with serving("run", "--config", config, log=tmp_path / "first.txt") as first:
+        assert first.url
+        for command, stages in (("run", '["meter", "economy"]'), ("process", '["economy"]')):
+            second = idlewatt(
+                command, "--config", config, env=env | {"IDLEWATT_PROCESS__STAGES": stages}, timeout_s=30
+            )
+            assert second.returncode == 2
+            assert_one_line_errors(second, f"on {tmp_path / 'log.db'}: stop it")
+        with serving("collect", "--config", config, log=tmp_path / "collect.txt") as collect:
+            assert collect.url
+        first.process.send_signal(signal.SIGKILL)
+        with serving("run", "--config", config, log=tmp_path / "next.txt") as heir:
+            assert heir.url
+    assert not {event["event"] for event in heir.events()} & {"rewound", "unexpected_error"}
+
+
 def test_a_hanging_engine_does_not_hold_up_the_end(tmp_path: Path) -> None:
     """SIGTERM ends the collector within 5 s while an engine keeps it waiting."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -1,5 +1,7 @@
 """What only the embedded log promises: it survives the death of its process, and shares its file."""
 
+import errno
+import fcntl
 import shutil
 import signal
 import sqlite3
@@ -210,6 +212,41 @@ def test_two_processes_on_one_stage_count_nothing_twice(tmp_path: Path) -> None:
     for reader in (first, second):
         reader.log.close()
     appender.close()
+
+
+def test_a_stage_is_held_until_it_is_closed(tmp_path: Path) -> None:
+    """Another process opens the stage then, and any other stage at any time."""
+    path = tmp_path / "log.db"
+    code = """
+        import sys
+        from idlewatt.stream.embedded_log import EmbeddedStageLog
+        EmbeddedStageLog(sys.argv[1], sys.argv[2], ("idlewatt.gpu",)).poll(0)
+    """
+
+    def opens(name: str, where: Path = path) -> bool:
+        child = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code), str(where), name], capture_output=True, check=False
+        )
+        assert child.returncode == 0 or b"another process runs stage meter on" in child.stderr
+        return child.returncode == 0
+
+    reader = stage(path)
+    (tmp_path / "link.db").symlink_to(path)
+    assert [opens("meter"), opens("meter", tmp_path / "link.db"), opens("economy")] == [False, False, True]
+    reader.log.close()
+    assert opens("meter")
+
+
+def test_a_file_system_without_locks_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commits alone decide then."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refused)
+    reader = stage(tmp_path / "log.db")
+    reader.until_assigned(1)
+    reader.log.close()
 
 
 def test_inputs_stay_side_by_side_while_catching_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
