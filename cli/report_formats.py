@@ -89,9 +89,7 @@ class Heading:
         and what is not over.
         """
         if self.book == Book():
-            yield (
-                "book: economy.book names none, or an empty one: tokens and electricity have no price, times are in UTC"
-            )
+            yield "book: there is none, or it says nothing: tokens and electricity have no price, times are in UTC"
         if not self.is_metered:
             yield "ledger: it has nothing of this interval"
         end_ms = min(self.interval.to_ms, self.now_ms)

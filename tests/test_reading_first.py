@@ -1,22 +1,17 @@
 """What a runner folds while one input of its stage is further behind than the other."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
-import polars as pl
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from scripted_log import ScriptedLog
 from test_economy_stage import BOOK, START_MS, power, sold, used
 
 from idlewatt.processors import runner
-from idlewatt.processors.economy import arriving as arriving_module
-from idlewatt.processors.economy.arriving import HOLD_MS, Arriving
 from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.stage import EconomyStage
-from idlewatt.processors.gathering import Gathering
 from idlewatt.processors.pipeline_figures import PipelineFigures
 from idlewatt.processors.runner import Runner
 from idlewatt.stream import metric_names as names
@@ -53,32 +48,20 @@ def poll(messages: Sequence[Message], usage_behind: int | None) -> Poll:
 
 
 def premium_share(monkeypatch: pytest.MonkeyPatch, now_ms: int, polls: Sequence[Poll]) -> float:
-    """Of all revenue, after each of these was folded and a minute went by."""
-    a_minute_later = now_ms + HOLD_MS, dataclasses.replace(polls[-1], messages=[])
-    earned = booked(monkeypatch, [*((now_ms, each) for each in polls), a_minute_later])[-1]
-    return earned.get("premium", 0.0) / sum(earned.values()) if earned else 0.0
-
-
-def booked(monkeypatch: pytest.MonkeyPatch, polls: Sequence[tuple[int, Poll]]) -> list[dict[str, float]]:
-    """Revenue by tier after each of these was folded at its time."""
+    """Of all revenue, after each of these was folded."""
     monkeypatch.setattr(EconomyStage, "gather_s", 0.0)
-    book, pages, earned = parse_book(BOOK.encode(), "book"), list[bytes](), list[dict[str, float]]()
-    log = ScriptedLog([Poll(assigned={0: None}), *(each for _, each in polls)])
-    clock_ms = polls[0][0]
-    stage = EconomyStage(lambda: book, EconomyConfig())
-    economy = Runner(stage, log, lambda: clock_ms, PipelineFigures(), pages.append)
-    economy.step(0)
-    for clock_ms, _ in polls:  # noqa: B007
+    book, pages = parse_book(BOOK.encode(), "book"), list[bytes]()
+    log, stage = ScriptedLog([Poll(assigned={0: None}), *polls]), EconomyStage(lambda: book, EconomyConfig())
+    economy = Runner(stage, log, lambda: now_ms, PipelineFigures(), pages.append)
+    for _ in range(1 + len(polls)):
         economy.step(0)
-        earned.append(
-            {
-                sample.labels["tier"]: sample.value
-                for family in text_string_to_metric_families(pages[-1].decode())
-                for sample in family.samples
-                if sample.name == names.REVENUE.name
-            }
-        )
-    return earned
+    earned = {
+        sample.labels["tier"]: sample.value
+        for family in text_string_to_metric_families(pages[-1].decode())
+        for sample in family.samples
+        if sample.name == names.REVENUE.name
+    }
+    return earned.get("premium", 0.0) / sum(earned.values()) if earned else 0.0
 
 
 def backlog() -> list[Poll]:
@@ -115,6 +98,17 @@ def test_no_clock_that_is_ahead_ends_the_wait(
     ahead = Message(topics.USAGE, 0, MINUTES, encode_rows(USAGE, [odd] * rows))
     polls = [dataclasses.replace(told, messages=[*told.messages, ahead]) for told in backlog()]
     assert premium_share(monkeypatch, NOW_MS, polls) > 0.97
+
+
+@pytest.mark.parametrize(("place", "behind"), [(0, 0), (3, 180)])
+def test_usage_of_one_site_ends_no_wait_for_that_of_another(
+    monkeypatch: pytest.MonkeyPatch, place: int, behind: int
+) -> None:
+    """Sites of a partition are live while the usage of another comes in late."""
+    live = dataclasses.replace(used(MINUTES, 1), site="live", ts_ms=NOW_MS - 1000)
+    alone = poll([Message(topics.USAGE, 0, MINUTES, encode_rows(USAGE, [live]))], behind)
+    polls = backlog()
+    assert premium_share(monkeypatch, NOW_MS, [*polls[:place], alone, *polls[place:]]) > 0.97
 
 
 def test_engines_without_gpus_have_no_lag(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,13 +155,12 @@ def test_nothing_waits_for_usage_that_is_not_behind(
     monkeypatch: pytest.MonkeyPatch, now_ms: int, behind: int
 ) -> None:
     """It may be told seldom; and where it is told all the time there is always some that is not read yet."""
-    told_ms = START_MS + 60_000 * 60
     polls = [
-        (told_ms, poll(usage(range(56, 58)), behind)),
-        (told_ms, poll(usage(range(58, 60)), behind)),
-        (now_ms, poll(ledger(range(56, 60)), behind)),
+        poll(usage(range(55)), behind),
+        poll(usage(range(55, 60)), behind),
+        poll(ledger(range(60)), behind),
     ]
-    assert booked(monkeypatch, polls)[-1]
+    assert premium_share(monkeypatch, now_ms, polls) > 0.9
 
 
 def test_tokens_wait_while_usage_has_no_leader(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,71 +168,3 @@ def test_tokens_wait_while_usage_has_no_leader(monkeypatch: pytest.MonkeyPatch) 
     polls = [poll(ledger(range(60)), None), poll([], None), poll(usage(range(60)), 0)]
     assert premium_share(monkeypatch, NOW_MS, polls[:2]) == 0
     assert premium_share(monkeypatch, NOW_MS, polls) > 0.9
-
-
-@pytest.mark.parametrize("piece", [60, 20])
-def test_tokens_wait_for_usage_that_still_comes_piece_by_piece(
-    monkeypatch: pytest.MonkeyPatch, piece: int
-) -> None:
-    """Spools come back when Kafka does: each time all is read that is there, and more of it is under way."""
-    pieces = [poll(usage(range(first, first + piece)), 0) for first in range(0, MINUTES, piece)]
-    pieces[0] = dataclasses.replace(pieces[0], messages=[*ledger(range(MINUTES)), *pieces[0].messages])
-    assert premium_share(monkeypatch, NOW_MS, pieces) > 0.97
-
-
-@pytest.mark.parametrize(("place", "behind"), [(0, 0), (3, 180)])
-def test_usage_of_one_site_ends_no_wait_for_that_of_another(
-    monkeypatch: pytest.MonkeyPatch, place: int, behind: int
-) -> None:
-    """Sites of a partition are live while the spool of another comes back."""
-    live = dataclasses.replace(used(MINUTES, 1), site="live", ts_ms=NOW_MS - 1000)
-    alone = poll([Message(topics.USAGE, 0, MINUTES, encode_rows(USAGE, [live]))], behind)
-    polls = backlog()
-    assert premium_share(monkeypatch, NOW_MS, [*polls[:place], alone, *polls[place:]]) > 0.97
-
-
-@pytest.mark.parametrize(("every", "late"), [(10, 0), (10, 10), (20, 20), (60, 0)])
-def test_usage_that_is_always_late_holds_nobody_up(
-    monkeypatch: pytest.MonkeyPatch, every: int, late: int
-) -> None:
-    """Who tells an hour's usage at its end, or each ten minutes what is as old, is waited for the first time only."""
-    polls = []
-    for now in range(10, 190, 10):
-        end = now - late
-        told = usage(range(max(0, end - every), end)) if end > 0 and end % every == 0 else []
-        polls.append((START_MS + 60_000 * now, poll([*told, *ledger(range(now - 10, now))], 0)))
-    sums = [0.0, *(sum(each.values()) for each in booked(monkeypatch, polls))]
-    assert sum(before == after for before, after in itertools.pairwise(sums)) <= 1
-
-
-def test_a_restart_does_not_end_the_wait() -> None:
-    """Who takes a partition over while a backlog comes in waits for its next piece, and no longer than others."""
-    stage = EconomyStage(lambda: parse_book(BOOK.encode(), "book"), EconomyConfig())
-    rows, none = Gathering(stage), Gathering(stage)
-    rows.add(usage(range(60)))
-    read = frozenset({topics.USAGE})
-    state = stage.fold(stage.empty(), rows.take().batch(stage, NOW_MS, read)).state
-    restored = stage.restore(stage.snapshot(state))
-    assert stage.waits(restored, none.take().batch(stage, NOW_MS + HOLD_MS - 1, read))
-    assert not stage.waits(restored, none.take().batch(stage, NOW_MS + HOLD_MS, read))
-
-
-def test_many_sources_that_are_late_once_make_no_long_wait() -> None:
-    """Each is waited for as if more of it came; all of them together, one after the other, are not."""
-    arriving, waited = Arriving(), []
-    for number in range(60):
-        now_ms = NOW_MS + 10_000 * number
-        row = dataclasses.replace(used(0, 1), source=str(number), ts_ms=now_ms - 3_600_000 + 7_000 * number)
-        arriving = arriving.after(pl.DataFrame([row]), now_ms)
-        waited.append(arriving.late_ms)
-    assert waited == [NOW_MS + 60_000 * (number // 6) for number in range(60)]
-
-
-def test_no_flood_of_sources_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What late usage is known of is bounded by what one fold reads."""
-    monkeypatch.setattr(arriving_module, "MAX_SOURCES", 10)
-    arriving = Arriving()
-    for first in range(0, 100, 4):
-        rows = [dataclasses.replace(used(0, 1), source=str(n)) for n in range(first, first + 4)]
-        arriving = arriving.after(pl.DataFrame(rows), NOW_MS)
-        assert len(arriving.ages) < 10 + 4

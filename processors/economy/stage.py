@@ -22,7 +22,7 @@ from idlewatt.processors.economy.state import (
     UNPRICED_KEY,
     EconomyState,
 )
-from idlewatt.processors.economy.usage import fold_usage
+from idlewatt.processors.economy.usage import AHEAD_MS, fold_usage
 from idlewatt.processors.families import Family
 from idlewatt.processors.gone_pools import frames_of_others, of_others
 from idlewatt.processors.stage import Batch, Folded
@@ -72,10 +72,10 @@ class EconomyStage:
         return families(states, self._book(), self._config)
 
     def waits(self, state: EconomyState, batch: Batch) -> bool:
-        """While usage is behind the clock: tokens that are priced before it is read are nobody's."""
-        if state.arriving.after(batch.frames[records.USAGE.name], batch.now_ms).is_late(batch.now_ms):
-            return True
-        return topics.USAGE not in batch.at_end and not state.arriving.is_told(batch.now_ms)
+        """While usage is behind the clock, and not read to its end: tokens that are priced before it are nobody's."""
+        used = _as_told(state.used, batch.frames[records.USAGE.name], batch.now_ms)
+        furthest_behind_ms = min((ms for ms, _ in used.values()), default=0)
+        return topics.USAGE not in batch.at_end and furthest_behind_ms <= batch.now_ms - tiers.LEAD_MS
 
     def fold(self, state: EconomyState, batch: Batch) -> Folded[EconomyState]:
         """Price every row as it comes; nothing waits. Usage first: it says what tiers tokens are sold on."""
@@ -114,7 +114,7 @@ class EconomyStage:
         folded = replace(
             _with_shares(replace(state, tiers=by_tier, compared=tiers.updated(compared, told)), told),
             usage=used.state,
-            arriving=state.arriving.after(rows, batch.now_ms),
+            used=_as_told(state.used, rows, batch.now_ms),
             volumes=spent.volumes,
             rests=spent.rests,
             consumers=consumers.totals(state.consumers, spent.rows),
@@ -192,6 +192,19 @@ class EconomyStage:
         return Folded(
             _without_gone(folded), list[Record](messages(topics.MONEY, records.MONEY, money)), moved=True
         )
+
+
+def _as_told(
+    known: Mapping[str, tuple[int, int]], usage: pl.DataFrame, now_ms: int
+) -> dict[str, tuple[int, int]]:
+    """How far each site's usage goes, and when that was read, Unix ms: of these rows, or of others within five minutes.
+
+    By the middle row, not the newest: in a backlog one of a clock that is ahead says nothing.
+    """
+    in_time = usage.filter(pl.col("ts_ms") <= now_ms + AHEAD_MS)
+    middle = in_time.group_by("site").agg(pl.col("ts_ms").quantile(0.5))
+    lately = {site: told for site, told in known.items() if 0 <= now_ms - told[1] < tiers.LEAD_MS}
+    return lately | {site: (round(ts_ms), now_ms) for site, ts_ms in middle.iter_rows()}
 
 
 def _in_currency(state: EconomyState, currency: str) -> EconomyState:

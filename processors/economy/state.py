@@ -1,12 +1,12 @@
 """All that the economy remembers of one partition's sites between two folds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 import polars as pl
 
 from idlewatt.processors.amounts import SUM
-from idlewatt.processors.economy.arriving import Arriving
 from idlewatt.processors.economy.consumers import CONSUMER_TOTAL_COLUMNS
 from idlewatt.processors.economy.envelopes import EnvelopeState
 from idlewatt.processors.economy.prices import VOLUME_COLUMNS
@@ -58,8 +58,8 @@ class EconomyState:
     rests: pl.DataFrame  # what rounding left of what consumers owe
     consumers: pl.DataFrame  # what consumers ever spent
     booked: pl.DataFrame  # when each pool was booked last; its counters end when it is gone
-    # of it, the snapshot has only whether a backlog is coming in
-    arriving: Arriving = field(default_factory=Arriving)
+    # site -> how far the usage went that was read last, and when that was, Unix ms. Not in the snapshot.
+    used: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def empty(cls) -> Self:
@@ -69,18 +69,14 @@ class EconomyState:
     def snapshot(self) -> bytes:
         own = {name: getattr(self, name) for name in _FRAMES}
         frames = own | self.usage.frames() | self.envelopes.frames()
-        scalars = {"currency": self.currency, "late_ms": self.arriving.late_ms}
-        return write_snapshot(LAYOUT, scalars, frames)
+        return write_snapshot(LAYOUT, {"currency": self.currency}, frames)
 
     @classmethod
     def restore(cls, snapshot: bytes) -> Self:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
         own: dict[str, Any] = {name: frames[name] for name in _FRAMES}
-        # the versions before did not write it
-        arriving = Arriving(late_ms=scalars.get("late_ms"))
-        usage, envelopes = UsageState.of(frames), EnvelopeState.of(frames)
-        return cls(usage, envelopes, scalars["currency"], arriving=arriving, **own)
+        return cls(UsageState.of(frames), EnvelopeState.of(frames), scalars["currency"], **own)
 
 
 _FRAMES: Final[dict[str, Any]] = {

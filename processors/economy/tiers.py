@@ -16,7 +16,7 @@ from idlewatt.stream.records import TOKEN_COUNTS, TOKEN_KINDS
 # usage is told at once, tokens when their window is closed
 LEAD_MS: Final = 300_000
 # engines that are so far behind their site's usage are gone: usage waits in Kafka for three days
-MOST_BEHIND_MS: Final = 73 * HOUR_MS
+_MOST_BEHIND_MS: Final = 73 * HOUR_MS
 # Fifty models on three tiers in each minute of the hour are a twentieth of it.
 MAX_ROWS: Final = 200_000
 _MODEL: Final = ("site", "model_name")
@@ -63,7 +63,7 @@ def recent(minutes: pl.DataFrame, more: pl.DataFrame, behind: pl.DataFrame | Non
     minute, newest_ms = pl.col("window_start_ms"), pl.col("newest_ms")
     newest = both.group_by("site").agg(newest_ms=minute.max())
     if behind is not None:
-        waits = pl.col("made_ms").is_between(newest_ms - MOST_BEHIND_MS, newest_ms)
+        waits = pl.col("made_ms").is_between(newest_ms - _MOST_BEHIND_MS, newest_ms)
         newest = newest.join(behind.lazy(), on="site", how="left").select(
             "site", newest_ms=pl.when(waits).then("made_ms").otherwise(newest_ms)
         )
