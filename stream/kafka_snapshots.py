@@ -75,31 +75,38 @@ def another_number(topic: str, found: int, owner: str, made_with: int) -> str:
     )
 
 
-def snapshots_of(log: Log, owners: Collection[str]) -> dict[str, dict[int, Snapshot]]:
-    """Owner -> partition -> its newest snapshot, the state left out; ends once one of each of `owners` is found.
+def snapshots_of(
+    log: Log, owners: Collection[str]
+) -> tuple[dict[str, dict[int, Snapshot]], LogUnavailableError | None]:
+    """Owner -> partition -> its newest snapshot, the state left out; and why some may be lacking, as nobody leads theirs.
 
-    Unless all of `owners` have one, every snapshot of every owner is there. Raises ConfigError, LogUnavailableError.
+    Every snapshot of every owner is there, unless one of each of `owners` was found: then no more are looked for. Raises
+    ConfigError.
     """
     found: dict[bytes, tuple[str, int, Snapshot]] = {}
     seen: set[str] = set()
-    for record in read_records(log, STATE, patience_s=_PATIENCE_S):
-        key, value = record.key or b"", record.value or b""
-        if not value and key in found:
-            # somebody has deleted it
-            seen.discard(found.pop(key)[0])
-        header = value[: _HEADER.size]
-        # of pieces the first
-        if header[:4] != _MAGIC or _HEADER.unpack(header)[2]:
-            continue
-        owner, snapshot = _opened(value[_HEADER.size :])
-        found[key] = owner, record.partition, replace(snapshot, state=b"")
-        seen.add(owner)
-        if seen >= set(owners):
-            break
+    unread = None
+    try:
+        for record in read_records(log, STATE, patience_s=_PATIENCE_S):
+            key, value = record.key or b"", record.value or b""
+            if not value and key in found:
+                # somebody has deleted it
+                seen.discard(found.pop(key)[0])
+            header = value[: _HEADER.size]
+            # of pieces the first
+            if header[:4] != _MAGIC or _HEADER.unpack(header)[2]:
+                continue
+            owner, snapshot = _opened(value[_HEADER.size :])
+            found[key] = owner, record.partition, replace(snapshot, state=b"")
+            seen.add(owner)
+            if seen >= set(owners):
+                break
+    except LogUnavailableError as error:
+        unread = error
     by_owner: dict[str, dict[int, Snapshot]] = defaultdict(dict)
     for owner, partition, snapshot in found.values():
         by_owner[owner][partition] = snapshot
-    return dict(by_owner)
+    return dict(by_owner), unread
 
 
 @dataclass(slots=True)

@@ -33,6 +33,8 @@ class Examined:
     faults: tuple[str, ...]
     # with these a processor of this process.group would book what another group has booked
     rivals: tuple[str, ...]
+    # why the state could not all be read, in which this group's own may be
+    unread: tuple[str, ...]
     # other settings than those Idlewatt creates topics with, and what could not be looked at
     doubts: tuple[str, ...]
     # topics whose settings, or snapshots, this user may not see
@@ -61,6 +63,8 @@ def create_topics(log: Log, needed: Sequence[str] = topics.ALL) -> None:
 def refuse_unfit(log: Log, process: Process) -> None:
     """For a processor: raise ConfigError where topics would not keep the books, and log what else is unlike ours."""
     found = examine_topics(log, process, topics.ALL)
+    if found.rivals and found.unread:
+        raise LogUnavailableError("\n".join([*found.unread, *found.rivals]))
     if refused := [*found.faults, *found.rivals]:
         raise ConfigError("\n".join(refused))
     if topics.STATE in found.hidden:
@@ -103,23 +107,27 @@ def _examined(log: Log, process: Process, names: Collection[str]) -> Examined:
     hidden = set(names) - settings.keys()
     faults = [*_unlike(counts), *_losing(settings)]
     rivals: list[str] = []
-    unseen: list[str] = []
+    unread: list[str] = []
     if topics.STATE in names:
         try:
-            snapshots = snapshots_of(log, [f"{process.group}-{stage}" for stage in process.stages])
+            owners = [f"{process.group}-{stage}" for stage in process.stages]
+            snapshots, fault = snapshots_of(log, owners)
             faults += _moved(process, counts, snapshots)
             rivals += _rivals(log, process, counts, snapshots)
         except ConfigError:
             hidden.add(topics.STATE)
-        except LogUnavailableError as error:
-            # a partition may have no leader; each is looked at again when it is restored
-            unseen.append(f"of which groups the state is, and of how many partitions, is not known: {error}")
+        else:
+            if fault is not None:
+                # a partition may have no leader; each is looked at again when it is restored
+                unread.append(
+                    f"of which groups the state is, and of how many partitions, is not known: {fault}"
+                )
     copies = {
         topic["name"]: min((len(p["replica_nodes"]) for p in topic["partitions"]), default=0)
         for topic in described
     }
-    doubts = [*unseen, *_doubts(log, counts, copies, settings)]
-    return Examined(tuple(faults), tuple(rivals), tuple(doubts), tuple(sorted(hidden)))
+    doubts = [*unread, *_doubts(log, counts, copies, settings)]
+    return Examined(tuple(faults), tuple(rivals), tuple(unread), tuple(doubts), tuple(sorted(hidden)))
 
 
 def _create(admin: Any, log: Log, names: set[str], needed: Collection[str]) -> None:
@@ -224,9 +232,9 @@ def _rivals(
     counts: Mapping[str, int],
     snapshots: Mapping[str, Mapping[int, Snapshot]],
 ) -> Iterator[str]:
-    """Stages that this group has no state of, while what another group has booked is still in their topics.
+    """Stages that this group has no state of, while another group books what is in their topics.
 
-    A topic that was made anew since, or has forgotten it, holds nothing to be booked twice.
+    Topics that were made anew since, or have forgotten what it has booked, hold nothing to be booked twice.
     """
     for stage in sorted(set(process.stages)):
         if f"{process.group}-{stage}" in snapshots:
@@ -242,17 +250,21 @@ def _rivals(
         if not booked:
             continue
         bounds = bounds_of(log, sorted({place for _, place, _ in booked}))
+        placed = [(group, place, offset) for group, place, offset in booked if place in bounds]
+        # a topic ends before where one has read only if it is another topic by now
+        obsolete = {group for group, place, offset in placed if offset > bounds[place][1]}
         still = {
             (group, place[0])
-            for group, place, offset in booked
-            if place in bounds and bounds[place][0] < offset <= bounds[place][1]
+            for group, place, offset in placed
+            # who has just begun stands at the first message still
+            if group not in obsolete and bounds[place][0] <= offset and bounds[place][0] < bounds[place][1]
         }
         if still:
             groups = ", ".join(sorted({group for group, _ in still}))
             held = " and ".join(sorted({topic for _, topic in still}))
             yield (
-                f"process.group {process.group} has no state of the {stage} in {topics.STATE}, and what group {groups} "
-                f"has booked is still in {held}: all of it would be booked a second time; set process.group back, or, "
+                f"process.group {process.group} has no state of the {stage} in {topics.STATE}, and group {groups} "
+                f"books what is in {held}: all of it would be booked a second time; set process.group back, or, "
                 'where another group is meant, go on as docs/architecture.md says under "The number of partitions"'
             )
 

@@ -103,8 +103,8 @@ def test_another_group_does_not_book_everything_again(booked: Settings, tmp_path
     """It would read from the beginning into the same ledger: exit code 2 with both groups, and nothing is written."""
     env = environment({"bootstrap_servers": booked.log.bootstrap_servers}, "trial", tmp_path)
     says = (
-        f"process.group trial has no state of the meter in idlewatt.state, and what group {booked.process.group} has "
-        "booked is still in idlewatt.gpu: all of it would be booked a second time; set process.group back"
+        f"process.group trial has no state of the meter in idlewatt.state, and group {booked.process.group} books "
+        "what is in idlewatt.gpu: all of it would be booked a second time; set process.group back"
     )
     before = [list(read_messages(booked.log, topic)) for topic in topics.ALL]
     ended = idlewatt("process", env=env)
@@ -119,6 +119,16 @@ def test_another_group_does_not_book_everything_again(booked: Settings, tmp_path
     # nobody has booked what an economy reads
     prepare(of_group(booked, "trial", "economy"))
     prepare(booked)
+
+
+def test_another_group_is_refused_from_the_first_state_on(fresh_topics: Settings, meter: StageReader) -> None:
+    """What is in windows that are open is read again after a restart: a state may stand at the first message still."""
+    prepare(of_group(fresh_topics, "other"))
+    append(fresh_topics, Record(topics.GPU, KEYS[0], b"first"))
+    meter.until_values({b"first"})
+    meter.log.commit(Commit([], dict.fromkeys(range(4), b"state"), {}))
+    with pytest.raises(ConfigError, match="would be booked a second time"):
+        prepare(of_group(fresh_topics, "other"))
 
 
 def test_a_group_that_has_begun_may_grow(booked: Settings) -> None:
@@ -158,7 +168,7 @@ def test_what_is_no_snapshot_says_no_number(kafka_broker: KafkaBroker, fresh_top
     """It is no reason to refuse topics with more partitions."""
     append(fresh_topics, Record(topics.STATE, b"of others", b"short"))
     kafka_broker.raise_partitions(8, topics.GPU, topics.ENGINE, topics.STATE)
-    assert snapshots_of(fresh_topics.log, [f"{fresh_topics.process.group}-meter"]) == {}
+    assert snapshots_of(fresh_topics.log, [f"{fresh_topics.process.group}-meter"]) == ({}, None)
     prepare(fresh_topics)
 
 
@@ -186,7 +196,7 @@ def test_partitions_added_while_it_runs_stay_unread(
     assert (said["log_level"], said["partitions"], said["unread"]) == ("error", 4, [4, 5, 6, 7])
     meter.commit(b"on")
     owner = f"{fresh_topics.process.group}-meter"
-    found = snapshots_of(fresh_topics.log, [owner])
+    found, _ = snapshots_of(fresh_topics.log, [owner])
     assert {snapshot.partitions for snapshot in found[owner].values()} == {4}
 
 
