@@ -47,7 +47,8 @@ class CounterLives:
         """The epoch of these counts.
 
         Raises LeftOutError (counter_fell) where one is less than before, and neither a later epoch nor, if none is told, a
-        page that could not be fetched says that it began anew: the page may be cut, or one of several servers behind one address have answered.
+        page that could not be fetched says that it began anew: the page may be cut, or one of several servers behind one
+        address have answered.
         """
         life = self._lives.get(whose)
         fell = life is not None and any(

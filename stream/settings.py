@@ -234,7 +234,8 @@ class Collect(_Section):
     )
     send_interval_s: Annotated[float, Field(ge=0.05, le=60)] = Field(
         1.0,
-        description="Rows are packed for this long into one message. With the slowest reading interval at most `process.grace_s`.",
+        description="Rows are packed for this long into one message. With the slowest reading interval at most "
+        "`process.grace_s`.",
     )
     max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
         16 * 1024 * 1024, description="A metrics page larger than this is refused."
@@ -287,8 +288,8 @@ class Process(_Section):
     )
     grace_s: Annotated[float, Field(ge=0.5, le=3600)] = Field(
         15.0,
-        description="A window closes this long after its end in event time. At least 1.5 times the slowest reading interval of GPUs and "
-        "engines, and at least that and `collect.send_interval_s` together. "
+        description="A window closes this long after its end in event time. At least 1.5 times the slowest reading interval "
+        "of GPUs and engines, and at least that and `collect.send_interval_s` together. "
         "Above 60, raise the limit of the alert IdlewattWindowClockStalled and of the dashboards, as its runbook says.",
     )
     forget_after_s: Seconds = Field(

@@ -23,14 +23,18 @@ def without_presence(pending: pl.DataFrame, last: pl.DataFrame, forget_ms: int) 
     rows = pending.select_seq(*_JUDGED_BY, place=pl.int_range(pl.len()), mute=_IS_MUTE)
     if not rows["mute"].any():
         return pending
-    judged = rows.filter(pl.col("id").is_in(rows["id"].filter(rows["mute"]).unique().implode()))
+    is_judged = pl.col("id").is_in(rows["id"].filter(rows["mute"]).unique().implode())
+    # one by one, which is seldom
+    judged = rows.filter(is_judged).sort("id", "ts_ms", "mute")
     # of each GPU when it was read last; of one that told no power, its limit
     known = {
         entity: (ts_ms, limit_mw if mute else _TELLS)
-        for entity, ts_ms, limit_mw, mute in last.select_seq(*_JUDGED_BY, _IS_MUTE).iter_rows()
+        for entity, ts_ms, limit_mw, mute in last.filter(is_judged)
+        .select_seq(*_JUDGED_BY, _IS_MUTE)
+        .iter_rows()
     }
     told_already = []
-    for entity, ts_ms, limit_mw, place, mute in judged.sort("id", "ts_ms", "mute").iter_rows():
+    for entity, ts_ms, limit_mw, place, mute in judged.iter_rows():
         before_ms, before = known.get(entity, (None, None))
         is_told = before_ms is not None and ts_ms - before_ms < forget_ms
         if mute and is_told and (ts_ms <= before_ms or before in (_TELLS, limit_mw)):
