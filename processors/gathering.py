@@ -171,7 +171,7 @@ class Gathering:
         room, first = OPENED_BYTES, self._stage.first
         self._held = frozenset()
         for place, topic in enumerate(sorted(self._messages, key=lambda topic: topic not in first)):
-            if place == len(first) and waits(Gathered(parts, {}, {})):
+            if first and place == len(first) and waits(Gathered(parts, {}, {})):
                 self._held = frozenset(self._messages) - first
             messages = self._messages[topic]
             at, most = 0, min(len(messages), MOST_MESSAGES)

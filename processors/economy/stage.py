@@ -73,9 +73,11 @@ class EconomyStage:
 
     def waits(self, state: EconomyState, batch: Batch) -> bool:
         """While usage is behind the clock, and not read to its end: tokens that are priced before it are nobody's."""
+        if topics.USAGE in batch.at_end:
+            return False
         used = _as_told(state.used, batch.frames[records.USAGE.name], batch.now_ms)
         furthest_behind_ms = min((ms for ms, _ in used.values()), default=0)
-        return topics.USAGE not in batch.at_end and furthest_behind_ms <= batch.now_ms - tiers.LEAD_MS
+        return furthest_behind_ms <= batch.now_ms - tiers.LEAD_MS
 
     def fold(self, state: EconomyState, batch: Batch) -> Folded[EconomyState]:
         """Price every row as it comes; nothing waits. Usage first: it says what tiers tokens are sold on."""

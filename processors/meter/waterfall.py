@@ -160,13 +160,13 @@ def _taken_back(classified: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _available_mj(moment: str, limit_mw: str) -> pl.Expr:
-    """What the limit had made available since the window began; differences of it add up however time is cut."""
-    return pl.col(limit_mw) * (pl.col(moment) - pl.col("window_start_ms")) // 1000
-
-
 def _by_limit_mj(limit_mw: str) -> pl.Expr:
-    return _available_mj("to_ms", limit_mw) - _available_mj("from_ms", limit_mw)
+    """What the limit makes available over a piece: differences since the window began add up however time is cut."""
+    upto, before = (
+        pl.col(limit_mw) * (pl.col(moment) - pl.col("window_start_ms")) // 1000
+        for moment in ("to_ms", "from_ms")
+    )
+    return upto - before
 
 
 def _given_mj() -> pl.Expr:
