@@ -172,7 +172,7 @@ MESSAGES = st.lists(
 )
 
 
-@examples(15)
+@examples(8)
 @given(st.lists(st.integers(0, 10**6), max_size=4), MESSAGES, st.data())
 def test_money_is_conserved_under_any_batches_and_restarts(
     told_of: list[int], rows: list[TokenRow | PowerRow], data: st.DataObject
@@ -879,7 +879,7 @@ def test_a_new_currency_begins_with_the_list_price() -> None:
     assert brought(4) == [("USD", 100_000)]
 
 
-@examples(15)
+@examples(8)
 @given(MESSAGES)
 def test_money_is_that_of_the_second_computation(rows: list[TokenRow | PowerRow]) -> None:
     """Without usage every micro-unit is what docs/metering.md, computed in plain Python, gives."""

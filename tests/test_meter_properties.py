@@ -120,7 +120,7 @@ def _nonzero(expected: dict[Any, list[int]]) -> dict[Any, tuple[int, ...]]:
     return {key: tuple(row) for key, row in expected.items() if any(row)}
 
 
-@examples(10)
+@examples(6)
 @given(fleets(), SEEDS)
 def test_arrival_changes_no_sum(fleet: Fleet, seed: int) -> None:
     """Cutting, repeating and shuffling within a third of the grace gives the truth, once the clock has run on."""
@@ -129,7 +129,7 @@ def test_arrival_changes_no_sum(fleet: Fleet, seed: int) -> None:
     assert_true(driver, fleet, drain(driver, fleet, now_ms))
 
 
-@examples(4)
+@examples(3)
 @given(fleets(shared=True), SEEDS)
 def test_models_on_one_gpu_share_its_watts(fleet: Fleet, seed: int) -> None:
     """What a GPU drew, had to spare and was there for while several models served is split as its joules are."""
@@ -138,7 +138,7 @@ def test_models_on_one_gpu_share_its_watts(fleet: Fleet, seed: int) -> None:
     assert_true(driver, fleet, drain(driver, fleet, now_ms))
 
 
-@examples(10)
+@examples(6)
 @given(fleets(), SEEDS)
 def test_sums_are_true_at_any_edge(fleet: Fleet, seed: int) -> None:
     """While readings still come, the windows that are closed already hold what the truth has up to their edge."""
@@ -148,7 +148,7 @@ def test_sums_are_true_at_any_edge(fleet: Fleet, seed: int) -> None:
     assert_true(driver, fleet, max(edge_ms, START_MS))
 
 
-@examples(10)
+@examples(6)
 @given(fleets(), SEEDS)
 def test_crashes_change_no_sum(fleet: Fleet, seed: int) -> None:
     """Work that was not committed is done again: from any commit on, with topics read at any pace, sums are true."""
@@ -177,7 +177,7 @@ def test_crashes_change_no_sum(fleet: Fleet, seed: int) -> None:
     assert_true(driver, fleet, edge_ms)
 
 
-@examples(10)
+@examples(6)
 @given(fleets(clean=True, overdraw=False), SEEDS)
 def test_energy_and_time_are_conserved(fleet: Fleet, seed: int) -> None:
     """Draw adds up to the counters' differences, draw and headroom to limit x time, states to all the time there was."""
@@ -207,7 +207,7 @@ def _by_gpu(fleet: Fleet) -> dict[tuple[str, str], list[records.GpuRow]]:
     return found
 
 
-@examples(10)
+@examples(6)
 @given(fleets(overdraw=False), SEEDS, st.sampled_from([0, 90_000, 600_000]))
 def test_late_nodes_are_counted(fleet: Fleet, seed: int, late_ms: int) -> None:
     """What a node sends late is booked in its windows and states, as if it had come in time."""
@@ -220,7 +220,7 @@ def test_late_nodes_are_counted(fleet: Fleet, seed: int, late_ms: int) -> None:
     assert_true(driver, fleet, drain(driver, fleet, now_ms), late=True)
 
 
-@examples(10)
+@examples(6)
 @given(fleets(forget=True), SEEDS)
 def test_forgetting_is_in_event_time(fleet: Fleet, seed: int) -> None:
     """When an entity is given up depends on its readings, not on how they travel."""
@@ -229,7 +229,7 @@ def test_forgetting_is_in_event_time(fleet: Fleet, seed: int) -> None:
     assert_true(driver, fleet, drain(driver, fleet, now_ms))
 
 
-@examples(5)
+@examples(3)
 @given(fleets(), SEEDS)
 def test_pieces_that_are_judged_by_themselves_are_judged_a_few_at_a_time(fleet: Fleet, seed: int) -> None:
     """However many readings a fold brings, memory is taken for so many of them and what engines did meanwhile."""

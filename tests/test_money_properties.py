@@ -44,7 +44,7 @@ def ledger_of(fleet: Fleet, rng: random.Random) -> tuple[list[Message], int]:
     return [Message(topics.LEDGER, schema, [row]) for schema, row in rows], edge_ms
 
 
-@examples(10)
+@examples(6)
 @given(fleets(), st.integers(0, 10**6))
 def test_revenue_is_what_was_made_at_its_price(fleet: Fleet, seed: int) -> None:
     """Shuffled, cut anywhere, done again after crashes: every window's revenue is that of the truth's tokens."""

@@ -43,7 +43,7 @@ from idlewatt.stream.errors import ConfigError
 from idlewatt.stream.records import CONSUMER, POWER, STATES, TOKENS
 
 ANY_LEDGER = given(powers=POWER_LISTS, token_rows=TOKEN_LISTS, events=EVENT_LISTS)
-FEW = examples(8)
+FEW = examples(5)
 # late by up to forty hours, over the edge of a month, of few names, and small enough to reach the step in between
 LATE_EVENTS = st.lists(
     st.fixed_dictionaries(
