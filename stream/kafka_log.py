@@ -22,7 +22,7 @@ from idlewatt.stream.kafka_clients import (
     refusal,
 )
 from idlewatt.stream.kafka_continuity import Continuity, tell_expired
-from idlewatt.stream.kafka_offsets import begins_of_logs, ends_of_logs
+from idlewatt.stream.kafka_offsets import ask_for_topics, begins_of_logs, ends_of_logs, topic_ids
 from idlewatt.stream.kafka_progress import Progress
 from idlewatt.stream.kafka_snapshots import Snapshot, SnapshotRestore, another_number, encode_chunks
 from idlewatt.stream.kafka_transactions import Outgoing, TransactionalProducer
@@ -87,6 +87,8 @@ class KafkaStageLog:
         # Of each input at the start, 0 while that is not known. Keys go to partitions by their number: what is read of
         # a topic with another number is of entities whose state is elsewhere.
         self._partitions = 0
+        # of each input, as long as it is the topic that we read
+        self._topic_ids: Mapping[str, str] = {}
         self._has_told_added = False
         self._progress = Progress(inputs)
         self._continuity = Continuity()
@@ -135,6 +137,12 @@ class KafkaStageLog:
         if not partitions <= self._handed.keys():
             self._rewind()
             raise RewindError(f"the group {self._owner} has given partitions to others")
+        assert self._consumer is not None
+        if self._are_made_anew(self._consumer):
+            self._rewind()
+            raise RewindError(
+                f"a topic of {self._owner} was made anew, and is read from its first message on"
+            )
         resume = {
             (topic, n): commit.resume.get((topic, n), self._resume[(topic, n)])
             for n in partitions
@@ -142,9 +150,8 @@ class KafkaStageLog:
         }
         messages = [Outgoing(record.topic, record.key, record.value) for record in commit.records]
         for n, state in commit.snapshots.items():
-            snapshot = Snapshot(
-                state, {topic: resume[(topic, n)] for topic in self._inputs}, self._partitions
-            )
+            places = {topic: resume[(topic, n)] for topic in self._inputs}
+            snapshot = Snapshot(state, places, self._partitions, self._topic_ids)
             messages += [Outgoing(STATE, *chunk, n) for chunk in encode_chunks(self._owner, n, snapshot)]
         try:
             self._producer.commit(messages, resume, self._membership)
@@ -245,6 +252,11 @@ class KafkaStageLog:
         self._revoked |= gone
         self._handed = {n: grant for n, grant in self._handed.items() if n not in gone}
 
+    def _are_made_anew(self, consumer: Consumer) -> bool:
+        """Whether an input is another topic, by now, than the one that was read: its messages have offsets of their own."""
+        known, self._topic_ids = self._topic_ids, {**self._topic_ids, **topic_ids(consumer, self._inputs)}
+        return any(self._topic_ids[topic] != topic_id for topic, topic_id in known.items())
+
     def _look_for_added(self) -> None:
         added = sorted({n for _, n in self._listener.given if n >= self._partitions})
         if self._partitions and added and not self._has_told_added:
@@ -297,6 +309,12 @@ class KafkaStageLog:
             if snapshot is not None and snapshot.partitions != self._partitions:
                 fault = another_number(self._inputs[0], self._partitions, self._owner, snapshot.partitions)
                 raise LogUnavailableError(fault)
+        if found:
+            ask_for_topics(consumer, self._OFFSETS_TIMEOUT_MS)
+            if self._are_made_anew(consumer):
+                self._revoked |= self._handed.keys()
+                self._rewind()
+                return {}
         # one that went away meanwhile may have been moved on by others
         found = {
             n: snapshot
@@ -330,8 +348,9 @@ class KafkaStageLog:
         _log.error(
             "snapshot_older_than_offsets",
             partition=partition,
-            mend="what was booked since is booked again, if nobody has set the group's offsets; "
-            "after making the state topic anew, run this stage alone under a new process.group",
+            mend="the group's offsets say where to go on, and counters begin anew, as where the state topic was made anew"
+            if snapshot is None
+            else "what was booked since is booked again, if nobody has set the group's offsets",
         )
         return False
 
@@ -346,10 +365,18 @@ class KafkaStageLog:
         if not set(inputs) <= beginnings.keys() & ends.keys():
             return False
         for tp in inputs:
-            if snapshot is not None:
+            if snapshot is None:
+                offset = consumer.committed(tp, timeout_ms=self._OFFSETS_TIMEOUT_MS)
+            elif snapshot.is_of(tp.topic, self._topic_ids.get(tp.topic)):
                 offset = snapshot.resume.get(tp.topic)
             else:
-                offset = consumer.committed(tp, timeout_ms=self._OFFSETS_TIMEOUT_MS)
+                offset = None
+                _log.warning(
+                    "topic_made_anew",
+                    topic=tp.topic,
+                    partition=partition,
+                    mend="it is read from its first message on; what nobody had read of the one before is in no book",
+                )
             beginning, end = beginnings[tp], ends[tp]
             if offset is not None:
                 tell_expired(tp.topic, partition, beginning - offset)
@@ -360,8 +387,7 @@ class KafkaStageLog:
                     topic=tp.topic,
                     partition=partition,
                     messages=offset - end,
-                    mend="have log.replication_factor = 3 brokers that do not lose power together; "
-                    "after making the topic anew, run this stage alone under a new process.group",
+                    mend="have log.replication_factor = 3 brokers that do not lose power together",
                 )
             self._resume[(tp.topic, partition)] = at = min(max(offset or 0, beginning), end)
             consumer.seek(tp, at)

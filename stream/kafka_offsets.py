@@ -14,6 +14,21 @@ from idlewatt.stream.kafka_clients import Consumer, TopicPartition
 _LATEST, _EARLIEST = -1, -2
 
 
+def topic_ids(consumer: Consumer, topics: Sequence[str]) -> dict[str, str]:
+    """The ids of those topics that Kafka has told of (KIP-516), by name; nobody is asked."""
+    cluster = consumer._fetcher._client.cluster  # type: ignore[attr-defined]
+    found = {topic: cluster.topic_id(topic) for topic in topics}
+    return {topic: str(topic_id) for topic, topic_id in found.items() if topic_id is not None}
+
+
+def ask_for_topics(consumer: Consumer, timeout_ms: int) -> None:
+    """Have the newest of what topic_ids() tells. Raises KafkaError when Kafka does not answer.
+
+    The question waits for the answer to a fetch that is under way, half a second where nothing comes.
+    """
+    _ask_for_topics(consumer._fetcher, timeout_ms)  # type: ignore[attr-defined]
+
+
 def position(consumer: Consumer, topic: str, partition: int) -> int | None:
     """Where the next poll reads on, None where that is not known; nobody is asked.
 
@@ -108,6 +123,10 @@ def _refuse_hidden(fetcher: Any, unknown: Collection[str], timeout_ms: int) -> N
         cluster.add_topic(topic)
     # one that another broker has just created may be known the next time
     with suppress(RetriableError):
-        fetcher._net.run(fetcher._manager.wait_for, cluster.request_update(), timeout_ms)
+        _ask_for_topics(fetcher, timeout_ms)
     if hidden := cluster.unauthorized_topics.intersection(unknown):
         raise TopicAuthorizationFailedError(hidden)
+
+
+def _ask_for_topics(fetcher: Any, timeout_ms: int) -> None:
+    fetcher._net.run(fetcher._manager.wait_for, fetcher._client.cluster.request_update(), timeout_ms)

@@ -1,7 +1,6 @@
-"""Looks at a Kafka as a visitor would, for `idlewatt doctor` and the start of a processor: creates and changes nothing."""
+"""Looks at a Kafka as a visitor would, for `idlewatt doctor`: creates and changes nothing."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,25 +40,6 @@ def missing_topics(log: Log) -> frozenset[str]:
         raise LogUnavailableError(
             f"log.bootstrap_servers: Kafka at {log.bootstrap_servers} does not list its topics: {error}"
         ) from error
-
-
-def bounds_of(log: Log, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
-    """First offset of each (topic, partition) and the one behind its last; of those with a leader.
-
-    Raises ConfigError, LogUnavailableError.
-    """
-    consumer = open_reader(log, "idlewatt-bounds")
-    try:
-        asked = [TopicPartition(*place) for place in places]
-        begins = begins_of_logs(consumer, asked, _TIMEOUT_MS)
-        ends = ends_of_logs(consumer, asked, _TIMEOUT_MS)
-        return {(topic, n): (begins[topic, n], ends[topic, n]) for topic, n in begins.keys() & ends.keys()}
-    except KafkaError as error:
-        raise LogUnavailableError(
-            f"Kafka at {log.bootstrap_servers} does not tell where topics begin and end: {error}"
-        ) from error
-    finally:
-        close_consumer(consumer)
 
 
 def newest_messages(log: Log, topic: str) -> list[NewestMessage]:

@@ -33,7 +33,7 @@ _MAGIC: Final = b"IWS1"
 _PATIENCE_S: Final = 5.0
 _TOLD_LENGTH: Final = struct.Struct(">I")
 # told beside the offsets by topic
-_OWNER, _PARTITIONS = "owner", "partitions"
+_OWNER, _PARTITIONS, _TOPIC_IDS = "owner", "partitions", "topic_ids"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,19 @@ class Snapshot:
     state: bytes
     resume: Mapping[str, int]
     partitions: int
+    # by topic the id that Kafka gave it: one that is deleted and made anew has another, and offsets of its own
+    topic_ids: Mapping[str, str]
+
+    def is_of(self, topic: str, topic_id: str | None) -> bool:
+        """Whether its offset is one of the topic that has this id; where nobody knows an id, it is."""
+        known = self.topic_ids.get(topic)
+        return known is None or topic_id is None or known == topic_id
 
 
 def encode_chunks(owner: str, partition: int, snapshot: Snapshot) -> Iterator[tuple[bytes, bytes]]:
     """Key and value of each message that the snapshot becomes. `owner` is the stage's consumer group."""
-    told = json.dumps({**snapshot.resume, _OWNER: owner, _PARTITIONS: snapshot.partitions}).encode()
+    own = {_OWNER: owner, _PARTITIONS: snapshot.partitions, _TOPIC_IDS: dict(snapshot.topic_ids)}
+    told = json.dumps({**snapshot.resume, **own}).encode()
     content = _TOLD_LENGTH.pack(len(told)) + told + snapshot.state
     commit_id = uuid.uuid4().bytes
     count = -(-len(content) // CHUNK_BYTES)
@@ -62,8 +70,8 @@ def _opened(content: bytes) -> tuple[str, Snapshot]:
     (length,) = _TOLD_LENGTH.unpack_from(content)
     start = _TOLD_LENGTH.size + length
     told = json.loads(content[_TOLD_LENGTH.size : start])
-    owner, partitions = told.pop(_OWNER), told.pop(_PARTITIONS)
-    return owner, Snapshot(content[start:], told, partitions)
+    owner, partitions, topic_ids = told.pop(_OWNER), told.pop(_PARTITIONS), told.pop(_TOPIC_IDS, {})
+    return owner, Snapshot(content[start:], told, partitions, topic_ids)
 
 
 def another_number(topic: str, found: int, owner: str, made_with: int) -> str:
@@ -76,12 +84,12 @@ def another_number(topic: str, found: int, owner: str, made_with: int) -> str:
 
 
 def snapshots_of(
-    log: Log, owners: Collection[str]
+    log: Log, owners: Collection[str], topic_ids: Mapping[str, str]
 ) -> tuple[dict[str, dict[int, Snapshot]], LogUnavailableError | None]:
     """Owner -> partition -> its newest snapshot, the state left out; and why some may be lacking, as nobody leads theirs.
 
-    Every snapshot of every owner is there, unless one of each of `owners` was found: then no more are looked for. Raises
-    ConfigError.
+    Every snapshot of every owner is there, unless one of each of `owners` was found that is of topics with these ids: then
+    no more are looked for. Raises ConfigError.
     """
     found: dict[bytes, tuple[str, int, Snapshot]] = {}
     seen: set[str] = set()
@@ -98,7 +106,8 @@ def snapshots_of(
                 continue
             owner, snapshot = _opened(value[_HEADER.size :])
             found[key] = owner, record.partition, replace(snapshot, state=b"")
-            seen.add(owner)
+            if all(snapshot.is_of(topic, topic_ids.get(topic)) for topic in snapshot.resume):
+                seen.add(owner)
             if seen >= set(owners):
                 break
     except LogUnavailableError as error:

@@ -13,7 +13,6 @@ from kafka.errors import InvalidReplicationFactorError, NoError, TopicAlreadyExi
 from idlewatt.stream import topics
 from idlewatt.stream.errors import ConfigError, LogUnavailableError
 from idlewatt.stream.kafka_clients import KafkaError, open_admin
-from idlewatt.stream.kafka_probe import bounds_of
 from idlewatt.stream.kafka_snapshots import Snapshot, another_number, snapshots_of
 from idlewatt.stream.settings import Log, Process
 
@@ -111,9 +110,10 @@ def _examined(log: Log, process: Process, names: Collection[str]) -> Examined:
     if topics.STATE in names:
         try:
             owners = [f"{process.group}-{stage}" for stage in process.stages]
-            snapshots, fault = snapshots_of(log, owners)
+            ids = {topic["name"]: str(topic["topic_id"]) for topic in described if topic["name"] in counts}
+            snapshots, fault = snapshots_of(log, owners, ids)
             faults += _moved(process, counts, snapshots)
-            rivals += _rivals(log, process, counts, snapshots)
+            rivals += _rivals(process, ids, snapshots)
         except ConfigError:
             hidden.add(topics.STATE)
         else:
@@ -227,45 +227,32 @@ def _moved(
 
 
 def _rivals(
-    log: Log,
-    process: Process,
-    counts: Mapping[str, int],
-    snapshots: Mapping[str, Mapping[int, Snapshot]],
+    process: Process, topic_ids: Mapping[str, str], snapshots: Mapping[str, Mapping[int, Snapshot]]
 ) -> Iterator[str]:
-    """Stages that this group has no state of, while another group books what is in their topics.
-
-    Topics that were made anew since, or have forgotten what it has booked, hold nothing to be booked twice.
-    """
+    """Topics that another group books, and this one does not; once made anew, they are topics that nobody books."""
     for stage in sorted(set(process.stages)):
-        if f"{process.group}-{stage}" in snapshots:
-            continue
-        booked = [
-            (owner.removesuffix(f"-{stage}"), (topic, n), snapshot.resume.get(topic, 0))
-            for owner, by_partition in snapshots.items()
-            if owner.endswith(f"-{stage}")
-            for n, snapshot in by_partition.items()
-            for topic in _READ_TOGETHER[stage]
-            if n < counts.get(topic, 0)
-        ]
-        if not booked:
-            continue
-        bounds = bounds_of(log, sorted({place for _, place, _ in booked}))
-        placed = [(group, place, offset) for group, place, offset in booked if place in bounds]
-        # a topic ends before where one has read only if it is another topic by now
-        obsolete = {group for group, place, offset in placed if offset > bounds[place][1]}
-        still = {
-            (group, place[0])
-            for group, place, offset in placed
-            # who has just begun stands at the first message still
-            if group not in obsolete and bounds[place][0] <= offset and bounds[place][0] < bounds[place][1]
-        }
-        if still:
-            groups = ", ".join(sorted({group for group, _ in still}))
-            held = " and ".join(sorted({topic for _, topic in still}))
+        held: dict[str, set[str]] = defaultdict(set)
+        for topic in _READ_TOGETHER[stage]:
+            groups = {
+                owner.removesuffix(f"-{stage}")
+                for owner, by_partition in snapshots.items()
+                if owner.endswith(f"-{stage}") and topic in topic_ids
+                if any(snapshot.is_of(topic, topic_ids[topic]) for snapshot in by_partition.values())
+            }
+            if process.group not in groups:
+                for group in groups:
+                    held[group].add(topic)
+        for group, booked in sorted(held.items()):
+            what = " and ".join(sorted(booked))
+            mend = "set process.group back"
+            if stage == "meter":
+                mend += (
+                    ', or, where another group is meant, go on as docs/architecture.md says under "The number of '
+                    'partitions"'
+                )
             yield (
-                f"process.group {process.group} has no state of the {stage} in {topics.STATE}, and group {groups} "
-                f"books what is in {held}: all of it would be booked a second time; set process.group back, or, "
-                'where another group is meant, go on as docs/architecture.md says under "The number of partitions"'
+                f"process.group {process.group} has no state of {what} in {topics.STATE}, and group {group} has: all "
+                f"that it books would be booked a second time; {mend}"
             )
 
 

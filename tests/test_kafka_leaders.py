@@ -62,7 +62,7 @@ def test_what_is_there_is_read_whoever_leads(brokers: list[KafkaBroker], three_b
     producer = open_producer(log, "writer", 10_000)
     try:
         for number in range(MOVES):
-            chunks = encode_chunks("group", 0, Snapshot(str(number).encode(), {}, 1))
+            chunks = encode_chunks("group", 0, Snapshot(str(number).encode(), {}, 1, {}))
             deliveries = [producer.send(STATE, value, key, partition=0) for key, value in chunks]
             deliveries.append(producer.send(LEDGER, b"%d" % number, b"", partition=0))
             for delivery in deliveries:
@@ -121,13 +121,14 @@ def test_partitions_without_a_leader_hold_up_no_others(brokers: list[KafkaBroker
     unread = [line["found"] for line in logged if line["event"] == "topic_settings"]
     assert [STATE in told and "gives no messages" in told for told in unread] == [True] * (state_led_by == 2)
     if state_led_by == 2:
-        # where another group has booked, this one's state may be what cannot be read: then it is tried again
+        # where another group has a state, this one's may be what cannot be read: then it is tried again
         producer = open_producer(settings.log, "test", 10_000)
-        producer.send(GPU, value=b"booked", key=b"key", partition=0).get(10)
-        for key, value in encode_chunks("other-meter", 0, Snapshot(b"state", {GPU: 1, ENGINE: 0}, 3)):
+        for key, value in encode_chunks("other-meter", 0, Snapshot(b"state", {GPU: 1, ENGINE: 0}, 3, {})):
             producer.send(STATE, value=value, key=key, partition=0).get(10)
         close_producer(producer)
-        with pytest.raises(LogUnavailableError, match=r"gives no messages\n.*group other books what is in"):
+        with pytest.raises(
+            LogUnavailableError, match=r"gives no messages\n.*group other has: all that it books"
+        ):
             prepare(settings)
     member = StageReader(KafkaStageLog(settings.log, settings.process.group, "meter", (GPU, ENGINE)))
 

@@ -15,9 +15,10 @@ from stage_reader import StageReader
 from structlog.testing import capture_logs
 
 from idlewatt.stream import kafka_clients, topics
-from idlewatt.stream.errors import ConfigError, LogUnavailableError
+from idlewatt.stream.errors import ConfigError, LogUnavailableError, RewindError
 from idlewatt.stream.kafka_appender import KafkaAppender
 from idlewatt.stream.kafka_log import KafkaStageLog
+from idlewatt.stream.kafka_offsets import ask_for_topics
 from idlewatt.stream.kafka_reading import read_messages
 from idlewatt.stream.kafka_snapshots import snapshots_of
 from idlewatt.stream.log import Commit, Record
@@ -72,9 +73,8 @@ def test_another_number_of_partitions_is_refused_at_the_start(
     assert f"idlewatt: {says}" in ended.stderr
     assert "docs/architecture.md" in ended.stderr
     assert f"FAIL  log      {says}" in idlewatt("doctor", env=env).stdout
-    # to collect, or to keep other books, nothing is wrong
+    # to collect, or to keep the economy's books, nothing is wrong
     prepare(fresh_topics, process=False)
-    prepare(kafka_broker.settings(log={"partitions": 8}))
     economy = fresh_topics.process.model_copy(update={"stages": ("economy",)})
     prepare(fresh_topics.model_copy(update={"process": economy}))
 
@@ -103,8 +103,8 @@ def test_another_group_does_not_book_everything_again(booked: Settings, tmp_path
     """It would read from the beginning into the same ledger: exit code 2 with both groups, and nothing is written."""
     env = environment({"bootstrap_servers": booked.log.bootstrap_servers}, "trial", tmp_path)
     says = (
-        f"process.group trial has no state of the meter in idlewatt.state, and group {booked.process.group} books "
-        "what is in idlewatt.gpu: all of it would be booked a second time; set process.group back"
+        "process.group trial has no state of idlewatt.engine and idlewatt.gpu in idlewatt.state, and group "
+        f"{booked.process.group} has: all that it books would be booked a second time; set process.group back"
     )
     before = [list(read_messages(booked.log, topic)) for topic in topics.ALL]
     ended = idlewatt("process", env=env)
@@ -122,13 +122,19 @@ def test_another_group_does_not_book_everything_again(booked: Settings, tmp_path
 
 
 def test_another_group_is_refused_from_the_first_state_on(fresh_topics: Settings, meter: StageReader) -> None:
-    """What is in windows that are open is read again after a restart: a state may stand at the first message still."""
-    prepare(of_group(fresh_topics, "other"))
-    append(fresh_topics, Record(topics.GPU, KEYS[0], b"first"))
-    meter.until_values({b"first"})
-    meter.log.commit(Commit([], dict.fromkeys(range(4), b"state"), {}))
+    """Though nothing has come yet: whatever comes would be read by both."""
     with pytest.raises(ConfigError, match="would be booked a second time"):
         prepare(of_group(fresh_topics, "other"))
+
+
+def test_another_group_of_the_economy_is_told_to_go_back(fresh_topics: Settings) -> None:
+    """It would price the whole ledger again, so that there is no way to have one."""
+    reader = StageReader(KafkaStageLog(fresh_topics.log, "priced", "economy", (topics.LEDGER, topics.USAGE)))
+    reader.until_assigned(4)
+    reader.commit(b"state")
+    reader.log.close()
+    with pytest.raises(ConfigError, match=r"group priced has.* set process\.group back$"):
+        prepare(of_group(fresh_topics, "other", "economy"))
 
 
 def test_a_group_that_has_begun_may_grow(booked: Settings) -> None:
@@ -144,13 +150,71 @@ def test_a_group_that_has_begun_may_grow(booked: Settings) -> None:
 def test_another_group_may_begin_where_nothing_is_booked_twice(
     kafka_broker: KafkaBroker, booked: Settings
 ) -> None:
-    """Topics that were made anew hold nothing of what was booked, with whatever has come since."""
-    with kafka_broker.admin() as admin:
-        admin.delete_topics(list(METER))
-        wait_until(lambda: not set(METER) & set(admin.list_topics()), "they are deleted")
-    prepare(of_group(booked, "anew"))
-    append(booked, Record(topics.GPU, KEYS[0], b"new"))
-    prepare(of_group(booked, "anew"))
+    """Topics that were made anew hold nothing of what was booked, however much has come since."""
+    delete(kafka_broker, *METER)
+    anew = of_group(booked, "anew")
+    prepare(anew)
+    append(booked, *(Record(topics.GPU, key, key) for key in 2 * KEYS))
+    prepare(anew)
+    # and once it books what is in them, the group of before is another one
+    reader = StageReader(KafkaStageLog(anew.log, "anew", "meter", METER))
+    reader.until_assigned(4)
+    reader.commit(b"state")
+    reader.log.close()
+    prepare(anew)
+    with pytest.raises(ConfigError, match="group anew has: all that it books would be booked a second time"):
+        prepare(booked)
+
+
+def test_another_group_is_refused_where_one_of_its_topics_was_not_made_anew(
+    kafka_broker: KafkaBroker, booked: Settings
+) -> None:
+    """Engines' tokens would be booked a second time, beside the first ones of GPUs."""
+    delete(kafka_broker, topics.GPU)
+    with pytest.raises(ConfigError, match=r"no state of idlewatt\.engine in idlewatt\.state"):
+        prepare(of_group(booked, "anew"))
+
+
+def delete(broker: KafkaBroker, *names: str) -> None:
+    with broker.admin() as admin:
+        admin.delete_topics(list(names))
+        wait_until(lambda: not set(names) & set(admin.list_topics()), "they are deleted")
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+@pytest.mark.parametrize("messages", [1, 80])
+def test_a_topic_that_is_made_anew_is_read_from_its_first_message(
+    kafka_broker: KafkaBroker, booked: Settings, meter: StageReader, messages: int, is_running: bool
+) -> None:
+    """By the same group, with the state it has, and each message once, whether it ends behind where it was read to."""
+    if not is_running:
+        meter.log.close()
+    new = [Record(topics.GPU, KEYS[n % 16], b"new %d" % n) for n in range(messages)]
+    with capture_logs() as logged:
+        delete(kafka_broker, topics.GPU)
+        prepare(booked)
+        append(booked, *new)
+        meter.messages = []
+        if is_running and messages == 80:
+            # the client reads on in it where it stands, until it hears of it, which takes up to five minutes
+            meter.until(lambda: bool(meter.messages))
+            ask_for_topics(meter.log._consumer, 10_000)  # type: ignore[attr-defined]
+            with pytest.raises(RewindError, match="was made anew"):
+                meter.commit(b"wrong")
+        if not is_running:
+            meter.log = KafkaStageLog(booked.log, booked.process.group, "meter", METER)
+        read = {record.value for record in new}
+        meter.until_values(read)
+    assert set(meter.snapshots.values()) == {b"state"}
+    told = {(line["topic"], line["partition"]) for line in logged if line["event"] == "topic_made_anew"}
+    assert told == {(topics.GPU, n) for n in range(4)}
+    # and goes on from there
+    meter.commit(b"after")
+    meter.log.close()
+    heir = StageReader(KafkaStageLog(booked.log, booked.process.group, "meter", METER))
+    append(booked, Record(topics.GPU, KEYS[0], b"last"))
+    heir.until_values({b"last"})
+    heir.log.close()
 
 
 def test_a_group_whose_state_was_deleted_is_none(booked: Settings) -> None:
@@ -168,7 +232,7 @@ def test_what_is_no_snapshot_says_no_number(kafka_broker: KafkaBroker, fresh_top
     """It is no reason to refuse topics with more partitions."""
     append(fresh_topics, Record(topics.STATE, b"of others", b"short"))
     kafka_broker.raise_partitions(8, topics.GPU, topics.ENGINE, topics.STATE)
-    assert snapshots_of(fresh_topics.log, [f"{fresh_topics.process.group}-meter"]) == ({}, None)
+    assert snapshots_of(fresh_topics.log, [f"{fresh_topics.process.group}-meter"], {}) == ({}, None)
     prepare(fresh_topics)
 
 
@@ -196,7 +260,7 @@ def test_partitions_added_while_it_runs_stay_unread(
     assert (said["log_level"], said["partitions"], said["unread"]) == ("error", 4, [4, 5, 6, 7])
     meter.commit(b"on")
     owner = f"{fresh_topics.process.group}-meter"
-    found, _ = snapshots_of(fresh_topics.log, [owner])
+    found, _ = snapshots_of(fresh_topics.log, [owner], {})
     assert {snapshot.partitions for snapshot in found[owner].values()} == {4}
 
 
