@@ -67,8 +67,7 @@ def _grace_faults(settings: Settings) -> Iterator[str]:
     slowest_s = max(read_s, default=0.0)
     # 0.1 + 0.2 is more than 0.3
     latest_s = round(slowest_s + collect.send_interval_s, 6)
-    # a processor's own settings say nothing of how collectors send
-    if read_s and "send_interval_s" in collect.model_fields_set and 1.5 * slowest_s <= grace_s < latest_s:
+    if read_s and 1.5 * slowest_s <= grace_s < latest_s:
         yield (
             f"[process] grace_s must be at least {latest_s:g}, collect.send_interval_s and the slower of gpu_interval_s and "
             f"engine_interval_s together: with {grace_s:g} rows would come too late for live figures. Raise it, or lower "

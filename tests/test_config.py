@@ -102,6 +102,12 @@ BAD_FILES = {
         "engine_interval_s together: with 15 rows would come too late for live figures. Raise it, or lower "
         "collect.send_interval_s",
     ),
+    "grace_too_short_for_rows_that_are_sent_as_always": (
+        "[process]\ngrace_s = 1.5",
+        "[process] grace_s must be at least 2, collect.send_interval_s and the slower of gpu_interval_s and "
+        "engine_interval_s together: with 1.5 rows would come too late for live figures. Raise it, or lower "
+        "collect.send_interval_s",
+    ),
     "required_key_missing": (
         "[[collect.engine]]\nname = 'a'",
         "[[collect.engine]] number 1 needs url (Its metrics page), such as "
@@ -245,10 +251,8 @@ def test_bad_variable_is_told_by_its_name(environ: dict[str, str], fault: str) -
             "gpu = 'none'\nsend_interval_s = 30\n[[collect.gateway]]\nkind = 'vllm'\nurl = 'http://g/metrics'",
             15.0,
         ),
-        # a processor does not send
-        ("", 1.5),
     ],
-    ids=["in_time", "gateways_alone", "processor"],
+    ids=["in_time", "gateways_alone"],
 )
 def test_rows_that_come_in_time_are_accepted(tmp_path: Path, text: str, grace_s: float) -> None:
     """Only what is read here, and sent as it is said here, is held against the grace."""
