@@ -89,11 +89,11 @@ class Meters:
     power: Origin | None
     scope: str | None
 
-    def lack(self, other: "Meters") -> bool:
-        """Whether what the other has, or what it covers, would be lost with these."""
-        no_energy = self.energy is None and other.energy is not None
-        no_power = other.power is not None and (self.power is None or self.scope != other.scope)
-        return no_energy or no_power
+    def renewed(self, found: "Meters") -> "Meters":
+        """What answers now, and these where nothing does: that may answer later. Power keeps its scope."""
+        if found.scope != self.scope:
+            return found if self.power is None else self
+        return Meters(found.energy or self.energy, found.power or self.power, self.scope)
 
 
 class NvmlDevice:
@@ -112,7 +112,6 @@ class NvmlDevice:
         self._answered: set[Origin] = set()
         self._unsupported: set[Origin] = set()
         self._has_module = False
-        self._is_mute = False
         self._probe_attempts = 0
         # while calls fail for no clear reason, or what is read does not answer
         self._probed_ms: int | None = None
@@ -128,11 +127,10 @@ class NvmlDevice:
         if self.meters is None:
             self.meters = self._probe(clock())
         elif self._probed_ms is not None and is_due(self._probed_ms, now_ms := clock(), PROBE_EVERY_MS):
-            found = self._probe(now_ms)
-            if found is not None and (not found.lack(self.meters) or self._tells_more(found)):
-                if found.scope != self.meters.scope:
-                    self._limits_ms = self._limit_mw = self._max_limit_mw = None
-                self.meters = found
+            scope, found = self.meters.scope, self._probe(now_ms)
+            self.meters = self.meters if found is None else self.meters.renewed(found)
+            if self.meters.scope != scope:
+                self._limits_ms = self._limit_mw = self._max_limit_mw = None
         meters = self.meters or Meters(None, None, None)
         values = self._values([origin for origin in (meters.energy, meters.power) if origin is not None])
         ts_ms = clock()
@@ -149,7 +147,6 @@ class NvmlDevice:
         is_missed = (meters.energy is not None and energy_mj is None) or (
             meters.power is not None and power_mw is None
         )
-        self._is_mute = energy_mj is None and power_mw is None
         if is_missed and self._probed_ms is None:
             # a minute later, another call may stand in for one that still does not answer
             self._probed_ms = ts_ms
@@ -182,11 +179,6 @@ class NvmlDevice:
             has_process=self._has_process,
             power_scope=meters.scope,
         )
-
-    def _tells_more(self, found: Meters) -> bool:
-        """Power is better than nothing, of the same scope; a counter that does not answer now is found again later."""
-        assert self.meters is not None
-        return self._is_mute and found.power is not None and found.scope == self.meters.scope
 
     def _epoch_ms(self, ts_ms: int, is_counted: bool, has_power: bool) -> int | None:
         """Since when the counter is done without: an epoch of its own is what lets the meter go on without it."""

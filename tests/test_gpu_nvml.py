@@ -974,6 +974,22 @@ def test_power_alone_stands_in_where_nothing_else_answers_any_more(nvml: Nvml) -
     assert (told[-1]["energy_mj"], told[-1]["epoch_ms"]) == (10**9 + 5, before["epoch_ms"])
 
 
+def test_a_counter_alone_stands_in_where_no_power_answers_any_more(nvml: Nvml) -> None:
+    """Also one that was not there when the GPU was first read; power is read on as soon as it is back."""
+    script, reader = nvml
+    no_counter = f"0 return {ENERGY} 999\n0 field 83 0 999 3 0"
+    script.write(f"gpus 1\n0 power 300000\n{no_counter}")
+    told = [only_row(reader.read(at_s=second)) for second in range(10)]
+    assert (told[-1]["energy_mj"], told[-1]["power_mw"]) == (None, 300_000)
+    no_power = "0 no_field 185 0\n0 no_field 186 0\n0 return nvmlDeviceGetPowerUsage 999"
+    script.write(f"gpus 1\n0 energy 1000\n{no_power}")
+    told = [only_row(reader.read(at_s=second)) for second in range(10, 100)]
+    assert {(row["energy_mj"], row["power_mw"]) for row in told[60:]} == {(1000, None)}
+    script.write("gpus 1\n0 energy 1000")
+    row = only_row(reader.read(at_s=100))
+    assert (row["energy_mj"], row["power_mw"]) == (1000, 300_000)
+
+
 def test_a_hiccup_of_a_second_does_not_change_what_a_gpu_is_read_from(nvml: Nvml) -> None:
     """Nor one a minute later, when all calls are tried: the counter of a module never counts for its GPU alone."""
     script, reader = nvml
