@@ -10,7 +10,7 @@ import pynvml
 import structlog
 
 from idlewatt.collectors.in_turn import InTurn
-from idlewatt.collectors.nvml_device import NvmlDevice, is_due
+from idlewatt.collectors.nvml_device import ONE_GPU_MODULE, NvmlDevice, is_due
 from idlewatt.collectors.nvml_driver import (
     DRIVER_CODES,
     GPU_MENDS,
@@ -37,8 +37,6 @@ _CLOSE_WAIT_S: Final = 1.0
 _PATIENCE_S: Final = 1.0
 # until they are known, GPUs may have to be woken
 _FIRST_PATIENCE_S: Final = 2.0
-# superchips of which each has a GPU to itself, by their product's name
-_OF_ONE_GPU: Final = ("GH200",)
 
 
 class NvmlGpus:
@@ -169,11 +167,7 @@ class NvmlGpus:
 
         `lacking`: how many there are that cannot be read; they may belong to it, too.
         """
-        shared = [
-            row
-            for row in rows
-            if row.power_scope == "module" and not any(name in row.product for name in _OF_ONE_GPU)
-        ]
+        shared = [row for row in rows if row.power_scope == "module" and ONE_GPU_MODULE not in row.product]
         if len(shared) + lacking < 2:
             return rows
         for row in shared:

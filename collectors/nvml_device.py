@@ -5,7 +5,7 @@ Facts about the calls are from NVIDIA's nvml.h unless another source is named.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pynvml
@@ -49,6 +49,8 @@ POWER_NAMES: Final[dict[Origin, str]] = {
     MODULE_INSTANT_POWER: "power of the whole module at an instant",
     POWER_CALL: "power",
 }
+# By product name, superchips of which each has one GPU; their counter is the module's (ml-energy/zeus#172).
+ONE_GPU_MODULE: Final = "GH200"
 _MODULE_POWERS: Final = (MODULE_AVERAGE_POWER, MODULE_INSTANT_POWER)
 _ENERGIES: Final = (ENERGY_FIELD, ENERGY_CALL)
 
@@ -90,10 +92,15 @@ class Meters:
     scope: str | None
 
     def renewed(self, found: "Meters") -> "Meters":
-        """What answers now, and these where nothing does: that may answer later. Power keeps its scope."""
+        """What answers now, and these where nothing does: that may answer later. Only power that is preferred changes the scope."""
         if found.scope != self.scope:
-            return found if self.power is None else self
+            return found if _place(found.power) < _place(self.power) else self
         return Meters(found.energy or self.energy, found.power or self.power, self.scope)
+
+
+def _place(power: Origin | None) -> int:
+    """The place of a GPU's power in the order of preference; none comes last."""
+    return [*POWER_NAMES, None].index(power)
 
 
 class NvmlDevice:
@@ -111,7 +118,7 @@ class NvmlDevice:
         self._leave_out = leave_out
         self._answered: set[Origin] = set()
         self._unsupported: set[Origin] = set()
-        self._has_module = False
+        self._has_module = ONE_GPU_MODULE in product
         self._probe_attempts = 0
         # while calls fail for no clear reason, or what is read does not answer
         self._probed_ms: int | None = None
@@ -127,10 +134,7 @@ class NvmlDevice:
         if self.meters is None:
             self.meters = self._probe(clock())
         elif self._probed_ms is not None and is_due(self._probed_ms, now_ms := clock(), PROBE_EVERY_MS):
-            scope, found = self.meters.scope, self._probe(now_ms)
-            self.meters = self.meters if found is None else self.meters.renewed(found)
-            if self.meters.scope != scope:
-                self._limits_ms = self._limit_mw = self._max_limit_mw = None
+            self._look_again(self.meters, now_ms)
         meters = self.meters or Meters(None, None, None)
         values = self._values([origin for origin in (meters.energy, meters.power) if origin is not None])
         ts_ms = clock()
@@ -180,6 +184,23 @@ class NvmlDevice:
             power_scope=meters.scope,
         )
 
+    def _look_again(self, before: Meters, now_ms: int) -> None:
+        found = self._probe(now_ms)
+        self.meters = self._of_one_scope(before if found is None else before.renewed(found))
+        if self.meters.scope != before.scope:
+            self._limits_ms = self._limit_mw = self._max_limit_mw = None
+        if self.meters.scope != before.scope or self.meters.energy is None:
+            # what counter and power said of each other was said of another pair
+            self._energy_check = EnergyCheck()
+
+    def _of_one_scope(self, meters: Meters) -> Meters:
+        """Without the counter, if that covers more than the rest."""
+        return replace(meters, energy=None) if self._is_of_more(meters.scope) else meters
+
+    def _is_of_more(self, scope: str | None) -> bool:
+        """Whether the counter covers more than this."""
+        return self._has_module and scope == "gpu"
+
     def _epoch_ms(self, ts_ms: int, is_counted: bool, has_power: bool) -> int | None:
         """Since when the counter is done without: an epoch of its own is what lets the meter go on without it."""
         if is_counted:
@@ -191,8 +212,10 @@ class NvmlDevice:
             self._uncounted_ms = ts_ms
         self._uncounted_last_ms = ts_ms
         # it will tell what it gained meanwhile
-        is_there = self.meters is not None and self.meters.energy is not None
+        meters = self.meters or Meters(None, None, None)
+        is_there = meters.energy is not None
         is_looked_for = self._probed_ms is not None and not self._unsupported.issuperset(_ENERGIES)
+        is_looked_for &= not self._is_of_more(meters.scope)
         may_answer = (is_there or is_looked_for) and not self._energy_check.is_refuted
         return None if may_answer and ts_ms - self._uncounted_ms < _COUNTER_WAIT_MS else self._uncounted_ms
 
@@ -203,19 +226,19 @@ class NvmlDevice:
         # some drivers answer 0 or all ones where they have nothing, of energy too
         working = {origin for origin in POWER_NAMES if 0 < values.get(origin, 0) < _UINT_SENTINEL}
         power = next((origin for origin in POWER_NAMES if origin in working), None)
+        # a module whose power does not answer now has the counter even so
+        self._has_module |= not working.isdisjoint(_MODULE_POWERS)
         failed = any(o not in values and o not in self._unsupported for o in origins)
         is_empty = power is None and any(origin in values for origin in POWER_NAMES)
         self._probed_ms = now_ms if failed or is_empty else None
         self._probe_attempts += 1
         if self._probed_ms is not None and self.meters is None and self._probe_attempts < _PROBE_ATTEMPTS:
             return None
-        # a module whose power does not answer now has the counter even so
-        self._has_module |= not working.isdisjoint(_MODULE_POWERS)
-        scope = "module" if power in _MODULE_POWERS else "gpu"
+        is_of_module = power in _MODULE_POWERS or (power is None and self._has_module)
         there = [origin for origin in _ENERGIES if origin in values]
         counting = (origin for origin in there if 0 < values[origin] <= _INT64_MAX)
         energy = next(counting, there[0] if there else None)
-        return Meters(None if self._has_module and scope == "gpu" else energy, power, scope)
+        return self._of_one_scope(Meters(energy, power, "module" if is_of_module else "gpu"))
 
     def _read_limits(self, now_ms: int, scope: str) -> None:
         # what had no limit when the GPU was first read, as while its driver starts, may have one now

@@ -200,6 +200,97 @@ def test_a_module_counter_never_goes_with_gpu_power(nvml: Nvml) -> None:
     assert row["energy_mj"] is None
 
 
+def test_the_counter_of_a_gh200_is_its_modules_also_where_no_module_power_is(nvml: Nvml) -> None:
+    """Its product's name says so: a driver that tells no power of the module, or none for now, still counts the CPU."""
+    script, reader = nvml
+    script.write(GH200 + "0 power 300000\n0 no_field 185 1\n0 no_field 186 1")
+    row = only_row(reader.read(at_s=START_S))
+    assert (row["power_scope"], row["power_mw"], row["energy_mj"]) == ("gpu", 300_000, None)
+    assert row["epoch_ms"] == 1000 * START_S
+
+
+def test_the_counter_alone_of_a_gh200_is_told_as_its_modules(nvml: Nvml) -> None:
+    """There is nothing else of it, and it has the module to itself."""
+    script, reader = nvml
+    no_power = "\n".join(f"0 no_field {field} {scope}" for field in (185, 186) for scope in (0, 1))
+    script.write(f"{GH200}{no_power}\n0 return nvmlDeviceGetPowerUsage 3\n0 limit 222000")
+    row = only_row(reader.read())
+    assert (row["power_scope"], row["power_mw"], row["power_limit_mw"]) == ("module", None, 900_000)
+    assert row["energy_mj"] is not None
+
+
+@pytest.mark.parametrize("lacking", ["", "0 field 186 0 999 1 0"])
+def test_a_counter_that_turns_out_to_be_a_modules_is_not_its_gpus_any_more(nvml: Nvml, lacking: str) -> None:
+    """Its joules end with the look a minute later that finds power of the module, and those of power go on from there."""
+    script, reader = nvml
+    answers = []
+    for second in range(201):
+        code = 999 if second < 10 else 0
+        script.write(f"""
+            gpus 1
+            0 name NVIDIA GB200
+            0 energy {10**9 + 450_000 * second}
+            0 power 300000
+            0 field 185 1 {code} 1 450000
+            0 field 186 1 {code} 1 450000
+            0 field 190 1 0 1 900000
+            {lacking}
+        """)
+        answers.append(reader.read(at_s=START_S + second))
+    rows = [GpuRow(**only_row(answer)) for answer in answers]
+    counted = [row.ts_ms // 1000 - START_S for row in rows if row.energy_mj is not None]
+    assert counted == list(range(counted[0], counted[-1] + 1))
+    assert counted[-1] < 70
+    after = rows[counted[-1] + 1 :]
+    assert {(row.power_scope, row.power_mw, row.power_limit_mw, row.epoch_ms) for row in after} == {
+        ("gpu", 300_000, 700_000, after[0].ts_ms)
+    }
+    booked = _read_of_gpu([row for row in rows if row.power_mw is not None], until_s=200)
+    estimated_mj = 300_000 * (200 - counted[-1])
+    assert sum(row["estimated_mj"] for row in booked) == estimated_mj
+    assert sum(row["draw_mj"] for row in booked) == estimated_mj + 450_000 * (counted[-1] - counted[0])
+
+
+def test_gpus_of_a_module_are_read_for_themselves_once_they_tell_power(nvml: Nvml) -> None:
+    """Else those whose own power fails for the first seconds would be dark until a restart."""
+    script, reader = nvml
+    told = []
+    for second in range(200):
+        is_failing = second < 10
+        gpus = "\n".join(
+            f"{gpu} name NVIDIA GB300\n{gpu} energy 5000 100\n{gpu} power 800000\n{gpu} limit 1400000\n"
+            f"{gpu} field 185 1 0 1 1900000\n{gpu} field 190 1 0 1 2900000\n"
+            + (
+                f"{gpu} field 185 0 999 1 0\n{gpu} field 186 0 999 1 0\n{gpu} return nvmlDeviceGetPowerUsage 999"
+                if is_failing
+                else ""
+            )
+            for gpu in range(2)
+        )
+        script.write(f"gpus 2\n{gpus}")
+        told.append(reader.read(at_s=START_S + second))
+    assert told[9]["left_out"].get("module_shared") == 2
+    dark = [answer for answer in told if "module_shared" in answer["left_out"]]
+    assert len(dark) == 60
+    for row in told[-1]["rows"]:
+        assert (row["power_scope"], row["power_mw"], row["power_limit_mw"]) == ("gpu", 800_000, 1_400_000)
+        assert row["energy_mj"] is None
+        assert row["epoch_ms"] is not None
+    assert told[-1]["left_out"] == {}
+
+
+def test_a_module_is_not_given_up_for_power_that_is_not_preferred(nvml: Nvml) -> None:
+    """Its counter would go with it, for as long as the collector runs."""
+    script, reader = nvml
+    module = GH200 + "0 no_field 185 0\n0 no_field 186 0\n0 power 111000"
+    script.write(module)
+    reader.read(at_s=0)
+    script.write(f"{module}\n0 field 185 1 999 1 0\n0 field 186 1 999 1 0")
+    told = [only_row(reader.read(at_s=second)) for second in range(1, 100)]
+    assert {(row["power_scope"], row["power_mw"]) for row in told} == {("module", None)}
+    assert all(row["energy_mj"] is not None for row in told)
+
+
 def test_one_failing_field_costs_only_itself(nvml: Nvml) -> None:
     """A field's own error is counted, the other field of the same call counts, and the next reading is whole."""
     script, reader = nvml
