@@ -6,6 +6,7 @@ Facts about the calls are from NVIDIA's nvml.h unless another source is named.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, Final
 
 import pynvml
@@ -52,7 +53,7 @@ POWER_NAMES: Final[dict[Origin, str]] = {
 # By product name, superchips of which each has one GPU; their counter is the module's (ml-energy/zeus#172).
 ONE_GPU_MODULE: Final = "GH200"
 _MODULE_POWERS: Final = (MODULE_AVERAGE_POWER, MODULE_INSTANT_POWER)
-_ENERGIES: Final = (ENERGY_FIELD, ENERGY_CALL)
+_ENERGIES: Final[tuple[Origin, ...]] = (ENERGY_FIELD, ENERGY_CALL)
 
 # nvmlValueType_t -> member of the nvmlValue_t union
 _UNION_MEMBERS: Final = {0: "dVal", 1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal", 6: "usVal"}
@@ -228,17 +229,28 @@ class NvmlDevice:
         power = next((origin for origin in POWER_NAMES if origin in working), None)
         # a module whose power does not answer now has the counter even so
         self._has_module |= not working.isdisjoint(_MODULE_POWERS)
-        failed = any(o not in values and o not in self._unsupported for o in origins)
+        there = [origin for origin in _ENERGIES if origin in values]
+        counting = next((origin for origin in there if 0 < values[origin] <= _INT64_MAX), None)
+        energy = counting or (there[0] if there else None)
+        is_of_module = power in _MODULE_POWERS or (power is None and self._has_module)
+        found = self._of_one_scope(Meters(energy, power, "module" if is_of_module else "gpu"))
+        answered = values.keys() | self._unsupported
+        failed = not answered.issuperset(self._looked_for(found, counting))
         is_empty = power is None and any(origin in values for origin in POWER_NAMES)
         self._probed_ms = now_ms if failed or is_empty else None
         self._probe_attempts += 1
         if self._probed_ms is not None and self.meters is None and self._probe_attempts < _PROBE_ATTEMPTS:
             return None
-        is_of_module = power in _MODULE_POWERS or (power is None and self._has_module)
-        there = [origin for origin in _ENERGIES if origin in values]
-        counting = (origin for origin in there if 0 < values[origin] <= _INT64_MAX)
-        energy = next(counting, there[0] if there else None)
-        return self._of_one_scope(Meters(energy, power, "module" if is_of_module else "gpu"))
+        return found
+
+    def _looked_for(self, found: Meters, counting: Origin | None) -> list[Origin]:
+        """What would be read instead of what was found, if it answered, or would tell that the counter is the module's."""
+        powers = list(takewhile(lambda origin: origin != found.power, POWER_NAMES))
+        if self._is_of_more(found.scope):
+            return powers
+        if found.scope == "gpu" and found.energy is not None:
+            powers += _MODULE_POWERS
+        return [*powers, *takewhile(lambda origin: origin != counting, _ENERGIES)]
 
     def _read_limits(self, now_ms: int, scope: str) -> None:
         # what had no limit when the GPU was first read, as while its driver starts, may have one now

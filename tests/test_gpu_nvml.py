@@ -1038,6 +1038,32 @@ def test_the_energy_call_stands_in_for_a_field_that_answers_no_more(nvml: Nvml, 
     assert [sum(row[joules] for row in booked) for joules in ("draw_mj", "estimated_mj")] == [70_000 * 400, 0]
 
 
+@pytest.mark.parametrize(
+    "unused", ["0 field 186 0 {} 1 0", "0 return nvmlDeviceGetPowerUsage {}", f"0 return {ENERGY} {{}}"]
+)
+@pytest.mark.parametrize("code", [3, 999])
+def test_what_nobody_reads_is_not_asked_for_for_ever(nvml: Nvml, unused: str, code: int) -> None:
+    """After a hiccup all is looked at once: a GPU that is read whole then has nothing left out any more."""
+    script, reader = nvml
+    script.write("gpus 1\n0 energy 5000 300000")
+    assert reader.read(at_s=0)["left_out"] == {}
+    lacking = f"gpus 1\n0 energy 9000000 300000\n{unused.format(code)}"
+    script.write(f"{lacking}\n0 field 185 0 999 1 0")
+    assert only_row(reader.read(at_s=1))["power_mw"] is None
+    script.write(lacking)
+    left_out = {second: reader.read(at_s=second)["left_out"] for second in range(2, 300)}
+    assert [second for second in left_out if left_out[second]] == [61]
+
+
+def test_a_gpu_that_is_read_whole_does_not_wait_for_what_nobody_reads(nvml: Nvml) -> None:
+    """Power that is preferred answers, and so does the counter: nothing else could be better."""
+    script, reader = nvml
+    script.write("gpus 1\n0 energy 5000 300000\n0 field 186 0 999 1 0")
+    answers = [reader.read(at_s=second) for second in range(200)]
+    assert all(only_row(answer)["energy_mj"] is not None for answer in answers)
+    assert [answer["left_out"] for answer in answers] == [{"nvml_error": 1}, *[{}] * 199]
+
+
 @pytest.mark.parametrize("answer", ["3 1 0", "999 1 0", "0 1 0"], ids=["refused", "fails", "zero"])
 def test_another_power_stands_in_for_one_that_answers_no_more(nvml: Nvml, answer: str) -> None:
     """Else a GPU without a counter would be dark for as long as the collector runs."""
