@@ -41,6 +41,7 @@ _CONSTRAINTS_CALL: Final = "nvmlDeviceGetPowerManagementLimitConstraints"
 _MODULE_LIMIT: Final = (190, _MODULE)  # enforced, out-of-band limits included
 _MODULE_MAX_LIMIT: Final = (188, _MODULE)
 _LIMITS: Final = frozenset((_LIMIT_CALL, _CONSTRAINTS_CALL, _MODULE_LIMIT, _MODULE_MAX_LIMIT))
+_MIG_CALL: Final = "nvmlDeviceGetMigMode"
 
 # in the order in which they are preferred
 POWER_NAMES: Final[dict[Origin, str]] = {
@@ -281,14 +282,18 @@ class NvmlDevice:
         processes = self._ask(pynvml.nvmlDeviceGetComputeRunningProcesses_v3)
         if processes:
             self._has_process = True
-        elif processes is None or not sees_every_process() or (self._is_mig() and not sees_every_instance()):
+        elif (
+            processes is None
+            or not sees_every_process()
+            or (self._may_be_mig() and not sees_every_instance())
+        ):
             self._has_process = None
         else:
             self._has_process = False
 
-    def _is_mig(self) -> bool:
-        mode = self._ask(pynvml.nvmlDeviceGetMigMode)
-        return mode is not None and mode[0] == 1
+    def _may_be_mig(self) -> bool:
+        mode = self._ask(getattr(pynvml, _MIG_CALL))
+        return _MIG_CALL not in self._unsupported if mode is None else mode[0] == 1
 
     def _ask(self, call: Callable[[Any], Any]) -> Any:
         """The call's answer, or None if it has none."""

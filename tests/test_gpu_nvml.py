@@ -733,6 +733,22 @@ def test_an_empty_mig_gpu_is_free_where_all_its_processes_would_be_seen(
 
 
 @pytest.mark.parametrize(
+    ("code", "is_known", "has_process"),
+    [(999, True, None), (4, False, None), (3, True, None), (3, False, False)],
+)
+def test_an_empty_gpu_that_may_be_cut_into_instances_is_not_called_free(
+    nvml: Nvml, code: int, is_known: bool, has_process: bool | None
+) -> None:
+    """While its MIG mode cannot be read, processes may be hidden; a driver that knows no MIG at all hides none."""
+    script, reader = nvml
+    if is_known:
+        script.write("gpus 1\n0 mig 1")
+        reader.read(at_s=0)
+    script.write(f"gpus 1\n0 mig 1\n0 return nvmlDeviceGetMigMode {code}")
+    assert only_row(reader.read(at_s=6))["has_process"] is has_process
+
+
+@pytest.mark.parametrize(
     ("user_namespace", "effective", "sees"),
     [
         ("user:[4026531837]", "000001ffffffffff", True),
