@@ -195,6 +195,18 @@ def test_a_gpu_whose_power_nobody_can_read_is_dark(readable_s: Sequence[int]) ->
     assert not driver.rejected
 
 
+@pytest.mark.parametrize("last_s", [55, 60, 115])
+def test_a_gpu_whose_power_nobody_can_read_is_remembered_from_when_it_was_read_last(last_s: int) -> None:
+    """As any other is, however long ago its first reading was."""
+    driver = Driver(MeterStage(MeterConfig(forget_ms=60_000)))
+    for second in range(0, 200, 5):
+        gone = [gpu(second, None, gpu_uuid="GPU-1")] if second <= last_s else []
+        driver.append([Message(topics.GPU, records.GPU, [gpu(second, 100 * second), *gone])])
+        driver.fold(START_MS + second * 1000)
+    known_ms = sums(driver.rows(records.GPU_MINUTE), ("gpu_uuid",), ("gpu_ms",))
+    assert known_ms["GPU-1",] == ((last_s + 60) * 1000,)
+
+
 def test_a_gpu_whose_power_nobody_can_read_has_the_limit_it_tells() -> None:
     """Its first readings may know none yet, and later ones another."""
     limits = [None, None, *[700_000] * 18, *[300_000] * 41]

@@ -14,7 +14,7 @@ START_MS = 1_790_000_040_000
 CONFIG = MeterConfig()
 
 
-def reading(second: int, gpu_uuid: str = "GPU-0", **names: str) -> records.GpuRow:
+def reading(second: int, gpu_uuid: str = "GPU-0", **more: Any) -> records.GpuRow:
     row = records.GpuRow(
         ts_ms=START_MS + 1000 * second,
         site="s",
@@ -27,7 +27,7 @@ def reading(second: int, gpu_uuid: str = "GPU-0", **names: str) -> records.GpuRo
         epoch_ms=1,
         has_process=False,
     )
-    return replace(row, **names)  # type: ignore[arg-type]
+    return replace(row, **more)
 
 
 def fold(driver: Driver[object], rows: list[records.GpuRow], second: int) -> None:
@@ -128,3 +128,16 @@ def test_what_was_drawn_over_an_outage_stays_with_its_dark_time(driver: Driver[o
     assert dark[("H100",)][0] > 200_000
     # a tenth of a joule each millisecond
     assert all(drawn_mj == gpu_ms * 100 for gpu_ms, drawn_mj in dark.values())
+
+
+def test_a_gpu_that_tells_no_power_is_where_its_newest_reading_says() -> None:
+    """Also while the spool of the node that it was taken out of is emptied."""
+    driver: Driver[Any] = Driver(MeterStage(CONFIG))
+    nodes = []
+    for second in range(100):
+        spooled = [reading(second - 40, node="a", energy_mj=None)] if second >= 60 else []
+        here = [reading(second, node="b", energy_mj=None)] if second >= 50 else []
+        for rows in (spooled, [*here, reading(second, "GPU-1")]):
+            fold(driver, rows, second)
+            nodes += driver.state.gpu_index.filter(gpu_uuid="GPU-0")["node"].to_list()
+    assert set(nodes) == {"b"}

@@ -165,7 +165,7 @@ def _engine_step(before: EngineRow, row: EngineRow, hold: int) -> list[Interval[
 def _gpu_step(before: GpuRow, row: GpuRow, hold: int) -> list[Interval[GpuRow]] | str | None:
     length = row.ts_ms - before.ts_ms
     mute, was_mute = (each.energy_mj is None and each.power_mw is None for each in (row, before))
-    if mute and not (was_mute and row.power_limit_mw != before.power_limit_mw):
+    if mute and not was_mute:
         return None
     if was_mute:
         return [Interval(before.ts_ms, row.ts_ms, (0,), before, read=False)]
