@@ -24,7 +24,11 @@ from report_ledgers import (
     write_ledger,
 )
 
+from idlewatt.cli.report_formats import shown
+from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.reports.cells import cells
+from idlewatt.processors.reports.figures import CENTS, figures
+from idlewatt.processors.reports.report import grouped
 from idlewatt.processors.reports.statement import statement
 from idlewatt.stream.errors import ConfigError
 from idlewatt.stream.opening import prepare
@@ -43,6 +47,22 @@ per_kwh = 0.12
 [[capital]]
 product = "*"
 per_gpu_hour = 1.80
+"""
+GIVING_BOOK = """
+currency = "EUR"
+[[tier]]
+name = "standard"
+[[tier]]
+name = "free"
+sold = false
+[[price]]
+model = "nothing"
+input = 0
+output = 0
+[[price]]
+model = "cheap"
+input = 1
+output = 1
 """
 NOVEMBER_MS = 1_604_185_200_000  # 2020-11-01T00:00+01:00
 
@@ -163,6 +183,44 @@ def test_what_has_no_price_is_not_known_to_be_nothing(env: dict[str, str]) -> No
 
     assert owed("unsold") == [["-"] * 4, ["-"] * 5]
     assert owed("other") == [["-", "-", "0.01", "0.01"], ["-", "0.01", "-", "-", "0.01"]]
+
+
+@pytest.mark.parametrize(
+    ("sold", "given_away", "due"),
+    [
+        # model and its tokens on a tier that is sold, tokens of it that are given away
+        ([("new", 5_000_000)], 1, "-"),
+        ([("new", 5_000_000)], 3_000_000, "-"),
+        ([("new", 5_000_000)], 0, "-"),
+        ([("nothing", 5_000_000)], 1, "0.00"),
+        # a price of nothing is a price: of a part it is known what is due
+        ([("new", 5_000_000), ("nothing", 1)], 1, "0.00"),
+        ([("new", 5_000_000), ("cheap", 500_000)], 1, "0.50"),
+        ([], 7, "0.00"),
+    ],
+)
+def test_what_is_given_away_says_nothing_of_what_is_due_for_the_rest(
+    sold: list[tuple[str, int]], given_away: int, due: str
+) -> None:
+    """Where all that is sold has no price nobody knows what is due, in statements as in reports; not so of a price of 0."""
+    book = parse_book(GIVING_BOOK.encode(), "book")
+    used = [(model, "standard", count) for model, count in sold]
+    used += [(model, "free", given_away) for model in [model for model, _ in sold] or ["new"] if given_away]
+    made = [
+        tokens(model_name=model, output_tokens=count, input_tokens=0, cached_input_tokens=0)
+        for model, _, count in used
+    ]
+    events = [
+        {"team": "t", "engineer": "kim", "model_name": model, "tier": tier, "output_tokens": count}
+        for model, tier, count in used
+    ]
+    found = cells(Booked([power()], made, events, book=book).ledger, book, COUNTS, WHOLE)
+    told = statement(found, book, "t", 0.9)
+    owed = [told.lines.total["revenue"], *(share.owed for share in told.shares["engineer"])]
+    totals = [
+        figures(grouped(found, by), book, CENTS, 0.9).total["revenue"] for by in ((), ("team",), ("pool",))
+    ]
+    assert {shown(amount) for amount in (*owed, *totals)} == {due}
 
 
 @given(powers=POWER_LISTS, token_rows=TOKEN_LISTS, events=EVENT_LISTS)

@@ -25,12 +25,14 @@ from idlewatt.stream.records import STATES, TOKEN_COUNTS
 
 KEY: Final = ("site", "pool", "model_name", "tier")
 # of tokens: what they are, bring, or would have brought; unpriced are those of all kinds without a price, unlisted
-# those of them that are given away, unmetered those of all kinds that nobody read the watts of, unattributed those of
-# output that no usage claims, unmade those of output that usage claims beyond what engines made
+# those that are given away without one, given all that are given away, unmetered those of all kinds that nobody read the
+# watts of, unattributed those of output that no usage claims, unmade those of output that usage claims beyond what engines
+# made
 TOKEN_MEASURES: Final = (
     *TOKEN_COUNTS,
     "unpriced_tokens",
     "unlisted_tokens",
+    "given_tokens",
     "unmetered_tokens",
     "unattributed_tokens",
     "unmade_tokens",
@@ -170,6 +172,7 @@ def _token_cells(priced: pl.DataFrame, book: Book) -> Iterator[pl.DataFrame]:
             "unlisted_tokens": ALL_KINDS.filter(
                 pl.col("earned").is_not_null() & pl.col("worth").is_null()
             ).sum(),
+            "given_tokens": ALL_KINDS.filter(pl.col("tier").is_in(book.unsold)).sum(),
             "unattributed_tokens": output.filter(~pl.col("attributed")).sum(),
         },
     )
@@ -254,6 +257,7 @@ def _consumed(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
         unlisted_tokens=pl.when(pl.col("spend_micro").is_not_null() & pl.col("worth").is_null())
         .then(ALL_KINDS)
         .otherwise(0),
+        given_tokens=pl.when(unsold).then(ALL_KINDS).otherwise(0),
         unattributed_tokens=pl.lit(0, pl.Int64),
         unmade_tokens=pl.lit(0, pl.Int64),
         unmetered_tokens=pl.lit(0, pl.Int64),

@@ -156,9 +156,12 @@ def figures(
     )
 
 
-def has_no_price(tokens: int, unpriced_tokens: int, revenue_micro: int) -> bool:
-    """Whether nothing is known of what the tokens bring; where a part is, its sum stands beside what lacks a price."""
-    return tokens == unpriced_tokens != 0 and revenue_micro == 0
+def has_no_price(tokens: int, given_tokens: int, unpriced_tokens: int, revenue_micro: int) -> bool:
+    """Whether nothing is known of what the tokens bring; where a part is, its sum stands beside what lacks a price.
+
+    Those that are given away bring nothing whatever the others are sold at.
+    """
+    return tokens - given_tokens == unpriced_tokens != 0 and revenue_micro == 0
 
 
 def unmetered(found: Figures) -> Figures:
@@ -215,7 +218,7 @@ def _complete(
         row[measure] for part in PARTS for measure in MONEY[f"capital_cost_{part}"]
     )
     unknown = {
-        "revenue": has_no_price(all_kinds, row["unpriced_tokens"], row["revenue_micro"]),
+        "revenue": has_no_price(all_kinds, row["given_tokens"], row["unpriced_tokens"], row["revenue_micro"]),
         "acquisition_cost": row["acquisition_micro"] == 0 != row["unlisted_tokens"],
         "lost_tokens": row["lost_tokens"] == 0 != row["unmeasured_mj"],
         "lost_revenue": row["lost_micro"] == 0

@@ -54,7 +54,7 @@ def statement(found: Cells, book: Book, consumer: str, coverage_floor: float) ->
 
 def _shares(own: pl.DataFrame, kind: str) -> list[Share]:
     tokens = pl.sum_horizontal(pl.col(*TOKEN_COUNTS).sum())
-    sums = tokens.alias("tokens"), pl.col("unpriced_tokens", "revenue_micro").sum()
+    sums = tokens.alias("tokens"), pl.col("given_tokens", "unpriced_tokens", "revenue_micro").sum()
     rows = own.group_by(kind).agg(*sums).sort(kind)
     places = CENTS.money
     owed = rounded_parts(rows.get_column("revenue_micro").to_list(), MICRO // 10**places)
