@@ -13,7 +13,7 @@ from idlewatt.cli.moments import written
 from idlewatt.cli.text_table import printable, text_table
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.reports.demand import Peak
-from idlewatt.processors.reports.figures import COLUMNS, COUNTS, PARTS, Figures, Value, unmetered
+from idlewatt.processors.reports.figures import COLUMNS, COUNTS, PARTS, TOO_FEW, Figures, Value, unmetered
 from idlewatt.processors.reports.ledger import LAG_MS, Interval, Ledger, Reach, ledger_span
 from idlewatt.stream.clock import HOUR_MS, unix_ms
 from idlewatt.stream.topics import RAW_RETENTION_MS
@@ -177,7 +177,7 @@ def table(heading: Heading, found: Figures, peaks: Sequence[Peak]) -> Iterator[s
         yield from text_table([*names, *columns.values()], rows, len(names))
     yield ""
     yield from reconciliation_lines(found)
-    yield from (*heading.notes, *notes(found))
+    yield from (*heading.notes, *too_few(found), *notes(found))
     for peak in peaks:
         what = f"demand charge of {printable(peak.site)}, {peak.month}: "
         unseen = ""
@@ -241,6 +241,14 @@ def notes(found: Figures, about: Iterable[str] = tuple(_NOTES)) -> Iterator[str]
         amount = sum(value for value in amounts if isinstance(value, int | Decimal) and value > 0)
         if amount:
             yield f"{what}: {shown(amount)} {text}"
+
+
+def too_few(*found: Figures) -> Iterator[str]:
+    """Why ratios are withheld, where no column says so; that there are none of no tokens needs no reason."""
+    lines = [line for figures in found for line in (*figures.rows, figures.total)]
+    few = [line["output_tokens"] for line in lines if TOO_FEW in str(line["withheld"])]
+    if any(isinstance(tokens, int) and tokens > 0 for tokens in few):
+        yield "too few tokens: ratios of what made fewer output tokens than process.min_tokens are withheld"
 
 
 def frame(heading: Heading, found: Figures) -> pl.DataFrame:

@@ -10,7 +10,7 @@ from idlewatt.cli.config import load_settings
 from idlewatt.cli.exit_codes import ExitCode
 from idlewatt.cli.ledger_reading import book_of, read_ledger, tell_faults
 from idlewatt.cli.moments import interval_of
-from idlewatt.cli.report_formats import Heading, notes, shown
+from idlewatt.cli.report_formats import Heading, notes, shown, too_few
 from idlewatt.cli.text_table import text_table
 from idlewatt.cli.writing_out import write_text
 from idlewatt.processors.economy.tariff import has_price
@@ -77,7 +77,7 @@ def whatif(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
             "assumed": assumed,
             "as_it_was": {name: was[name] for name in _SHOWN},
             "what_if": {name: would_be[name] for name in _SHOWN},
-            "notes": [*heading.notes, *notes(exact[0])],
+            "notes": [*heading.notes, *too_few(*exact), *notes(exact[0])],
         }
         write_text(None, json.dumps(told, default=str, ensure_ascii=False, indent=2) + "\n")
         return ExitCode.OK
@@ -93,6 +93,7 @@ def whatif(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
         "",
         *(f"assumed: {line}" for line in assumed),
         *heading.notes,
+        *too_few(*in_cents),
         *notes(in_cents[0]),
     ]
     write_text(None, "\n".join(lines) + "\n")

@@ -229,6 +229,29 @@ def test_what_are_too_few_tokens_is_a_setting(env: dict[str, str]) -> None:
         assert [each["tokens_per_joule"] is not None for each in (told, would)] == [is_known] * 2
 
 
+def test_few_tokens_are_told_where_ratios_are_withheld_for_them(env: dict[str, str]) -> None:
+    """In a note of the table, which has no column for it, and of what would be, where that is too few or what was."""
+    whole, note = ("--from", FROM, "--to", TO), "too few tokens: ratios of what made fewer output tokens"
+    made = ("--tokens-per-joule", "+10%")
+    for floor, is_few in ((480_000, False), (480_001, True)):
+        env = env | {"IDLEWATT_PROCESS__MIN_TOKENS": str(floor)}
+        assert (note in idlewatt("report", *whole, "--by", "site", env=env).stdout) is is_few
+        for form in ("table", "json"):
+            told = idlewatt("whatif", *whole, *made, "--format", form, env=env).stdout
+            fewer = idlewatt("whatif", *whole, "--tokens-per-joule", "-10%", "--format", form, env=env).stdout
+            assert (told.count(note), fewer.count(note)) == (is_few, 1)
+    # of no tokens everybody sees why there is no ratio
+    write_ledger(
+        Settings.model_validate({"log": {"path": env["IDLEWATT_LOG__PATH"]}}),
+        Booked([power(site="idle")], [], []),
+    )
+    by_site = idlewatt(
+        "report", *whole, "--by", "site", env=env | {"IDLEWATT_PROCESS__MIN_TOKENS": "1"}
+    ).stdout
+    assert "idle " in by_site
+    assert note not in by_site
+
+
 def test_a_report_without_a_book_says_so(env: dict[str, str]) -> None:
     """Who forgot --config learns why nothing has a price, and that days are those of UTC."""
     said = "book: there is none, or it says nothing: tokens and electricity have no price, times are in UTC"

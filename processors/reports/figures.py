@@ -85,6 +85,7 @@ COLUMNS: Final = (
     *RATIOS,
     "withheld",
 )
+TOO_FEW: Final = "too few tokens"
 _RATIO_DECIMALS: Final = 6
 
 # what is made of watts and GPU time
@@ -207,7 +208,7 @@ def _complete(
         "GPU time without telemetry": not is_covered,
         "tokens without telemetry of their GPUs": not is_metered,
         "tokens that no engine made": not is_made,
-        "too few tokens": not is_enough,
+        TOO_FEW: not is_enough,
         "tokens without a price": row["unpriced_tokens"] != 0,
         "given away without a price": row["unlisted_tokens"] != 0,
         "GPU-hours without a price": row["uncosted_gpu_ms"] != 0,
