@@ -202,8 +202,19 @@ def test_a_book_that_changed_is_read_again_and_a_bad_one_refused(
     assert told[4:] == ["refused"]
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", "\ufeff", "# " + GOOD.replace("\n", "\n# ")])
-def test_an_emptied_book_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        ("\n\n", "is empty"),
+        ("\ufeff", "is empty"),
+        ("# " + GOOD.replace("\n", "\n# "), "has nothing but comments"),
+        ("\ufeff# nothing", "has nothing but comments"),
+    ],
+)
+def test_an_emptied_book_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
     """A full disk or a failed edit leaves nothing in it: prices and budgets stay what they were, and a start says so."""
     monkeypatch.setattr(book_file, "_LOOK_INTERVAL_S", 0.0)
     path = tmp_path / "book.toml"
@@ -214,7 +225,7 @@ def test_an_emptied_book_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path.write_text(text)
     assert file.current() == before
     assert told == ["refused"]
-    with pytest.raises(ConfigError, match=r"book\.toml: the file is empty; .* leave economy\.book out"):
+    with pytest.raises(ConfigError, match=rf"book\.toml: the file {said}; .* leave economy\.book out"):
         BookFile(path, lambda *_: None)
 
 

@@ -49,9 +49,10 @@ def parse_book(content: bytes, source: str) -> Book:
     except RecursionError:
         raise ConfigError(f"{source}: nested too deep") from None
     if not tree:
-        # a full disk, or an edit that failed, leaves it so
+        # a full disk, or an edit that failed, leaves it empty
+        lacking = "has nothing but comments" if content.decode("utf-8-sig").strip() else "is empty"
         raise ConfigError(
-            f"{source}: the file is empty; put back what was in it, or leave economy.book out to have no book"
+            f"{source}: the file {lacking}; put back what was in it, or leave economy.book out to have no book"
         )
     try:
         book = Book.model_validate(tree)
