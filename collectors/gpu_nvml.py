@@ -163,13 +163,14 @@ class NvmlGpus:
         return Reading(self._without_shared(rows, len(lacking)), dict(self._left_out))
 
     def _without_shared(self, rows: list[GpuRow], lacking: int) -> list[GpuRow]:
-        """Leave out what GPUs of one module would each tell of the whole: NVML does not say which belong together.
+        """Leave out what a GPU tells of a module that others may belong to: NVML does not say which belong together.
 
-        `lacking`: how many there are that cannot be read; they may belong to it, too.
+        Others tell of the whole, too, or of their own part of it. `lacking`: how many there are that cannot be read.
         """
-        shared = [row for row in rows if row.power_scope == "module" and ONE_GPU_MODULE not in row.product]
-        if len(shared) + lacking < 2:
+        may_share = [row for row in rows if ONE_GPU_MODULE not in row.product]
+        if len(may_share) + lacking < 2:
             return rows
+        shared = [row for row in may_share if row.power_scope == "module"]
         for row in shared:
             self._leave_out(row.gpu_uuid, "module_shared")
         return [

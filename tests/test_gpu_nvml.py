@@ -252,26 +252,26 @@ def test_a_counter_that_turns_out_to_be_a_modules_is_not_its_gpus_any_more(nvml:
 
 
 def test_gpus_of_a_module_are_read_for_themselves_once_they_tell_power(nvml: Nvml) -> None:
-    """Else those whose own power fails for the first seconds would be dark until a restart."""
+    """One by one: else those whose own power fails at the start would be dark until a restart, or the last of them would be
+    booked with what the others tell, too."""
     script, reader = nvml
     told = []
     for second in range(200):
-        is_failing = second < 10
         gpus = "\n".join(
             f"{gpu} name NVIDIA GB300\n{gpu} energy 5000 100\n{gpu} power 800000\n{gpu} limit 1400000\n"
             f"{gpu} field 185 1 0 1 1900000\n{gpu} field 190 1 0 1 2900000\n"
             + (
                 f"{gpu} field 185 0 999 1 0\n{gpu} field 186 0 999 1 0\n{gpu} return nvmlDeviceGetPowerUsage 999"
-                if is_failing
+                if second < until_s
                 else ""
             )
-            for gpu in range(2)
+            for gpu, until_s in enumerate((10, 100))
         )
         script.write(f"gpus 2\n{gpus}")
         told.append(reader.read(at_s=START_S + second))
     assert told[9]["left_out"].get("module_shared") == 2
-    dark = [answer for answer in told if "module_shared" in answer["left_out"]]
-    assert len(dark) == 60
+    dark = [answer["left_out"].get("module_shared", 0) for answer in told]
+    assert [dark.count(gpus) for gpus in (2, 1)] == [60, 60]
     for row in told[-1]["rows"]:
         assert (row["power_scope"], row["power_mw"], row["power_limit_mw"]) == ("gpu", 800_000, 1_400_000)
         assert row["energy_mj"] is None
