@@ -333,7 +333,11 @@ class KafkaStageLog:
         The group has just been told its members by a broker that does lead.
         """
         stay = (partition, self._owned[partition])
-        known = snapshot.resume if snapshot is not None else {}
+        known = {
+            topic: offset
+            for topic, offset in (snapshot.resume if snapshot is not None else {}).items()
+            if snapshot is not None and snapshot.is_of(topic, self._topic_ids.get(topic))
+        }
         committed = (
             consumer.committed(TopicPartition(topic, partition), timeout_ms=self._OFFSETS_TIMEOUT_MS) or 0
             for topic in self._inputs

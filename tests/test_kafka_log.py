@@ -441,7 +441,12 @@ def test_a_snapshot_of_before_is_read_again(
     member.until_values(sent("a "))
     commit_what_was_read(member)
     member.log.close()
-    lies = [None, Snapshot(b"of before", dict.fromkeys(METER, 0), fresh_topics.log.partitions, {})]
+    partitions = fresh_topics.log.partitions
+    lies = [
+        None,
+        Snapshot(b"of before", dict.fromkeys(METER, 0), partitions, {}),
+        Snapshot(b"of topics before", dict.fromkeys(METER, 1000), partitions, dict.fromkeys(METER, "id")),
+    ]
 
     class Told(SnapshotRestore):
         """Tells that nothing is there, then what was there first, then what is there."""

@@ -20,7 +20,7 @@ from idlewatt.stream.kafka_appender import KafkaAppender
 from idlewatt.stream.kafka_log import KafkaStageLog
 from idlewatt.stream.kafka_offsets import ask_for_topics
 from idlewatt.stream.kafka_reading import read_messages
-from idlewatt.stream.kafka_snapshots import snapshots_of
+from idlewatt.stream.kafka_snapshots import Snapshot, encode_chunks, snapshots_of
 from idlewatt.stream.log import Commit, Record
 from idlewatt.stream.opening import prepare
 from idlewatt.stream.settings import Process, Settings
@@ -173,6 +173,21 @@ def test_another_group_is_refused_where_one_of_its_topics_was_not_made_anew(
     delete(kafka_broker, topics.GPU)
     with pytest.raises(ConfigError, match=r"no state of idlewatt\.engine in idlewatt\.state"):
         prepare(of_group(booked, "anew"))
+
+
+def test_a_group_that_has_begun_is_not_shut_out_by_one_that_told_no_ids(
+    kafka_broker: KafkaBroker, booked: Settings
+) -> None:
+    """One of long ago, whose state of topics before is still there; another group is."""
+    places = {topics.GPU: 9, topics.ENGINE: 9}
+    producer = kafka_clients.open_producer(booked.log, "test", 10_000)
+    for key, value in encode_chunks("retired-meter", 0, Snapshot(b"state", places, 4, {})):
+        producer.send(topics.STATE, value=value, key=key, partition=0).get(10)
+    producer.close(1)
+    delete(kafka_broker, topics.GPU)
+    prepare(booked)
+    with pytest.raises(ConfigError, match="group retired has"):
+        prepare(of_group(booked, "other"))
 
 
 def delete(broker: KafkaBroker, *names: str) -> None:
