@@ -608,7 +608,8 @@ def test_a_gpu_whose_driver_hangs_takes_no_other_with_it(nvml: Nvml, call: str) 
         # the one that could not be looked for is read as before
         assert answer["left_out"] == ({"hung": 1} if call == FIELDS else {})
         assert len(answer["rows"]) == (2 if call == FIELDS else 3)
-    assert time.monotonic() - began < 3
+    # one that waited for it each time would take ten
+    assert time.monotonic() - began < 8
     assert reader.ask("calls", call=call) - calls == (21 if call == FIELDS else 3)
     script.write("gpus 3")
     # the call comes back on its own thread
