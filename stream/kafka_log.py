@@ -333,16 +333,15 @@ class KafkaStageLog:
         The group has just been told its members by a broker that does lead.
         """
         stay = (partition, self._owned[partition])
-        known = {
-            topic: offset
-            for topic, offset in (snapshot.resume if snapshot is not None else {}).items()
-            if snapshot is not None and snapshot.is_of(topic, self._topic_ids.get(topic))
-        }
+        known = (
+            (snapshot.place(topic, self._topic_ids.get(topic)) if snapshot is not None else None) or 0
+            for topic in self._inputs
+        )
         committed = (
             consumer.committed(TopicPartition(topic, partition), timeout_ms=self._OFFSETS_TIMEOUT_MS) or 0
             for topic in self._inputs
         )
-        if all(offset <= known.get(topic, 0) for topic, offset in zip(self._inputs, committed, strict=True)):
+        if all(offset <= place for offset, place in zip(committed, known, strict=True)):
             self._stale_since.pop(stay, None)
             return False
         now = time.monotonic()
@@ -371,10 +370,7 @@ class KafkaStageLog:
         for tp in inputs:
             if snapshot is None:
                 offset = consumer.committed(tp, timeout_ms=self._OFFSETS_TIMEOUT_MS)
-            elif snapshot.is_of(tp.topic, self._topic_ids.get(tp.topic)):
-                offset = snapshot.resume.get(tp.topic)
-            else:
-                offset = None
+            elif (offset := snapshot.place(tp.topic, self._topic_ids.get(tp.topic))) is None:
                 _log.warning(
                     "topic_made_anew",
                     topic=tp.topic,

@@ -46,10 +46,10 @@ class Snapshot:
     # by topic the id that Kafka gave it: one that is deleted and made anew has another, and offsets of its own
     topic_ids: Mapping[str, str]
 
-    def is_of(self, topic: str, topic_id: str | None) -> bool:
-        """Whether its offset is one of the topic that has this id; where nobody knows an id, it is."""
-        known = self.topic_ids.get(topic)
-        return known is None or topic_id is None or known == topic_id
+    def place(self, topic: str, topic_id: str | None) -> int | None:
+        """Its offset, where that is one of the topic that has this id; it is where nobody knows an id."""
+        is_another = topic_id not in (None, self.topic_ids.get(topic, topic_id))
+        return None if is_another else self.resume.get(topic)
 
 
 def encode_chunks(owner: str, partition: int, snapshot: Snapshot) -> Iterator[tuple[bytes, bytes]]:
@@ -106,7 +106,7 @@ def snapshots_of(
                 continue
             owner, snapshot = _opened(value[_HEADER.size :])
             found[key] = owner, record.partition, replace(snapshot, state=b"")
-            if all(snapshot.is_of(topic, topic_ids.get(topic)) for topic in snapshot.resume):
+            if all(snapshot.place(topic, topic_ids.get(topic)) is not None for topic in snapshot.resume):
                 seen.add(owner)
             if seen >= set(owners):
                 break
