@@ -14,9 +14,8 @@ from idlewatt.cli.text_table import printable, text_table
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.reports.demand import Peak
 from idlewatt.processors.reports.figures import COLUMNS, COUNTS, PARTS, TOO_FEW, Figures, Value, unmetered
-from idlewatt.processors.reports.ledger import LAG_MS, Interval, Ledger, Reach, ledger_span
+from idlewatt.processors.reports.ledger import LAG_MS, Interval, Ledger, Reach
 from idlewatt.stream.clock import HOUR_MS, unix_ms
-from idlewatt.stream.topics import RAW_RETENTION_MS
 
 # Nobody uses anything at some times of the day; and where the economy does not run, nothing that is used is in the log.
 _UNUSED_MS: Final = 6 * HOUR_MS
@@ -122,27 +121,13 @@ class Heading:
                 yield f"ledger: that of {printable(name)} ends at {written(to_ms, self.book.time_zone)}"
         if self.now_ms < self.interval.to_ms:
             yield f"interval: it is not over, now is {written(self.now_ms, self.book.time_zone)}"
-        yield from self._open_hours()
-
-    def _open_hours(self) -> Iterator[str]:
-        """That tiers of the last clock hour can change: it is not over, or a site's ledger does not tell of all of it yet."""
-        end_ms = ledger_span(self.interval).to_ms
-        hour = written(end_ms - HOUR_MS, self.book.time_zone)
-        used = [site for site in self.reach if site.used_ms is not None]
-        if used and self.interval.to_ms <= self.now_ms < end_ms:
+        hour_ms = (self.interval.to_ms - 1) // HOUR_MS * HOUR_MS
+        is_used = any(site.used_ms is not None for site in self.reach)
+        if is_used and self.interval.to_ms <= self.now_ms < hour_ms + HOUR_MS:
             yield (
-                f"tiers: the hour from {hour} is not over; until it is, its tiers and what its tokens bring can change"
+                f"tiers: the hour from {written(hour_ms, self.book.time_zone)} is not over; until it is, its tiers and what "
+                "its tokens bring can change"
             )
-        for site in used if self.now_ms >= end_ms else ():
-            # where it ends before the interval, another note says so; what the meter has not read by then is gone
-            is_whole = self.interval.to_ms - site.to_ms <= LAG_MS
-            is_behind = end_ms - site.hours_to_ms > LAG_MS
-            if is_whole and is_behind and self.now_ms - site.hours_to_ms <= RAW_RETENTION_MS:
-                yield (
-                    f"tiers: the ledger of {printable(site.site)} ends at "
-                    f"{written(site.hours_to_ms, self.book.time_zone)}, in the hour from {hour}; where it goes on, its tiers "
-                    "and what its tokens bring can change"
-                )
 
     def _gaps(self, gaps: Sequence[tuple[int, int]]) -> str:
         from_ms, to_ms = max(gaps, key=lambda gap: gap[1] - gap[0])

@@ -33,7 +33,6 @@ from idlewatt.stream.log import Record
 from idlewatt.stream.opening import open_appender, prepare
 from idlewatt.stream.records import POWER
 from idlewatt.stream.settings import Settings
-from idlewatt.stream.topics import RAW_RETENTION_MS
 
 BOOK = """
 currency = "EUR"
@@ -507,36 +506,6 @@ def test_a_report_says_that_its_last_hour_is_not_over() -> None:
     assert [line.split(":")[0] for line in said(30, 29)] == ["interval"]
     # without usage all is on the default tier
     assert said(30, 30, dataclasses.replace(ledger, usage=ledger.usage.clear())) == []
-
-
-def test_a_report_says_that_the_ledger_may_go_on_in_its_last_hour() -> None:
-    """Where processors are behind, the hour is over by the clock and what it sells is not: a note, until nothing can come."""
-    told = {"annex": 60, "hall": 45, "unused": 45}
-    booked = Booked(
-        [
-            power(site=site, window_start_ms=START_MS + m * MINUTE_MS)
-            for site in told
-            for m in range(told[site])
-        ],
-        [],
-        [{"ts_ms": START_MS + MINUTE_MS, "site": site} for site in ("annex", "hall")],
-    )
-
-    def said(minutes: int, now_ms: int) -> list[str]:
-        heading = Heading.now(Interval(START_MS, START_MS + minutes * MINUTE_MS), TIERED, booked.ledger)
-        return [note.split(";")[0] for note in dataclasses.replace(heading, now_ms=START_MS + now_ms).notes]
-
-    note = "tiers: the ledger of hall ends at 2020-10-31T21:44-04:00, in the hour from 2020-10-31T21:00-04:00"
-    assert said(30, HOUR_MS) == said(45, HOUR_MS) == said(54, 9 * HOUR_MS) == [note]
-    assert said(30, HOUR_MS - 1) == ["tiers: the hour from 2020-10-31T21:00-04:00 is not over"]
-    # what is missing of the interval is told once
-    assert said(60, HOUR_MS) == [
-        f"ledger: that of {site} ends at 2020-10-31T21:44-04:00" for site in ("hall", "unused")
-    ]
-    # what was not read in the days that it is kept for never will be
-    ended_ms = 44 * MINUTE_MS + 10_000
-    assert said(30, ended_ms + RAW_RETENTION_MS) == [note]
-    assert said(30, ended_ms + RAW_RETENTION_MS + 1) == []
 
 
 @pytest.mark.parametrize(("begins", "is_told"), [(0, False), (6, False), (8, False), (-30, True)])

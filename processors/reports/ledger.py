@@ -26,8 +26,6 @@ class Reach:
     site: str
     from_ms: int
     to_ms: int
-    # the same of the clock hours that the interval lies in
-    hours_to_ms: int
     # the end of its newest usage before the interval's end, if there is any in the months that it lies in
     used_ms: int | None
     # where it has none for over LAG_MS in between, from when to when
@@ -64,9 +62,6 @@ class Ledger:
         month_ms = calendar_month(interval.from_ms, time_zone).from_ms
         of_months = self.usage.filter(pl.col("window_start_ms") >= month_ms)
         used_ms = dict(ends_before(interval.to_ms, of_months).iter_rows())
-        hours_end_ms = ledger_span(interval).to_ms
-        told = [ends_before(hours_end_ms, frame) for frame in (self.power, self.tokens)]
-        hours_to_ms = dict(pl.concat(told).group_by("site").agg(pl.col("to_ms").max()).iter_rows())
         windows = pl.concat(
             frame.filter(interval.has()).select(
                 "site", from_ms="window_start_ms", to_ms=pl.col("window_start_ms") + pl.col("window_ms")
@@ -82,14 +77,7 @@ class Ledger:
             gaps=gap.filter(pl.col("from_ms") - told_ms > LAG_MS),
         )
         return [
-            Reach(
-                site,
-                from_ms,
-                to_ms,
-                hours_to_ms[site],
-                used_ms.get(site),
-                [(one["from_ms"], one["to_ms"]) for one in gaps],
-            )
+            Reach(site, from_ms, to_ms, used_ms.get(site), [(one["from_ms"], one["to_ms"]) for one in gaps])
             for site, from_ms, to_ms, gaps in sites.iter_rows()
         ]
 
