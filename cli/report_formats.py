@@ -67,7 +67,7 @@ class Heading:
 
     @classmethod
     def now(cls, interval: Interval, book: Book, ledger: Ledger) -> "Heading":
-        reach, ended = ledger.reach(interval, book.time_zone), ledger.ended(interval)
+        reach, ended = ledger.reach(interval), ledger.ended(interval)
         return cls(interval, book, reach, ended, ledger.used_alone(interval), unix_ms())
 
     @property

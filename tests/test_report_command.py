@@ -508,19 +508,6 @@ def test_a_report_says_that_its_last_hour_is_not_over() -> None:
     assert said(30, 30, dataclasses.replace(ledger, usage=ledger.usage.clear())) == []
 
 
-@pytest.mark.parametrize(("begins", "is_told"), [(0, False), (6, False), (8, False), (-30, True)])
-def test_usage_of_the_month_before_is_not_missed(begins: int, is_told: bool) -> None:
-    """A gateway that ended in October has a note in a report that has some of October, and in no other."""
-    november_ms = START_MS + 3 * HOUR_MS
-    hours = [november_ms + hour * HOUR_MS for hour in range(-30, 20)]
-    booked = Booked(
-        [power(window_start_ms=ms) for ms in hours], [], [{"ts_ms": november_ms - 29 * HOUR_MS, "team": "t"}]
-    )
-    interval = Interval(november_ms + begins * HOUR_MS, november_ms + 20 * HOUR_MS)
-    notes = Heading.now(interval, TIERED, booked.ledger).notes
-    assert any(note.startswith("usage: ") for note in notes) is is_told
-
-
 def test_a_statement_says_where_usage_ends(env: dict[str, str], tmp_path: Path) -> None:
     """The economy stood still for the rest of the day, and the meter went on."""
     settings = Settings.model_validate({"log": {"path": str(tmp_path / "economy.db")}})

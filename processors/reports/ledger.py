@@ -26,7 +26,7 @@ class Reach:
     site: str
     from_ms: int
     to_ms: int
-    # the end of its newest usage before the interval's end, if there is any in the months that it lies in
+    # the end of its newest usage before the interval's end, if there is any in the month
     used_ms: int | None
     # where it has none for over LAG_MS in between, from when to when
     gaps: Sequence[tuple[int, int]]
@@ -57,11 +57,9 @@ class Ledger:
         gone = ends.join(there, on="site", how="anti").group_by("site").agg(pl.col("to_ms").max())
         return list(gone.sort("site").iter_rows())
 
-    def reach(self, interval: "Interval", time_zone: str) -> list[Reach]:
+    def reach(self, interval: "Interval") -> list[Reach]:
         """Of each site that has watts or tokens in the interval, by name."""
-        month_ms = calendar_month(interval.from_ms, time_zone).from_ms
-        of_months = self.usage.filter(pl.col("window_start_ms") >= month_ms)
-        used_ms = dict(ends_before(interval.to_ms, of_months).iter_rows())
+        used_ms = dict(ends_before(interval.to_ms, self.usage).iter_rows())
         windows = pl.concat(
             frame.filter(interval.has()).select(
                 "site", from_ms="window_start_ms", to_ms=pl.col("window_start_ms") + pl.col("window_ms")
