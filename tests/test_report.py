@@ -150,6 +150,36 @@ def test_a_report_is_what_the_economy_booked(batch: int, powers: Any, token_rows
     assert owed == spent.spent.get_column("spend_micro").sum()
 
 
+def test_no_row_is_of_nothing() -> None:
+    """Half an hour all of which was given away, of an hour half of which was: of that the tiers are, and of nobody else."""
+    book = parse_book(
+        b"""
+currency = "EUR"
+[[tier]]
+name = "standard"
+[[tier]]
+name = "free"
+sold = false
+[[price]]
+model = "llama"
+input = 0
+output = 0
+""",
+        "book",
+    )
+    minutes = [START_MS + n * MINUTE_MS for n in range(60)]
+    made = [
+        tokens(window_start_ms=ms, output_tokens=100, input_tokens=0, cached_input_tokens=0) for ms in minutes
+    ]
+    used = [
+        {"ts_ms": ms, "team": "t", "tier": "free" if n < 30 else "standard", "output_tokens": 100}
+        for n, ms in enumerate(minutes)
+    ]
+    ledger = Booked([power(window_start_ms=ms) for ms in minutes], made, used, book=book).ledger
+    found = report(of(ledger, book, Interval(START_MS, START_MS + 30 * MINUTE_MS)), ("team",), book)
+    assert [(row["team"], row["output_tokens"]) for row in found.rows] == [("t", 3000)]
+
+
 def test_tiers_are_what_the_economy_booked_where_the_mix_is_steady() -> None:
     """Where each minute has the same mix, tiers and money are those of the live economy."""
     minutes = [START_MS + n * MINUTE_MS for n in range(120)]

@@ -60,7 +60,9 @@ def grouped(found: Cells, by: Sequence[str]) -> Grouped:
     rows = rows.with_columns(found.is_read)
     sums = pl.col(*MEASURES).sum(), pl.col("is_read").any()
     rows = rows.group_by(columns).agg(sums).sort(columns) if columns else rows.select(sums)
-    rows = rows.filter(pl.any_horizontal(pl.col(name) != 0 for name in MEASURES))
+    # what was given away is part of the tokens; of tiers that are estimated, some may be left where no token is
+    shown = (pl.col(name) != 0 for name in MEASURES if name != "given_tokens")
+    rows = rows.filter(pl.any_horizontal(shown))
     return Grouped(
         tuple(by),
         rows.select(
