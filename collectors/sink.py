@@ -87,6 +87,8 @@ class Sink:
         self._sent_rows = Counter(dict.fromkeys(topics.RAW, 0))
         self._refused_rows = Counter(self._sent_rows)
         self._counting = threading.Lock()
+        # held by the one caller of store() that waits for what the log says
+        self._asking = threading.Lock()
         self._spool_losses: Counter[str] = Counter()
         self._away = False
         self._has_backlog = False
@@ -120,13 +122,20 @@ class Sink:
         batch = [each for each in packed if isinstance(each, WaitingMessage)]
         if len(batch) < len(packed):
             return False
-        spool = self._spool
-        # to ask a log that is known to be away would hold the caller up for seconds
-        if self._away and spool is not None and self._stored(spool, batch):
+        spool, is_known_away = self._spool, self._away
+        answer = _Answer.AWAY
+        if not is_known_away:
+            with self._asking:
+                # the log may have gone away for the one before: to ask it would hold the caller up for seconds more
+                answer = _Answer.AWAY if self._away else self._append(batch)
+        if answer is _Answer.AWAY and spool is not None and self._stored(spool, batch):
             return True
-        answer = self._append(batch)
-        if answer is _Answer.AWAY and spool is not None:
-            return self._stored(spool, batch)
+        # where nothing waits to be sent, nobody else finds out that it is back
+        if is_known_away and self._asking.acquire(blocking=False):
+            try:
+                answer = self._append(batch)
+            finally:
+                self._asking.release()
         if answer is _Answer.TAKEN:
             self._count(batch, answer)
         return answer is _Answer.TAKEN

@@ -205,15 +205,25 @@ class Spool:
             elif last.bytes + len(frame) > self._segment_bytes:
                 self._end_segment()
         if last is None or not last.is_open:
-            path = self._folder / f"{self._next_number:012d}.spool"
             try:
-                last = Segment.create(path)
+                last = self._new_segment()
             except FileNotFoundError:
                 self._hold_again()
-                last = Segment.create(path)
-            self._next_number += 1
+                last = self._new_segment()
             self._segments.append(last)
         return last
+
+    def _new_segment(self) -> Segment:
+        while True:
+            path = self._folder / f"{self._next_number:012d}.spool"
+            try:
+                segment = Segment.create(path)
+            except FileExistsError:
+                # somebody has copied it here; it is taken over at the next start
+                self._next_number += 1
+                continue
+            self._next_number += 1
+            return segment
 
     def _hold_again(self) -> None:
         """Make the folder anew that somebody removed with all that was in it. Raises OSError."""

@@ -5,6 +5,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -642,6 +643,55 @@ def test_a_spool_whose_disk_is_mended_is_taken_into_use(
     assert [event["rows"] for event in logged if event["event"] == "spool_back"] == [20]
     assert [event["detail"] for event in logged if event["event"] == "spool_failed"][:1] == ["read-only"]
     Spool(tmp_path, GIB).close()
+
+
+def test_callers_that_wait_while_the_log_goes_away_do_not_wait_one_after_another(
+    shelf: Shelf, tmp_path: Path
+) -> None:
+    """The sink's own thread would stand in the same queue, with all that is read meanwhile in memory alone."""
+    asked, over = threading.Event(), threading.Event()
+    times: list[int] = []
+
+    def hang(records: Sequence[Record]) -> None:
+        times.append(len(records))
+        asked.set()
+        assert over.wait(10)
+        raise LogUnavailableError("nobody there")
+
+    shelf.refuse = hang
+    sink = Sink(shelf, 1, spool=Spool(tmp_path, GIB))
+    with ThreadPoolExecutor(10) as callers:
+        answers = [callers.submit(sink.store, [gpu(ts_ms)]) for ts_ms in range(10)]
+        assert asked.wait(10)
+        over.set()
+        assert [answer.result(10) for answer in answers] == [True] * 10
+    assert len(times) == 1
+    shelf.refuse = lambda records: None
+    assert sink.send()
+    assert sorted(map(str, shelf.times())) == [str(ts_ms) for ts_ms in range(10)]
+
+
+def test_one_caller_at_a_time_asks_a_log_that_is_away(shelf: Shelf) -> None:
+    """Where there is no spool, or it takes nothing: the others are told so at once, and the first finds it when it is back."""
+    shelf.refuse = away
+    sink = Sink(shelf, 1)
+    assert not sink.store([gpu(0)])
+    asked, over = threading.Event(), threading.Event()
+
+    def hang(records: Sequence[Record]) -> None:
+        asked.set()
+        assert over.wait(10)
+
+    shelf.refuse = hang
+    with ThreadPoolExecutor(1) as callers:
+        first = callers.submit(sink.store, [gpu(1)])
+        assert asked.wait(10)
+        assert not sink.store([gpu(2)])
+        over.set()
+        assert first.result(10)
+    assert sink.store([gpu(3)])
+    assert shelf.times() == [1, 3]
+    assert sink.state().sent_rows[topics.GPU] == 2
 
 
 def test_a_disk_that_hangs_while_the_spool_is_opened_holds_nothing_up(

@@ -522,6 +522,21 @@ def test_a_folder_that_somebody_removed_is_made_again(tmp_path: Path, with_rows:
     assert drain(Spool(place, 1024 * KIB)) == [5]
 
 
+def test_files_that_are_copied_into_its_folder_do_not_stop_it(tmp_path: Path) -> None:
+    """As those of a node that is dead: the next start takes them over."""
+    dead = Spool(tmp_path / "dead", 32 * KIB)
+    assert dead.append([message(1000)]) == 1
+    spool = Spool(tmp_path / "spool", 32 * KIB)
+    assert spool.append([message(0)]) == 1
+    for number in range(2, 6):
+        shutil.copy(files(tmp_path / "dead")[0], tmp_path / "spool" / f"{number:012d}.spool")
+    for number in range(1, 100):
+        assert spool.append([message(number, 900)]) == 1
+    assert drain(spool)[-1] == 99
+    spool.close()
+    assert drain(Spool(tmp_path / "spool", 32 * KIB)) == [1000] * 4
+
+
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     """A folder that is not only the spool's keeps what it had."""
     for name in ("notes.txt", "1.spool", "000000000001.spool.bak"):
