@@ -237,10 +237,12 @@ class NvmlDevice:
         found = self._of_one_scope(Meters(energy, power, "module" if is_of_module else "gpu"))
         answered = values.keys() | self._unsupported
         failed = not answered.issuperset(self._looked_for(found, counting))
-        is_empty = power is None and any(origin in values for origin in POWER_NAMES)
+        # what tells nothing now may be preferred to what does
+        is_empty = any(origin in values for origin in takewhile(lambda origin: origin != power, POWER_NAMES))
         self._probed_ms = now_ms if failed or is_empty else None
         self._probe_attempts += 1
-        if self._probed_ms is not None and self.meters is None and self._probe_attempts < _PROBE_ATTEMPTS:
+        is_open = failed or (is_empty and power is None)
+        if is_open and self.meters is None and self._probe_attempts < _PROBE_ATTEMPTS:
             return None
         return found
 

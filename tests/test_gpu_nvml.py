@@ -279,6 +279,28 @@ def test_gpus_of_a_module_are_read_for_themselves_once_they_tell_power(nvml: Nvm
     assert told[-1]["left_out"] == {}
 
 
+def test_power_that_says_nothing_in_the_first_second_is_looked_for_again(nvml: Nvml) -> None:
+    """What is read instead of it has another scope, or is no average: within a minute what is preferred is read."""
+    script, reader = nvml
+    own = "1 name NVIDIA GB300\n1 energy 5000 100\n1 limit 1400000\n1 field 185 1 0 1 1900000\n1 field 190 1 0 1 2900000\n"
+    told = []
+    for second in range(70):
+        average_mw = (0, 0) if second == 0 else (300_000, 800_000)
+        fields = "\n".join(
+            f"{gpu} field 185 0 0 1 {mw}\n{gpu} field 186 0 0 1 {0 if gpu else 400_000}"
+            for gpu, mw in enumerate(average_mw)
+        )
+        script.write(f"gpus 2\n{own}{fields}")
+        told.append(reader.read(at_s=START_S + second))
+    assert told[0]["left_out"] == {"module_shared": 1}
+    assert [row["power_mw"] for row in told[0]["rows"]] == [400_000, None]
+    assert told[-1]["left_out"] == {}
+    assert [(row["power_scope"], row["power_mw"]) for row in told[-1]["rows"]] == [
+        ("gpu", 300_000),
+        ("gpu", 800_000),
+    ]
+
+
 def test_a_module_is_not_given_up_for_power_that_is_not_preferred(nvml: Nvml) -> None:
     """Its counter would go with it, for as long as the collector runs."""
     script, reader = nvml
