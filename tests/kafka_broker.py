@@ -8,6 +8,7 @@ import ctypes
 import fcntl
 import os
 import platform
+import random
 import shutil
 import signal
 import socket
@@ -17,7 +18,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,6 +50,8 @@ _APT: Final = ("apt-get", "install", "-y", "--no-install-recommends", "openjdk-1
 
 USER, PASSWORD = "limited", "a password"
 _JAAS: Final = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
+# below those that Linux, macOS and Windows give to clients
+_SERVER_PORTS: Final = range(15_000, 32_000)
 _POM: Final = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
   <groupId>idlewatt.tests</groupId>
@@ -502,10 +505,15 @@ def _base64_uuid() -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
+    """None that the system gives to a client of whatever else runs here: a broker that is away wants its own back."""
+    with ExitStack() as held:
+        ports: list[int] = []
+        for port in random.SystemRandom().sample(_SERVER_PORTS, len(_SERVER_PORTS)):
+            with suppress(OSError):
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+                ports.append(port)
+            if len(ports) == count:
+                break
     return ports
 
 
