@@ -96,13 +96,13 @@ class Meters:
     def renewed(self, found: "Meters") -> "Meters":
         """What answers now, and these where nothing does: that may answer later. Only power that is preferred changes the scope."""
         if found.scope != self.scope:
-            return found if _place(found.power) < _place(self.power) else self
+            return found if found.power in _preferred_to(self.power) else self
         return Meters(found.energy or self.energy, found.power or self.power, self.scope)
 
 
-def _place(power: Origin | None) -> int:
-    """The place of a GPU's power in the order of preference; none comes last."""
-    return [*POWER_NAMES, None].index(power)
+def _preferred_to(power: Origin | None) -> list[Origin]:
+    """What a GPU's power is read from rather than from this; anything rather than none."""
+    return list(takewhile(lambda origin: origin != power, POWER_NAMES))
 
 
 class NvmlDevice:
@@ -238,7 +238,7 @@ class NvmlDevice:
         answered = values.keys() | self._unsupported
         failed = not answered.issuperset(self._looked_for(found, counting))
         # what tells nothing now may be preferred to what does
-        is_empty = any(origin in values for origin in takewhile(lambda origin: origin != power, POWER_NAMES))
+        is_empty = any(origin in values for origin in _preferred_to(power))
         self._probed_ms = now_ms if failed or is_empty else None
         self._probe_attempts += 1
         is_open = failed or (is_empty and power is None)
@@ -248,7 +248,7 @@ class NvmlDevice:
 
     def _looked_for(self, found: Meters, counting: Origin | None) -> list[Origin]:
         """What would be read instead of what was found, if it answered, or would tell that the counter is the module's."""
-        powers = list(takewhile(lambda origin: origin != found.power, POWER_NAMES))
+        powers = _preferred_to(found.power)
         if self._is_of_more(found.scope):
             return powers
         if found.scope == "gpu" and found.energy is not None:
