@@ -15,13 +15,16 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """CPU seconds (user and system) and wall time of a process so far."""
+    """CPU seconds (user and system), those of them in the kernel, and wall time of a process so far."""
 
     cpu_s: float
+    kernel_s: float
     wall_s: float
 
     def __sub__(self, earlier: "Usage") -> "Usage":
-        return Usage(self.cpu_s - earlier.cpu_s, self.wall_s - earlier.wall_s)
+        return Usage(
+            self.cpu_s - earlier.cpu_s, self.kernel_s - earlier.kernel_s, self.wall_s - earlier.wall_s
+        )
 
 
 def on_one_core() -> None:
@@ -32,13 +35,14 @@ def on_one_core() -> None:
 def own_usage() -> Usage:
     """Of this process, all its threads, none of its children."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    return Usage(used.ru_utime + used.ru_stime, time.monotonic())
+    return Usage(used.ru_utime + used.ru_stime, used.ru_stime, time.monotonic())
 
 
 def usage_of(pid: int) -> Usage:
     """Of another process; to a hundredth of a second."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return Usage((int(fields[11]) + int(fields[12])) * TICK_S, time.monotonic())
+    user_s, kernel_s = (int(ticks) * TICK_S for ticks in fields[11:13])
+    return Usage(user_s + kernel_s, kernel_s, time.monotonic())
 
 
 def memory_mib(pid: int | str, which: str) -> float:

@@ -83,6 +83,7 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     return {
         "samples": done.gpu_rows(),
         "cpu_s": used.cpu_s,
+        "kernel_s": used.kernel_s,
         "wall_s": used.wall_s,
         "peak_mib": peak_mib,
         "idle_mib": idle_mib,

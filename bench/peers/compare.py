@@ -28,7 +28,7 @@ def run(gpus: int) -> Part:
     rows = _Rows()
     with recorded(gpus, "nodes", _FAST_S, PARTITIONS, rows=True) as (broker, fleet):
         found = measured(fresh_outputs(broker, PARTITIONS), fleet)
-        used = Usage(found["cpu_s"], found["wall_s"])
+        used = Usage(found["cpu_s"], found["kernel_s"], found["wall_s"])
         rows.add(
             "Idlewatt, all it does",
             "messages",
