@@ -15,6 +15,7 @@ from idlewatt.cli.ledger_reading import book_of, read_ledger, tell_faults
 from idlewatt.cli.moments import interval_of
 from idlewatt.cli.statement import write_statement
 from idlewatt.cli.writing_out import write_bytes, write_text
+from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.reports.cells import cells
 from idlewatt.processors.reports.demand import peaks
 from idlewatt.processors.reports.figures import CENTS, EXACT, figures
@@ -37,14 +38,14 @@ def report(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
     interval = interval_of(arguments.from_, arguments.to, book.time_zone)
     reading = read_ledger(settings, book, interval)
     tell_faults(reading)
-    found = cells(reading.ledger, book, settings.economy.lost_revenue_counts, interval)
-    coverage_floor = settings.process.coverage_floor
-    highest = peaks(reading.ledger.power, book, interval, coverage_floor)
+    config = EconomyConfig.of(settings)
+    found = cells(reading.ledger, book, config, interval)
+    highest = peaks(reading.ledger.power, book, interval, config.coverage_floor)
     heading = report_formats.Heading.now(interval, book, reading.ledger)
     is_table = arguments.format in (None, "table")
     decimals = CENTS if is_table else EXACT
-    min_tokens = settings.process.min_tokens
-    shown = heading.known(figures(grouped(found, by), book, decimals, coverage_floor, min_tokens))
+    totals = figures(grouped(found, by), book, decimals, config.coverage_floor, config.min_tokens)
+    shown = heading.known(totals)
     if not shown.rows:
         print("idlewatt: the ledger has nothing of this interval", file=sys.stderr)
     if is_table:

@@ -8,6 +8,7 @@ from idlewatt.cli.report_formats import Heading
 from idlewatt.cli.statement_page import page
 from idlewatt.cli.writing_out import write_text
 from idlewatt.processors.economy.book import Book
+from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.reports.cells import cells
 from idlewatt.processors.reports.statement import statement
 from idlewatt.stream.errors import ConfigError
@@ -26,11 +27,12 @@ def write_statement(arguments: argparse.Namespace, settings: Settings, book: Boo
     interval = month_of(arguments.month, book.time_zone)
     reading = read_ledger(settings, book, interval)
     tell_faults(reading)
-    found = cells(reading.ledger, book, settings.economy.lost_revenue_counts, interval)
+    config = EconomyConfig.of(settings)
+    found = cells(reading.ledger, book, config, interval)
     heading = Heading.now(interval, book, reading.ledger)
     begin, end = (written(ms, book.time_zone) for ms in (interval.from_ms, interval.to_ms))
     text = page(
-        statement(found, book, arguments.statement, settings.process.coverage_floor),
+        statement(found, book, arguments.statement, config.coverage_floor),
         book.currency,
         arguments.month,
         f"{begin} to {end} ({book.time_zone})",

@@ -13,6 +13,7 @@ from idlewatt.cli.moments import interval_of
 from idlewatt.cli.report_formats import Heading, notes, shown, too_few
 from idlewatt.cli.text_table import text_table
 from idlewatt.cli.writing_out import write_text
+from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.tariff import has_price
 from idlewatt.processors.reports.cells import cells
 from idlewatt.processors.reports.figures import CENTS, EXACT, Value, figures
@@ -54,9 +55,9 @@ def whatif(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
     reading = read_ledger(settings, book, interval)
     tell_faults(reading)
     heading = Heading.now(interval, book, reading.ledger)
-    counts, process = settings.economy.lost_revenue_counts, settings.process
+    config = EconomyConfig.of(settings)
     both = [
-        (grouped(cells(ledger, prices, counts, interval), ()), prices)
+        (grouped(cells(ledger, prices, config, interval), ()), prices)
         for ledger, prices in (
             (reading.ledger, book),
             (changed_ledger(reading.ledger, changes, interval), changed_book(book, changes)),
@@ -64,7 +65,7 @@ def whatif(arguments: argparse.Namespace, environ: Mapping[str, str]) -> ExitCod
     ]
     in_cents, exact = (
         [
-            heading.known(figures(found, prices, decimals, process.coverage_floor, process.min_tokens))
+            heading.known(figures(found, prices, decimals, config.coverage_floor, config.min_tokens))
             for found, prices in both
         ]
         for decimals in (CENTS, EXACT)

@@ -172,7 +172,9 @@ def _report(scene: Scene, chaos: Chaos, injection: Injection, edge_ms: int) -> R
             booked[tuple(row[name] for name in names_)] += row["amount_micro"]
     true = {
         key: (amount,)
-        for key, amount in money(ledger, read_book(scene.folder / "book.toml")).items()
+        for key, amount in money(
+            ledger, read_book(scene.folder / "book.toml"), settings.process.min_tokens
+        ).items()
         if key[2] < edge_ms
     }
     decide.append(

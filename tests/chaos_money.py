@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 Key = tuple[str, str, int, str, str, str, str, str, str]
 
 
-def money(ledger: Iterable[tuple[str, Row]], book: Book) -> dict[Key, int]:
+def money(ledger: Iterable[tuple[str, Row]], book: Book, min_tokens: int) -> dict[Key, int]:
     """Micro-units by window, of ledger rows in the order in which they were written."""
     total: dict[Key, int] = defaultdict(int)
     # (site, pool) -> (window, model, output tokens, worth in micro-units x 10^6) of what was sold
@@ -28,7 +28,7 @@ def money(ledger: Iterable[tuple[str, Row]], book: Book) -> dict[Key, int]:
         if name == records.TOKENS.name:
             _sell(total, sold, row, book)
         elif name == records.POWER.name:
-            _lose(total, sold[row["site"], row["pool"]], row, book)
+            _lose(total, sold[row["site"], row["pool"]], row, book, min_tokens)
             _cost(total, row, book)
     return {key: amount for key, amount in total.items() if amount}
 
@@ -50,7 +50,9 @@ def _sell(total: dict[Key, int], sold: Any, row: Row, book: Book) -> None:
     sold[site, pool].append((window, model, row["output_tokens"], worth))
 
 
-def _lose(total: dict[Key, int], sold: list[tuple[int, str, int, int]], row: Row, book: Book) -> None:
+def _lose(
+    total: dict[Key, int], sold: list[tuple[int, str, int, int]], row: Row, book: Book, min_tokens: int
+) -> None:
     window, model = row["window_start_ms"], row["model_name"]
     for counted in IDLE_PARTS:
         state, _, part = counted.partition(".")
@@ -60,7 +62,7 @@ def _lose(total: dict[Key, int], sold: list[tuple[int, str, int, int]], row: Row
         how = (state, part, row["demand"])
         benchmark = _by_turns(row[f"{part}_mj"] * BENCHMARK[0], BENCHMARK[1], window)
         total[*where, "benchmark_lost_revenue", *how, "USD"] += benchmark
-        price = _realised(sold, window, model)
+        price = _realised(sold, window, model, min_tokens)
         if price is None and (listed := _price(model, book)) is not None:
             price = listed.output
         tokens = row[f"lost_tokens_{part}"]
@@ -85,11 +87,11 @@ def _cost(total: dict[Key, int], row: Row, book: Book) -> None:
             total[*where, "capital_cost", row["state"], "", row["demand"], book.currency] += hours
 
 
-def _realised(sold: list[tuple[int, str, int, int]], window: int, model: str) -> int | None:
+def _realised(sold: list[tuple[int, str, int, int]], window: int, model: str, min_tokens: int) -> int | None:
     """Micro-units per million output tokens over the hour up to the window; of all models where there is none."""
     hour = [s for s in sold if window - HOUR_MS < s[0] <= window and (not model or s[1] == model)]
     output = sum(s[2] for s in hour)
-    return _rounded(sum(s[3] for s in hour), output) if output > 0 else None
+    return _rounded(sum(s[3] for s in hour), output) if output >= min_tokens else None
 
 
 def _price(model: str, book: Book) -> Price | None:

@@ -9,7 +9,7 @@ from stage_driver import Driver, Message
 from idlewatt.processors.booking import messages
 from idlewatt.processors.economy.book import Book
 from idlewatt.processors.economy.book_file import parse_book
-from idlewatt.processors.economy.config import EVERY_IDLE_PART, EconomyConfig
+from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.stage import EconomyStage
 from idlewatt.processors.economy.state import EconomyState
 from idlewatt.processors.reports.ledger import Interval, Ledger
@@ -24,7 +24,7 @@ HOUR_MS = 3_600_000
 # 2020-10-31T21:00 in New York: three hours of October, then a day of 25 hours
 START_MS = 1_604_192_400_000
 STATES = ("serving", "idle_loaded", "idle_free", "other", "dark")
-COUNTS = EVERY_IDLE_PART
+CONFIG = EconomyConfig()
 BOOK = parse_book(
     b"""
 currency = "EUR"
@@ -163,7 +163,8 @@ TOKEN_ROWS = st.builds(
     pool=POOLS,
     window_start_ms=WINDOWS,
     model_name=MODELS,
-    output_tokens=COUNT,
+    # also fewer than a price is made of
+    output_tokens=COUNT | st.integers(0, 200),
     input_tokens=COUNT,
     cached_input_tokens=COUNT,
 )
@@ -208,7 +209,7 @@ class Booked:
         book: Book = BOOK,
         before_usage: int = 0,
     ) -> None:
-        stage = EconomyStage(lambda: book, EconomyConfig())
+        stage = EconomyStage(lambda: book, CONFIG)
         self.driver: Driver[EconomyState] = Driver(stage)
         self.driver.append(
             Message(topics.USAGE, USAGE, [usage(n, **event)]) for n, event in enumerate(events)

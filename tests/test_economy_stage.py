@@ -894,5 +894,5 @@ def test_money_is_that_of_the_second_computation(rows: list[TokenRow | PowerRow]
     told = [
         ("ledger.tokens" if isinstance(r, TokenRow) else "ledger.power", dataclasses.asdict(r)) for r in rows
     ]
-    expected = money(told, parse_book(text.encode(), "book"))
+    expected = money(told, parse_book(text.encode(), "book"), EconomyConfig().min_tokens)
     assert {k: amount for k, amount in booked.items() if amount} == expected

@@ -152,6 +152,13 @@ def test_a_loss_is_priced_by_what_the_ledger_had_told() -> None:
     )
 
 
+@pytest.mark.parametrize(("made", "price"), [(1, 350), (99, 350), (100, 100_350)])
+def test_no_price_is_made_of_a_few_tokens(made: int, price: int) -> None:
+    """A long prompt whose answer has only begun, or a probe that asks for one token, does not value a night of idle GPUs."""
+    messages = [replace(sold(0, made), input_tokens=100_000), idle(0, 1000)]
+    assert booked(messages, [2])["lost_revenue", START_MS] == price
+
+
 def test_the_benchmark_of_any_energy_has_its_sign() -> None:
     """The most joules that a window may hold, at 17.12 USD per kWh."""
     row = replace(idle(0, 0), draw_mj=2**60)

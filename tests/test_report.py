@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 from report_ledgers import (
     BOOK,
-    COUNTS,
+    CONFIG,
     EVENT_LISTS,
     HOUR_MS,
     MINUTE_MS,
@@ -70,7 +70,7 @@ GROUPINGS: tuple[tuple[str, ...], ...] = (
 
 
 def of(ledger: Ledger, book: Book = BOOK, interval: Interval = WHOLE) -> Cells:
-    return cells(ledger, book, COUNTS, interval)
+    return cells(ledger, book, CONFIG, interval)
 
 
 def report(found: Cells, by: Sequence[str], book: Book = BOOK) -> Figures:
@@ -765,7 +765,7 @@ def test_what_is_given_away_without_a_price_is_told() -> None:
         for event in events
     ]
     ledger = Booked([power()], made, events).ledger
-    found = figures(grouped(cells(ledger, BOOK, COUNTS, WHOLE), ()), BOOK, EXACT, 0.9)
+    found = figures(grouped(cells(ledger, BOOK, CONFIG, WHOLE), ()), BOOK, EXACT, 0.9)
     assert (found.total["unlisted_tokens"], found.total["unpriced_tokens"]) == (20_000, 0)
     assert found.total["acquisition_cost"] == Decimal("0.0114")
     assert found.total["withheld"] == "given away without a price"
@@ -779,7 +779,7 @@ def test_sums_of_a_model_are_not_wrapped() -> None:
     much = {"output_tokens": 80_000_000_000_000, "input_tokens": 0, "cached_input_tokens": 0}
     windows = [tokens(window_start_ms=START_MS + at, **much) for at in (0, 10_000)]
     booked_ = Booked([power()], windows, [], book=dear)
-    found = cells(booked_.ledger, dear, COUNTS, WHOLE).cells["revenue_micro"].sum()
+    found = cells(booked_.ledger, dear, CONFIG, WHOLE).cells["revenue_micro"].sum()
     assert found == 16 * 10**18
     engines = [tokens(engine=engine, **much) for engine in "ab"]
     assert booked(Booked([power()], engines, [], book=dear).money, "revenue") == 0

@@ -16,13 +16,12 @@ import pytest
 from idlewatt_command import COMMAND, environment, idlewatt
 from kafka_broker import KafkaBroker
 from report_ledgers import BOOK as TIERED
-from report_ledgers import HOUR_MS, MINUTE_MS, START_MS, Booked, frame, power, tokens, write_ledger
+from report_ledgers import CONFIG, HOUR_MS, MINUTE_MS, START_MS, Booked, frame, power, tokens, write_ledger
 from small_disk import SmallDisk
 
 from idlewatt.cli.report_formats import Heading
 from idlewatt.cli.writing_out import write_bytes
 from idlewatt.processors.booking import messages
-from idlewatt.processors.economy.config import EVERY_IDLE_PART
 from idlewatt.processors.reports.cells import cells
 from idlewatt.processors.reports.figures import COUNTS, MONEY
 from idlewatt.processors.reports.ledger import Interval, Ledger
@@ -488,8 +487,7 @@ def test_a_report_says_that_its_last_hour_is_not_over() -> None:
         ledger, tokens=ledger.tokens.filter(half.has()), usage=ledger.usage.filter(half.has())
     )
     revenues = [
-        grouped(cells(known, TIERED, EVERY_IDLE_PART, half), ()).total("revenue_micro")
-        for known in (early, ledger)
+        grouped(cells(known, TIERED, CONFIG, half), ()).total("revenue_micro") for known in (early, ledger)
     ]
     assert revenues[0] != revenues[1]
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from idlewatt_command import idlewatt
 from report_ledgers import (
     BOOK,
-    COUNTS,
+    CONFIG,
     EVENT_LISTS,
     MINUTE_MS,
     POWER_LISTS,
@@ -214,7 +214,7 @@ def test_what_is_given_away_says_nothing_of_what_is_due_for_the_rest(
         {"team": "t", "engineer": "kim", "model_name": model, "tier": tier, "output_tokens": count}
         for model, tier, count in used
     ]
-    found = cells(Booked([power()], made, events, book=book).ledger, book, COUNTS, WHOLE)
+    found = cells(Booked([power()], made, events, book=book).ledger, book, CONFIG, WHOLE)
     told = statement(found, book, "t", 0.9)
     owed = [told.lines.total["revenue"], *(share.owed for share in told.shares["engineer"])]
     totals = [
@@ -228,7 +228,7 @@ def test_what_is_given_away_says_nothing_of_what_is_due_for_the_rest(
 def test_statements_add_up_to_what_all_owe(powers: Any, token_rows: Any, events: Any) -> None:
     """The statements of all consumers, before rounding, are what was booked; each share list adds up to its page."""
     booked = Booked(powers, token_rows, events)
-    found = cells(booked.ledger, BOOK, COUNTS, WHOLE)
+    found = cells(booked.ledger, BOOK, CONFIG, WHOLE)
     owed = Decimal(0)
     for team in ("a", "b", "<i>c"):
         try:

@@ -14,7 +14,7 @@ from idlewatt_command import idlewatt
 from polars.testing import assert_frame_equal
 from report_ledgers import (
     BOOK,
-    COUNTS,
+    CONFIG,
     EVENT_LISTS,
     HOUR_MS,
     MINUTE_MS,
@@ -172,7 +172,7 @@ def test_a_change_and_its_reverse_change_nothing(powers: Any, token_rows: Any, e
     book = changed_book(changed_book(BOOK, up), down)
     assert book == BOOK
     again = changed_ledger(changed_ledger(ledger, up, WHOLE), down, WHOLE)
-    assert_frame_equal(cells(again, book, COUNTS, WHOLE).cells, cells(ledger, BOOK, COUNTS, WHOLE).cells)
+    assert_frame_equal(cells(again, book, CONFIG, WHOLE).cells, cells(ledger, BOOK, CONFIG, WHOLE).cells)
 
 
 def test_a_percent_of_small_rows_is_a_percent() -> None:

@@ -13,7 +13,7 @@ from idlewatt.processors.amounts import SUM, by_turns, rounded
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy import prices, tiers
 from idlewatt.processors.economy.book import MICRO, Book
-from idlewatt.processors.economy.config import EVERY_IDLE_PART
+from idlewatt.processors.economy.config import EVERY_IDLE_PART, EconomyConfig
 from idlewatt.stream import records
 from idlewatt.stream.clock import HOUR_MS
 from idlewatt.stream.frames import empty_frame, frame_schema
@@ -106,21 +106,21 @@ def idle_losses(
     power: pl.DataFrame,
     mix: pl.DataFrame,
     book: Book,
-    counts: Sequence[str],
+    config: EconomyConfig,
     ends: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """Idle power rows by part that `counts` as lost (state.part), with lost_micro (null where withheld) and benchmark_micro.
+    """Idle power rows by part that counts as lost, with lost_micro (null where withheld) and benchmark_micro.
 
     `mix`: mix_rows() of all token rows so far, those read together with `power` included; `src` tells their order.
     `ends`: site, pool and end_ms of windows that were read before `power`, where the mix goes MIX_MS back and no further.
     """
-    idle = _idle_parts(power, counts)
+    idle = _idle_parts(power, config.lost_revenue_counts)
     idle = idle.with_columns(priced_ms="window_start_ms") if ends is None else _priced_ms(idle, power, ends)
     amount = pl.col("lost_tokens").cast(pl.Int128) * pl.col("price").cast(pl.Int128)
     return at_once(
         idle.lazy()
         .join(
-            _blended(idle, mix, book).lazy(),
+            _blended(idle, mix, book, config.min_tokens).lazy(),
             on=_PRICED_BY,
             how="left",
         )
@@ -187,11 +187,12 @@ def _priced_ms(idle: pl.DataFrame, power: pl.DataFrame, ends: pl.DataFrame) -> p
     )
 
 
-def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book) -> pl.DataFrame:
+def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book, min_tokens: int) -> pl.DataFrame:
     """The realised price per output token, input and cached revenue included, over the hour up to each `priced_ms`.
 
-    Of the model, else (GPUs without a model) of the pool; where neither sold anything, the list price of output
-    alone on the default tier. No row where the price book has nothing either: then the loss in money is withheld.
+    Of the model, else (GPUs without a model) of the pool; where that made fewer than `min_tokens`, the list price of
+    output alone on the default tier: a prompt of 100,000 tokens is no price of the one token that was made of it so
+    far. No row where the price book has nothing either: then the loss in money is withheld.
     Only what the ledger told before a row counts for it: an amendment that comes later changes no price, whether
     it is read together with the row or not. Columns _PRICED_BY and price (micro-units per million output tokens).
     """
@@ -217,7 +218,7 @@ def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book) -> pl.DataFrame:
             .filter(within)
             .group_by(_PRICED_BY)
             .agg(pl.col("output_tokens").sum(), pl.col("earned").sum())
-            .filter(pl.col("output_tokens") > 0)
+            .filter(pl.col("output_tokens") >= min_tokens)
             .select(
                 *_PRICED_BY,
                 rounded(pl.col("earned"), pl.col("output_tokens")).alias("price"),

@@ -138,8 +138,7 @@ class EconomyStage:
         # what was read before came before
         before = state.mix.with_columns(src=pl.lit(-1, pl.Int64))
         sold = pricing.mix_rows(priced)
-        counts = self._config.lost_revenue_counts
-        losses = pricing.idle_losses(power, pl.concat([before, sold]), book, counts, state.windows)
+        losses = pricing.idle_losses(power, pl.concat([before, sold]), book, self._config, state.windows)
         costed = costs.costed(power, book)
         money = pl.concat(
             [

@@ -14,6 +14,7 @@ import polars as pl
 from idlewatt.processors.amounts import SUM, nearest
 from idlewatt.processors.economy import costs, pricing, tiers
 from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO, Book
+from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.consumers import spend, tier_rows, with_known_tiers
 from idlewatt.processors.economy.prices import EXACT, VOLUME_COLUMNS, month_of
 from idlewatt.processors.economy.rests import REST_COLUMNS
@@ -82,7 +83,7 @@ class Cells:
         return pl.col("site").is_in(sites.unique().to_list()).alias("is_read")
 
 
-def cells(ledger: Ledger, book: Book, lost_revenue_counts: Sequence[str], interval: Interval) -> Cells:
+def cells(ledger: Ledger, book: Book, config: EconomyConfig, interval: Interval) -> Cells:
     """What the interval comes to. `ledger` has the rows of ledger_span() and usage_span()."""
     span = ledger_span(interval)
     usage = ledger.usage.filter(usage_span(interval, book).has())
@@ -103,7 +104,7 @@ def cells(ledger: Ledger, book: Book, lost_revenue_counts: Sequence[str], interv
         mix = pricing.mix_rows(priced)
         read = power.get(hour_ms, no_power)
         watts = read.filter(interval.has())
-        losses = pricing.idle_losses(watts, pl.concat([before, mix]), book, lost_revenue_counts)
+        losses = pricing.idle_losses(watts, pl.concat([before, mix]), book, config)
         before = mix
         in_time = priced.filter(interval.has())
         found += [
