@@ -236,12 +236,12 @@ class NvmlDevice:
         is_of_module = power in _MODULE_POWERS or (power is None and self._has_module)
         found = self._of_one_scope(Meters(energy, power, "module" if is_of_module else "gpu"))
         answered = values.keys() | self._unsupported
-        failed = not answered.issuperset(self._looked_for(found, counting))
-        # what tells nothing now may be preferred to what does
-        is_empty = any(origin in values for origin in _preferred_to(power))
-        self._probed_ms = now_ms if failed or is_empty else None
+        looked_for = self._looked_for(found, counting)
+        # what tells nothing now may do so later, as in a driver's first second
+        is_empty = any(origin in values for origin in POWER_NAMES if origin in looked_for)
+        is_open = is_empty or not answered.issuperset(looked_for)
+        self._probed_ms = now_ms if is_open else None
         self._probe_attempts += 1
-        is_open = failed or (is_empty and power is None)
         if is_open and self.meters is None and self._probe_attempts < _PROBE_ATTEMPTS:
             return None
         return found

@@ -279,26 +279,47 @@ def test_gpus_of_a_module_are_read_for_themselves_once_they_tell_power(nvml: Nvm
     assert told[-1]["left_out"] == {}
 
 
-def test_power_that_says_nothing_in_the_first_second_is_looked_for_again(nvml: Nvml) -> None:
-    """What is read instead of it has another scope, or is no average: within a minute what is preferred is read."""
+@pytest.mark.parametrize("silent_s", [1, 10])
+def test_power_that_says_nothing_at_first_is_looked_for_again(nvml: Nvml, silent_s: int) -> None:
+    """What is read instead of it has another scope, or is no average: that waits for some seconds, and is left within a minute."""
     script, reader = nvml
     own = "1 name NVIDIA GB300\n1 energy 5000 100\n1 limit 1400000\n1 field 185 1 0 1 1900000\n1 field 190 1 0 1 2900000\n"
     told = []
-    for second in range(70):
-        average_mw = (0, 0) if second == 0 else (300_000, 800_000)
+    for second in range(80):
+        average_mw = (0, 0) if second < silent_s else (300_000, 800_000)
         fields = "\n".join(
             f"{gpu} field 185 0 0 1 {mw}\n{gpu} field 186 0 0 1 {0 if gpu else 400_000}"
             for gpu, mw in enumerate(average_mw)
         )
         script.write(f"gpus 2\n{own}{fields}")
         told.append(reader.read(at_s=START_S + second))
-    assert told[0]["left_out"] == {"module_shared": 1}
-    assert [row["power_mw"] for row in told[0]["rows"]] == [400_000, None]
-    assert told[-1]["left_out"] == {}
-    assert [(row["power_scope"], row["power_mw"]) for row in told[-1]["rows"]] == [
-        ("gpu", 300_000),
-        ("gpu", 800_000),
-    ]
+    meanwhile = told[min(silent_s, 9)]
+    if silent_s == 10:
+        assert meanwhile["left_out"] == {"module_shared": 1}
+        assert [row["power_mw"] for row in meanwhile["rows"]] == [400_000, None]
+    for answer in (told[-1], *([meanwhile] if silent_s == 1 else [])):
+        assert answer["left_out"] == {}
+        assert [(row["power_scope"], row["power_mw"]) for row in answer["rows"]] == [
+            ("gpu", 300_000),
+            ("gpu", 800_000),
+        ]
+
+
+@pytest.mark.parametrize(("silent_s", "right_s"), [(1, 0), (10, 65)])
+def test_a_module_that_says_nothing_at_first_keeps_its_joules(
+    nvml: Nvml, silent_s: int, right_s: int
+) -> None:
+    """The counter of a superchip's GPU is that of the module: where that answers late, no GPU is booked with it for long."""
+    script, reader = nvml
+    told = []
+    for second in range(80):
+        script.write(
+            f"gpus 1\n0 name NVIDIA GB300\n0 energy {5000 + 1_900_000 * second} 0\n0 max_limit 1400000\n"
+            f"0 field 185 0 0 1 1000000\n0 field 185 1 0 1 {0 if second < silent_s else 1_900_000}"
+        )
+        told.append(only_row(reader.read(at_s=START_S + second)))
+    assert {row["energy_mj"] for row in told[right_s:]} == {None}
+    assert [told[-1][name] for name in ("power_scope", "power_mw")] == ["gpu", 1_000_000]
 
 
 def test_a_module_is_not_given_up_for_power_that_is_not_preferred(nvml: Nvml) -> None:
