@@ -19,7 +19,7 @@ from idlewatt.stream.minute_log import MinuteLog
 from idlewatt.stream.spool import Spool
 from idlewatt.stream.spool_frames import WaitingMessage
 
-_MESSAGES_PER_APPEND: Final = 64
+_MAX_MESSAGES_PER_APPEND: Final = 64
 _RETRY_INTERVAL_S: Final = 0.2
 _OPEN_SPOOL_EVERY_S: Final = 60.0
 # at the end, should the disk hang
@@ -58,7 +58,8 @@ class Sink:
 
     While the log is away messages wait in the spool; as long as one does, all new ones queue up behind it, because
     a processor drops a reading that is older than the last one it took. A backlog is sent as fast as the log takes
-    it, one append at a time; once per interval the sink turns from it to bring new rows to the disk.
+    it, one append at a time, each of what the line to it may carry in time; once per interval the sink turns from it
+    to bring new rows to the disk.
     Without a spool, or while its disk takes nothing, messages wait in memory. Beyond either bound the oldest are
     dropped and counted. Counters in rows are cumulative, so a dropped row costs resolution, not truth.
     """
@@ -91,6 +92,7 @@ class Sink:
         self._asking = threading.Lock()
         self._spool_losses: Counter[str] = Counter()
         self._away = False
+        self._messages_per_append = _MAX_MESSAGES_PER_APPEND
         self._has_backlog = False
         self._stopping = threading.Event()
         self._give_up_at = float("inf")
@@ -218,14 +220,14 @@ class Sink:
             return True
         self._queue_to_spool(spool)
         until = min(time.monotonic() + self._send_interval_s, self._give_up_at)
-        limit = _MESSAGES_PER_APPEND
-        while batch := spool.oldest(limit):
-            answer = self._append(batch)
+        one_by_one = False
+        while batch := spool.oldest(1 if one_by_one else self._messages_per_append):
+            answer = self._offer(batch)
             if answer is _Answer.AWAY:
                 return False
             if answer is _Answer.REFUSED and len(batch) > 1:
-                # sent one by one, the one at fault is the only one that is lost
-                limit = 1
+                # the one at fault is then the only one that is lost
+                one_by_one = True
                 continue
             spool.acknowledge()
             self._count(batch, answer)
@@ -236,20 +238,29 @@ class Sink:
         return not spool.waiting_bytes
 
     def _send_queued(self) -> bool:
-        limit = _MESSAGES_PER_APPEND
-        while batch := self._queue.take(limit):
-            answer = self._append(batch)
+        one_by_one = False
+        while batch := self._queue.take(1 if one_by_one else self._messages_per_append):
+            answer = self._offer(batch)
             if answer is _Answer.AWAY:
                 self._queue.settle(batch, 0)
                 if self._spool is not None:
                     self._queue_to_spool(self._spool)
                 return False
             if answer is _Answer.REFUSED and len(batch) > 1:
-                limit = 1
+                one_by_one = True
                 continue
             # none, if stop() did not wait for them any longer and left them to the spool
             self._count(self._queue.settle(batch, len(batch)), answer)
         return True
+
+    def _offer(self, batch: Sequence[WaitingMessage]) -> _Answer:
+        """Append; what a thin line does not carry within an append's time would be sent again for ever."""
+        answer = self._append(batch)
+        if answer is _Answer.AWAY:
+            self._messages_per_append = max(len(batch) // 2, 1)
+        elif answer is _Answer.TAKEN:
+            self._messages_per_append = min(2 * self._messages_per_append, _MAX_MESSAGES_PER_APPEND)
+        return answer
 
     def _append(self, batch: Sequence[WaitingMessage]) -> _Answer:
         try:

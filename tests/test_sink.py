@@ -516,6 +516,38 @@ def test_a_backlog_is_sent_without_pause(shelf: Shelf, tmp_path: Path) -> None:
     assert shelf.times() == list(range(700))
 
 
+@pytest.mark.parametrize("spooled", [True, False])
+def test_a_backlog_drains_over_a_thin_line(shelf: Shelf, tmp_path: Path, spooled: bool) -> None:
+    """What the line does not carry within an append's time is offered in smaller parts, down to one message alone.
+
+    Over a line that carries more again the parts grow.
+    """
+    sink = Sink(shelf, 1.0, spool=Spool(tmp_path, GIB) if spooled else None)
+    shelf.refuse = away
+    for ts_ms in range(300):
+        sink.put([gpu(ts_ms)])
+        sink.send()
+    carried = 1
+    offered: list[int] = []
+
+    def thin(records: Sequence[Record]) -> None:
+        offered.append(len(records))
+        if len(records) > carried:
+            away(records)
+
+    shelf.refuse = thin
+    for _ in range(100):
+        sink.send()
+    # about every other one tries more
+    assert len(shelf.records) > 40
+    assert max(offered) <= 4
+    carried = 200
+    assert sink.send()
+    assert shelf.times() == list(range(300))
+    assert max(offered) == 64
+    sink.stop(1)
+
+
 def test_the_books_balance_whatever_happens(
     shelf: Shelf, tmp_path: Path, logged: list[structlog.typing.EventDict]
 ) -> None:
