@@ -22,6 +22,8 @@ from idlewatt.stream.spool_frames import WaitingMessage
 _MAX_MESSAGES_PER_APPEND: Final = 64
 _RETRY_INTERVAL_S: Final = 0.2
 _OPEN_SPOOL_EVERY_S: Final = 60.0
+# for one's turn to ask a log that may be slow for good, while others come faster than it answers
+_TURN_WITHIN_S: Final = 1.0
 # at the end, should the disk hang
 _LEAVE_S: Final = 0.5
 
@@ -114,7 +116,7 @@ class Sink:
         self._queue.put(rows)
 
     def store(self, rows: Iterable[Row]) -> bool:
-        """Bring rows to the log or, while it is away, to the spool before returning; False if neither has all of them.
+        """Bring rows to the log or, while it is away or slow, to the spool before returning; False if neither has all.
 
         For rows that count in any order. After False some may be there all the same. May be used from any thread.
         """
@@ -126,10 +128,12 @@ class Sink:
             return False
         spool, is_known_away = self._spool, self._away
         answer = _Answer.AWAY
-        if not is_known_away:
-            with self._asking:
+        if not is_known_away and self._asking.acquire(timeout=_TURN_WITHIN_S):
+            try:
                 # the log may have gone away for the one before: to ask it would hold the caller up for seconds more
                 answer = _Answer.AWAY if self._away else self._append(batch)
+            finally:
+                self._asking.release()
         if answer is _Answer.AWAY and spool is not None and self._stored(spool, batch):
             return True
         # where nothing waits to be sent, nobody else finds out that it is back

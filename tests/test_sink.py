@@ -703,6 +703,35 @@ def test_callers_that_wait_while_the_log_goes_away_do_not_wait_one_after_another
     assert sorted(map(str, shelf.times())) == [str(ts_ms) for ts_ms in range(10)]
 
 
+@pytest.mark.parametrize("spooled", [True, False])
+def test_callers_do_not_pile_up_before_a_log_that_is_slow(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spooled: bool
+) -> None:
+    """Who is not heard soon leaves the rows to the spool or, where there is none, is told that they are not kept."""
+    monkeypatch.setattr("idlewatt.collectors.sink._TURN_WITHIN_S", 0.05)
+    asked, over = threading.Event(), threading.Event()
+
+    def slow(records: Sequence[Record]) -> None:
+        asked.set()
+        assert over.wait(10)
+
+    shelf.refuse = slow
+    sink = Sink(shelf, 1, spool=Spool(tmp_path, GIB) if spooled else None)
+    with ThreadPoolExecutor(10) as callers:
+        first = callers.submit(sink.store, [gpu(0)])
+        assert asked.wait(10)
+        others = [callers.submit(sink.store, [gpu(ts_ms)]) for ts_ms in range(1, 10)]
+        try:
+            assert [other.result(5) for other in others] == [spooled] * 9
+            assert not first.done()
+        finally:
+            over.set()
+        assert first.result(10)
+    assert sink.send()
+    assert sorted(map(str, shelf.times())) == [str(ts_ms) for ts_ms in range(10 if spooled else 1)]
+    sink.stop(1)
+
+
 def test_one_caller_at_a_time_asks_a_log_that_is_away(shelf: Shelf) -> None:
     """Where there is no spool, or it takes nothing: the others are told so at once, and the first finds it when it is back."""
     shelf.refuse = away
