@@ -37,6 +37,10 @@ class RowQueue:
         return self._rows
 
     @property
+    def is_half_full(self) -> bool:
+        return 2 * self._rows >= self._max_rows
+
+    @property
     def waiting_bytes(self) -> int:
         """Of the messages; rows that are not packed yet have no size."""
         with self._lock:

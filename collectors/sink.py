@@ -62,8 +62,9 @@ class Sink:
     a processor drops a reading that is older than the last one it took. A backlog is sent as fast as the log takes
     it, one append at a time, each of what the line to it may carry in time; once per interval the sink turns from it
     to bring new rows to the disk.
-    Without a spool, or while its disk takes nothing, messages wait in memory. Beyond either bound the oldest are
-    dropped and counted. Counters in rows are cumulative, so a dropped row costs resolution, not truth.
+    Without a spool, or while its disk takes nothing, messages wait in memory; on a full disk the oldest make room for
+    them once memory is half full. Beyond either bound the oldest are dropped and counted. Counters in rows are
+    cumulative, so a dropped row costs resolution, not truth.
     """
 
     def __init__(
@@ -289,9 +290,11 @@ class Sink:
             for message in batch:
                 counter[message.record.topic] += message.rows
 
-    def _queue_to_spool(self, spool: Spool) -> None:
+    def _queue_to_spool(self, spool: Spool, *, is_last: bool = False) -> None:
         if batch := self._queue.take():
-            self._queue.settle(batch, spool.append(batch))
+            # on a full disk others may take the room as fast as it is made, and each try costs minutes of what was kept
+            is_worth_drops = is_last or self._queue.is_half_full
+            self._queue.settle(batch, spool.append(batch, drop_if_disk_full=is_worth_drops))
 
     def _stored(self, spool: Spool, batch: Sequence[WaitingMessage]) -> bool:
         # what others were promised to be kept is not dropped for it
@@ -300,7 +303,7 @@ class Sink:
     def _leave(self, spool: Spool) -> None:
         """Leave to the spool what waits in memory, also what the sink's own thread may still hang in the log with."""
         self._queue.pack()
-        self._queue_to_spool(spool)
+        self._queue_to_spool(spool, is_last=True)
         spool.close()
         self._say_losses()
         if spool.waiting_bytes:

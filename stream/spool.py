@@ -80,12 +80,15 @@ class Spool:
         """Rows by topic that were dropped for want of room, or could not be read any more."""
         return dict(self._dropped_rows)
 
-    def append(self, messages: Sequence[WaitingMessage], *, drop_oldest: bool = True) -> int:
+    def append(
+        self, messages: Sequence[WaitingMessage], *, drop_oldest: bool = True, drop_if_disk_full: bool = True
+    ) -> int:
         """Put messages behind all others and return how many of them were taken; the rest stays the caller's.
 
-        Where they exceed `max_bytes` or the disk is full, the oldest go, or with `drop_oldest` false the rest is not
-        taken. Nor is it if the disk refuses all the same; then `fault` says why. Nor, with `drop_oldest` false, is
-        any of it if the disk does not say that it holds it; it may be sent even so.
+        Where they exceed `max_bytes` or the disk is full, the oldest go, or with `drop_oldest` false, or of a full disk
+        with `drop_if_disk_full` false, the rest is not taken. Nor is it if the disk refuses all the same; then `fault`
+        says why. Nor, with `drop_oldest` false, is any of it if the disk does not say that it holds it; it may be sent
+        even so.
         """
         taken = 0
         with self._mutex:
@@ -94,7 +97,7 @@ class Spool:
             failures = self.failures
             try:
                 for message in messages:
-                    self._append(message, drop_oldest)
+                    self._append(message, drop_oldest, drop_oldest and drop_if_disk_full)
                     taken += 1
             except OSError as error:
                 self._failed(error)
@@ -157,7 +160,7 @@ class Spool:
         while self.waiting_bytes > self.max_bytes:
             self._remove_first()
 
-    def _append(self, message: WaitingMessage, drop_oldest: bool) -> None:
+    def _append(self, message: WaitingMessage, drop_oldest: bool, drop_if_disk_full: bool) -> None:
         frame = to_frame(message)
         topic, rows = message.record.topic, message.rows
         if not drop_oldest and self.waiting_bytes + len(frame) > self.max_bytes:
@@ -167,12 +170,12 @@ class Spool:
             return
         while self.waiting_bytes + len(frame) > self.max_bytes:
             self._remove_first()
-        self._write(frame, drop_oldest)
+        self._write(frame, drop_if_disk_full)
         self._segments[-1].rows[topic] += rows
         self.waiting_bytes += len(frame)
         self.waiting_rows += rows
 
-    def _write(self, frame: bytes, drop_oldest: bool) -> None:
+    def _write(self, frame: bytes, drop_if_disk_full: bool) -> None:
         """Write it behind the last message. Raises OSError, after which nothing of it is there."""
         freed = 0
         while True:
@@ -187,7 +190,7 @@ class Spool:
                     continue
                 # For one message the spool gives up neither all it has, nor more than its size if others take the
                 # room as fast as it is made.
-                if not drop_oldest or freed > len(frame) or self._holds_one_segment():
+                if not drop_if_disk_full or freed > len(frame) or self._holds_one_segment():
                     raise
                 self._failed(error)
                 freed += self._segments[0].bytes

@@ -638,6 +638,36 @@ def test_a_full_disk_stops_nothing(
     sink.stop(1)
 
 
+def test_a_full_disk_costs_nothing_that_was_kept_while_memory_has_room(
+    shelf: Shelf, small_disk: SmallDisk
+) -> None:
+    """Another program takes the room as fast as it is made: each try would cost a file. Half full, memory needs it."""
+    spool = Spool(small_disk.folder / "spool", 2 * DISK_BYTES)
+    sink = Sink(shelf, 1.0, spool=spool, max_waiting_rows=400)
+    shelf.refuse = away
+    for ts_ms in range(300):
+        sink.put([gpu(ts_ms)])
+        sink.send()
+    assert on_disk(small_disk.folder / "spool") > 2
+    small_disk.fill()
+    for ts_ms in range(300, 499):
+        sink.put([gpu(ts_ms)])
+        sink.send()
+        small_disk.fill()
+    assert sum(sink.state().dropped_rows.values()) == 0
+    assert spool.failures > 100
+    for ts_ms in range(499, 700):
+        sink.put([gpu(ts_ms)])
+        sink.send()
+    dropped = sum(sink.state().dropped_rows.values())
+    shelf.refuse = lambda records: None
+    assert sink.send()
+    assert 0 < dropped < 500
+    assert shelf.times() == list(range(dropped, 700))
+    assert books_balance(sink, 700)
+    sink.stop(1)
+
+
 def test_a_spool_whose_disk_is_mended_is_taken_into_use(
     shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[structlog.typing.EventDict]
 ) -> None:

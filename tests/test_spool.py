@@ -383,6 +383,26 @@ def test_who_may_not_drop_anything_is_refused_when_it_is_full(tmp_path: Path) ->
     assert spool.append([message(taken, 900)], drop_oldest=False) == 1
 
 
+def test_a_full_disk_may_be_no_reason_to_drop(small_disk: SmallDisk) -> None:
+    """What fits is taken and the rest stays the caller's, once. Beyond the spool's own bound the oldest go all the same."""
+    spool = Spool(small_disk.folder / "spool", DISK_BYTES // 4)
+    put = 0
+    while not dropped(spool):
+        put += spool.append([message(put, 1000)], drop_if_disk_full=False)
+    assert len(drain(spool)) == put - dropped(spool)
+    gone = dropped(spool)
+    assert spool.append([message(number, 1000) for number in range(50)]) == 50
+    assert len(files(small_disk.folder / "spool")) > 2
+    small_disk.fill()
+    taken = spool.append([message(number, 1000) for number in range(50, 70)], drop_if_disk_full=False)
+    assert (taken < 20, dropped(spool)) == (True, gone)
+    assert "No space left" in spool.fault
+    small_disk.empty()
+    spool.append([message(number, 1000) for number in range(50 + taken, 70)], drop_if_disk_full=False)
+    assert drain(spool) == list(range(70))
+    assert dropped(spool) == gone
+
+
 def test_what_the_disk_does_not_say_it_holds_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
