@@ -152,6 +152,10 @@ class Spool:
             segment = Segment(path)
             try:
                 segment.count()
+            except PermissionError as error:
+                # root has copied it here, say: it is left aside until a start at which this user may read it
+                self._failed(error)
+                continue
             except OSError as error:
                 self._fail_lost(error)
             self._segments.append(segment)

@@ -557,6 +557,36 @@ def test_files_that_are_copied_into_its_folder_do_not_stop_it(tmp_path: Path) ->
     assert drain(Spool(tmp_path / "spool", 32 * KIB)) == [1000] * 4
 
 
+def test_a_file_that_this_user_may_not_read_is_left_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that root has copied there: it is named, keeps nobody from starting, and is there for the next start."""
+    spool = Spool(tmp_path, 16 * KIB)
+    spool.append([message(number, 900) for number in range(10)])
+    spool.close()
+    foreign = files(tmp_path)[1]
+    foreign_numbers = numbers(read_frames(foreign.read_bytes())[0])
+    own = [number for number in range(10) if number not in foreign_numbers]
+    path_open = Path.open
+
+    def refuse(path: Path, mode: str = "r") -> object:
+        # root, who may run this, may read all
+        if path == foreign:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return path_open(path, mode)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refuse)
+        after = Spool(tmp_path, 16 * KIB)
+        assert (after.failures, after.fault) == (1, f"{foreign}: Permission denied")
+        assert after.waiting_bytes == bytes_in(tmp_path) - foreign.stat().st_size
+        after.append([message(10)])
+        assert drain(after) == [*own, 10]
+        assert (after.waiting_bytes, dropped(after), files(tmp_path)) == (0, 0, [foreign])
+        after.close()
+    assert drain(Spool(tmp_path, 16 * KIB)) == foreign_numbers
+
+
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     """A folder that is not only the spool's keeps what it had."""
     for name in ("notes.txt", "1.spool", "000000000001.spool.bak"):
