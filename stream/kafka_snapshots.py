@@ -84,7 +84,7 @@ def another_number(topic: str, found: int, owner: str, made_with: int) -> str:
 
 
 def snapshots_of(
-    log: Log, owners: Collection[str], topic_ids: Mapping[str, str]
+    log: Log, owners: Collection[str], topic_ids: Mapping[str, str | None]
 ) -> tuple[dict[str, dict[int, Snapshot]], LogUnavailableError | None]:
     """Owner -> partition -> its newest snapshot, the state left out; and why some may be lacking, as nobody leads theirs.
 

@@ -103,6 +103,8 @@ def _examined(log: Log, process: Process, names: Collection[str]) -> Examined:
         if set(_LOOKED_AT) <= configs.get(name, {}).keys()
     }
     counts = _counts(described)
+    # kafka-python leaves the key out below version 10 of Metadata, and has None where the broker knows no id
+    ids = {t["name"]: t.get("topic_id") and str(t["topic_id"]) for t in described if t["name"] in counts}
     hidden = set(names) - settings.keys()
     faults = [*_unlike(counts), *_losing(settings)]
     rivals: list[str] = []
@@ -110,7 +112,6 @@ def _examined(log: Log, process: Process, names: Collection[str]) -> Examined:
     if topics.STATE in names:
         try:
             owners = [f"{process.group}-{stage}" for stage in process.stages]
-            ids = {topic["name"]: str(topic["topic_id"]) for topic in described if topic["name"] in counts}
             snapshots, fault = snapshots_of(log, owners, ids)
             faults += _moved(process, counts, snapshots)
             rivals += _rivals(process, ids, snapshots)
@@ -227,7 +228,7 @@ def _moved(
 
 
 def _rivals(
-    process: Process, topic_ids: Mapping[str, str], snapshots: Mapping[str, Mapping[int, Snapshot]]
+    process: Process, topic_ids: Mapping[str, str | None], snapshots: Mapping[str, Mapping[int, Snapshot]]
 ) -> Iterator[str]:
     """Topics that another group books, and this one does not; once made anew, they are topics that nobody books."""
     for stage in sorted(set(process.stages)):
@@ -245,7 +246,8 @@ def _rivals(
         for group, booked in sorted(held.items()):
             what = " and ".join(sorted(booked))
             mend = "set process.group back"
-            if stage == "meter":
+            # to make the topics anew changes nothing where that is not noticed
+            if stage == "meter" and None not in topic_ids.values():
                 mend += (
                     ', or, where another group is meant, go on as docs/architecture.md says under "The number of '
                     'partitions"'
@@ -257,12 +259,12 @@ def _rivals(
 
 
 def _is_of(
-    owner: str, own: str, snapshots: Mapping[str, Mapping[int, Snapshot]], topic: str, topic_id: str
+    owner: str, own: str, snapshots: Mapping[str, Mapping[int, Snapshot]], topic: str, topic_id: str | None
 ) -> bool:
-    """Whether the owner's state is of the topic that has this id."""
+    """Whether the owner's state is of the topic that has this id; it may be where nobody knows an id."""
     told = {snapshot.topic_ids.get(topic) for snapshot in snapshots[owner].values()}
     # State of before it told ids may be of a topic of before: it shuts out no group that has begun.
-    return topic_id in told or (told == {None} and (owner == own or own not in snapshots))
+    return topic_id is None or topic_id in told or (told == {None} and (owner == own or own not in snapshots))
 
 
 def _doubts(

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from idlewatt_command import idlewatt, wait_until
-from kafka.admin import ConfigResource
+from kafka.admin import ConfigResource, KafkaAdminClient
+from kafka.cluster import ClusterMetadata
 from kafka.partitioner.default import murmur2
 from kafka_broker import KafkaBroker
 from stage_reader import StageReader
@@ -188,6 +189,50 @@ def test_a_group_that_has_begun_is_not_shut_out_by_one_that_told_no_ids(
     prepare(booked)
     with pytest.raises(ConfigError, match="group retired has"):
         prepare(of_group(booked, "other"))
+
+
+def tell_no_ids(monkeypatch: pytest.MonkeyPatch, metadata_version: int) -> None:
+    """The broker is one of before Kafka 2.8, whose answers have no place for them, or a later one that runs as those."""
+    if metadata_version < 10:
+        real = kafka_clients.connection_options
+        older = {"api_version": (2, 7)}
+        monkeypatch.setattr(kafka_clients, "connection_options", lambda log: real(log) | older)
+        return
+    described = KafkaAdminClient.describe_topics
+    monkeypatch.setattr(
+        KafkaAdminClient,
+        "describe_topics",
+        lambda *a, **k: [{**topic, "topic_id": None} for topic in described(*a, **k)],
+    )
+    monkeypatch.setattr(ClusterMetadata, "topic_id", lambda *_: None)
+
+
+@pytest.mark.parametrize("metadata_version", [9, 10])
+@pytest.mark.parametrize("has_told", [True, False])
+def test_another_group_is_refused_where_brokers_tell_no_ids(
+    kafka_broker: KafkaBroker,
+    fresh_topics: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    has_told: bool,
+    metadata_version: int,
+) -> None:
+    """Whether they told some when the state was written or not; and the one that has begun is not."""
+    if not has_told:
+        tell_no_ids(monkeypatch, metadata_version)
+    reader = StageReader(KafkaStageLog(fresh_topics.log, fresh_topics.process.group, "meter", METER))
+    reader.until_assigned(4)
+    reader.commit(b"state")
+    reader.log.close()
+    if has_told:
+        tell_no_ids(monkeypatch, metadata_version)
+    for is_made_anew in (False, True):
+        if is_made_anew:
+            # which nobody can notice
+            delete(kafka_broker, *METER)
+        # there is no way to have another one
+        with pytest.raises(ConfigError, match=r"no state of idlewatt\.engine .* set process\.group back$"):
+            prepare(of_group(fresh_topics, "other"))
+        prepare(fresh_topics)
 
 
 def delete(broker: KafkaBroker, *names: str) -> None:
