@@ -21,6 +21,10 @@ _READ_TOGETHER: Final = {"meter": (topics.GPU, topics.ENGINE), "economy": (topic
 _LOOKED_AT: Final = ("cleanup.policy", "retention.ms", "retention.bytes", "max.message.bytes")
 # a broker knows of topics that were created at another one a moment later
 _PATIENCE_S: Final = 3.0
+_NO_IDS: Final = (
+    "these brokers tell no topic ids: a topic that is deleted and made anew is not noticed, and is read on from where the "
+    "one before was read to"
+)
 _log = structlog.get_logger()
 
 
@@ -128,6 +132,8 @@ def _examined(log: Log, process: Process, names: Collection[str]) -> Examined:
         for topic in described
     }
     doubts = [*unread, *_doubts(log, counts, copies, settings)]
+    if None in ids.values():
+        doubts.append(_NO_IDS)
     return Examined(tuple(faults), tuple(rivals), tuple(unread), tuple(doubts), tuple(sorted(hidden)))
 
 

@@ -235,6 +235,19 @@ def test_another_group_is_refused_where_brokers_tell_no_ids(
         prepare(fresh_topics)
 
 
+@pytest.mark.parametrize("metadata_version", [9, 10])
+def test_brokers_that_tell_no_ids_are_told_of_once(
+    fresh_topics: Settings, monkeypatch: pytest.MonkeyPatch, metadata_version: int
+) -> None:
+    """A topic that is made anew would be read on in silence where the one before was read to."""
+    tell_no_ids(monkeypatch, metadata_version)
+    with capture_logs() as logged:
+        prepare(fresh_topics)
+    ((event, level, found),) = [(line["event"], line["log_level"], line["found"]) for line in logged]
+    assert (event, level) == ("topic_settings", "warning")
+    assert "tell no topic ids: a topic that is deleted and made anew is not noticed" in found
+
+
 def delete(broker: KafkaBroker, *names: str) -> None:
     with broker.admin() as admin:
         admin.delete_topics(list(names))
