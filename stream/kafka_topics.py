@@ -118,7 +118,7 @@ def _examined(log: Log, process: Process, names: Collection[str]) -> Examined:
             owners = [f"{process.group}-{stage}" for stage in process.stages]
             snapshots, fault = snapshots_of(log, owners, ids)
             faults += _moved(process, counts, snapshots)
-            rivals += _rivals(process, ids, snapshots)
+            rivals += [*_rivals(process, ids, snapshots)] or [*_heirs(process, ids, snapshots)]
         except ConfigError:
             hidden.add(topics.STATE)
         else:
@@ -261,6 +261,28 @@ def _rivals(
             yield (
                 f"process.group {process.group} has no state of {what} in {topics.STATE}, and group {group} has: all "
                 f"that it books would be booked a second time; {mend}"
+            )
+
+
+def _heirs(
+    process: Process, topic_ids: Mapping[str, str | None], snapshots: Mapping[str, Mapping[int, Snapshot]]
+) -> Iterator[str]:
+    """Groups that had the meter after this one, whose state is of none of the topics of today."""
+    own = f"{process.group}-meter"
+    read = topic_ids.keys() & set(_READ_TOGETHER["meter"])
+    if "meter" not in process.stages or own not in snapshots:
+        return
+    if any(_is_of(own, own, snapshots, topic, topic_ids[topic]) for topic in read):
+        return
+    for owner in sorted(snapshots):
+        both = snapshots[own].keys() & snapshots[owner].keys()
+        is_later = both and all(snapshots[own][n].at < snapshots[owner][n].at for n in both)
+        if owner.endswith("-meter") and is_later:
+            heir = owner.removesuffix("-meter")
+            yield (
+                f"process.group {process.group} has in {topics.STATE} state of topics that are gone, and group {heir} has "
+                "had the meter since: all that it has booked would be booked a second time, as what was drawn in a gap; "
+                "set process.group back, or give it a name that no group has had"
             )
 
 

@@ -167,6 +167,28 @@ def test_another_group_may_begin_where_nothing_is_booked_twice(
         prepare(booked)
 
 
+def test_a_group_that_another_one_came_after_is_not_let_back(
+    kafka_broker: KafkaBroker, booked: Settings, meter: StageReader
+) -> None:
+    """Its readings are of before: it would book as its gap what the other has booked. One that nobody came after goes on."""
+    meter.log.close()
+    delete(kafka_broker, *METER)
+    second = of_group(booked, "second", "meter")
+    prepare(second)
+    reader = StageReader(KafkaStageLog(second.log, "second", "meter", METER))
+    reader.until_assigned(4)
+    reader.commit(b"state")
+    reader.log.close()
+    delete(kafka_broker, *METER)
+    with pytest.raises(
+        ConfigError, match=r"group second has had the meter since.* a name that no group has had$"
+    ):
+        prepare(booked)
+    prepare(of_group(booked, booked.process.group, "economy"))
+    prepare(of_group(booked, "third", "meter"))
+    prepare(second)
+
+
 def test_another_group_is_refused_where_one_of_its_topics_was_not_made_anew(
     kafka_broker: KafkaBroker, booked: Settings
 ) -> None:
