@@ -53,7 +53,7 @@ def read_snapshot(layout: str, snapshot: bytes) -> tuple[dict[str, Any], dict[st
     if header["layout"] != layout:
         raise SnapshotError(
             f"the state in the log was written as {header['layout']}, this Idlewatt reads {layout}: "
-            "run the version that wrote it, or give process.group a new name to start afresh"
+            "run the version that wrote it (docs/architecture.md, State)"
         )
     frames, at = {}, end + 1
     for name, length in header["frames"].items():

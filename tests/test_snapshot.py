@@ -1,9 +1,10 @@
 """Snapshots: a frame that stays is written once, and never stands in for another one."""
 
 import polars as pl
+import pytest
 
 from idlewatt.processors import snapshot
-from idlewatt.processors.snapshot import read_snapshot, write_snapshot
+from idlewatt.processors.snapshot import SnapshotError, read_snapshot, write_snapshot
 
 
 def test_each_frame_is_read_back_however_long_it_lives() -> None:
@@ -51,3 +52,11 @@ def test_integers_of_long_frames_are_read_back_whatever_they_are() -> None:
         assert found.schema == before.schema
         assert found.equals(before)
     assert len(written) < 2 * frame.estimated_size() / 3
+
+
+def test_state_of_another_layout_is_for_the_version_that_wrote_it() -> None:
+    """A new process.group is no way: over Kafka it is refused, and the embedded log has none."""
+    written = write_snapshot("test/1", {}, {})
+    says = r"written as test/1, this Idlewatt reads test/2: run the version that wrote it \(docs/architecture\.md, State\)$"
+    with pytest.raises(SnapshotError, match=says):
+        read_snapshot("test/2", written)
