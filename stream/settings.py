@@ -301,8 +301,8 @@ class Process(_Section):
     )
     min_tokens: Annotated[int, Field(ge=1)] = Field(
         100,
-        description="Ratios that stand on fewer output tokens are withheld, and idle watts are not valued at what so few "
-        "brought. The dashboards go by the default.",
+        description="Ratios that stand on fewer output tokens are withheld, and idle watts are not valued at what a model "
+        "brought that made fewer in an hour. The dashboards go by the default.",
     )
     worst_offenders: Annotated[int, Field(ge=0, le=10_000)] = Field(
         50, description="GPUs named in idlewatt_gpu_wasted_watts."

@@ -62,7 +62,7 @@ def _lose(
         how = (state, part, row["demand"])
         benchmark = _by_turns(row[f"{part}_mj"] * BENCHMARK[0], BENCHMARK[1], window)
         total[*where, "benchmark_lost_revenue", *how, "USD"] += benchmark
-        price = _realised(sold, window, model, min_tokens)
+        price = _realised(sold, window, model, min_tokens, book)
         if price is None and (listed := _price(model, book)) is not None:
             price = listed.output
         tokens = row[f"lost_tokens_{part}"]
@@ -87,11 +87,21 @@ def _cost(total: dict[Key, int], row: Row, book: Book) -> None:
             total[*where, "capital_cost", row["state"], "", row["demand"], book.currency] += hours
 
 
-def _realised(sold: list[tuple[int, str, int, int]], window: int, model: str, min_tokens: int) -> int | None:
-    """Micro-units per million output tokens over the hour up to the window; of all models where there is none."""
-    hour = [s for s in sold if window - HOUR_MS < s[0] <= window and (not model or s[1] == model)]
-    output = sum(s[2] for s in hour)
-    return _rounded(sum(s[3] for s in hour), output) if output >= min_tokens else None
+def _realised(
+    sold: list[tuple[int, str, int, int]], window: int, model: str, min_tokens: int, book: Book
+) -> int | None:
+    """Micro-units per million output tokens over the hour up to the window; of all models where there is none.
+
+    Of what made enough output, and lives by it.
+    """
+    output = worth = 0
+    hour = [s for s in sold if window - HOUR_MS < s[0] <= window]
+    for name in {s[1] for s in hour if not model or s[1] == model}:
+        made, brought = (sum(s[i] for s in hour if s[1] == name) for i in (2, 3))
+        price = _price(name, book)
+        if made >= min_tokens and (price is None or brought <= 10 * made * price.output):
+            output, worth = output + made, worth + brought
+    return _rounded(worth, output) if output else None
 
 
 def _price(model: str, book: Book) -> Price | None:

@@ -123,7 +123,7 @@ def test_late_losses_have_a_whole_hours_price(late: int, priced_at: int) -> None
     However the ledger is read. `late`, and when the price's hour begins: minutes after the first window.
     """
     # the price of output falls minute by minute; the newest window ends at the second hour's end
-    minutes = [sold(6 * minute, 1000, inputs=10_000 - minute) for minute in range(120)]
+    minutes = [replace(sold(6 * minute, 1000), input_tokens=30_000 - 10 * minute) for minute in range(120)]
     messages = [
         row for told in minutes for row in (told, replace(idle(0, 0), window_start_ms=told.window_start_ms))
     ]
@@ -131,7 +131,7 @@ def test_late_losses_have_a_whole_hours_price(late: int, priced_at: int) -> None
     lost = replace(idle(0, 10**6), window_start_ms=newest - late * 60_000)
     within = range(priced_at, priced_at + 60)
     found = [booked([*messages, lost], sizes) for sizes in ([241], [120, 1, 120], [60, 61, 60, 60])]
-    mean = sum(10_000 - minute for minute in within) / 60
+    mean = 30 - sum(within) / 6000
     assert found[0] == found[1] == found[2]
     assert found[0]["lost_revenue", lost.window_start_ms] == 350_000 + 100_000 * mean
 
@@ -152,11 +152,26 @@ def test_a_loss_is_priced_by_what_the_ledger_had_told() -> None:
     )
 
 
-@pytest.mark.parametrize(("made", "price"), [(1, 350), (99, 350), (100, 100_350)])
-def test_no_price_is_made_of_a_few_tokens(made: int, price: int) -> None:
-    """A long prompt whose answer has only begun, or a probe that asks for one token, does not value a night of idle GPUs."""
-    messages = [replace(sold(0, made), input_tokens=100_000), idle(0, 1000)]
+@pytest.mark.parametrize(
+    ("made", "inputs", "price"),
+    [(1, 25, 350), (99, 25, 350), (100, 25, 2850), (100, 31, 3450), (10**7, 32, 350)],
+)
+def test_no_price_is_made_of_a_few_tokens_or_of_prompts(made: int, inputs: int, price: int) -> None:
+    """A long prompt whose answer has only begun, a probe that asks for one token or a classifier values no idle GPUs."""
+    messages = [sold(0, made, inputs=inputs), idle(0, 1000)]
     assert booked(messages, [2])["lost_revenue", START_MS] == price
+
+
+def test_free_gpus_are_valued_by_the_models_that_live_by_output() -> None:
+    """An embedding model in the pool, or one that was hardly used, makes no watt of free GPUs dearer."""
+    messages = [
+        sold(0, 1000),
+        replace(sold(0, 0, "embeds"), model_name="embedding", input_tokens=10**9),
+        replace(sold(0, 200, "sorts"), model_name="classifier", input_tokens=10**9),
+        replace(sold(0, 10, "sleeps"), model_name="rare", input_tokens=10**6),
+        replace(idle(0, 1000), model_name="", state="idle_free"),
+    ]
+    assert booked(messages, [5])["lost_revenue", START_MS] == 650
 
 
 def test_the_benchmark_of_any_energy_has_its_sign() -> None:

@@ -26,6 +26,9 @@ BENCHMARK_NUMERATOR: Final = 25
 BENCHMARK_DENOMINATOR: Final = 5256
 # how far back a pool's mix goes: two hours, so that a row that is an hour late has the hour up to its window
 MIX_MS: Final = 2 * HOUR_MS
+# Times the list price of output. What brings more lives by its input: embeddings, classifiers, the prefill half of a
+# pair, probes. Yardsticks are of output, so that no watt would have made so many of such tokens.
+MOST_PER_OUTPUT: Final = 10
 _PRICED_BY: Final = ["site", "pool", "model_name", "window_start_ms", "priced_ms", "src"]
 # rows for each of which an hour of the mix is looked through
 _PRICED_AT_ONCE: Final = 1000
@@ -190,16 +193,21 @@ def _priced_ms(idle: pl.DataFrame, power: pl.DataFrame, ends: pl.DataFrame) -> p
 def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book, min_tokens: int) -> pl.DataFrame:
     """The realised price per output token, input and cached revenue included, over the hour up to each `priced_ms`.
 
-    Of the model, else (GPUs without a model) of the pool; where that made fewer than `min_tokens`, the list price of
-    output alone on the default tier: a prompt of 100,000 tokens is no price of the one token that was made of it so
-    far. No row where the price book has nothing either: then the loss in money is withheld.
+    Of the model, else (GPUs without a model) of those of the pool together. A model that made fewer than `min_tokens`,
+    or brought more than MOST_PER_OUTPUT, says nothing: a prompt of 100,000 tokens is no price of the one token that
+    was made of it. Where none does, the list price of output alone on the default tier; no row where the price book
+    has none: then the loss in money is withheld.
     Only what the ledger told before a row counts for it: an amendment that comes later changes no price, whether
     it is read together with the row or not. Columns _PRICED_BY and price (micro-units per million output tokens).
     """
     wanted = lost[_PRICED_BY].unique()
     if wanted.is_empty() or (mix.is_empty() and not book.price):
         return wanted.clear().with_columns(price=pl.lit(None, pl.Int64))
-    known = mix.lazy().rename({"window_start_ms": "sold_ms", "src": "sold_src"})
+    known = (
+        mix.lazy()
+        .rename({"window_start_ms": "sold_ms", "src": "sold_src"})
+        .with_columns(sold_model="model_name")
+    )
     if (wanted["model_name"] == "").any():
         known = pl.concat([known, known.with_columns(pl.lit("").alias("model_name"))])
     within = (
@@ -210,34 +218,45 @@ def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book, min_tokens: int)
     # an hour lies in two of the clock's: a join without them has a row for each two windows of a pool, days apart or not
     hour = pl.col("sold_ms") // HOUR_MS
     by_hour = at_once(pl.concat([known.with_columns(hour=hour), known.with_columns(hour=hour + 1)]))
-    realised = [
+    sold = pl.concat(
         at_once(
             some.lazy()
             .with_columns(hour=pl.col("priced_ms") // HOUR_MS)
             .join(by_hour.lazy(), on=["site", "pool", "model_name", "hour"])
             .filter(within)
-            .group_by(_PRICED_BY)
+            .group_by(*_PRICED_BY, "sold_model")
             .agg(pl.col("output_tokens").sum(), pl.col("earned").sum())
             .filter(pl.col("output_tokens") >= min_tokens)
-            .select(
-                *_PRICED_BY,
-                rounded(pl.col("earned"), pl.col("output_tokens")).alias("price"),
-            )
         )
         for some in wanted.iter_slices(_PRICED_AT_ONCE)
-    ]
-    listed = prices.price_frame(book, wanted.with_columns(tier=pl.lit(book.default_tier)))
-    return at_once(
-        wanted.lazy()
-        .join(pl.concat(realised).lazy(), on=_PRICED_BY, how="left")
+    )
+    most = pl.col("output_tokens").cast(pl.Int128) * pl.col("price_output") * MOST_PER_OUTPUT
+    realised = (
+        sold.lazy()
         .join(
-            listed.lazy().select("model_name", "window_start_ms", "price_output"),
-            on=["model_name", "window_start_ms"],
+            _output_prices(book, sold.select("window_start_ms", model_name="sold_model")),
+            left_on=["sold_model", "window_start_ms"],
+            right_on=["model_name", "window_start_ms"],
             how="left",
         )
+        .filter(pl.col("price_output").is_null() | (pl.col("earned") <= most))
+        .group_by(_PRICED_BY)
+        .agg(pl.col("output_tokens").sum(), pl.col("earned").sum())
+        .select(*_PRICED_BY, rounded(pl.col("earned"), pl.col("output_tokens")).alias("price"))
+    )
+    return at_once(
+        wanted.lazy()
+        .join(realised, on=_PRICED_BY, how="left")
+        .join(_output_prices(book, wanted), on=["model_name", "window_start_ms"], how="left")
         .select(*_PRICED_BY, pl.coalesce("price", "price_output").alias("price"))
         .filter(pl.col("price").is_not_null())
     )
+
+
+def _output_prices(book: Book, wanted: pl.DataFrame) -> pl.LazyFrame:
+    """What a million output tokens of a model are listed at on the default tier, by model and window."""
+    found = prices.price_frame(book, wanted.with_columns(tier=pl.lit(book.default_tier)))
+    return found.lazy().select("model_name", "window_start_ms", "price_output")
 
 
 def _money(rows: pl.LazyFrame, kind: str, currency: str) -> pl.LazyFrame:
