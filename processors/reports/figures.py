@@ -101,13 +101,13 @@ Value = int | Decimal | str | None
 
 @dataclass(frozen=True, slots=True)
 class Decimals:
-    """How many decimals sums of money and of kilowatt-hours have; GPU-hours have three."""
+    """How many decimals sums of money have, and sums of kilowatt-hours and GPU-hours."""
 
     money: int
-    energy: int
+    hours: int
 
 
-# as exact as the ledger's micro-units; a millionth of a kWh is 3.6 J
+# as exact as the ledger's micro-units; a millionth of a kWh is 3.6 J, of an hour 3.6 ms
 EXACT: Final = Decimals(6, 6)
 CENTS: Final = Decimals(2, 3)
 
@@ -134,16 +134,16 @@ def figures(
     shown: list[dict[str, Value]] = [{name: row[name] for name in (*grouped.by, *COUNTS)} for row in rows]
     shown_total: dict[str, Value] = {name: total[name] for name in COUNTS}
     for names, per, places in (
-        (ENERGY, MJ_PER_KWH, decimals.energy),
-        (HOURS, HOUR_MS, 3),
+        (ENERGY, MJ_PER_KWH, decimals.hours),
+        (HOURS, HOUR_MS, decimals.hours),
         (MONEY, MICRO, decimals.money),
     ):
-        unit = per // 10**places
         for name, measures in names.items():
-            amounts = [sum(row[measure] for measure in measures) for row in rows]
-            for line, part in zip(shown, rounded_parts(amounts, unit), strict=True):
+            # a millionth of an hour is no whole number of milliseconds
+            amounts = [10**places * sum(row[measure] for measure in measures) for row in rows]
+            for line, part in zip(shown, rounded_parts(amounts, per), strict=True):
                 line[name] = Decimal(part).scaleb(-places)
-            shown_total[name] = Decimal(rounded(sum(amounts), unit)).scaleb(-places)
+            shown_total[name] = Decimal(rounded(sum(amounts), per)).scaleb(-places)
     has_tariff = tariff.has_price(book.tariff)
     of_place = [name for name in grouped.by if name in ("site", "pool")]
     covered = [*_covered(rows, of_place, coverage_floor), *_covered([total], (), coverage_floor)]
