@@ -168,11 +168,15 @@ def test_faults_name_the_place_and_the_remedy(old: str, new: str, fault: str) ->
 
 
 def test_all_faults_are_told_at_once() -> None:
-    """Nobody mends a book one start at a time."""
+    """Nobody mends a book one start at a time, or takes one with faults of form for mended when these are."""
     with pytest.raises(ConfigError) as caught:
         parse_book(changed(('"EUR"', '"EUX"'), ("1000.5", "99"), ("pue = 1.2", "pue = 9")).encode(), "b")
     # the envelope's unit is no longer the book's currency either
     assert len(str(caught.value).splitlines()) == 4
+    with pytest.raises(ConfigError) as caught:
+        parse_book(changed(('"EUR"', '"EUX"'), ("0.6\n", "-0.6\n"), ("1e9", "0")).encode(), "b")
+    *faults, last = str(caught.value).splitlines()
+    assert (len(faults), last.endswith("is checked once this is mended")) == (2, True)
 
 
 def test_a_book_that_changed_is_read_again_and_a_bad_one_refused(
