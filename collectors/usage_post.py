@@ -18,6 +18,8 @@ MAX_BODY_BYTES: Final = 1024 * 1024
 _KEY: Final = "idempotency-key"
 # less than the 15 s that processors take, whose clocks may be behind
 _AHEAD_MS: Final = 10_000
+# in milliseconds early in 1973, in seconds the year 5138
+_NO_SECONDS_MS: Final = 10**11
 _ERRORS_SHOWN: Final = 20
 _RETRY_AFTER_S: Final = 5
 
@@ -127,9 +129,10 @@ class UsagePost:
         if line.ts_ms > now_ms + _AHEAD_MS:
             raise ValueError(f"ts_ms is {(line.ts_ms - now_ms) / 1000:.0f} s ahead of this host's clock")
         if line.ts_ms <= now_ms - EVENT_HORIZON_MS:
-            raise ValueError(
-                f"ts_ms is more than {EVENT_HORIZON_MS // HOUR_MS} hours ago: whether it was counted is forgotten"
-            )
+            why = "whether it was counted is forgotten"
+            if line.ts_ms < _NO_SECONDS_MS:
+                why = f"it is milliseconds since 1970, and {line.ts_ms} looks like seconds"
+            raise ValueError(f"ts_ms is more than {EVENT_HORIZON_MS // HOUR_MS} hours ago: {why}")
         told = line.model_dump() | {"event_id": line.event_id or f"{key}/{number}"}
         return UsageRow(site=self._site, **told)
 

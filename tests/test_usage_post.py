@@ -155,6 +155,7 @@ WRONG: list[tuple[str, bytes, str]] = [
     ("ahead", lines(LINE | {"ts_ms": NOW_MS + 60_000}), "60 s ahead"),
     ("never", lines(LINE | {"ts_ms": 10**400}), "ts_ms"),
     ("old", lines(LINE | {"ts_ms": NOW_MS - 48 * 3_600_000}), "48 hours"),
+    ("seconds", lines(LINE | {"ts_ms": NOW_MS // 1000}), f"{NOW_MS // 1000} looks like seconds"),
     ("no id", lines({k: v for k, v in LINE.items() if k != "event_id"}), "Idempotency-Key"),
     ("empty name", lines(LINE | {"team": ""}), "team"),
     ("long name", lines(LINE | {"team": "x" * 121}), "team"),
