@@ -45,7 +45,9 @@ def open_file(path: str | Path) -> sqlite3.Connection:
     """Open the log for reading and writing, and create it if there is none. Raises ConfigError."""
     path = Path(path)
     if not path.absolute().parent.is_dir():
-        raise ConfigError(f"log.path: the folder of {path} does not exist; make it or name another file")
+        raise ConfigError(
+            f"log.path: the folder of {path.absolute()} does not exist; make it or name another file"
+        )
     try:
         connection = _connect(str(path))
     except sqlite3.Error as error:
@@ -65,7 +67,10 @@ def open_readonly(path: str | Path) -> sqlite3.Connection:
     """Open an existing log for reading. Raises ConfigError."""
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"log.path: there is no file {path}")
+        raise ConfigError(
+            f"log.path: there is no file {path.absolute()}; if the log is elsewhere, name its configuration "
+            "with --config or IDLEWATT_CONFIG"
+        )
     try:
         connection = _connect(f"{path.absolute().as_uri()}?mode=ro")
         try:

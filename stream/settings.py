@@ -45,7 +45,9 @@ class Log(_Section):
         "embedded", description="embedded: one SQLite file for one box. kafka: Apache Kafka for many."
     )
     path: str = Field(
-        "idlewatt.db", description="File of the embedded log; of each stage one process runs on it."
+        "idlewatt.db",
+        description="File of the embedded log; of each stage one process runs on it. "
+        "A relative path goes by the working directory, not by the configuration file.",
     )
     bootstrap_servers: str = Field(
         "127.0.0.1:9092", description="Kafka brokers, host:port, separated by commas."
@@ -347,7 +349,8 @@ class Economy(_Section):
     book: str | None = Field(
         None,
         description="File of the book: prices, tariff, capital, envelopes; `idlewatt config --book` prints one. "
-        "Read again when it changes. Without one nothing has a price.",
+        "Read again when it changes. Without one nothing has a price. "
+        "A relative path goes by the working directory, not by the configuration file.",
         examples=["/etc/idlewatt/book.toml"],
     )
     lost_revenue_counts: tuple[IdlePart, ...] = Field(

@@ -240,13 +240,16 @@ def test_one_key_makes_a_book(tmp_path: Path) -> None:
         BookFile(tmp_path / "book.toml", lambda *_: None)
 
 
-def test_a_bad_book_is_refused_at_the_start(tmp_path: Path) -> None:
-    """There is no book before it to go on with; a file that is not there is named with its remedy."""
+def test_a_bad_book_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no book before it to go on with; one that is not there is told with where it was looked for, and its remedy."""
     (tmp_path / "book.toml").write_text(changed(("0.6\n", "-1\n")))
     with pytest.raises(ConfigError, match="output must be 0"):
         BookFile(tmp_path / "book.toml", lambda *_: None)
     with pytest.raises(ConfigError, match=r"idlewatt config --book > none\.toml"):
         BookFile(tmp_path / "none.toml", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/none\.toml: there is no such file"):
+        BookFile(Path("none.toml"), lambda *_: None)
 
 
 def test_without_a_file_the_book_is_empty() -> None:

@@ -176,12 +176,13 @@ def test_wrong_arguments_exit_2(env: dict[str, str], arguments: tuple[str, ...],
     assert "Traceback" not in result.stderr
 
 
-def test_a_log_that_is_not_there_is_told(tmp_path: Path) -> None:
-    """A report makes no log."""
+def test_a_log_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report makes no log; who runs it without the configuration is told where it looked, and to name it."""
     path = tmp_path / "none.db"
-    result = idlewatt("report", "--from", "2020-11-01", env={"IDLEWATT_LOG__PATH": str(path)})
+    monkeypatch.chdir(tmp_path)
+    result = idlewatt("report", "--from", "2020-11-01", env={"IDLEWATT_LOG__PATH": path.name})
     assert (result.returncode, path.exists()) == (2, False)
-    assert f"there is no file {path}" in result.stderr
+    assert f"{path}; if the log is elsewhere, name its configuration with --config" in result.stderr
 
 
 def test_an_interval_without_rows_says_so(env: dict[str, str]) -> None:

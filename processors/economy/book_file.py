@@ -27,7 +27,7 @@ def read_book(path: Path) -> Book:
         content = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(
-            f"{path}: there is no such file; make one with: idlewatt config --book > {path.name}"
+            f"{path.absolute()}: there is no such file; make one with: idlewatt config --book > {path.name}"
         ) from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
