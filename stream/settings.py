@@ -397,7 +397,7 @@ class Simulate(_Section):
     start_ms: Annotated[int, Field(ge=0)] | None = Field(
         None,
         description="Unix milliseconds at which the factory began: started again, it goes on where it was. "
-        "Left out: now.",
+        "Left out: now, and with each start all engines and drivers have restarted.",
         examples=[1_767_225_600_000],
     )
 

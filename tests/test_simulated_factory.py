@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 import polars as pl
 import pytest
+from meter_fleets import pack
 from prometheus_client.parser import text_string_to_metric_families
+from stage_driver import Driver
 
 from idlewatt.collectors.simulated.building import build_simulated_sources
 from idlewatt.collectors.simulated.clocked import ClockedFactory
@@ -30,7 +32,10 @@ from idlewatt.collectors.simulated.outages import (
     STALL_MS,
 )
 from idlewatt.collectors.simulated.truth import HISTORY_MS, Truth
+from idlewatt.collectors.source import Source
 from idlewatt.processors.economy.usage import UsageState, fold_usage
+from idlewatt.processors.meter.config import MeterConfig
+from idlewatt.processors.meter.stage import MeterStage
 from idlewatt.stream import records
 from idlewatt.stream.errors import SourceError
 from idlewatt.stream.frames import frame_schema
@@ -520,6 +525,51 @@ def test_the_settings_make_the_factory() -> None:
         close()
     with pytest.raises(ValueError, match=r"'elsewhere'.*'hall'"):
         build_simulated_sources(settings, clock, Factory(1, START_MS, site="elsewhere"))
+
+
+def test_started_again_on_the_same_log_all_is_metered() -> None:
+    """What restarted in an outage restarts with the factory: nothing is refused, and each joule and token counts once."""
+    clock = Hands()
+    settings = Settings.model_validate(
+        {"collect": {"gpu": "simulated", "timeout_s": 0.1}, "simulate": {"outage_every_s": 4}}
+    )
+    meter = Driver(MeterStage(MeterConfig()))
+    past: dict[str, GpuRow | EngineRow] = {}
+    gained: Counter[type[GpuRow | EngineRow]] = Counter()
+    for length_s in (90, 30):
+        sources, close = build_simulated_sources(settings, clock)
+        try:
+            for _ in range(0, length_s + 1, 5):
+                rows = [row for source in sources for row in rows_of(source)]
+                for row in rows:
+                    key, count = (
+                        (row.gpu_uuid, row.energy_mj)
+                        if isinstance(row, GpuRow)
+                        else (row.engine, row.output_tokens)
+                    )
+                    before = past.get(key, row)
+                    last = before.energy_mj if isinstance(before, GpuRow) else before.output_tokens
+                    gained[type(row)] += count - last if before.epoch_ms == row.epoch_ms else count
+                    past[key] = row
+                meter.append(pack(rows))
+                meter.fold(clock.now_ms)
+                clock.now_ms += 5000
+        finally:
+            close()
+            for source in sources:
+                source.close()
+        clock.now_ms += 25_000
+    meter.fold(clock.now_ms)
+    assert meter.rejected == {}
+    assert sum(row["draw_mj"] for row in meter.rows(records.POWER)) == gained[GpuRow] > 0
+    assert sum(row["output_tokens"] for row in meter.rows(records.TOKENS)) == gained[EngineRow] > 0
+
+
+def rows_of(source: Source) -> list[GpuRow | EngineRow]:
+    try:
+        return [row for row in source.read().rows if isinstance(row, GpuRow | EngineRow)]
+    except SourceError:
+        return []
 
 
 def test_consumers_spend_what_the_engines_make() -> None:

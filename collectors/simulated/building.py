@@ -31,6 +31,9 @@ def build_simulated_sources(
             site=settings.site,
             day_s=settings.simulate.day_s,
             outage_every_s=settings.simulate.outage_every_s,
+            # the log may know one that ran before under the same names: what had restarted in its outages would be older now,
+            # and a reading of an older process is refused
+            has_past=start_ms is not None,
         )
         # hours of a past are seconds of work, for which no reading should wait
         factory.advance(clock())

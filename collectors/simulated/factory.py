@@ -37,7 +37,8 @@ class _Service:
 class Factory:
     """The whole hall. The same arguments give the same history, reading by reading.
 
-    `tick_ms` divides 1000, so that every tick lies in one second. `outages` are the kinds that may happen.
+    `tick_ms` divides 1000, so that every tick lies in one second. `outages` are the kinds that may happen. `has_past`:
+    drivers and engines have counted for long; else they begin with the factory, at zero.
     Raises ValueError for arguments that make no factory.
     """
 
@@ -51,6 +52,7 @@ class Factory:
         day_s: float = 120.0,
         outage_every_s: float = 90.0,
         outages: frozenset[str] = ALL_OUTAGES,
+        has_past: bool = True,
     ) -> None:
         if not 0 < tick_ms <= 1000 or 1000 % tick_ms:
             raise ValueError(f"tick_ms must divide 1000, not {tick_ms}")
@@ -66,7 +68,9 @@ class Factory:
         # (when, tie-breaker, what): the rest of outages that have begun
         self._due: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        self.nodes = build_hall(DEFAULT_PLANT, self.start_ms, random.Random(f"{seed}/plant"))
+        self.nodes = build_hall(
+            DEFAULT_PLANT, self.start_ms, random.Random(f"{seed}/plant"), has_past=has_past
+        )
         self.engines = tuple(engine for node in self.nodes for engine in node.engines)
         self._groups = tuple(group for node in self.nodes for group in node.groups)
         self._services = self._ask(round(day_s * 1000), seed)

@@ -77,14 +77,17 @@ class SimulatedNode:
         self.in_outage = False
 
 
-def build_hall(plant: Plant, start_ms: int, rng: random.Random) -> tuple[SimulatedNode, ...]:
-    """Put up the plant's nodes, with a past: drivers loaded days ago, engines started hours ago."""
-    return tuple(_node(spec, plant.workloads[spec.pool], start_ms, rng) for spec in plant.nodes)
+def build_hall(
+    plant: Plant, start_ms: int, rng: random.Random, *, has_past: bool
+) -> tuple[SimulatedNode, ...]:
+    """Put up the plant's nodes: with drivers loaded days ago and engines started hours ago, or all at the start."""
+    return tuple(_node(spec, plant.workloads[spec.pool], start_ms, rng, has_past) for spec in plant.nodes)
 
 
-def _node(spec: Node, workload: Workload, start_ms: int, rng: random.Random) -> SimulatedNode:
+def _node(spec: Node, workload: Workload, start_ms: int, rng: random.Random, has_past: bool) -> SimulatedNode:
     node = SimulatedNode(spec)
-    epoch_ms = start_ms - rng.randint(72 * HOUR_MS, 1440 * HOUR_MS)
+    # what is drawn is the same, so that GPUs have the same names and engines the same load
+    epoch_ms = start_ms - has_past * rng.randint(72 * HOUR_MS, 1440 * HOUR_MS)
     for holding in spec.holdings:
         gpus = [
             SimulatedGpu(
@@ -99,7 +102,7 @@ def _node(spec: Node, workload: Workload, start_ms: int, rng: random.Random) -> 
         node.groups.append(group)
         if holding.deployment is not None:
             model = EngineModel(holding.deployment, workload, random.Random(rng.getrandbits(64)))
-            age_ms = rng.randint(HOUR_MS, 48 * HOUR_MS)
+            age_ms = has_past * rng.randint(HOUR_MS, 48 * HOUR_MS)
             requests = int(model.requests_per_s * age_ms / 1000 * 0.4) if holding.asked else 0
             model.assume_past(start_ms - age_ms, requests)
             name = f"{spec.name}:{8000 + len(node.engines)}"
