@@ -1,6 +1,7 @@
 """The economy from its topics to its rows and series: money conserved however it is read, absent while unknown."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -555,6 +556,18 @@ def test_a_product_without_a_price_withholds_all_in_cost() -> None:
     assert shown(driver, names.COST_PER_MILLION_TOKENS, basis="all_in") is None
     assert shown(driver, names.TOKENS_PER_CURRENCY_UNIT) is None
     assert shown(driver, names.MARGIN_PER_HOUR) is None
+
+
+def test_of_what_costs_nothing_a_currency_unit_buys_no_number_of_tokens() -> None:
+    """A book may have prices of 0; whatever is shown then is finite, and a cost of 0 is told."""
+    prices = '[[price]]\nmodel = "m"\ninput = 0\noutput = 0\n[tariff]\nper_kwh = 0\n'
+    driver = driver_of(prices + '[[capital]]\nproduct = "H100"\nper_gpu_hour = 0\n')
+    driver.append(ledger(sold(0, 1000), power(0), power(0, "idle_loaded", lost=100)))
+    driver.fold(START_MS)
+    assert shown(driver, names.TOKENS_PER_CURRENCY_UNIT) is None
+    assert shown(driver, names.COST_PER_MILLION_TOKENS) == 0
+    samples = [s for family in driver.stage.families([driver.state]) for s in family.samples]
+    assert [s.name for s in samples if not math.isfinite(s.value)] == []
 
 
 def test_published_prices_are_labelled_wherever_they_show() -> None:

@@ -137,7 +137,9 @@ def _costs(currency: str, book: Book) -> Iterator[_Figure]:
         share = _where(_is_known("energy", "capital"), _cost() * times / borne)
         labels = {**always, "basis": "all_in", "cost_basis": "allocation", "kind": kind}
         yield _figure(metric, "made", share, **labels, origin=origin)
-    per_unit = _where(_is_known("energy", "capital"), pl.col("output_tokens") * MICRO / _cost())
+    # a book may have prices of 0
+    has_cost = _is_known("energy", "capital") & (_cost() > 0)
+    per_unit = _where(has_cost, pl.col("output_tokens") * MICRO / _cost())
     yield _figure(names.TOKENS_PER_CURRENCY_UNIT, "made", per_unit, **always, origin=origin)
     # micrograms per token are grams per million tokens
     carbon = _where(_is_known("carbon"), _ratio("carbon_ug", "output_tokens"))
