@@ -24,8 +24,12 @@ class RecordingRule:
 
 
 RECORDING: Final = (
-    RecordingRule(OUTPUT_TOKENS_RATE, q.output_tokens_rate(q.EVERYWHERE, q.POOL, q.ROLLING)),
     RecordingRule(ENERGY_RATE, q.energy_rate(q.EVERYWHERE, q.POOL, q.ROLLING)),
+    # tokens that no joules stand beside are in no yield
+    RecordingRule(
+        OUTPUT_TOKENS_RATE,
+        f"{q.output_tokens_rate(q.EVERYWHERE, q.POOL, q.ROLLING)} and {ENERGY_RATE} > 0",
+    ),
     RecordingRule(WASTED_ENERGY_RATE, q.wasted_energy_rate(q.EVERYWHERE, q.POOL, q.ROLLING)),
     RecordingRule(WASTED_SHARE, q.ratio(WASTED_ENERGY_RATE, ENERGY_RATE)),
     RecordingRule(TOKENS_PER_JOULE, q.pool_tokens_per_joule(q.EVERYWHERE)),

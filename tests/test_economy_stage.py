@@ -679,6 +679,32 @@ def test_figures_are_withheld_while_engines_were_not_read() -> None:
         assert [shown(driver, figure, pool="p") is not None for figure in figures] == [is_shown] * 3
 
 
+@pytest.mark.parametrize("read_at_once", [True, False])
+def test_what_was_made_while_no_gpu_was_read_stands_over_no_cost(read_at_once: bool) -> None:
+    """An hour of tokens before a pool's GPUs are read changes no figure of the minutes after, and stays in the counters."""
+    figures = (
+        names.MARGIN_PER_HOUR,
+        names.COST_PER_MILLION_TOKENS,
+        names.TOKENS_PER_CURRENCY_UNIT,
+        names.REVENUE_PER_GIGAWATT_YEAR,
+        names.PAYBACK_YEARS,
+    )
+    alone, after = driver_of(), driver_of()
+    before = ledger(*(sold(window, 1_000_000) for window in range(360)))
+    metered = ledger(*(row for window in range(360, 372) for row in (sold(window, 1_000_000), power(window))))
+    alone.append(metered)
+    after.append(before)
+    if not read_at_once:
+        after.fold(START_MS)
+    after.append(metered)
+    for driver in (alone, after):
+        driver.fold(START_MS)
+    for figure in figures:
+        assert shown(alone, figure) is not None
+        assert shown(after, figure) == pytest.approx(shown(alone, figure))
+    assert shown(after, names.REVENUE) == pytest.approx(372 / 12 * (shown(alone, names.REVENUE) or 0))
+
+
 def test_what_came_late_is_taken_back_from_its_own_engine() -> None:
     """Whether its window is read with it or before: another engine was not read at all."""
     for at_once in (True, False):

@@ -489,6 +489,25 @@ def test_ratios_are_withheld_where_too_little_is_known() -> None:
     assert enough.sample("idlewatt_tokens_per_joule", window="1m", kind="output") == pytest.approx(0.5)
 
 
+def test_what_was_made_before_gpus_were_read_stands_over_no_joules() -> None:
+    """Of an engine that was read for four minutes before its GPU the yield is that of the fifth; if it names it, too little."""
+    gpus = [gpu(s, 100_000 * s, has_process=True) for s in range(240, 301)]
+    engines = [engine(s, 50 * s, gpus=[]) for s in range(301)]
+    unnamed = metered(*gpus, *engines, until_s=300)
+    assert unnamed.sample("idlewatt_tokens_per_joule", window="5m", kind="output") == pytest.approx(0.5)
+    assert unnamed.sample("idlewatt_tokens_total", kind="output") == 50 * 300
+    # before the GPU is read, nobody knows that it will be
+    engines = [replace(row, gpus=["GPU-0"]) for row in engines]
+    named = metered(*engines[:241], until_s=220)
+    named.append(
+        [Message(topics.GPU, records.GPU, gpus), Message(topics.ENGINE, records.ENGINE, engines[241:])]
+    )
+    named.fold(START_MS + 300_000 + 2 * GRACE_MS)
+    assert named.sample("idlewatt_coverage_ratio", window="5m", of="watts") == pytest.approx(1 / 5, abs=0.1)
+    assert named.sample("idlewatt_tokens_per_joule", window="5m", kind="output") is None
+    assert named.sample("idlewatt_tokens_per_joule", window="1m", kind="output") == pytest.approx(0.5)
+
+
 def test_a_server_that_counts_at_a_requests_end_is_judged_over_more_than_a_minute() -> None:
     """A minute is shorter than many requests, whose end would be a leap; no window of it is a yardstick."""
     driver = metered(

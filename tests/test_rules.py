@@ -1337,6 +1337,24 @@ def test_recorded_ratios_are_ratios_of_sums(prometheus_tools: None, tmp_path: Pa
     assert recorded == {*expected, recording.TOKENS_PER_JOULE, *recording.RECORDED_CLOCKS.values()}
 
 
+def test_tokens_from_before_gpus_were_read_are_in_no_recorded_yield(
+    prometheus_tools: None, tmp_path: Path
+) -> None:
+    """A pool whose GPUs are read an hour after its engines has the yield of the time since."""
+    series = {
+        f'idlewatt_tokens_total{{{POOL},model_name="m",kind="output"}}': "1000000+60000x120",
+        f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="it"}}': "_x60 1000000+30000x60",
+    }
+    check = {
+        "expr": f"abs({recording.TOKENS_PER_JOULE_DAY} - 2) < bool 0.1",
+        "eval_time": "2h",
+        "exp_samples": [{"labels": f"{{{POOL}}}", "value": 1}],
+    }
+    test = {"interval": "1m", "input_series": input_series(series), "promql_expr_test": [check]}
+    done = promtool_test(tmp_path, [test])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_recorded_yield_is_withheld_as_the_meter_withholds_it(
     prometheus_tools: None, tmp_path: Path
 ) -> None:

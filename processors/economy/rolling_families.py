@@ -78,6 +78,8 @@ def _sums(rolling: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
         rolling.lazy()
         .join(ends.lazy(), on=list(POOL))
         .filter(_AGE_MS.le(HOUR_MS))
+        # what engines made before their pool's first GPU was read would stand over the costs of other windows
+        .filter(pl.col("gpu_ms").sum().over(*POOL, "window_start_ms") > 0)
         .with_columns(_LOSSES)
         .drop("window_start_ms", "end_ms")
         .group_by(*POOL)

@@ -51,30 +51,31 @@ def extend(
     """Add the closed windows of these ledger rows; keep an hour.
 
     `unread`: see unread_gpus(). An engine's tokens would stand over the joules of the rest of its GPUs: those that are not
-    read are as dark as the ones that fell silent. `unloaded`: see unloaded(); nobody misses those.
+    read are as dark as the ones that fell silent. Tokens of windows in which a pool had no GPU that was read would stand
+    over the joules of other windows. `unloaded`: see unloaded(); nobody misses those.
     """
     if unloaded.height:
         silent_ms = pl.when("unloaded").then(0).otherwise("silent_ms").alias("silent_ms")
         marked = unloaded.with_columns_seq(unloaded=pl.lit(True))
         tokens = tokens.join(marked, on=unloaded.columns, how="left").with_columns_seq(silent_ms)
-    watts = power.group_by(*_KEY).agg(
-        pl.col("draw_mj").sum(),
-        pl.col("gpu_ms").sum(),
+    window = [*_KEY, "window_ms"]
+    watts = power.group_by(window).agg(
+        pl.col("draw_mj", "gpu_ms").sum(),
         pl.when(pl.col("state") == "dark").then("gpu_ms").otherwise(0).sum().alias("dark_ms"),
-        pl.col("window_ms").first(),
     )
-    if unread.height:
-        unread_ms = pl.col("unread_gpus").fill_null(0) * pl.col("window_ms")
-        watts = watts.join(unread, on=["site", "pool"], how="left").with_columns_seq(
-            pl.col("gpu_ms", "dark_ms") + unread_ms
-        )
-    served = tokens.group_by(*_KEY).agg(
+    served = tokens.group_by(window).agg(
         pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms").sum(),
         (pl.col("advance") == "request_end").any().alias("request_end"),
     )
-    both = watts.join(served, on=list(_KEY), how="full", coalesce=True).with_columns_seq(
+    both = watts.join(served, on=window, how="full", coalesce=True).with_columns_seq(
         pl.col(pl.Int64).fill_null(0), pl.col("request_end").fill_null(False)
     )
+    both = both.with_columns_seq(pl.when(pl.col("gpu_ms") > 0).then(pl.col(TOKEN_COUNTS)).otherwise(0))
+    if unread.height:
+        unread_ms = pl.col("unread_gpus").fill_null(0) * pl.col("window_ms")
+        both = both.join(unread, on=["site", "pool"], how="left").with_columns_seq(
+            pl.col("gpu_ms", "dark_ms") + unread_ms
+        )
     longer = pl.concat([history, both.select_seq(*HISTORY_COLUMNS)], rechunk=True)
     return where(longer, longer["window_start_ms"] >= edge_ms - max(ROLLING_MS.values()))
 
