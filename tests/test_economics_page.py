@@ -55,7 +55,7 @@ def tokens(pool: str, counts: Sequence[int], at_ms: int) -> TokenRow:
         engine="e",
         model_name="llama",
         advance="step",
-        serving_mj=0,
+        serving_mj=216_000_000,
         measured_ms=MINUTE_MS,
         silent_ms=0,
         **dict(zip(KINDS, counts, strict=True)),

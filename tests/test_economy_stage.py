@@ -76,7 +76,7 @@ def sold(window: int, output: int, model: str = "m", pool: str = "p") -> TokenRo
         output_tokens=output,
         input_tokens=2 * output,
         cached_input_tokens=output // 2,
-        serving_mj=0,
+        serving_mj=1,
         measured_ms=WINDOW_MS,
         silent_ms=0,
     )
@@ -677,6 +677,20 @@ def test_figures_are_withheld_while_engines_were_not_read() -> None:
         driver.append(ledger(*rows))
         driver.fold(START_MS)
         assert [shown(driver, figure, pool="p") is not None for figure in figures] == [is_shown] * 3
+
+
+def test_figures_are_withheld_where_engines_make_their_tokens_on_gpus_that_nobody_reads() -> None:
+    """The costs of one node would stand over the tokens of ten. What only embeds may have no share in its GPU's joules."""
+    figures = (names.MARGIN_PER_HOUR, names.COST_PER_MILLION_TOKENS, names.REVENUE_PER_GIGAWATT_YEAR)
+    for others, output, is_shown in ((9, 1000, False), (1, 1000, True), (9, 0, True)):
+        blind = dataclasses.replace(sold(0, 1000), output_tokens=output, serving_mj=0)
+        read = 1 if others == 9 else 9
+        engines = [dataclasses.replace(sold(0, 1000), engine=f"read {n}") for n in range(read)]
+        engines += [dataclasses.replace(blind, engine=f"blind {n}") for n in range(others)]
+        driver = driver_of()
+        driver.append(ledger(power(0), *engines))
+        driver.fold(START_MS)
+        assert [shown(driver, figure) is not None for figure in figures] == [is_shown] * 3
 
 
 @pytest.mark.parametrize("read_at_once", [True, False])

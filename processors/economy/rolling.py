@@ -85,12 +85,20 @@ def _of_tokens(priced: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _of_engines(tokens: pl.LazyFrame) -> pl.LazyFrame:
-    """For how long engines were read and not read. One whose other model was read only lacks a model that it unloaded."""
+    """For how long engines were read and not read. One whose other model was read only lacks a model that it unloaded.
+
+    One whose output stands over no joules is as good as not read: its GPUs are those that nobody reads.
+    """
     engine = ("site", "pool", "window_start_ms", "node", "engine")
     # what comes late takes back what was silent
-    models = tokens.group_by(*engine, "model_name").agg(pl.col("measured_ms", "silent_ms").sum())
+    models = tokens.group_by(*engine, "model_name").agg(
+        pl.col("output_tokens", "serving_mj", "measured_ms", "silent_ms").sum()
+    )
+    blind = (pl.col("output_tokens").sum() > 0) & (pl.col("serving_mj").sum() == 0)
+    read_ms, unread_ms = pl.col("measured_ms").max(), pl.col("silent_ms").min()
     engines = models.group_by(engine).agg(
-        read_ms=pl.col("measured_ms").max(), unread_ms=pl.col("silent_ms").min()
+        read_ms=pl.when(blind).then(0).otherwise(read_ms),
+        unread_ms=unread_ms + pl.when(blind).then(read_ms).otherwise(0),
     )
     return (
         engines.group_by("site", "pool", "window_start_ms")
