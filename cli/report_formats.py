@@ -208,7 +208,7 @@ _NOTES: Final = {
     ),
     "unmetered": (
         "unmetered_tokens",
-        "tokens of all kinds are of pools whose GPUs nobody read: ratios stand on the others, or are withheld",
+        "tokens of all kinds are of pools or engines whose GPUs nobody read: ratios stand on the others, or are withheld",
     ),
     "uncosted": ("uncosted_gpu_hours", "GPU-hours have no price: their capital cost is in no amount"),
     "no yardstick": ("no_yardstick_kwh", "idle kWh have no yardstick: what they lost is in no figure"),

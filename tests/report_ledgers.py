@@ -105,7 +105,7 @@ def tokens(**given: Any) -> TokenRow:
             "output_tokens": 20_000,
             "input_tokens": 40_000,
             "cached_input_tokens": 10_000,
-            "serving_mj": 0,
+            "serving_mj": 1,
             "measured_ms": 10_000,
             "silent_ms": 0,
         }

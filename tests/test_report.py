@@ -467,6 +467,18 @@ def test_a_few_tokens_of_gpus_that_nobody_reads_withhold_nothing() -> None:
         assert (total["tokens_per_joule"] is not None, total["margin"] is not None) == (is_shown, is_shown)
 
 
+def test_engines_whose_gpus_nobody_reads_are_not_metered_by_those_of_others() -> None:
+    """Their output has no share in any serving joules of the hour; what only embeds may have none of a GPU that is read."""
+    blind = tokens(node="other", serving_mj=0)
+    total = report(of(Booked([power()], [tokens(), blind], []).ledger), ()).total
+    assert total["unmetered_tokens"] == 70_000
+    assert (total["tokens_per_joule"], total["margin"]) == (None, None)
+    later = tokens(node="other", window_start_ms=START_MS + HOUR_MS - 10_000)
+    embeds = tokens(engine="embeds", output_tokens=0, serving_mj=0)
+    total = report(of(Booked([power()], [tokens(), embeds, blind, later], []).ledger), ()).total
+    assert total["unmetered_tokens"] == 0
+
+
 def test_gpus_that_are_read_later_than_their_engines_are_read() -> None:
     """Of an hour in which a pool's GPUs were read for a while, tokens have their watts, whatever the interval cuts off."""
     rows = Booked([power(window_start_ms=START_MS + HOUR_MS - 10_000)], [tokens()], []).ledger

@@ -110,7 +110,7 @@ def cells(ledger: Ledger, book: Book, config: EconomyConfig, interval: Interval)
         found += [
             *_token_cells(in_time, book),
             *_watt_cells(watts, losses, book),
-            _unmetered_cells(in_time, read),
+            _unmetered_cells(in_time, made, read),
         ]
     return Cells(_summed(found, KEY), _consumed(spent.filter(interval.has()), book))
 
@@ -224,11 +224,19 @@ def _watt_cells(power: pl.DataFrame, losses: pl.DataFrame, book: Book) -> Iterat
     )
 
 
-def _unmetered_cells(priced: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
-    """Of the tokens of a clock hour those of pools none of whose GPUs were read in it."""
+def _unmetered_cells(priced: pl.DataFrame, made: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
+    """Of the tokens of a clock hour those of pools none of whose GPUs were read in it, and of engines none of whose were.
+
+    `made`, `power`: rows of all of the hour. An engine's output without serving joules tells that; what only embeds may
+    have no share in those of a GPU that makes output, too.
+    """
     gpu_ms = power.group_by("site", "pool").agg(pl.col("gpu_ms").sum())
     read = gpu_ms.filter(pl.col("gpu_ms") > 0)
-    unmetered = priced.join(read, on=["site", "pool"], how="anti")
+    engine = ["site", "pool", "node", "engine"]
+    sums = made.group_by(engine).agg(pl.col("output_tokens", "serving_mj").sum())
+    metered = sums.filter((pl.col("serving_mj") > 0) | (pl.col("output_tokens") == 0))
+    metered = metered.join(read, on=["site", "pool"], how="semi")
+    unmetered = priced.join(metered, on=engine, how="anti")
     return _cells(unmetered, {"unmetered_tokens": ALL_KINDS.sum()})
 
 
