@@ -128,24 +128,27 @@ class Sink:
         if len(batch) < len(packed):
             return False
         spool, is_known_away = self._spool, self._away
-        answer = _Answer.AWAY
-        if not is_known_away and self._asking.acquire(timeout=_TURN_WITHIN_S):
-            try:
-                # the log may have gone away for the one before: to ask it would hold the caller up for seconds more
-                answer = _Answer.AWAY if self._away else self._append(batch)
-            finally:
-                self._asking.release()
+        answer = _Answer.AWAY if is_known_away else self._ask(batch, _TURN_WITHIN_S)
         if answer is _Answer.AWAY and spool is not None and self._stored(spool, batch):
             return True
-        # where nothing waits to be sent, nobody else finds out that it is back
-        if is_known_away and self._asking.acquire(blocking=False):
-            try:
-                answer = self._append(batch)
-            finally:
-                self._asking.release()
+        if is_known_away:
+            # where nothing waits to be sent, nobody else finds out that it is back
+            answer = self._ask(batch, 0, even_if_away=True)
         if answer is _Answer.TAKEN:
             self._count(batch, answer)
         return answer is _Answer.TAKEN
+
+    def _ask(
+        self, batch: Sequence[WaitingMessage], within_s: float, *, even_if_away: bool = False
+    ) -> _Answer:
+        """Append when it is the caller's turn; AWAY if that does not come in time."""
+        if not self._asking.acquire(timeout=within_s):
+            return _Answer.AWAY
+        try:
+            # it may have gone away for the one before: to ask it would hold the caller up for seconds more
+            return _Answer.AWAY if self._away and not even_if_away else self._append(batch)
+        finally:
+            self._asking.release()
 
     def send(self) -> bool:
         """Send what waits, oldest first; False if some of it still waits. Used from one thread."""
