@@ -16,6 +16,9 @@ from idlewatt.processors.economy.pricing import POOL_WINDOW
 from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
 from idlewatt.stream.records import POOL, TOKEN_COUNTS
 
+# Of the token rows of an engine: its output stands over no joules, so that its GPUs are those that nobody reads. What only
+# embeds may have no share in those of a GPU that makes output, too.
+IS_BLIND: Final = (pl.col("output_tokens").sum() > 0) & (pl.col("serving_mj").sum() <= 0)
 # older windows are kept by the minute
 _FINE_MS: Final = 300_000
 
@@ -87,18 +90,17 @@ def _of_tokens(priced: pl.LazyFrame) -> pl.LazyFrame:
 def _of_engines(tokens: pl.LazyFrame) -> pl.LazyFrame:
     """For how long engines were read and not read. One whose other model was read only lacks a model that it unloaded.
 
-    One whose output stands over no joules is as good as not read: its GPUs are those that nobody reads.
+    One that is blind is as good as not read.
     """
     engine = ("site", "pool", "window_start_ms", "node", "engine")
     # what comes late takes back what was silent
     models = tokens.group_by(*engine, "model_name").agg(
         pl.col("output_tokens", "serving_mj", "measured_ms", "silent_ms").sum()
     )
-    blind = (pl.col("output_tokens").sum() > 0) & (pl.col("serving_mj").sum() == 0)
     read_ms, unread_ms = pl.col("measured_ms").max(), pl.col("silent_ms").min()
     engines = models.group_by(engine).agg(
-        read_ms=pl.when(blind).then(0).otherwise(read_ms),
-        unread_ms=unread_ms + pl.when(blind).then(read_ms).otherwise(0),
+        read_ms=pl.when(IS_BLIND).then(0).otherwise(read_ms),
+        unread_ms=unread_ms + pl.when(IS_BLIND).then(read_ms).otherwise(0),
     )
     return (
         engines.group_by("site", "pool", "window_start_ms")

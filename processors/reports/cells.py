@@ -18,6 +18,7 @@ from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.consumers import spend, tier_rows, with_known_tiers
 from idlewatt.processors.economy.prices import EXACT, VOLUME_COLUMNS, month_of
 from idlewatt.processors.economy.rests import REST_COLUMNS
+from idlewatt.processors.economy.rolling import IS_BLIND
 from idlewatt.processors.meter.cutting import share
 from idlewatt.processors.meter.rows import by_window
 from idlewatt.processors.reports.ledger import Interval, Ledger, ledger_span, usage_span
@@ -227,15 +228,13 @@ def _watt_cells(power: pl.DataFrame, losses: pl.DataFrame, book: Book) -> Iterat
 def _unmetered_cells(priced: pl.DataFrame, made: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
     """Of the tokens of a clock hour those of pools none of whose GPUs were read in it, and of engines none of whose were.
 
-    `made`, `power`: rows of all of the hour. An engine's output without serving joules tells that; what only embeds may
-    have no share in those of a GPU that makes output, too.
+    `made`, `power`: rows of all of the hour.
     """
     gpu_ms = power.group_by("site", "pool").agg(pl.col("gpu_ms").sum())
     read = gpu_ms.filter(pl.col("gpu_ms") > 0)
     engine = ["site", "pool", "node", "engine"]
-    sums = made.group_by(engine).agg(pl.col("output_tokens", "serving_mj").sum())
-    metered = sums.filter((pl.col("serving_mj") > 0) | (pl.col("output_tokens") == 0))
-    metered = metered.join(read, on=["site", "pool"], how="semi")
+    blind = made.group_by(engine).agg(IS_BLIND.alias("is_blind"))
+    metered = blind.filter(~pl.col("is_blind")).join(read, on=["site", "pool"], how="semi")
     unmetered = priced.join(metered, on=engine, how="anti")
     return _cells(unmetered, {"unmetered_tokens": ALL_KINDS.sum()})
 
