@@ -68,6 +68,27 @@ per_gpu_hour = 1.93
     "book",
 )
 
+# what is given away, free of charge and cheap
+GIVING_BOOK = parse_book(
+    b"""
+currency = "EUR"
+[[tier]]
+name = "standard"
+[[tier]]
+name = "free"
+sold = false
+[[price]]
+model = "nothing"
+input = 0
+output = 0
+[[price]]
+model = "cheap"
+input = 1
+output = 1
+""",
+    "book",
+)
+
 
 def power(**given: Any) -> PowerRow:
     return PowerRow(

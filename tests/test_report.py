@@ -18,6 +18,7 @@ from report_ledgers import (
     BOOK,
     CONFIG,
     EVENT_LISTS,
+    GIVING_BOOK,
     HOUR_MS,
     MINUTE_MS,
     MINUTES,
@@ -155,31 +156,22 @@ def test_a_report_is_what_the_economy_booked(batch: int, powers: Any, token_rows
 
 def test_no_row_is_of_nothing() -> None:
     """Half an hour all of which was given away, of an hour half of which was: of that the tiers are, and of nobody else."""
-    book = parse_book(
-        b"""
-currency = "EUR"
-[[tier]]
-name = "standard"
-[[tier]]
-name = "free"
-sold = false
-[[price]]
-model = "llama"
-input = 0
-output = 0
-""",
-        "book",
-    )
+    model = {"model_name": "nothing"}
     minutes = [START_MS + n * MINUTE_MS for n in range(60)]
     made = [
-        tokens(window_start_ms=ms, output_tokens=100, input_tokens=0, cached_input_tokens=0) for ms in minutes
+        tokens(window_start_ms=ms, output_tokens=100, input_tokens=0, cached_input_tokens=0, **model)
+        for ms in minutes
     ]
     used = [
-        {"ts_ms": ms, "team": "t", "tier": "free" if n < 30 else "standard", "output_tokens": 100}
+        {"ts_ms": ms, "team": "t", "tier": "free" if n < 30 else "standard", "output_tokens": 100, **model}
         for n, ms in enumerate(minutes)
     ]
-    ledger = Booked([power(window_start_ms=ms) for ms in minutes], made, used, book=book).ledger
-    found = report(of(ledger, book, Interval(START_MS, START_MS + 30 * MINUTE_MS)), ("team",), book)
+    ledger = Booked(
+        [power(window_start_ms=ms, **model) for ms in minutes], made, used, book=GIVING_BOOK
+    ).ledger
+    found = report(
+        of(ledger, GIVING_BOOK, Interval(START_MS, START_MS + 30 * MINUTE_MS)), ("team",), GIVING_BOOK
+    )
     assert [(row["team"], row["output_tokens"]) for row in found.rows] == [("t", 3000)]
 
 

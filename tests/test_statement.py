@@ -13,6 +13,7 @@ from report_ledgers import (
     BOOK,
     CONFIG,
     EVENT_LISTS,
+    GIVING_BOOK,
     MINUTE_MS,
     POWER_LISTS,
     START_MS,
@@ -25,7 +26,6 @@ from report_ledgers import (
 )
 
 from idlewatt.cli.report_formats import shown
-from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.reports.cells import cells
 from idlewatt.processors.reports.figures import CENTS, figures
 from idlewatt.processors.reports.report import grouped
@@ -47,22 +47,6 @@ per_kwh = 0.12
 [[capital]]
 product = "*"
 per_gpu_hour = 1.80
-"""
-GIVING_BOOK = """
-currency = "EUR"
-[[tier]]
-name = "standard"
-[[tier]]
-name = "free"
-sold = false
-[[price]]
-model = "nothing"
-input = 0
-output = 0
-[[price]]
-model = "cheap"
-input = 1
-output = 1
 """
 NOVEMBER_MS = 1_604_185_200_000  # 2020-11-01T00:00+01:00
 
@@ -203,7 +187,6 @@ def test_what_is_given_away_says_nothing_of_what_is_due_for_the_rest(
     sold: list[tuple[str, int]], given_away: int, due: str
 ) -> None:
     """Where all that is sold has no price nobody knows what is due, in statements as in reports; not so of a price of 0."""
-    book = parse_book(GIVING_BOOK.encode(), "book")
     used = [(model, "standard", count) for model, count in sold]
     used += [(model, "free", given_away) for model in [model for model, _ in sold] or ["new"] if given_away]
     made = [
@@ -214,11 +197,12 @@ def test_what_is_given_away_says_nothing_of_what_is_due_for_the_rest(
         {"team": "t", "engineer": "kim", "model_name": model, "tier": tier, "output_tokens": count}
         for model, tier, count in used
     ]
-    found = cells(Booked([power()], made, events, book=book).ledger, book, CONFIG, WHOLE)
-    told = statement(found, book, "t", 0.9)
+    found = cells(Booked([power()], made, events, book=GIVING_BOOK).ledger, GIVING_BOOK, CONFIG, WHOLE)
+    told = statement(found, GIVING_BOOK, "t", 0.9)
     owed = [told.lines.total["revenue"], *(share.owed for share in told.shares["engineer"])]
     totals = [
-        figures(grouped(found, by), book, CENTS, 0.9).total["revenue"] for by in ((), ("team",), ("pool",))
+        figures(grouped(found, by), GIVING_BOOK, CENTS, 0.9).total["revenue"]
+        for by in ((), ("team",), ("pool",))
     ]
     assert {shown(amount) for amount in (*owed, *totals)} == {due}
 
