@@ -508,6 +508,34 @@ def test_what_was_made_before_gpus_were_read_stands_over_no_joules() -> None:
     assert named.sample("idlewatt_tokens_per_joule", window="1m", kind="output") == pytest.approx(0.5)
 
 
+def test_what_is_made_on_nodes_whose_gpus_nobody_reads_is_withheld() -> None:
+    """Of engines that name no GPUs. What only embeds beside others is no such case: it may have no share in the joules."""
+
+    def of_nodes(read: int, unread: int, *, output: int = 50) -> Driver[Any]:
+        seconds, is_read = range(61), [n < read for n in range(read + unread)]
+        return metered(
+            *(
+                gpu(s, 100_000 * s, gpu_uuid=f"GPU-{n}", node=f"n{n}", has_process=True)
+                for s in seconds
+                for n in range(read)
+            ),
+            *(
+                engine(s, (50 if seen else output) * s, node=f"n{n}", engine=f"n{n}:8000", gpus=[])
+                for s in seconds
+                for n, seen in enumerate(is_read)
+            ),
+        )
+
+    few = of_nodes(1, 9)
+    assert few.sample("idlewatt_coverage_ratio", window="1m", of="tokens") == pytest.approx(0.1)
+    assert few.sample("idlewatt_tokens_per_joule", window="1m", kind="output") is None
+    assert few.sample("idlewatt_tokens_total", kind="output") == 10 * 50 * 60
+    most = of_nodes(9, 1)
+    assert most.sample("idlewatt_coverage_ratio", window="1m", of="tokens") == pytest.approx(0.9)
+    embedding = of_nodes(1, 9, output=0)
+    assert embedding.sample("idlewatt_tokens_per_joule", window="1m", kind="output") == pytest.approx(0.5)
+
+
 def test_a_server_that_counts_at_a_requests_end_is_judged_over_more_than_a_minute() -> None:
     """A minute is shorter than many requests, whose end would be a leap; no window of it is a yardstick."""
     driver = metered(

@@ -13,12 +13,10 @@ from idlewatt.processors.amounts import by_turns
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.book import MICRO
 from idlewatt.processors.economy.pricing import POOL_WINDOW
+from idlewatt.processors.meter.tokens import IS_BLIND
 from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
 from idlewatt.stream.records import POOL, TOKEN_COUNTS
 
-# Of the token rows of an engine: its output stands over no joules, so that its GPUs are those that nobody reads. What only
-# embeds may have no share in those of a GPU that makes output, too.
-IS_BLIND: Final = (pl.col("output_tokens").sum() > 0) & (pl.col("serving_mj").sum() <= 0)
 # older windows are kept by the minute
 _FINE_MS: Final = 300_000
 

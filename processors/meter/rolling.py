@@ -7,6 +7,7 @@ import polars as pl
 from idlewatt.processors.at_once import at_once
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.rows import where
+from idlewatt.processors.meter.tokens import IS_BLIND
 from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 
@@ -63,14 +64,20 @@ def extend(
         pl.col("draw_mj", "gpu_ms").sum(),
         pl.when(pl.col("state") == "dark").then("gpu_ms").otherwise(0).sum().alias("dark_ms"),
     )
-    served = tokens.group_by(window).agg(
-        pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms").sum(),
-        (pl.col("advance") == "request_end").any().alias("request_end"),
+    served = (
+        tokens.with_columns_seq(_blind_ms(tokens))
+        .group_by(window)
+        .agg(
+            pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms", "blind_ms").sum(),
+            (pl.col("advance") == "request_end").any().alias("request_end"),
+        )
     )
     both = watts.join(served, on=window, how="full", coalesce=True).with_columns_seq(
         pl.col(pl.Int64).fill_null(0), pl.col("request_end").fill_null(False)
     )
-    both = both.with_columns_seq(pl.when(pl.col("gpu_ms") > 0).then(pl.col(TOKEN_COUNTS)).otherwise(0))
+    both = both.with_columns_seq(
+        pl.when(pl.col("gpu_ms") > 0).then(pl.col(*TOKEN_COUNTS, "blind_ms")).otherwise(0)
+    ).with_columns_seq(pl.col("measured_ms") - pl.col("blind_ms"), pl.col("silent_ms") + pl.col("blind_ms"))
     if unread.height:
         unread_ms = pl.col("unread_gpus").fill_null(0) * pl.col("window_ms")
         both = both.join(unread, on=["site", "pool"], how="left").with_columns_seq(
@@ -78,6 +85,14 @@ def extend(
         )
     longer = pl.concat([history, both.select_seq(*HISTORY_COLUMNS)], rechunk=True)
     return where(longer, longer["window_start_ms"] >= edge_ms - max(ROLLING_MS.values()))
+
+
+def _blind_ms(tokens: pl.DataFrame) -> pl.Expr:
+    """For how long engines were read whose GPUs are read by nobody: that says nothing of tokens per joule."""
+    blind_ms = pl.lit(0, pl.Int64)
+    if ((tokens["output_tokens"] > 0) & (tokens["serving_mj"] <= 0)).any():
+        blind_ms = pl.when(IS_BLIND.over(*_KEY, "node", "engine")).then("measured_ms").otherwise(0)
+    return blind_ms.alias("blind_ms")
 
 
 def rolling(history: pl.DataFrame, edge_ms: int, config: MeterConfig) -> pl.DataFrame:

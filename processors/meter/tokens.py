@@ -32,6 +32,9 @@ JOULE_COLUMNS: Final = {
 # A million of a kind per second: no server has as many right after a reset. A large counter that falls was not reset, but
 # read twice, or by a clock that was set back.
 TOKEN_BOUNDS: Final = Bounds(per_s=None, after_reset=(pl.col("ts_ms") - pl.col("t0_ms")) * 1000)
+# Of the token rows of an engine: its output stands over no joules, so that its GPUs are those that nobody reads. What only
+# embeds may have no share in those of a GPU that makes output, too.
+IS_BLIND: Final = (pl.col("output_tokens").sum() > 0) & (pl.col("serving_mj").sum() <= 0)
 _WINDOW: Final = ("id", "window_start_ms")
 _SEEN: Final = {"output_tokens": "seen_output_tokens", "input_tokens": "seen_input_tokens"}
 _NAMES: Final = ("node", "engine", "model_name")

@@ -18,9 +18,9 @@ from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.consumers import spend, tier_rows, with_known_tiers
 from idlewatt.processors.economy.prices import EXACT, VOLUME_COLUMNS, month_of
 from idlewatt.processors.economy.rests import REST_COLUMNS
-from idlewatt.processors.economy.rolling import IS_BLIND
 from idlewatt.processors.meter.cutting import share
 from idlewatt.processors.meter.rows import by_window
+from idlewatt.processors.meter.tokens import IS_BLIND
 from idlewatt.processors.reports.ledger import Interval, Ledger, ledger_span, usage_span
 from idlewatt.stream.clock import HOUR_MS
 from idlewatt.stream.records import STATES, TOKEN_COUNTS
