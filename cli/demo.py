@@ -25,15 +25,6 @@ from idlewatt.stream.settings import Collect, Economy, Log, Process, Settings, Y
 _PORTS_TRIED: Final = 100
 _SCRAPE_INTERVAL_S: Final = 1.0
 _LINES_INTERVAL_S: Final = 5.0
-# The least price of the book, as the least yield: GPUs without a model in a pool that sells nothing would have none, and
-# what the site loses were never known.
-_PRICE_OF_EMPTY_GPUS: Final = """
-[[price]]
-model = "*"
-input = 0.10
-cached_input = 0.03
-output = 0.30
-"""
 # rates are over so many scrapes: long enough to be steady, short enough to see the load move
 _SCRAPES_KEPT: Final = 11
 _TIMEOUT_S: Final = 10.0
@@ -43,7 +34,7 @@ def demo_settings(environ: Mapping[str, str], folder: Path) -> Settings:
     """A fast factory with a book and yardsticks; site, port and simulation are the user's. Raises ConfigError."""
     given = load_settings(None, environ)
     book = folder / "book.toml"
-    book.write_text(SAMPLE_BOOK + _PRICE_OF_EMPTY_GPUS, encoding="utf-8")
+    book.write_text(SAMPLE_BOOK, encoding="utf-8")
     return Settings(
         site=given.site,
         log=Log(path=str(folder / "log.db")),

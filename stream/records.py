@@ -123,6 +123,9 @@ class PowerRow:
     estimated_mj: Annotated[int, "part of draw_mj integrated from power samples"]
     lost_tokens_draw: Annotated[int | None, "output tokens the idle draw would have made; null: no yardstick"]
     lost_tokens_headroom: Annotated[int | None, "the same for the idle headroom"]
+    yardstick_model: Annotated[
+        str | None, "model whose yield they were counted by; null: model_name, or no yardstick"
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -260,7 +260,9 @@ class Yardstick(_Section):
 
     product: str = Field("*", description="GPU product, * and ? match.")
     model: str = Field(
-        "*", description="Model name, * and ? match; an idle GPU without a model matches * only."
+        "*",
+        description="Model name, * and ? match; an idle GPU without a model matches * only, else it goes by the pool's "
+        "main model.",
     )
     tokens_per_joule: Annotated[float, Field(gt=0, le=1e6)] = Field(
         description="Output tokens per joule of board energy.", examples=[3.5]

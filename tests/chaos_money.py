@@ -62,9 +62,13 @@ def _lose(
         how = (state, part, row["demand"])
         benchmark = _by_turns(row[f"{part}_mj"] * BENCHMARK[0], BENCHMARK[1], window)
         total[*where, "benchmark_lost_revenue", *how, "USD"] += benchmark
-        price = _realised(sold, window, model, min_tokens, book)
-        if price is None and (listed := _price(model, book)) is not None:
+        yardstick_model = row["yardstick_model"]
+        priced = model if yardstick_model is None else yardstick_model
+        price = _realised(sold, window, priced, min_tokens, book)
+        if price is None and (listed := _price(priced, book)) is not None:
             price = listed.output
+        if price is None and not priced:
+            price = min((price.output for price in book.price if price.output), default=None)
         tokens = row[f"lost_tokens_{part}"]
         if tokens is not None and price is not None:
             total[*where, "lost_revenue", *how, book.currency] += _by_turns(tokens * price, MICRO, window)
@@ -92,14 +96,17 @@ def _realised(
 ) -> int | None:
     """Micro-units per million output tokens over the hour up to the window; of all models where there is none.
 
-    Of what made enough output, and lives by it.
+    Of what made enough output; what brought more than ten times the list price of it counts for ever less.
     """
     output = worth = 0
     hour = [s for s in sold if window - HOUR_MS < s[0] <= window]
     for name in {s[1] for s in hour if not model or s[1] == model}:
         made, brought = (sum(s[i] for s in hour if s[1] == name) for i in (2, 3))
         price = _price(name, book)
-        if made >= min_tokens and (price is None or brought <= 10 * made * price.output):
+        if made >= min_tokens:
+            listed = brought if price is None else made * price.output
+            if brought > 10 * listed:
+                brought = max(listed, 100_000 * listed // (1000 * brought // listed)) if listed else 0
             output, worth = output + made, worth + brought
     return _rounded(worth, output) if output else None
 

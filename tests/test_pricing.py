@@ -13,8 +13,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from idlewatt.processors.economy.book import Book
 from idlewatt.processors.economy.book_file import parse_book
 from idlewatt.processors.economy.config import EconomyConfig
+from idlewatt.processors.economy.pricing import MIX_COLUMNS, idle_losses
 from idlewatt.processors.economy.stage import EconomyStage
 from idlewatt.processors.stage import Batch
 from idlewatt.stream import records, topics
@@ -76,9 +78,9 @@ def idle(window: int, lost: int) -> PowerRow:
     )
 
 
-def booked(messages: Messages, sizes: Sequence[int]) -> dict[tuple[str, int], int]:
+def booked(messages: Messages, sizes: Sequence[int], book: Book = BOOK) -> dict[tuple[str, int], int]:
     """Micro-units by kind and window, of one-row messages folded in batches of the sizes."""
-    stage = EconomyStage(lambda: BOOK, EconomyConfig())
+    stage = EconomyStage(lambda: book, EconomyConfig())
     state, total, at = stage.empty(), Counter[tuple[str, int]](), 0
     for size in sizes:
         frames = {
@@ -154,10 +156,13 @@ def test_a_loss_is_priced_by_what_the_ledger_had_told() -> None:
 
 @pytest.mark.parametrize(
     ("made", "inputs", "price"),
-    [(1, 25, 350), (99, 25, 350), (100, 25, 2850), (100, 31, 3450), (10**7, 32, 350)],
+    [
+        *((1, 25, 350), (99, 25, 350), (100, 25, 2850), (100, 31, 3450)),
+        *((10**7, 32, 3450), (10**7, 100, 1183), (10**7, 347, 350), (10**7, 1000, 350)),
+    ],
 )
 def test_no_price_is_made_of_a_few_tokens_or_of_prompts(made: int, inputs: int, price: int) -> None:
-    """A long prompt whose answer has only begun, a probe that asks for one token or a classifier values no idle GPUs."""
+    """Not of a long prompt whose answer has only begun; beyond ten times the list price ever less, without a leap."""
     messages = [sold(0, made, inputs=inputs), idle(0, 1000)]
     assert booked(messages, [2])["lost_revenue", START_MS] == price
 
@@ -171,7 +176,68 @@ def test_free_gpus_are_valued_by_the_models_that_live_by_output() -> None:
         replace(sold(0, 10, "sleeps"), model_name="rare", input_tokens=10**6),
         replace(idle(0, 1000), model_name="", state="idle_free"),
     ]
-    assert booked(messages, [5])["lost_revenue", START_MS] == 650
+    assert booked(messages, [5])["lost_revenue", START_MS] == (1000 * 650 + 200 * 350) / 1200
+
+
+def named(*prices: str, tiers: str = "") -> Book:
+    lines = ", ".join(f"{{ {price} }}" for price in prices)
+    return parse_book(f"price = [{lines}]\ntier = [{tiers}]\ncost.use_published = false".encode(), "book")
+
+
+@pytest.mark.parametrize(("yardstick_model", "lost"), [("m", 350), ("other", 3000), (None, 200)])
+def test_free_gpus_of_a_quiet_pool_are_valued_by_the_model_whose_yield_they_would_have(
+    yardstick_model: str | None, lost: int
+) -> None:
+    """By its list price, although no line of the book is for all models; where nobody knows it, by the least that is one."""
+    book = named(
+        'model = "m", input = 0.1, output = 0.35',
+        'model = "other", input = 0.1, output = 3',
+        'model = "other", input = 0.1, output = 0.01, effective_from = 2100-01-01',
+        'model = "small", input = 0.1, output = 0.2',
+        'model = "embeds", input = 0.1, output = 0',
+    )
+    free = replace(idle(0, 1000), model_name="", state="idle_free", yardstick_model=yardstick_model)
+    assert booked([free], [1], book)["lost_revenue", START_MS] == lost
+
+
+def test_what_another_models_yield_would_have_made_is_sold_at_that_models_price() -> None:
+    """A large model that is hardly used has the yield of the small one beside it, and so its price."""
+    book = named('model = "m", input = 0.1, output = 0.05', 'model = "large", input = 0.1, output = 3')
+    messages = [
+        *(sold(0, 1000, inputs=0), replace(sold(0, 1000, "large", inputs=0), model_name="large")),
+        replace(idle(0, 1000), model_name="large", yardstick_model="m"),
+    ]
+    assert booked(messages, [3], book)["lost_revenue", START_MS] == 50
+
+
+def test_a_price_that_falls_takes_a_loss_down_with_it() -> None:
+    """What was sold before it was halved is now at 14 times its list price: that digs no hole, nor leaves the loss as it was."""
+    book = named(
+        'model = "m", input = 0.1, output = 0.4',
+        'model = "m", input = 0.05, output = 0.2, effective_from = 2023-11-14T22:43:00Z',
+    )
+    minutes = [row for n in range(0, 720, 6) for row in (sold(n, 1000, inputs=24), idle(n, 1000))]
+    found = booked(minutes, [len(minutes)], book)
+    lost = [found["lost_revenue", START_MS + n * 60_000] for n in range(120)]
+    assert {lost[n] for n in range(30)} == {2800}
+    assert all(1400 <= amount <= 2000 for amount in lost[30:])
+    assert lost[-1] == 1400
+
+
+def test_a_default_tier_that_costs_nothing_does_not_value_what_others_pay_for() -> None:
+    """What nobody claims is on the tier of the house, which has no price; all is sold on the other."""
+    book = named(
+        'model = "m", input = 0.5, output = 0',
+        'model = "m", input = 0.5, output = 3, tier = "paid"',
+        tiers='{ name = "standard" }, { name = "paid" }',
+    )
+    mix = pl.DataFrame(
+        [("s", "p", "m", START_MS, 1000, 4_500_000_000, -1)],
+        schema={**MIX_COLUMNS, "src": pl.Int64},
+        orient="row",
+    )
+    power = decode(encode_rows(POWER, [idle(0, 1000)]))[1].with_columns(src=pl.lit(0, pl.Int64))
+    assert idle_losses(power, mix, book, EconomyConfig())["lost_micro"].to_list() == [4500, 0]
 
 
 def test_the_benchmark_of_any_energy_has_its_sign() -> None:

@@ -6,11 +6,12 @@ import polars as pl
 import pytest
 
 from idlewatt.processors.meter.config import MeterConfig
-from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, learn, yields
+from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, PAIR, learn, yields
 from idlewatt.stream.settings import Yardstick
 
 H100 = "NVIDIA H100 80GB HBM3"
 START_MS = 1_760_000_040_000
+SAMPLE = {"window_start_ms": pl.Int64, "output_tokens": pl.Int64, "serving_mj": pl.Int64}
 
 
 def found(
@@ -55,6 +56,34 @@ def test_published_yields_are_the_last_resort(
     if seen and expected:
         assert seen[0] == pytest.approx(expected[0], rel=0.03)
         assert seen[1] == expected[1]
+
+
+def test_what_has_no_yield_of_its_own_has_that_of_the_pools_main_model() -> None:
+    """And tells whose: of a small model that ran longest, not of the large one, nor of both together; configured or not."""
+    windows = {"small": (20_000, 8), "large": (1000, 7), "rare": (90_000, 5)}
+    samples = pl.DataFrame(
+        [
+            ("s", "p", H100, model, START_MS + 10_000 * n, output, 1_000_000)
+            for model, (output, count) in windows.items()
+            for n in range(count)
+        ],
+        schema={**dict.fromkeys(PAIR, pl.String), **SAMPLE},
+        orient="row",
+    )
+    histogram = learn(pl.DataFrame(schema=HISTOGRAM_COLUMNS), samples, 100, START_MS + 60_000)
+    pairs = pl.DataFrame({"site": "s", "pool": "p", "product": H100, "model_name": ["", *windows]})
+    for yardsticks, expected in ((), 20.0), ((Yardstick(model="small", tokens_per_joule=15),), 15.0):
+        rows = yields(histogram, pairs, MeterConfig(yardsticks=yardsticks)).rows_by_key(
+            "model_name", named=True, unique=True
+        )
+        assert {model: row["yardstick_model"] for model, row in rows.items()} == {
+            **{"": "small", "rare": "small"},
+            **{"small": "small", "large": "large"},
+        }
+        found = {model: row["yield_utpj"] / 1e6 for model, row in rows.items()}
+        assert found == pytest.approx(
+            {"": expected, "rare": expected, "small": expected, "large": 1.0}, rel=0.03
+        )
 
 
 @pytest.mark.parametrize(

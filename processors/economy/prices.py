@@ -29,6 +29,7 @@ PRICE_COLUMNS: Final = {
     "price_input": pl.Int64,
     "price_cached_input": pl.Int64,
 }
+_MODEL_WINDOW: Final = ["model_name", "window_start_ms"]
 # what each billed consumer has spent in a month under the prices of one glob and tier
 VOLUME_KEY: Final = ("site", "billed_kind", "billed", "month", "glob", "tier")
 VOLUME_COLUMNS: Final[dict[str, Any]] = {**dict.fromkeys(VOLUME_KEY, pl.String), "tokens": SUM}
@@ -74,6 +75,25 @@ def price_frame(book: Book, wanted: pl.DataFrame) -> pl.DataFrame:
                 (model, tier, at_ms, entry.number, price.model, price.output, price.input, _cached(price))
             )
     return pl.DataFrame(rows, schema=PRICE_COLUMNS, orient="row")
+
+
+def default_output(book: Book, wanted: pl.DataFrame) -> pl.DataFrame:
+    """What a million output tokens are listed at on the default tier: model_name, window_start_ms and price_output.
+
+    Without a model it is what `*` stands for, else the least that any model's cost and that is not 0.
+    """
+    tier = book.default_tier
+    found = price_frame(book, wanted.with_columns(tier=pl.lit(tier)))[[*_MODEL_WINDOW, "price_output"]]
+    unknown = wanted.filter(pl.col("model_name") == "").join(found, on=_MODEL_WINDOW, how="anti")
+    least = [("", at_ms, _least_output(book, tier, at_ms)) for at_ms in unknown["window_start_ms"].unique()]
+    return pl.concat([found, pl.DataFrame(least, schema=found.schema, orient="row")])
+
+
+def highest_output(book: Book, wanted: pl.DataFrame) -> pl.DataFrame:
+    """The most that a million output tokens are listed at on any tier: model_name, window_start_ms and price_output."""
+    tiers = pl.Series("tier", book.tiers).to_frame()
+    found = price_frame(book, wanted[_MODEL_WINDOW].unique().join(tiers, how="cross"))
+    return found.group_by(_MODEL_WINDOW).agg(pl.col("price_output").max())
 
 
 def listed(book: Book, rows: pl.DataFrame) -> pl.DataFrame:
@@ -194,6 +214,11 @@ def _entries(lines: tuple[tuple[_Entry, ...], ...], model: str, tier: str) -> li
     """Those for the model on the tier; the first of them that is in force holds."""
     found = (line for line in lines if line[0].tier == tier and matches(model, line[0].price.model))
     return [entry for line in found for entry in line]
+
+
+def _least_output(book: Book, tier: str, at_ms: int) -> int | None:
+    of_tier = (_in_force(line, at_ms) for line in _lines(book) if line[0].tier == tier)
+    return min((entry.price.output for entry in of_tier if entry and entry.price.output), default=None)
 
 
 def _in_force(entries: Sequence[_Entry], at_ms: int) -> _Entry | None:

@@ -26,10 +26,11 @@ BENCHMARK_NUMERATOR: Final = 25
 BENCHMARK_DENOMINATOR: Final = 5256
 # how far back a pool's mix goes: two hours, so that a row that is an hour late has the hour up to its window
 MIX_MS: Final = 2 * HOUR_MS
-# Times the list price of output. What brings more lives by its input: embeddings, classifiers, the prefill half of a
-# pair, probes. Yardsticks are of output, so that no watt would have made so many of such tokens.
+# Times the list price of output. What brings more lives by its input: classifiers, the prefill half of a pair. Yardsticks
+# are of output and of a day, so that no watt may have made so many of such tokens: it counts for ever less, and from the
+# square of it on for no more than its list price.
 MOST_PER_OUTPUT: Final = 10
-_PRICED_BY: Final = ["site", "pool", "model_name", "window_start_ms", "priced_ms", "src"]
+_PRICED_BY: Final = ["site", "pool", "yardstick_model", "window_start_ms", "priced_ms", "src"]
 # rows for each of which an hour of the mix is looked through
 _PRICED_AT_ONCE: Final = 1000
 
@@ -160,6 +161,8 @@ def _idle_parts(power: pl.DataFrame, counts: Sequence[str]) -> pl.DataFrame:
             *POOL_WINDOW,
             "src",
             "model_name",
+            # rows of older meters do not tell it
+            pl.coalesce("yardstick_model", "model_name").alias("yardstick_model"),
             "state",
             "demand",
             pl.lit(part).alias("part"),
@@ -193,10 +196,11 @@ def _priced_ms(idle: pl.DataFrame, power: pl.DataFrame, ends: pl.DataFrame) -> p
 def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book, min_tokens: int) -> pl.DataFrame:
     """The realised price per output token, input and cached revenue included, over the hour up to each `priced_ms`.
 
-    Of the model, else (GPUs without a model) of those of the pool together. A model that made fewer than `min_tokens`,
-    or brought more than MOST_PER_OUTPUT, says nothing: a prompt of 100,000 tokens is no price of the one token that
-    was made of it. Where none does, the list price of output alone on the default tier; no row where the price book
-    has none: then the loss in money is withheld.
+    Of the model whose yield the tokens are, else (GPUs without a model, of whose pool no yield was learned) of those of
+    the pool together. A model that made fewer than `min_tokens` says nothing, and one that brought more than
+    MOST_PER_OUTPUT ever less: a prompt of 100,000 tokens is no price of the one token that was made of it. Where none
+    does, the list price of output alone on the default tier, without a model the least that there is; no row where the
+    price book has none: then the loss in money is withheld.
     Only what the ledger told before a row counts for it: an amendment that comes later changes no price, whether
     it is read together with the row or not. Columns _PRICED_BY and price (micro-units per million output tokens).
     """
@@ -206,10 +210,10 @@ def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book, min_tokens: int)
     known = (
         mix.lazy()
         .rename({"window_start_ms": "sold_ms", "src": "sold_src"})
-        .with_columns(sold_model="model_name")
+        .with_columns(yardstick_model="model_name")
     )
-    if (wanted["model_name"] == "").any():
-        known = pl.concat([known, known.with_columns(pl.lit("").alias("model_name"))])
+    if (wanted["yardstick_model"] == "").any():
+        known = pl.concat([known, known.with_columns(pl.lit("").alias("yardstick_model"))])
     within = (
         (pl.col("sold_ms") <= pl.col("priced_ms"))
         & (pl.col("sold_ms") > pl.col("priced_ms") - HOUR_MS)
@@ -222,41 +226,50 @@ def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book, min_tokens: int)
         at_once(
             some.lazy()
             .with_columns(hour=pl.col("priced_ms") // HOUR_MS)
-            .join(by_hour.lazy(), on=["site", "pool", "model_name", "hour"])
+            .join(by_hour.lazy(), on=["site", "pool", "yardstick_model", "hour"])
             .filter(within)
-            .group_by(*_PRICED_BY, "sold_model")
-            .agg(pl.col("output_tokens").sum(), pl.col("earned").sum())
+            .group_by(*_PRICED_BY, "model_name")
+            .agg(pl.col("output_tokens").cast(pl.Int128).sum(), pl.col("earned").sum())
             .filter(pl.col("output_tokens") >= min_tokens)
         )
         for some in wanted.iter_slices(_PRICED_AT_ONCE)
     )
-    most = pl.col("output_tokens").cast(pl.Int128) * pl.col("price_output") * MOST_PER_OUTPUT
+    # whatever tier they were sold on: the default one may be for what is given away
+    listed = prices.highest_output(book, sold).lazy()
     realised = (
         sold.lazy()
-        .join(
-            _output_prices(book, sold.select("window_start_ms", model_name="sold_model")),
-            left_on=["sold_model", "window_start_ms"],
-            right_on=["model_name", "window_start_ms"],
-            how="left",
-        )
-        .filter(pl.col("price_output").is_null() | (pl.col("earned") <= most))
+        .join(listed, on=["model_name", "window_start_ms"], how="left")
+        .with_columns(earned=_of_output(pl.col("earned"), pl.col("output_tokens") * pl.col("price_output")))
         .group_by(_PRICED_BY)
         .agg(pl.col("output_tokens").sum(), pl.col("earned").sum())
         .select(*_PRICED_BY, rounded(pl.col("earned"), pl.col("output_tokens")).alias("price"))
     )
+    stand_in = prices.default_output(book, wanted.rename({"yardstick_model": "model_name"})).lazy()
     return at_once(
         wanted.lazy()
         .join(realised, on=_PRICED_BY, how="left")
-        .join(_output_prices(book, wanted), on=["model_name", "window_start_ms"], how="left")
+        .join(
+            stand_in,
+            left_on=["yardstick_model", "window_start_ms"],
+            right_on=["model_name", "window_start_ms"],
+            how="left",
+        )
         .select(*_PRICED_BY, pl.coalesce("price", "price_output").alias("price"))
         .filter(pl.col("price").is_not_null())
     )
 
 
-def _output_prices(book: Book, wanted: pl.DataFrame) -> pl.LazyFrame:
-    """What a million output tokens of a model are listed at on the default tier, by model and window."""
-    found = prices.price_frame(book, wanted.with_columns(tier=pl.lit(book.default_tier)))
-    return found.lazy().select("model_name", "window_start_ms", "price_output")
+def _of_output(earned: pl.Expr, listed: pl.Expr) -> pl.Expr:
+    """What tokens brought, see MOST_PER_OUTPUT; `listed`: what their output alone is listed at, null if it is not."""
+    thousandths = earned * 1000 // listed
+    faded = listed * (MOST_PER_OUTPUT**2 * 1000) // thousandths
+    return (
+        pl.when(listed.is_null() | (earned <= MOST_PER_OUTPUT * listed))
+        .then(earned)
+        .when(listed > 0)
+        .then(pl.max_horizontal(faded, listed))
+        .otherwise(0)
+    )
 
 
 def _money(rows: pl.LazyFrame, kind: str, currency: str) -> pl.LazyFrame:

@@ -213,6 +213,7 @@ def power_rows(
         *SUMS,
         pl.when(idle).then(_tokens("draw_mj")).alias("lost_tokens_draw"),
         pl.when(idle).then(_tokens("headroom_mj")).alias("lost_tokens_headroom"),
+        pl.when(idle).then("yardstick_model").alias("yardstick_model"),
     ).sort("site", "pool", "window_start_ms", "product", "model_name", "state")
 
 

@@ -1,8 +1,9 @@
 """The yardstick: the yield, in output tokens per joule, that an idle joule is held against.
 
-Configured, else learned as the 90th percentile of the pair's serving windows over a trailing day, else the
-pool's, else what was published of the product if that is wanted, else withheld. Yields are kept as hourly histograms
-with 32 buckets per doubling: 2 % wide.
+Configured, else learned as the 90th percentile of the pair's serving windows over a trailing day, else that of the model
+that most of the pool's windows on the product were learned of, else what was published of the product if that is wanted,
+else withheld. The price of what was lost is that of the same model: a small model's yield at a large one's price would be
+what no watt brings. Yields are kept as hourly histograms with 32 buckets per doubling: 2 % wide.
 """
 
 import math
@@ -21,7 +22,8 @@ QUANTILE: Final = 0.9
 _BUCKETS_PER_DOUBLING: Final = 32
 # a thousand times what any engine makes; counters that jump say more, and what follows from it must fit 64 bits
 _MOST_TOKENS_PER_JOULE: Final = 1e6
-PAIR: Final = ("site", "pool", "product", "model_name")
+_PRODUCT: Final = ("site", "pool", "product")
+PAIR: Final = (*_PRODUCT, "model_name")
 
 HISTOGRAM_COLUMNS: Final = {
     "site": pl.String,
@@ -39,6 +41,8 @@ YIELD_COLUMNS: Final = {
     "model_name": pl.String,
     "yield_utpj": pl.Int64,
     "origin": pl.String,
+    # whose yield it is
+    "yardstick_model": pl.String,
 }
 
 
@@ -49,15 +53,9 @@ def learn(histogram: pl.DataFrame, samples: pl.DataFrame, min_tokens: int, now_m
     were wholly measured, by servers whose counter moves while they work.
     """
     usable = samples.filter((pl.col("output_tokens") >= min_tokens) & (pl.col("serving_mj") > 0))
-    # the pool as a whole stands under an empty model name
-    pool = usable.with_columns_seq(pl.lit("").alias("model_name"))
-    both = (
-        pl.concat([usable, pool])
-        .group_by(*PAIR, "window_start_ms")
-        .agg(pl.col("output_tokens", "serving_mj").sum())
-    )
+    windows = usable.group_by(*PAIR, "window_start_ms").agg(pl.col("output_tokens", "serving_mj").sum())
     per_joule = pl.col("output_tokens") * 1000.0 / pl.col("serving_mj")
-    counted = both.select_seq(
+    counted = windows.select_seq(
         *PAIR,
         (pl.col("window_start_ms") // HOUR_MS).alias("hour"),
         (per_joule.log(2) * _BUCKETS_PER_DOUBLING).floor().cast(pl.Int64).alias("bucket"),
@@ -76,41 +74,50 @@ def learn(histogram: pl.DataFrame, samples: pl.DataFrame, min_tokens: int, now_m
 def yields(histogram: pl.DataFrame, pairs: pl.DataFrame, config: MeterConfig) -> pl.DataFrame:
     """The yardstick of each (site, pool, product, model_name) in `pairs`: YIELD_COLUMNS, no row where withheld."""
     learned = _percentiles(histogram)
-    own = learned.rename({"learned_utpj": "own_utpj"})
-    pool = learned.filter(pl.col("model_name") == "").drop("model_name").rename({"learned_utpj": "pool_utpj"})
+    most = pl.col("windows") == pl.col("windows").max().over(_PRODUCT)
+    main = learned.filter(most).sort(*PAIR).unique(_PRODUCT, keep="first", maintain_order=True)
+    main = main.select_seq(*_PRODUCT, main="model_name", main_utpj="learned_utpj")
     rows = (
         pairs.select_seq(*PAIR)
         .unique()
-        .join(own, on=list(PAIR), how="left")
-        .join(pool, on=["site", "pool", "product"], how="left")
+        .join(learned.drop("windows"), on=list(PAIR), how="left")
+        .join(main, on=list(_PRODUCT), how="left")
         .sort(*PAIR)
     )
-    out: list[tuple[str, str, str, str, int, str]] = []
-    for site, pool_name, product, model, own_utpj, pool_utpj in rows.iter_rows():
-        configured = config.configured_yield(product, model)
-        if configured is not None:
-            out.append((site, pool_name, product, model, round(configured * 1e6), "configured"))
-        elif own_utpj is not None and model:
-            out.append((site, pool_name, product, model, own_utpj, "learned"))
-        elif pool_utpj is not None:
-            out.append((site, pool_name, product, model, pool_utpj, "pool"))
+    out: list[tuple[str, str, str, str, int, str, str]] = []
+    for *pool, product, model, own_utpj, main, main_utpj in rows.iter_rows():
+        whose = model or main or ""
+        if (configured := config.configured_yield(product, model)) is not None:
+            found = round(configured * 1e6), "configured"
+        elif own_utpj is not None:
+            found = own_utpj, "learned"
+        elif main is not None:
+            whose = main
+            configured = config.configured_yield(product, main)
+            found = main_utpj if configured is None else round(configured * 1e6), "pool"
         elif config.use_published and (known := published(product)) and known.tokens_per_joule:
-            out.append((site, pool_name, product, model, round(known.tokens_per_joule * 1e6), "published"))
+            found = round(known.tokens_per_joule * 1e6), "published"
+        else:
+            continue
+        out.append((*pool, product, model, *found, whose))
     return pl.DataFrame(out, schema=YIELD_COLUMNS, orient="row")
 
 
 def _percentiles(histogram: pl.DataFrame) -> pl.DataFrame:
-    """(site, pool, product, model_name, learned_utpj) of those with enough windows; micro-tokens per joule."""
-    counts = histogram.group_by(*PAIR, "bucket").agg(pl.col("windows").sum()).sort(*PAIR, "bucket")
+    """PAIR, windows and learned_utpj of those with enough windows; micro-tokens per joule."""
+    named = histogram.filter(pl.col("model_name") != "")
+    counts = named.group_by(*PAIR, "bucket").agg(pl.col("windows").sum()).sort(*PAIR, "bucket")
     total = pl.col("windows").sum().over(PAIR)
     reached = pl.col("windows").cum_sum().over(PAIR) >= QUANTILE * total
     middle = ((pl.col("bucket") + 0.5) / _BUCKETS_PER_DOUBLING * math.log(2)).exp()
     return (
-        counts.filter((total >= MIN_WINDOWS) & reached)
+        counts.with_columns_seq(total=total, reached=reached)
+        .filter((pl.col("total") >= MIN_WINDOWS) & pl.col("reached"))
         .group_by(*PAIR, maintain_order=True)
-        .agg(pl.col("bucket").first())
+        .agg(pl.col("bucket").first(), windows=pl.col("total").first())
         .select_seq(
             *PAIR,
+            "windows",
             (middle.clip(upper_bound=_MOST_TOKENS_PER_JOULE) * 1e6)
             .round()
             .cast(pl.Int64)
