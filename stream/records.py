@@ -146,6 +146,9 @@ class TokenRow:
     serving_mj: Annotated[int, "its share of the serving energy, millijoules"]
     measured_ms: Annotated[int, "time for which its counters were really read"]
     silent_ms: Annotated[int, "time for which they should have been and were not"]
+    unread_gpus: Annotated[
+        int | None, "GPUs that it names and nobody has read in its pool; rows do not add up"
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -682,15 +682,34 @@ def test_figures_are_withheld_while_engines_were_not_read() -> None:
 def test_figures_are_withheld_where_engines_make_their_tokens_on_gpus_that_nobody_reads() -> None:
     """The costs of one node would stand over the tokens of ten. What only embeds may have no share in its GPU's joules."""
     figures = (names.MARGIN_PER_HOUR, names.COST_PER_MILLION_TOKENS, names.REVENUE_PER_GIGAWATT_YEAR)
-    for others, output, is_shown in ((9, 1000, False), (1, 1000, True), (9, 0, True)):
-        blind = dataclasses.replace(sold(0, 1000), output_tokens=output, serving_mj=0)
-        read = 1 if others == 9 else 9
+    blind = dataclasses.replace(sold(0, 1000), serving_mj=0)
+    # of its GPUs some are read
+    partly = dataclasses.replace(sold(0, 1000), unread_gpus=4)
+    embeds = dataclasses.replace(blind, output_tokens=0)
+    for read, others, row, is_shown in (
+        *((1, 9, blind, False), (9, 1, blind, True), (1, 9, partly, False), (9, 1, partly, True)),
+        *((1, 9, embeds, True), (1, 9, dataclasses.replace(embeds, node="other"), False)),
+    ):
         engines = [dataclasses.replace(sold(0, 1000), engine=f"read {n}") for n in range(read)]
-        engines += [dataclasses.replace(blind, engine=f"blind {n}") for n in range(others)]
+        engines += [dataclasses.replace(row, engine=f"other {n}") for n in range(others)]
         driver = driver_of()
         driver.append(ledger(power(0), *engines))
         driver.fold(START_MS)
         assert [shown(driver, figure) is not None for figure in figures] == [is_shown] * 3
+
+
+def test_what_one_engine_makes_on_gpus_that_nobody_reads_stands_over_no_costs_of_others() -> None:
+    """One of eleven, which makes nine tokens of ten, changes no figure of the ten; what it brings is counted all the same."""
+    read = [dataclasses.replace(sold(0, 1000), engine=f"read {n}") for n in range(10)]
+    large = dataclasses.replace(sold(0, 90_000), engine="large", node="other", serving_mj=0)
+    alone, beside = driver_of(), driver_of()
+    alone.append(ledger(power(0), *read))
+    beside.append(ledger(power(0), *read, large))
+    for driver in (alone, beside):
+        driver.fold(START_MS)
+    for figure in (names.MARGIN_PER_HOUR, names.COST_PER_MILLION_TOKENS, names.REVENUE_PER_GIGAWATT_YEAR):
+        assert shown(beside, figure) == shown(alone, figure) is not None
+    assert shown(beside, names.REVENUE) == pytest.approx(10 * (shown(alone, names.REVENUE) or 0))
 
 
 @pytest.mark.parametrize("read_at_once", [True, False])

@@ -91,6 +91,8 @@ def test_tokens_per_joule_are_withheld_while_a_named_gpu_is_not_read_in_its_pool
     driver = folded(rows, 30, MeterConfig(), pl.DataFrame(schema=HISTOGRAM_COLUMNS))
     assert driver.sample("idlewatt_tokens_per_joule", window="1m", kind="output", pool="p") is None
     assert driver.sample("idlewatt_coverage_ratio", window="1m", of="watts", pool="p") == 0.5
+    # the ledger tells those who know nothing of GPUs
+    assert {row["unread_gpus"] for row in driver.rows(records.TOKENS)} == {1}
 
 
 @pytest.mark.parametrize("neighbour", [False, True])

@@ -460,24 +460,33 @@ def test_a_few_tokens_of_gpus_that_nobody_reads_withhold_nothing() -> None:
 
 
 def test_engines_whose_gpus_nobody_reads_are_not_metered_by_those_of_others() -> None:
-    """Their output has no share in any serving joules of the hour; what only embeds may have none of a GPU that is read."""
+    """They have no share in any serving joules of the hour; what only embeds may have none of a GPU that is read."""
+
+    def unmetered(*made: Any) -> int:
+        powers = [power(), power(window_start_ms=START_MS + HOUR_MS - 10_000)]
+        total = report(of(Booked(powers, [tokens(), *made], []).ledger), ()).total
+        assert (total["tokens_per_joule"] is None) == (total["unmetered_tokens"] > 0)
+        return int(total["unmetered_tokens"])
+
     blind = tokens(node="other", serving_mj=0)
-    total = report(of(Booked([power()], [tokens(), blind], []).ledger), ()).total
-    assert total["unmetered_tokens"] == 70_000
-    assert (total["tokens_per_joule"], total["margin"]) == (None, None)
+    embeds = tokens(node="other", engine="embeds", output_tokens=0, serving_mj=0)
     later = tokens(node="other", window_start_ms=START_MS + HOUR_MS - 10_000)
-    embeds = tokens(engine="embeds", output_tokens=0, serving_mj=0)
-    total = report(of(Booked([power()], [tokens(), embeds, blind, later], []).ledger), ()).total
-    assert total["unmetered_tokens"] == 0
+    assert unmetered(blind) == 70_000
+    assert unmetered(embeds) == 50_000
+    assert unmetered(blind, embeds) == 120_000
+    assert unmetered(blind, embeds, later) == 0
+    # of its GPUs some are read
+    assert unmetered(tokens(node="other", unread_gpus=4)) == 70_000
+    assert unmetered(tokens(node="other", unread_gpus=0)) == 0
 
 
-def test_gpus_that_are_read_later_than_their_engines_are_read() -> None:
-    """Of an hour in which a pool's GPUs were read for a while, tokens have their watts, whatever the interval cuts off."""
-    rows = Booked([power(window_start_ms=START_MS + HOUR_MS - 10_000)], [tokens()], []).ledger
+def test_what_was_made_before_a_pools_gpus_were_read_is_not_metered() -> None:
+    """Nor by the rest of its clock hour, or its watts would be a few seconds' and its tokens those of most of the hour."""
+    last_ms = START_MS + HOUR_MS - 10_000
+    rows = Booked([power(window_start_ms=last_ms)], [tokens(), tokens(window_start_ms=last_ms)], []).ledger
     cut = Interval(START_MS, START_MS + MINUTE_MS)
-    assert [report(of(rows, interval=each), ()).total["unmetered_tokens"] for each in (WHOLE, cut)] == [0, 0]
-    rows = Booked([power(window_start_ms=START_MS + HOUR_MS)], [tokens()], []).ledger
-    assert report(of(rows), ()).total["unmetered_tokens"] == 70_000
+    for interval in (WHOLE, cut):
+        assert report(of(rows, interval=interval), ()).total["unmetered_tokens"] == 70_000
 
 
 def test_tokens_that_no_engine_made_are_in_no_ratio() -> None:

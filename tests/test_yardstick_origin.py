@@ -77,8 +77,10 @@ def test_what_has_no_yield_of_its_own_has_that_of_the_pools_main_model() -> None
             "model_name", named=True, unique=True
         )
         assert {model: row["yardstick_model"] for model, row in rows.items()} == {
-            **{"": "small", "rare": "small"},
-            **{"small": "small", "large": "large"},
+            "": "small",
+            "rare": "small",
+            "small": "small",
+            "large": "large",
         }
         found = {model: row["yield_utpj"] / 1e6 for model, row in rows.items()}
         assert found == pytest.approx(

@@ -11,12 +11,13 @@ import polars as pl
 
 from idlewatt.processors.amounts import by_turns
 from idlewatt.processors.at_once import at_once
+from idlewatt.processors.blind_engines import ENGINE, blind
 from idlewatt.processors.economy.book import MICRO
 from idlewatt.processors.economy.pricing import POOL_WINDOW
-from idlewatt.processors.meter.tokens import IS_BLIND
 from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
 from idlewatt.stream.records import POOL, TOKEN_COUNTS
 
+_ENGINE_WINDOW: Final = (*ENGINE, "window_start_ms")
 # older windows are kept by the minute
 _FINE_MS: Final = 300_000
 
@@ -70,8 +71,14 @@ def window_sums(
     costed: pl.DataFrame, losses: pl.DataFrame, priced: pl.DataFrame, tokens: pl.DataFrame
 ) -> pl.LazyFrame:
     """ROLLING_COLUMNS of costs.costed(), pricing.idle_losses() and pricing.priced_tokens() rows, and of the ledger's tokens."""
+    engines = blind(tokens, "window_start_ms").lazy()
     return pl.concat(
-        [_of_power(costed.lazy(), losses.lazy()), _of_tokens(priced.lazy()), _of_engines(tokens.lazy())]
+        [
+            _of_power(costed.lazy(), losses.lazy()),
+            # they would stand over the costs of other engines' GPUs
+            _of_tokens(priced.lazy().join(engines.filter("wholly"), on=_ENGINE_WINDOW, how="anti")),
+            _of_engines(tokens.lazy(), engines),
+        ]
     )
 
 
@@ -85,23 +92,21 @@ def _of_tokens(priced: pl.LazyFrame) -> pl.LazyFrame:
     return priced.group_by("site", "pool", "window_start_ms").agg(_TOKEN_SUMS).select(_OF_TOKENS)
 
 
-def _of_engines(tokens: pl.LazyFrame) -> pl.LazyFrame:
+def _of_engines(tokens: pl.LazyFrame, blind_engines: pl.LazyFrame) -> pl.LazyFrame:
     """For how long engines were read and not read. One whose other model was read only lacks a model that it unloaded.
 
     One that is blind is as good as not read.
     """
-    engine = ("site", "pool", "window_start_ms", "node", "engine")
     # what comes late takes back what was silent
-    models = tokens.group_by(*engine, "model_name").agg(
-        pl.col("output_tokens", "serving_mj", "measured_ms", "silent_ms").sum()
+    models = tokens.group_by(*_ENGINE_WINDOW, "model_name").agg(pl.col("measured_ms", "silent_ms").sum())
+    engines = models.group_by(_ENGINE_WINDOW).agg(
+        read_ms=pl.col("measured_ms").max(), unread_ms=pl.col("silent_ms").min()
     )
-    read_ms, unread_ms = pl.col("measured_ms").max(), pl.col("silent_ms").min()
-    engines = models.group_by(engine).agg(
-        read_ms=pl.when(IS_BLIND).then(0).otherwise(read_ms),
-        unread_ms=unread_ms + pl.when(IS_BLIND).then(read_ms).otherwise(0),
-    )
+    blind_ms = pl.when(pl.col("wholly").is_not_null()).then("read_ms").otherwise(0)
     return (
-        engines.group_by("site", "pool", "window_start_ms")
+        engines.join(blind_engines, on=_ENGINE_WINDOW, how="left")
+        .with_columns(pl.col("read_ms") - blind_ms, pl.col("unread_ms") + blind_ms)
+        .group_by("site", "pool", "window_start_ms")
         .agg(pl.col("read_ms", "unread_ms").sum())
         .select(_OF_ENGINES)
     )

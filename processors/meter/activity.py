@@ -176,7 +176,9 @@ def holding(servers: pl.DataFrame, gpu_index: pl.DataFrame, before: Holding | No
         .select_seq("server", "id", pl.lit(True).alias("inferred"))
     )
     alone = where(explicit, explicit["id"].is_unique()).select_seq("server", "id")
-    unread = named.filter(pl.col("id").is_null()).group_by("server").agg(pl.col("gpus").n_unique())
+    unread = (
+        named.filter(pl.col("id").is_null()).group_by("server").agg(pl.col("gpus").n_unique().cast(pl.Int64))
+    )
     return Holding(servers, gpu_index, pl.concat([explicit, possible]), alone, unread)
 
 
@@ -186,7 +188,7 @@ def unread_gpus(holding: Holding) -> pl.DataFrame:
     return (
         holding.unread.join(places, on="server")
         .group_by("site", "pool")
-        .agg(pl.col("gpus").sum().cast(pl.Int64).alias("unread_gpus"))
+        .agg(pl.col("gpus").sum().alias("unread_gpus"))
     )
 
 

@@ -60,7 +60,8 @@ def _book_gpus(state: MeterState, room: int, config: MeterConfig) -> tuple[Meter
 def _book_engines(state: MeterState, room: int, config: MeterConfig) -> tuple[MeterState, Closing, int]:
     pieces, left = gaps.take(state.engine_gaps, room, config.window_ms, TOKEN_COUNTS)
     windows = tokens.engine_windows(pieces)
-    rows = tokens.token_rows(tokens.with_joules(windows, _NO_JOULES, state.engine_index), config.window_ms)
+    made = tokens.with_joules(windows, _NO_JOULES, state.engine_index)
+    rows = tokens.token_rows(made, None, config.window_ms)
     after = replace(state, engine_gaps=left, token_totals=totals.add_tokens(state.token_totals, rows))
     return (
         after,

@@ -5,9 +5,9 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.at_once import at_once
+from idlewatt.processors.blind_engines import ENGINE, blind
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.rows import where
-from idlewatt.processors.meter.tokens import IS_BLIND
 from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 
@@ -65,7 +65,7 @@ def extend(
         pl.when(pl.col("state") == "dark").then("gpu_ms").otherwise(0).sum().alias("dark_ms"),
     )
     served = (
-        tokens.with_columns_seq(_blind_ms(tokens))
+        _without_blind(tokens)
         .group_by(window)
         .agg(
             pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms", "blind_ms").sum(),
@@ -87,12 +87,20 @@ def extend(
     return where(longer, longer["window_start_ms"] >= edge_ms - max(ROLLING_MS.values()))
 
 
-def _blind_ms(tokens: pl.DataFrame) -> pl.Expr:
-    """For how long engines were read whose GPUs are read by nobody: that says nothing of tokens per joule."""
-    blind_ms = pl.lit(0, pl.Int64)
-    if ((tokens["output_tokens"] > 0) & (tokens["serving_mj"] <= 0)).any():
-        blind_ms = pl.when(IS_BLIND.over(*_KEY, "node", "engine")).then("measured_ms").otherwise(0)
-    return blind_ms.alias("blind_ms")
+def _without_blind(tokens: pl.DataFrame) -> pl.DataFrame:
+    """Without what was made on GPUs that nobody reads; blind_ms: for how long the engine was read meanwhile.
+
+    Engines that name such GPUs beside others count whole: their pool's GPU time lacks those.
+    """
+    engines = blind(tokens, "window_start_ms").filter("wholly")
+    if engines.is_empty():
+        return tokens.with_columns_seq(pl.lit(0, pl.Int64).alias("blind_ms"))
+    marked = tokens.join(engines, on=[*ENGINE, "window_start_ms"], how="left")
+    is_blind = pl.col("wholly").fill_null(False)
+    return marked.with_columns_seq(
+        pl.when(is_blind).then(0).otherwise(pl.col(TOKEN_COUNTS)).name.keep(),
+        pl.when(is_blind).then("measured_ms").otherwise(0).alias("blind_ms"),
+    )
 
 
 def rolling(history: pl.DataFrame, edge_ms: int, config: MeterConfig) -> pl.DataFrame:

@@ -32,9 +32,6 @@ JOULE_COLUMNS: Final = {
 # A million of a kind per second: no server has as many right after a reset. A large counter that falls was not reset, but
 # read twice, or by a clock that was set back.
 TOKEN_BOUNDS: Final = Bounds(per_s=None, after_reset=(pl.col("ts_ms") - pl.col("t0_ms")) * 1000)
-# Of the token rows of an engine: its output stands over no joules, so that its GPUs are those that nobody reads. What only
-# embeds may have no share in those of a GPU that makes output, too.
-IS_BLIND: Final = (pl.col("output_tokens").sum() > 0) & (pl.col("serving_mj").sum() <= 0)
 _WINDOW: Final = ("id", "window_start_ms")
 _SEEN: Final = {"output_tokens": "seen_output_tokens", "input_tokens": "seen_input_tokens"}
 _NAMES: Final = ("node", "engine", "model_name")
@@ -167,8 +164,14 @@ def with_joules(
     return with_names(both, engine_index, "site", "pool", "node", "engine", "model_name", "advance")
 
 
-def token_rows(windows: pl.DataFrame, window_ms: int) -> pl.DataFrame:
-    """What with_joules() gives to ledger rows (records.TokenRow)."""
+def unread_gpus(windows: pl.DataFrame, holding: Holding, engine_index: pl.DataFrame) -> pl.Series:
+    """How many GPUs each row's engine names that nobody has read in its pool."""
+    servers = by_id(windows["id"], engine_index["id"], engine_index["server"])
+    return by_id(servers, holding.unread["server"], holding.unread["gpus"], default=0)
+
+
+def token_rows(windows: pl.DataFrame, unread: pl.Series | None, window_ms: int) -> pl.DataFrame:
+    """What with_joules() gives to ledger rows (records.TokenRow). `unread`: see unread_gpus(); None: nobody knows."""
     return windows.select_seq(
         "site",
         "pool",
@@ -179,6 +182,7 @@ def token_rows(windows: pl.DataFrame, window_ms: int) -> pl.DataFrame:
         "model_name",
         "advance",
         pl.col(*TOKEN_COUNTS, "serving_mj", "measured_ms", "silent_ms").fill_null(0),
+        pl.lit(unread, pl.Int64).alias("unread_gpus"),
     ).sort("site", "pool", "window_start_ms", "engine", "model_name")
 
 

@@ -12,6 +12,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.amounts import SUM, nearest
+from idlewatt.processors.blind_engines import ENGINE, blind
 from idlewatt.processors.economy import costs, pricing, tiers
 from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO, Book
 from idlewatt.processors.economy.config import EconomyConfig
@@ -20,7 +21,6 @@ from idlewatt.processors.economy.prices import EXACT, VOLUME_COLUMNS, month_of
 from idlewatt.processors.economy.rests import REST_COLUMNS
 from idlewatt.processors.meter.cutting import share
 from idlewatt.processors.meter.rows import by_window
-from idlewatt.processors.meter.tokens import IS_BLIND
 from idlewatt.processors.reports.ledger import Interval, Ledger, ledger_span, usage_span
 from idlewatt.stream.clock import HOUR_MS
 from idlewatt.stream.records import STATES, TOKEN_COUNTS
@@ -226,16 +226,14 @@ def _watt_cells(power: pl.DataFrame, losses: pl.DataFrame, book: Book) -> Iterat
 
 
 def _unmetered_cells(priced: pl.DataFrame, made: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
-    """Of the tokens of a clock hour those of pools none of whose GPUs were read in it, and of engines none of whose were.
+    """Of the tokens of a clock hour those of windows in which none of their pool's GPUs were read, and of blind engines.
 
     `made`, `power`: rows of all of the hour.
     """
-    gpu_ms = power.group_by("site", "pool").agg(pl.col("gpu_ms").sum())
-    read = gpu_ms.filter(pl.col("gpu_ms") > 0)
-    engine = ["site", "pool", "node", "engine"]
-    blind = made.group_by(engine).agg(IS_BLIND.alias("is_blind"))
-    metered = blind.filter(~pl.col("is_blind")).join(read, on=["site", "pool"], how="semi")
-    unmetered = priced.join(metered, on=engine, how="anti")
+    window = ["site", "pool", "window_start_ms"]
+    read = power.group_by(window).agg(pl.col("gpu_ms").sum()).filter(pl.col("gpu_ms") > 0)
+    of_read = priced.join(read, on=window, how="semi").join(blind(made), on=ENGINE, how="semi")
+    unmetered = pl.concat([priced.join(read, on=window, how="anti"), of_read])
     return _cells(unmetered, {"unmetered_tokens": ALL_KINDS.sum()})
 
 
