@@ -175,7 +175,7 @@ ALERTS: Final = (
             (
                 f"{TOKENS_PER_JOULE} < {YIELD_FALL} * {TOKENS_PER_JOULE_DAY}",
                 f"{OUTPUT_TOKENS_RATE} > {YIELD_MIN_TOKENS_PER_SECOND}",
-                f"{OUTPUT_TOKENS_RATE} offset {YIELD_MIN_HISTORY}",
+                f"{TOKENS_PER_JOULE_DAY} offset {YIELD_MIN_HISTORY}",
             )
         ),
         lasting="30m",

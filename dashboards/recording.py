@@ -7,6 +7,8 @@ from idlewatt.dashboards import queries as q
 
 OUTPUT_TOKENS_RATE: Final = "pool:idlewatt_output_tokens:rate5m"
 ENERGY_RATE: Final = "pool:idlewatt_energy_joules:rate5m"
+COVERED_TOKENS_RATE: Final = "pool:idlewatt_covered_output_tokens:rate5m"
+COVERED_ENERGY_RATE: Final = "pool:idlewatt_covered_energy_joules:rate5m"
 WASTED_ENERGY_RATE: Final = "pool:idlewatt_wasted_energy_joules:rate5m"
 WASTED_SHARE: Final = "pool:idlewatt_wasted_energy:ratio_rate5m"
 TOKENS_PER_JOULE: Final = "pool:idlewatt_tokens_per_joule:ratio_rate5m"
@@ -24,12 +26,11 @@ class RecordingRule:
 
 
 RECORDING: Final = (
+    RecordingRule(OUTPUT_TOKENS_RATE, q.output_tokens_rate(q.EVERYWHERE, q.POOL, q.ROLLING)),
     RecordingRule(ENERGY_RATE, q.energy_rate(q.EVERYWHERE, q.POOL, q.ROLLING)),
-    # tokens that no joules stand beside are in no yield
-    RecordingRule(
-        OUTPUT_TOKENS_RATE,
-        f"{q.output_tokens_rate(q.EVERYWHERE, q.POOL, q.ROLLING)} and {ENERGY_RATE} > 0",
-    ),
+    # what the meter withholds the yield of is in neither sum of the day's
+    RecordingRule(COVERED_TOKENS_RATE, q.covered_throughout(OUTPUT_TOKENS_RATE, q.ROLLING)),
+    RecordingRule(COVERED_ENERGY_RATE, q.covered_throughout(ENERGY_RATE, q.ROLLING)),
     RecordingRule(WASTED_ENERGY_RATE, q.wasted_energy_rate(q.EVERYWHERE, q.POOL, q.ROLLING)),
     RecordingRule(WASTED_SHARE, q.ratio(WASTED_ENERGY_RATE, ENERGY_RATE)),
     RecordingRule(TOKENS_PER_JOULE, q.pool_tokens_per_joule(q.EVERYWHERE)),
@@ -40,7 +41,7 @@ RECORDING: Final = (
 RECORDING_DAY: Final = (
     RecordingRule(
         TOKENS_PER_JOULE_DAY,
-        q.ratio(f"sum_over_time({OUTPUT_TOKENS_RATE}[1d])", f"sum_over_time({ENERGY_RATE}[1d])"),
+        q.ratio(f"sum_over_time({COVERED_TOKENS_RATE}[1d])", f"sum_over_time({COVERED_ENERGY_RATE}[1d])"),
     ),
     # held against a day of itself
     RecordingRule(IDLE_SHARE_HOUR, q.idle_share_of_available(q.EVERYWHERE, q.POOL, "1h")),

@@ -74,9 +74,15 @@ def sixteen_gpus(*idle: tuple[int, int]) -> dict[str, str]:
     }
 
 
+def covered(watts: str = "1x2000", tokens: str = "1x2000") -> dict[str, str]:
+    """How much of the pool's GPUs and engines was measured."""
+    values = {"watts": watts, "tokens": tokens}
+    return {f'idlewatt_coverage_ratio{{{POOL},window="5m",of="{of}"}}': values[of] for of in values}
+
+
 def falling_yield(tokens: str, tokens_per_joule: str) -> dict[str, str]:
     """A pool of 1000 W that made 2000 tokens/s for eight hours; then the given minutes."""
-    return {
+    return covered() | {
         f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="it"}}': "1000000+60000x540",
         f'idlewatt_tokens_total{{{POOL},model_name="m",kind="output"}}': tokens,
         f'idlewatt_tokens_per_joule{{{POOL},window="5m",kind="output"}}': tokens_per_joule,
@@ -349,7 +355,8 @@ CASES: Final = (
         "IdlewattTokensPerJouleFell",
         "quiet",
         "half a day of history is not there yet",
-        {
+        covered()
+        | {
             f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="it"}}': "0+60000x200",
             f'idlewatt_tokens_total{{{POOL},model_name="m",kind="output"}}': "0+120000x120 14400000+30000x80",
             f'idlewatt_tokens_per_joule{{{POOL},window="5m",kind="output"}}': "2x120 0.5x80",
@@ -360,12 +367,57 @@ CASES: Final = (
         "IdlewattTokensPerJouleFell",
         "quiet",
         "as ever since its first engine, which came after 18 hours of idle watts",
-        {
+        covered(tokens="_x1080 1x480")
+        | {
             f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="it"}}': "0+6000x1080 6486000+60000x480",
             f'idlewatt_tokens_total{{{POOL},model_name="m",kind="output"}}': "_x1080 0+60000x480",
             f'idlewatt_tokens_per_joule{{{POOL},window="5m",kind="output"}}': "_x1080 1x480",
         },
         "1530m",
+    ),
+    Case(
+        "IdlewattTokensPerJouleFell",
+        "quiet",
+        "half a day of engines is there, two hours of their GPUs",
+        covered(watts="_x480 1x160")
+        | {
+            f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="it"}}': "_x480 0+60000x160",
+            f'idlewatt_tokens_total{{{POOL},model_name="m",kind="output"}}': "0+120000x600 72000000+30000x40",
+            f'idlewatt_tokens_per_joule{{{POOL},window="5m",kind="output"}}': "_x480 2x120 0.5x40",
+        },
+        "635m",
+    ),
+    Case(
+        "IdlewattTokensPerJouleFell",
+        "quiet",
+        "as ever; GPUs of one node of ten were read for six hours, and the others are since",
+        covered(watts="0.1x360 0.28 0.46 0.64 0.82 1x300")
+        | {
+            f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="it"}}': "0+6000x360 2220000+60000x300",
+            f'idlewatt_tokens_total{{{POOL},model_name="m",kind="output"}}': "0+120000x660",
+            f'idlewatt_tokens_per_joule{{{POOL},window="5m",kind="output"}}': "_x364 2x300",
+        },
+        "540m",
+    ),
+    Case(
+        "IdlewattTokensPerJouleFell",
+        "fires",
+        "0.75 after 2, and six hours ago its GPUs were not read: their joules came to the counters at once",
+        covered(watts="1x480 0x360 0.2 0.4 0.6 0.8 1x480")
+        | {
+            f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="it"}}': "0+30000x480 14400000x360 14430000+30000x240 21680000+80000x240",
+            f'idlewatt_energy_joules_total{{{POOL},state="dark",scope="it"}}': "0x840 10800000x480",
+            f'idlewatt_tokens_total{{{POOL},model_name="m",kind="output"}}': "0+60000x1320",
+            f'idlewatt_tokens_per_joule{{{POOL},window="5m",kind="output"}}': "2x480 _x364 2x236 0.75x240",
+        },
+        "1175m",
+        (
+            Fires(
+                OF_POOL,
+                "Pool a of site north makes less than half the tokens per joule of its own day",
+                "Pool a of site north makes 750m output tokens per joule, against 1.679 over the last day, at 1k tokens/s.",
+            ),
+        ),
     ),
     Case(
         "IdlewattTokensPerJouleFell",
@@ -1296,19 +1348,25 @@ def test_a_wrong_expectation_fails(prometheus_tools: None, tmp_path: Path) -> No
 
 def test_recorded_ratios_are_ratios_of_sums(prometheus_tools: None, tmp_path: Path) -> None:
     """Two models and two states of one pool make one yield of the day, which weighs by joules."""
-    series = energy(400, 100, 0) | {
-        f'idlewatt_tokens_total{{{POOL},model_name="m",kind="output"}}': "1000000+30000x40",
-        f'idlewatt_tokens_total{{{POOL},model_name="n",kind="output"}}': "1000000+6000x40",
-        f'idlewatt_tokens_total{{{POOL},model_name="n",kind="input"}}': "1000000+90000x40",
-        f'idlewatt_headroom_joules_total{{{POOL},state="serving"}}': "1000000+24000x40",
-        f'idlewatt_headroom_joules_total{{{POOL},state="idle_loaded"}}': "1000000+30000x40",
-        AVAILABLE: "1000000+90000x40",
-        # facility joules are the same joules once more
-        f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="facility"}}': "1000000+48000x40",
-    }
+    series = (
+        energy(400, 100, 0)
+        | covered()
+        | {
+            f'idlewatt_tokens_total{{{POOL},model_name="m",kind="output"}}': "1000000+30000x40",
+            f'idlewatt_tokens_total{{{POOL},model_name="n",kind="output"}}': "1000000+6000x40",
+            f'idlewatt_tokens_total{{{POOL},model_name="n",kind="input"}}': "1000000+90000x40",
+            f'idlewatt_headroom_joules_total{{{POOL},state="serving"}}': "1000000+24000x40",
+            f'idlewatt_headroom_joules_total{{{POOL},state="idle_loaded"}}': "1000000+30000x40",
+            AVAILABLE: "1000000+90000x40",
+            # facility joules are the same joules once more
+            f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="facility"}}': "1000000+48000x40",
+        }
+    )
     expected = {
         recording.OUTPUT_TOKENS_RATE: 600.0,
         recording.ENERGY_RATE: 500.0,
+        recording.COVERED_TOKENS_RATE: 600.0,
+        recording.COVERED_ENERGY_RATE: 500.0,
         recording.WASTED_ENERGY_RATE: 100.0,
         recording.WASTED_SHARE: 0.2,
         recording.TOKENS_PER_JOULE_DAY: 1.2,
@@ -1337,17 +1395,77 @@ def test_recorded_ratios_are_ratios_of_sums(prometheus_tools: None, tmp_path: Pa
     assert recorded == {*expected, recording.TOKENS_PER_JOULE, *recording.RECORDED_CLOCKS.values()}
 
 
-def test_tokens_from_before_gpus_were_read_are_in_no_recorded_yield(
-    prometheus_tools: None, tmp_path: Path
+# two tokens a joule for four hours
+MADE: Final = "0+60000x240"
+DRAWN: Final = "0+30000x240"
+
+
+@pytest.mark.parametrize(
+    ("made", "serving", "dark", "coverage", "day"),
+    [
+        pytest.param(
+            MADE, "_x120 0+30000x120", "0x240", covered("_x120 1x120"), 2, id="no GPU read at first"
+        ),
+        pytest.param(
+            MADE,
+            "0+3000x120 390000+30000x120",
+            "0x240",
+            covered("0.1x120 0.28 0.46 0.64 0.82 1x120"),
+            2,
+            id="GPUs of one node of ten read at first",
+        ),
+        pytest.param(
+            MADE,
+            "0+30000x60 1800000x60 1830000+30000x120",
+            "0x119 1800000x120",
+            covered("1x60 0x60 0.2 0.4 0.6 0.8 1x120"),
+            2,
+            id="no GPU read for an hour, whose joules come at once",
+        ),
+        pytest.param(
+            MADE,
+            "0+30000x30 925500+25500x179 5520000+30000x30",
+            "0x210 810000x30",
+            covered("1x30 0.85x180 0.88 0.91 0.94 0.97 1x30"),
+            2,
+            id="so few not read that coverage is well before their leap has left the rate",
+        ),
+        pytest.param(
+            "0+60000x60 3600000x59 7200000+60000x120",
+            DRAWN,
+            "0x240",
+            covered(tokens="1x60 0x60 0.2 0.4 0.6 0.8 1x120"),
+            2,
+            id="no engine read for an hour, whose tokens come at once",
+        ),
+        pytest.param(
+            "_x120 0+60000x120",
+            DRAWN,
+            "0x240",
+            covered(tokens="_x120 1x120"),
+            1,
+            id="no engine there at first",
+        ),
+    ],
+)
+def test_a_recorded_yield_is_of_times_that_were_measured(
+    prometheus_tools: None,
+    tmp_path: Path,
+    made: str,
+    serving: str,
+    dark: str,
+    coverage: dict[str, str],
+    day: int,
 ) -> None:
-    """A pool whose GPUs are read an hour after its engines has the yield of the time since."""
-    series = {
-        f'idlewatt_tokens_total{{{POOL},model_name="m",kind="output"}}': "1000000+60000x120",
-        f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="it"}}': "_x60 1000000+30000x60",
+    """What was not measured well enough is in neither sum of the day, nor what of it comes to the counters at once."""
+    series = coverage | {
+        f'idlewatt_tokens_total{{{POOL},model_name="m",kind="output"}}': made,
+        f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="it"}}': serving,
+        f'idlewatt_energy_joules_total{{{POOL},state="dark",scope="it"}}': dark,
     }
     check = {
-        "expr": f"abs({recording.TOKENS_PER_JOULE_DAY} - 2) < bool 0.1",
-        "eval_time": "2h",
+        "expr": f"abs({recording.TOKENS_PER_JOULE_DAY} - {day}) < bool 0.06",
+        "eval_time": "4h",
         "exp_samples": [{"labels": f"{{{POOL}}}", "value": 1}],
     }
     test = {"interval": "1m", "input_series": input_series(series), "promql_expr_test": [check]}
