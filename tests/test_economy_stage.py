@@ -723,19 +723,22 @@ def test_what_was_made_while_no_gpu_was_read_stands_over_no_cost(read_at_once: b
         names.PAYBACK_YEARS,
     )
     alone, after = driver_of(), driver_of()
-    before = ledger(*(sold(window, 1_000_000) for window in range(360)))
-    metered = ledger(*(row for window in range(360, 372) for row in (sold(window, 1_000_000), power(window))))
-    alone.append(metered)
-    after.append(before)
+    # from second 50 of a minute on
+    first = 365
+    after.append(ledger(*(sold(window, 1_000_000) for window in range(first))))
     if not read_at_once:
         after.fold(START_MS)
-    after.append(metered)
-    for driver in (alone, after):
-        driver.fold(START_MS)
-    for figure in figures:
-        assert shown(alone, figure) is not None
-        assert shown(after, figure) == pytest.approx(shown(alone, figure))
-    assert shown(after, names.REVENUE) == pytest.approx(372 / 12 * (shown(alone, names.REVENUE) or 0))
+    # while its windows are kept as they are, and when they are kept by the minute
+    for begin, until in ((first, first + 12), (first + 12, first + 42)):
+        metered = [row for window in range(begin, until) for row in (sold(window, 1_000_000), power(window))]
+        for driver in (alone, after):
+            driver.append(ledger(*metered))
+            driver.fold(START_MS)
+        for figure in figures:
+            assert shown(alone, figure) is not None
+            assert shown(after, figure) == pytest.approx(shown(alone, figure))
+        sold_alone = shown(alone, names.REVENUE) or 0
+        assert shown(after, names.REVENUE) == pytest.approx(until / (until - first) * sold_alone)
 
 
 def test_what_came_late_is_taken_back_from_its_own_engine() -> None:

@@ -20,6 +20,8 @@ from idlewatt.stream.records import POOL, TOKEN_COUNTS
 _ENGINE_WINDOW: Final = (*ENGINE, "window_start_ms")
 # older windows are kept by the minute
 _FINE_MS: Final = 300_000
+# What engines made in other windows, as before their pool's first GPU was read, would stand over the costs of these.
+HAS_GPU_TIME: Final = pl.col("gpu_ms").sum().over(*POOL, "window_start_ms") > 0
 
 _COUNTS: Final = (
     "window_ms",
@@ -228,14 +230,16 @@ def on_time(rows: pl.LazyFrame, ends_before: pl.DataFrame) -> pl.LazyFrame:
 
 
 def aged(rows: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
-    """ROLLING_COLUMNS of the hour before each pool's newest window; windows that are no longer new by the minute."""
+    """ROLLING_COLUMNS of the hour before each pool's newest window; windows that are no longer new by the minute.
+
+    Of those without GPU time nothing is kept: within a minute that has some, nobody could tell them apart.
+    """
     start = pl.col("window_start_ms")
     is_old = (start < pl.col("end_ms") - _FINE_MS).fill_null(False)
     kept = rows.lazy().join(ends.lazy(), on=list(POOL), how="left").filter(recent(start))
     return at_once(
-        kept.with_columns(
-            window_start_ms=pl.when(is_old).then(start // MINUTE_MS * MINUTE_MS).otherwise(start)
-        )
+        kept.filter(is_old.not_() | HAS_GPU_TIME)
+        .with_columns(window_start_ms=pl.when(is_old).then(start // MINUTE_MS * MINUTE_MS).otherwise(start))
         .group_by(*POOL, "window_start_ms")
         .agg(pl.col(*_COUNTS, "invested").sum())
     )

@@ -14,6 +14,7 @@ from idlewatt.processors.at_once import at_once
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.pricing import BENCHMARK_CURRENCY
+from idlewatt.processors.economy.rolling import HAS_GPU_TIME
 from idlewatt.processors.economy.state import EconomyState
 from idlewatt.processors.families import Family, family
 from idlewatt.processors.meter.rolling import ROLLING_MS
@@ -78,8 +79,7 @@ def _sums(rolling: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
         rolling.lazy()
         .join(ends.lazy(), on=list(POOL))
         .filter(_AGE_MS.le(HOUR_MS))
-        # what engines made before their pool's first GPU was read would stand over the costs of other windows
-        .filter(pl.col("gpu_ms").sum().over(*POOL, "window_start_ms") > 0)
+        .filter(HAS_GPU_TIME)
         .with_columns(_LOSSES)
         .drop("window_start_ms", "end_ms")
         .group_by(*POOL)
