@@ -15,8 +15,9 @@ from idlewatt.stream.spool_frames import WaitingMessage
 
 Row = GpuRow | EngineRow | UsageRow
 
-# well under the megabyte that Kafka takes in one message
-MAX_ROWS_PER_MESSAGE: Final = 2_000
+# Of posted usage 16 kB once compressed: a message goes in one piece, and a line of 5 kB/s is to carry it within the 4 s
+# an append has. What it cannot carry is offered again for ever, and all that comes after waits behind it.
+MAX_ROWS_PER_MESSAGE: Final = 200
 
 _DESTINATIONS: Final[Mapping[type, tuple[str, Schema]]] = {
     GpuRow: (topics.GPU, records.GPU),

@@ -4,10 +4,12 @@ import random
 import statistics
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import lz4.frame
 import pytest
 import structlog
 from small_disk import DISK_BYTES, SmallDisk
@@ -20,7 +22,7 @@ from idlewatt.stream.decoding import decode
 from idlewatt.stream.errors import LogUnavailableError
 from idlewatt.stream.log import Record
 from idlewatt.stream.minute_log import MinuteLog
-from idlewatt.stream.records import EngineRow, GpuRow
+from idlewatt.stream.records import EngineRow, GpuRow, UsageRow
 from idlewatt.stream.spool import Spool, SpoolDiskError
 
 GIB = 1 << 30
@@ -66,6 +68,22 @@ def engine(ts_ms: int, pool: str = "p") -> EngineRow:
         output_tokens=5,
         advance="step",
         gpus=["GPU-1"],
+    )
+
+
+def usage(number: int) -> UsageRow:
+    """One of many posted events, of which no two are alike."""
+    seed = random.Random(number)
+    return UsageRow(
+        ts_ms=1_790_000_000_000,
+        site="s",
+        source="api",
+        event_id=str(uuid.UUID(int=seed.getrandbits(128))),
+        team=f"team-{number % 40}",
+        agent_family=f"agents-{number % 7}",
+        model_name="llama-3.1-70b",
+        output_tokens=seed.randrange(5000),
+        input_tokens=seed.randrange(50_000),
     )
 
 
@@ -518,33 +536,43 @@ def test_a_backlog_is_sent_without_pause(shelf: Shelf, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spooled", [True, False])
 def test_a_backlog_drains_over_a_thin_line(shelf: Shelf, tmp_path: Path, spooled: bool) -> None:
-    """What the line does not carry within an append's time is offered in smaller parts, down to one message alone.
+    """What 5 kB/s do not carry within an append's time is offered in smaller parts, down to one message alone.
 
-    Over a line that carries more again the parts grow.
+    That is of a large post as well: nothing behind it would ever be sent. Over a line that carries more again the parts grow.
     """
     sink = Sink(shelf, 1.0, spool=Spool(tmp_path, GIB) if spooled else None)
     shelf.refuse = away
+    post = [usage(n) for n in range(2000)]
+    sink.put(post)
     for ts_ms in range(300):
         sink.put([gpu(ts_ms)])
         sink.send()
-    carried = 1
-    offered: list[int] = []
+    carried_bytes = 4 * 5_000
+    offered_bytes: list[int] = []
 
     def thin(records: Sequence[Record]) -> None:
-        offered.append(len(records))
-        if len(records) > carried:
+        # compressed as on the way to Kafka
+        offered_bytes.append(sum(len(lz4.frame.compress(record.value)) for record in records))
+        if offered_bytes[-1] > carried_bytes:
             away(records)
 
     shelf.refuse = thin
     for _ in range(100):
         sink.send()
+    assert books_balance(sink, 2300)
+    assert sink.state().sent_rows == {topics.GPU: 300, topics.ENGINE: 0, topics.USAGE: 2000}
     # about every other one tries more
-    assert len(shelf.records) > 40
-    assert max(offered) <= 4
-    carried = 200
+    assert sum(size <= carried_bytes for size in offered_bytes) > 0.4 * len(offered_bytes)
+    assert max(offered_bytes) < 3 * carried_bytes
+    shelf.refuse = away
+    for ts_ms in range(300, 600):
+        sink.put([gpu(ts_ms)])
+        sink.send()
+    parts: list[int] = []
+    shelf.refuse = lambda records: parts.append(len(records))
     assert sink.send()
-    assert shelf.times() == list(range(300))
-    assert max(offered) == 64
+    assert [row["ts_ms"] for row in shelf.rows() if "gpu_uuid" in row] == list(range(600))
+    assert max(parts) == 64
     sink.stop(1)
 
 
