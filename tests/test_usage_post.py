@@ -182,6 +182,23 @@ def test_wrong_lines_are_told(site: Site, shelf: Shelf, body: bytes, said: str) 
     assert site.post(good)[0] == 202
 
 
+def test_of_many_wrong_lines_the_first_are_told() -> None:
+    """None is read after twenty: a megabyte of them would cost seconds, and hundreds of megabytes for each sender."""
+    looks: list[int] = []
+
+    def clock() -> int:
+        looks.append(NOW_MS)
+        return NOW_MS
+
+    too_old = [LINE | {"ts_ms": 0}] * 100
+    usage_post = UsagePost("hall", lambda rows: True, clock)
+    answer = usage_post.take(Request("", {}, lines(LINE, *too_old)))
+    assert answer.status == 400
+    assert [error["line"] for error in answer.content["errors"]] == list(range(2, 22))
+    # each line that is read is held against the clock
+    assert len(looks) == 21
+
+
 def test_who_has_no_token_is_refused(site: Site, shelf: Shelf) -> None:
     """Without the token nothing is read or taken; the answer says how to send it."""
     for token in (None, "", "wrong", TOKEN + "x", TOKEN[:-1], "\xff"):
