@@ -9,46 +9,50 @@ from typing import Any, Final
 import structlog
 
 _INTERVAL_S: Final = 60.0
+# an event and, where it has several, its reason
+_Kind = tuple[str, str | None]
 
 _log = structlog.get_logger()
 
 
 class MinuteLog:
-    """Logs each event once a minute at most. For use from any thread."""
+    """Logs each event, and each `reason` of one, once a minute at most. For use from any thread."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._not_before: defaultdict[str, float] = defaultdict(lambda: float("-inf"))
-        self._unsaid: Counter[str] = Counter()
-        self._details: dict[str, Mapping[str, Any]] = {}
+        self._not_before: defaultdict[_Kind, float] = defaultdict(lambda: float("-inf"))
+        self._unsaid: Counter[_Kind] = Counter()
+        self._details: dict[_Kind, Mapping[str, Any]] = {}
         self._lock = threading.Lock()
 
     def is_due(self, event: str) -> bool:
         """True if it was not within the last minute."""
         with self._lock:
-            return self._is_due(event)
+            return self._is_due((event, None))
 
     def error(self, event: str, count: int, **details: Any) -> None:
-        """Log an error that has happened `count` times more, with the count since its last line."""
+        """Log an error that has happened `count` times more, with the count since its last line, and others that waited."""
         with self._lock:
             if count:
-                self._unsaid[event] += count
-                self._details[event] = details
-            if self._unsaid[event] and self._is_due(event):
-                self._write(event)
+                kind = event, details.get("reason")
+                self._unsaid[kind] += count
+                self._details[kind] = details
+            for kind in +self._unsaid:
+                if self._is_due(kind):
+                    self._write(kind)
 
     def flush(self) -> None:
         """Log the errors that wait for their minute."""
         with self._lock:
-            for event in +self._unsaid:
-                self._write(event)
+            for kind in +self._unsaid:
+                self._write(kind)
 
-    def _is_due(self, event: str) -> bool:
+    def _is_due(self, kind: _Kind) -> bool:
         now = self._monotonic()
-        if now < self._not_before[event]:
+        if now < self._not_before[kind]:
             return False
-        self._not_before[event] = now + _INTERVAL_S
+        self._not_before[kind] = now + _INTERVAL_S
         return True
 
-    def _write(self, event: str) -> None:
-        _log.error(event, count=self._unsaid.pop(event), **self._details.pop(event))
+    def _write(self, kind: _Kind) -> None:
+        _log.error(kind[0], count=self._unsaid.pop(kind), **self._details.pop(kind))

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import structlog
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ from idlewatt.stream.errors import LogUnavailableError
 from idlewatt.stream.http_routes import Request
 from idlewatt.stream.log import Record
 from idlewatt.stream.metrics_server import MetricsServer
+from idlewatt.stream.minute_log import MinuteLog
 from idlewatt.stream.settings import Collect, Log, Serve, Settings
 from idlewatt.stream.spool import Spool
 
@@ -335,6 +337,24 @@ def test_without_a_place_for_them_rows_are_not_taken(site: Site, shelf: Shelf) -
     shelf.away = False
     assert site.post(lines(LINE))[0] == 202
     assert len(shelf.rows()) == 1
+
+
+def test_each_reason_is_logged_with_its_own_count(shelf: Shelf) -> None:
+    """Posts that could not be kept are not told as wrong lines, for one wrong line after them."""
+    now_s = 0.0
+    shelf.away = True
+    usage_post = UsagePost("hall", Sink(shelf, 1.0).store, lambda: NOW_MS)
+    usage_post._minute_log = MinuteLog(lambda: now_s)
+    with structlog.testing.capture_logs() as logged:
+        usage_post.take(Request("", {}, b"x"))
+        for _ in range(57):
+            usage_post.take(Request("", {}, lines(LINE)))
+        now_s = 61.0
+        usage_post.take(Request("", {}, b"x"))
+    told = [(event["reason"], event["count"]) for event in logged if event["event"] == "usage_refused"]
+    assert told[:2] == [("bad_lines", 1), ("not_stored", 1)]
+    assert sorted(told[2:]) == [("bad_lines", 1), ("not_stored", 56)]
+    assert usage_post.refused == {"bad_lines": 2, "not_stored": 57}
 
 
 def test_the_spool_takes_them_while_the_log_is_away(shelf: Shelf, tmp_path: Path) -> None:
