@@ -26,6 +26,7 @@ class RowQueue:
         self._fresh: deque[Row] = deque()
         self._packed: deque[WaitingMessage] = deque()
         self._in_hand: Sequence[WaitingMessage] = ()
+        self._is_over = False
         # of the three
         self._rows = 0
         self._dropped_rows: Counter[str] = Counter()
@@ -78,9 +79,15 @@ class RowQueue:
                     self._packed.append(each)
             self._drop_oldest()
 
-    def take(self, limit: int | None = None) -> Sequence[WaitingMessage]:
-        """Take the oldest messages into hand, `limit` at most, those that are in hand already included."""
+    def take(self, limit: int | None = None, *, is_last: bool = False) -> Sequence[WaitingMessage]:
+        """Take the oldest messages into hand, `limit` at most, those that are in hand already included.
+
+        `is_last`: from now on nobody is given any.
+        """
         with self._lock:
+            if self._is_over:
+                return ()
+            self._is_over = is_last
             self._packed.extendleft(reversed(self._in_hand))
             size = len(self._packed) if limit is None else min(len(self._packed), limit)
             self._in_hand = [self._packed.popleft() for _ in range(size)]

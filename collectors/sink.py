@@ -93,6 +93,7 @@ class Sink:
         self._counting = threading.Lock()
         # held by the one caller of store() that waits for what the log says
         self._asking = threading.Lock()
+        self._spooling = threading.Lock()
         self._spool_losses: Counter[str] = Counter()
         self._away = False
         self._messages_per_append = _MAX_MESSAGES_PER_APPEND
@@ -294,10 +295,12 @@ class Sink:
                 counter[message.record.topic] += message.rows
 
     def _queue_to_spool(self, spool: Spool, *, is_last: bool = False) -> None:
-        if batch := self._queue.take():
-            # on a full disk others may take the room as fast as it is made, and each try costs minutes of what was kept
-            is_worth_drops = is_last or self._queue.is_half_full
-            self._queue.settle(batch, spool.append(batch, drop_if_disk_full=is_worth_drops))
+        # one after the other, or both store the same where the log answers just as it is left
+        with self._spooling:
+            if batch := self._queue.take(is_last=is_last):
+                # on a full disk others may take the room as fast as it is made, and each try costs minutes of what was kept
+                is_worth_drops = is_last or self._queue.is_half_full
+                self._queue.settle(batch, spool.append(batch, drop_if_disk_full=is_worth_drops))
 
     def _stored(self, spool: Spool, batch: Sequence[WaitingMessage]) -> bool:
         # what others were promised to be kept is not dropped for it

@@ -24,6 +24,7 @@ from idlewatt.stream.log import Record
 from idlewatt.stream.minute_log import MinuteLog
 from idlewatt.stream.records import EngineRow, GpuRow, UsageRow
 from idlewatt.stream.spool import Spool, SpoolDiskError
+from idlewatt.stream.spool_frames import WaitingMessage
 
 GIB = 1 << 30
 
@@ -450,6 +451,49 @@ def test_stop_leaves_to_the_spool_what_hangs_in_the_log(
     assert shelf.times() == [1, 1, 2, 3]
     after.stop(1)
     assert "rows_lost" not in [event["event"] for event in logged]
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_log_that_answers_just_as_it_is_left_changes_nothing(
+    shelf: Shelf, tmp_path: Path, logged: list[structlog.typing.EventDict], is_taken: bool
+) -> None:
+    """What stop() brings to the spool is there once, and none of it is called lost."""
+    release, entered = threading.Event(), threading.Event()
+
+    class SlowSpool(Spool):
+        def append(
+            self,
+            messages: Sequence[WaitingMessage],
+            *,
+            drop_oldest: bool = True,
+            drop_if_disk_full: bool = True,
+        ) -> int:
+            # the sink's own thread does meanwhile what it does when the log answers
+            release.set()
+            if threading.current_thread() is not sink._thread:
+                sink._thread.join(0.2)
+            return super().append(messages, drop_oldest=drop_oldest, drop_if_disk_full=drop_if_disk_full)
+
+    def hang(records: Sequence[Record]) -> None:
+        is_first = not entered.is_set()
+        entered.set()
+        assert release.wait(20)
+        if not (is_first and is_taken):
+            away(records)
+
+    shelf.refuse = hang
+    sink = Sink(shelf, 0.01, spool=SlowSpool(tmp_path, GIB))
+    sink.put([gpu(1)])
+    sink.start()
+    assert entered.wait(5)
+    sink.put([gpu(2)])
+    sink.stop(0.1)
+    sink._thread.join(5)
+    assert "rows_lost" not in [event["event"] for event in logged]
+    assert books_balance(sink, 2)
+    left = Spool(tmp_path, GIB)
+    assert left.waiting_rows == 2
+    left.close()
 
 
 def test_messages_are_in_one_hand_at_a_time() -> None:
