@@ -68,8 +68,10 @@ _POWER_TOLERANCE: Final = 1.3
 # A process list takes milliseconds and holds the driver's lock (flightlessmango/MangoHud#2104).
 OCCUPANCY_EVERY_MS: Final = 5_000
 LIMITS_EVERY_MS: Final = 30_000
-# After this many attempts in which a call failed for no clear reason, the calls that answered decide until it answers.
+# After so many attempts or so long, in which a call failed for no clear reason or told nothing, those that answered decide
+# until it does. Some drivers tell nothing of a module for good, and meanwhile no joule of the GPU is counted.
 _PROBE_ATTEMPTS: Final = 5
+_PROBE_WAIT_MS: Final = 5_000
 PROBE_EVERY_MS: Final = 60_000
 # A counter that does not answer for so long is done without: it is looked for anew before.
 _COUNTER_WAIT_MS: Final = PROBE_EVERY_MS + 30_000
@@ -122,6 +124,7 @@ class NvmlDevice:
         self._unsupported: set[Origin] = set()
         self._has_module = ONE_GPU_MODULE in product
         self._probe_attempts = 0
+        self._first_probe_ms: int | None = None
         # while calls fail for no clear reason, or what is read does not answer
         self._probed_ms: int | None = None
         self._limits_ms: int | None = None
@@ -242,7 +245,10 @@ class NvmlDevice:
         is_open = is_empty or not answered.issuperset(looked_for)
         self._probed_ms = now_ms if is_open else None
         self._probe_attempts += 1
-        if is_open and self.meters is None and self._probe_attempts < _PROBE_ATTEMPTS:
+        if self._first_probe_ms is None:
+            self._first_probe_ms = now_ms
+        is_early = self._probe_attempts < _PROBE_ATTEMPTS and now_ms - self._first_probe_ms < _PROBE_WAIT_MS
+        if is_open and self.meters is None and is_early:
             return None
         return found
 

@@ -322,6 +322,16 @@ def test_a_module_that_says_nothing_at_first_keeps_its_joules(
     assert [told[-1][name] for name in ("power_scope", "power_mw")] == ["gpu", 1_000_000]
 
 
+@pytest.mark.parametrize(("interval_s", "untold"), [(0.5, 4), (1, 4), (3, 2), (10, 1), (60, 1)])
+def test_power_that_never_says_anything_costs_seconds(nvml: Nvml, interval_s: float, untold: int) -> None:
+    """Some drivers answer 0 for a module for good: with rare readings, too, its GPU is metered after five seconds."""
+    script, reader = nvml
+    script.write("gpus 1\n0 energy 5000 100\n0 power 300000\n0 field 185 1 0 1 0\n0 field 186 1 0 1 0")
+    rows = [only_row(reader.read(at_s=START_S + n * interval_s)) for n in range(6)]
+    assert [row["energy_mj"] is None for row in rows] == [n < untold for n in range(6)]
+    assert {row["power_mw"] for row in rows[untold:]} == {300_000}
+
+
 def test_a_module_is_not_given_up_for_power_that_is_not_preferred(nvml: Nvml) -> None:
     """Its counter would go with it, for as long as the collector runs."""
     script, reader = nvml
