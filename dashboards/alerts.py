@@ -189,14 +189,14 @@ ALERTS: Final = (
     ),
     AlertRule(
         name="IdlewattPoolDark",
-        expr=f"{q.dark_share(q.EVERYWHERE)} > {DARK_SHARE_LIMIT}",
+        expr=f"{q.unread_share(q.EVERYWHERE)} > {DARK_SHARE_LIMIT}",
         lasting="5m",
         severity="warning",
         summary=f"{_POOL_IN_WORDS} is dark: nobody knows what {{{{ $value | humanizePercentage }}}} of its GPUs do",
         description=(
             "{{ $value | humanizePercentage }} of the GPUs of pool {{ $labels.pool }} of site {{ $labels.site }} tell "
             "nothing, or the engines that hold them do not. Their watts, measured or set aside, are booked as dark, not as "
-            "zero, and the pool's ratios are withheld."
+            "zero (those of GPUs that were never read are not known), and the pool's ratios are withheld."
         ),
     ),
     AlertRule(

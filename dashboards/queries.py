@@ -267,9 +267,9 @@ def top_spenders(where: Where, kind: str, most: int) -> str:
     return f"topk({most}, {increase(names.CONSUMER_SPEND, {**where, 'consumer_kind': kind}, by)})"
 
 
-def dark_share(where: Where) -> str:
-    """Share of the GPUs that tell nothing."""
-    return ratio(level(names.GPUS, {**where, "state": "dark"}, POOL), level(names.GPUS, where, POOL))
+def unread_share(where: Where) -> str:
+    """Share of the last minute's GPU time that nobody read, also of GPUs that engines name and nobody ever read."""
+    return f"1 - {highest(names.COVERAGE, {**where, 'window': '1m', 'of': 'watts'}, POOL)}"
 
 
 def unaccounted_joules(where: Where) -> str:

@@ -611,7 +611,6 @@ FIGURES: Final = (
         {"{}": 140},
     ),
     ("a site without GPUs has no money that is old", clocks({}, {"gone": 300}), q.money_age(ANYWHERE), {}),
-    ("no GPU was ever dark", FACTORY, q.dark_share(ANYWHERE), {}),
     ("what the bills come to", BILLS, q.all_in_cost_per_hour(ANYWHERE), {'{currency="USD"}': 54}),
     (
         "GPU-hours of a product without a price are on no bill",

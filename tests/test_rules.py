@@ -108,7 +108,7 @@ GOING_ON: Final = {
     WINDOW_END.replace('"a"', '"b"'): "0+60x4400",
     AVAILABLE.replace('"a"', '"b"'): "0+60000x4400",
 }
-DARK: Final = f'idlewatt_gpus{{{POOL},state="dark",product="H100"}}'
+WATTS_READ: Final = f'idlewatt_coverage_ratio{{{POOL},window="1m",of="watts"}}'
 SERVING: Final = f'idlewatt_gpus{{{POOL},state="serving",product="H100"}}'
 REWINDS: Final = 'idlewatt_rewinds_total{stage="economy",instance="p:1"}'
 BOOK_PRICES: Final = 'idlewatt_book_prices{instance="p:1"}'
@@ -429,28 +429,29 @@ CASES: Final = (
     Case(
         "IdlewattPoolDark",
         "fires",
-        "3 of 12 GPUs tell nothing",
-        {DARK: "3x20", SERVING: "9x20"},
+        "a quarter of the GPU time was not read",
+        {WATTS_READ: "0.75x20"},
         "10m",
         (
             Fires(
                 OF_POOL,
                 "Pool a of site north is dark: nobody knows what 25% of its GPUs do",
                 "25% of the GPUs of pool a of site north tell nothing, or the engines that hold them do not. Their "
-                "watts, measured or set aside, are booked as dark, not as zero, and the pool's ratios are withheld.",
+                "watts, measured or set aside, are booked as dark, not as zero (those of GPUs that were never read are "
+                "not known), and the pool's ratios are withheld.",
             ),
         ),
     ),
-    Case("IdlewattPoolDark", "quiet", "1 of 12 GPUs tells nothing", {DARK: "1x20", SERVING: "11x20"}, "10m"),
-    Case("IdlewattPoolDark", "quiet", "dark for a moment", {DARK: "9 9 0x20", SERVING: "3 3 12x20"}, "10m"),
+    Case("IdlewattPoolDark", "quiet", "a twelfth was not", {WATTS_READ: "0.917x20"}, "10m"),
+    Case("IdlewattPoolDark", "quiet", "dark for a moment", {WATTS_READ: "0.2 0.2 0.6 1x20"}, "10m"),
     Case(
         "IdlewattPoolDark",
         "quiet",
         "the figures are old (IdlewattWindowClockStalled fires then)",
-        {DARK: "3x20", SERVING: "9x20", WINDOW_END: "0x20"},
+        {WATTS_READ: "0.75x20", WINDOW_END: "0x20"},
         "10m",
     ),
-    Case("IdlewattPoolDark", "missing", "no GPU was ever dark", {SERVING: "12x20"}, "10m"),
+    Case("IdlewattPoolDark", "missing", "a pool has no GPUs", {}, "10m"),
     Case(
         "IdlewattPipelineBehind",
         "fires",
