@@ -41,6 +41,9 @@ class EmbeddedAppender:
     RETENTION_INTERVAL_MS: Final = 60_000
     # What one clearing looks at per topic: it never holds the file for long.
     RETENTION_ROWS: Final = 5000
+    # How far past the message that is due first a clearing goes: a clock that is years ahead takes ten minutes' worth a
+    # minute, of raw rows before books that are younger than 400 days, and not all there is at once.
+    RETENTION_STEP_MS: Final = 10 * 60_000
 
     def __init__(self, path: str | Path, clock: Clock = unix_ms) -> None:
         self._connection = open_file(path)
@@ -62,7 +65,8 @@ class EmbeddedAppender:
             except sqlite3.Error as error:
                 raise LogUnavailableError(f"log.path: {self._path} takes no messages: {error}") from error
             self._bell.ring()
-            if now_ms >= self._next_clearing_ms:
+            # also where the clock has gone back
+            if not self._next_clearing_ms - self.RETENTION_INTERVAL_MS <= now_ms < self._next_clearing_ms:
                 self._clear(now_ms)
 
     def close(self) -> None:
@@ -74,19 +78,33 @@ class EmbeddedAppender:
         more = False
         try:
             with transaction(self._connection):
-                for topic, retention_ms in RETENTION_MS.items():
+                ends = dict(
+                    self._connection.execute('SELECT topic, min("offset") FROM resume GROUP BY topic')
+                )
+                read = {topic: ends.get(topic, _NO_END) for topic in RETENTION_MS}
+                until_ms = min(now_ms, self._first_due_ms(read, now_ms) + self.RETENTION_STEP_MS)
+                for topic, end in read.items():
                     deleted = self._connection.execute(
-                        """DELETE FROM messages WHERE appended_ms < :before_ms AND "offset" IN (
-                            SELECT "offset" FROM messages WHERE topic = :topic AND "offset" < coalesce(
-                                (SELECT min("offset") FROM resume WHERE topic = :topic), 9223372036854775807)
-                            ORDER BY "offset" LIMIT :rows)""",
-                        {"topic": topic, "before_ms": now_ms - retention_ms, "rows": self.RETENTION_ROWS},
+                        """DELETE FROM messages WHERE appended_ms < ? AND "offset" IN (
+                            SELECT "offset" FROM messages WHERE topic = ? AND "offset" < ?
+                            ORDER BY "offset" LIMIT ?)""",
+                        (until_ms - RETENTION_MS[topic], topic, end, self.RETENTION_ROWS),
                     ).rowcount
                     more = more or deleted == self.RETENTION_ROWS
         except sqlite3.Error:
             # the messages are written; clearing can wait for a better minute
             more = False
         self._next_clearing_ms = now_ms if more else now_ms + self.RETENTION_INTERVAL_MS
+
+    def _first_due_ms(self, read: Mapping[str, int], now_ms: int) -> int:
+        """When the first of what all stages have read comes of age; now where there is nothing."""
+        query = 'SELECT appended_ms FROM messages WHERE topic = ? AND "offset" < ? ORDER BY "offset" LIMIT 1'
+        oldest = {
+            topic: self._connection.execute(query, (topic, end)).fetchone() for topic, end in read.items()
+        }
+        return min(
+            (found[0] + RETENTION_MS[topic] for topic, found in oldest.items() if found), default=now_ms
+        )
 
 
 class EmbeddedStageLog:

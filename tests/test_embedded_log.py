@@ -376,6 +376,30 @@ def test_old_messages_go_but_none_that_is_unread(tmp_path: Path) -> None:
     appender.close()
 
 
+def test_a_clock_that_is_years_ahead_takes_no_books(tmp_path: Path) -> None:
+    """Retention goes on from what is due first, in steps; once the clock is right again it does so, after a standstill too."""
+    path = tmp_path / "log.db"
+    now_ms = [1_000 * DAY_MS]
+    appender = EmbeddedAppender(path, clock=lambda: now_ms[0])
+
+    def append(times: int, every_ms: int, value: bytes) -> None:
+        for _ in range(times):
+            now_ms[0] += every_ms
+            appender.append([gpu(value), Record(topics.LEDGER, b"site", value)])
+
+    append(30 * 24, DAY_MS // 24, b"month")
+    assert values(path, topics.GPU) == [b"month"] * (3 * 24 + 1)
+    now_ms[0] += 730 * DAY_MS
+    append(60, 60_000, b"ahead")
+    assert values(path, topics.LEDGER) == [b"month"] * 720 + [b"ahead"] * 60
+    # right again, and nothing was appended for a month
+    now_ms[0] -= 700 * DAY_MS
+    append(20, 60_000, b"after")
+    assert values(path, topics.GPU) == [b"ahead"] * 60 + [b"after"] * 20
+    assert values(path, topics.LEDGER).count(b"month") == 720
+    appender.close()
+
+
 def test_offsets_are_never_given_twice(tmp_path: Path) -> None:
     """When retention has emptied the log, new messages still come after what a stage has read."""
     path = tmp_path / "log.db"
