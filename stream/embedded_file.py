@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from idlewatt.stream.errors import ConfigError
+from idlewatt.stream.errors import ConfigError, IdlewattError, LogUnavailableError
 
 # A writer waits this long for another writer; the longest a writer holds the file is one commit.
 BUSY_TIMEOUT_S: Final = 10.0
@@ -22,6 +22,13 @@ BUSY_TIMEOUT_S: Final = 10.0
 _APPLICATION_ID: Final = 0x49444C57
 # 2: values are compressed by zstd
 _VERSION: Final = 2
+# SQLite's primary result codes of what passes, and how
+_PASSING: Final = {
+    sqlite3.SQLITE_FULL: "make room on its disk",
+    # what a full disk is said to be where the file of the shared memory cannot grow
+    sqlite3.SQLITE_IOERR: "make room on its disk, which must be a local one",
+    sqlite3.SQLITE_BUSY: "another program holds it: stop that, or try again",
+}
 _TABLES: Final = (
     # AUTOINCREMENT: an offset is never given twice, not even when retention has emptied the table
     """CREATE TABLE messages (
@@ -42,7 +49,7 @@ _TABLES: Final = (
 
 
 def open_file(path: str | Path) -> sqlite3.Connection:
-    """Open the log for reading and writing, and create it if there is none. Raises ConfigError."""
+    """Open the log for reading and writing, and create it if there is none. Raises ConfigError, LogUnavailableError."""
     path = Path(path)
     if not path.absolute().parent.is_dir():
         raise ConfigError(
@@ -56,7 +63,7 @@ def open_file(path: str | Path) -> sqlite3.Connection:
         _prepare(connection, path)
     except sqlite3.Error as error:
         connection.close()
-        raise ConfigError(f"log.path: {path} cannot hold the log: {error}; name another file") from error
+        raise _fault(f"log.path: {path} cannot hold the log: {error}", error, "name another file") from error
     except ConfigError:
         connection.close()
         raise
@@ -64,7 +71,7 @@ def open_file(path: str | Path) -> sqlite3.Connection:
 
 
 def open_readonly(path: str | Path) -> sqlite3.Connection:
-    """Open an existing log for reading. Raises ConfigError."""
+    """Open an existing log for reading. Raises ConfigError, LogUnavailableError."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(
@@ -80,8 +87,15 @@ def open_readonly(path: str | Path) -> sqlite3.Connection:
             connection.close()
             raise
     except sqlite3.Error as error:
-        raise ConfigError(f"log.path: {path} cannot be read: {error}") from error
+        raise _fault(f"log.path: {path} cannot be read: {error}", error, "name the log's file") from error
     return connection
+
+
+def _fault(what: str, error: sqlite3.Error, mend: str) -> IdlewattError:
+    """`mend` is for a file that can never work: whoever names another one has empty books beside those that are there."""
+    # our own have no code, and are of what does not pass
+    passing = _PASSING.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+    return ConfigError(f"{what}; {mend}") if passing is None else LogUnavailableError(f"{what}; {passing}")
 
 
 def hold_stage(path: str | Path, stage: str) -> int | None:

@@ -118,7 +118,7 @@ class EmbeddedStageLog:
     POLL_BYTES: Final = 64 * 1024 * 1024
 
     def __init__(self, path: str | Path, stage: str, inputs: tuple[str, ...], clock: Clock = unix_ms) -> None:
-        """Raises ConfigError."""
+        """Raises ConfigError, LogUnavailableError."""
         self._connection = open_file(path)
         self._hold = hold_stage(path, stage)
         self._path = path

@@ -25,7 +25,7 @@ def prepare(settings: Settings, *, process: bool = True) -> None:
 
 
 def open_appender(settings: Settings, client_id: str) -> Appender:
-    """Open the log for writing; `client_id` names the writer in Kafka's own logs. Raises ConfigError."""
+    """Open the log for writing; `client_id` names the writer in Kafka's own logs. Raises ConfigError, LogUnavailableError."""
     if settings.log.kind == "kafka":
         from idlewatt.stream.kafka_appender import KafkaAppender
 
@@ -36,7 +36,7 @@ def open_appender(settings: Settings, client_id: str) -> Appender:
 
 
 def open_stage_log(settings: Settings, stage: str, inputs: tuple[str, ...]) -> StageLog:
-    """Open the input topics of one stage, with its state and its place in them. Raises ConfigError."""
+    """Open the input topics of one stage, with its state and its place. Raises ConfigError, LogUnavailableError."""
     if settings.log.kind == "kafka":
         from idlewatt.stream.kafka_log import KafkaStageLog
 

@@ -508,8 +508,32 @@ def test_a_read_only_file_is_refused() -> None:
     assert f"log.path: {path} cannot hold the log: attempt to write a readonly" in child.stdout, child.stderr
 
 
+def test_a_disk_without_room_is_no_reason_for_another_file(tmp_path: Path) -> None:
+    """Whoever restarts there is told to make room, with what is exit code 3: another file would hold empty books."""
+    path = tmp_path / "log.db"
+    open_file(path).close()
+    code = """
+        import resource, signal, sys
+        from idlewatt.cli.exit_codes import exit_code_of
+        from idlewatt.stream.embedded_file import open_file
+        from idlewatt.stream.errors import IdlewattError
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        try:
+            open_file(sys.argv[1])
+        except IdlewattError as error:
+            sys.exit(f"{exit_code_of(error):d} {error}")
+    """
+    child = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(path)], check=False, capture_output=True, text=True
+    )
+    assert child.stderr.startswith(
+        f"3 log.path: {path} cannot hold the log: disk I/O error; make room on its disk"
+    )
+
+
 def test_a_log_that_is_held_for_long_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While another program holds the file, appending fails by name in bounded time and succeeds afterwards."""
+    """While another program holds the file, to append or to start fails in bounded time, and succeeds afterwards."""
     monkeypatch.setattr("idlewatt.stream.embedded_file.BUSY_TIMEOUT_S", 0.3)
     path = tmp_path / "log.db"
     appender = EmbeddedAppender(path)
@@ -518,6 +542,8 @@ def test_a_log_that_is_held_for_long_is_unavailable(tmp_path: Path, monkeypatch:
     start = time.monotonic()
     with pytest.raises(LogUnavailableError, match=r"log\.path.*locked"):
         appender.append([gpu(b"a")])
+    with pytest.raises(LogUnavailableError, match=r"log\.path.*locked; another program holds it"):
+        open_file(path)
     assert time.monotonic() - start < 5.0
     holder.execute("ROLLBACK")
     appender.append([gpu(b"a")])
