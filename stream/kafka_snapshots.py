@@ -22,7 +22,8 @@ from idlewatt.stream.settings import Log
 from idlewatt.stream.topics import STATE
 
 CHUNK_BYTES: Final = 900_000
-# Longer than the broker takes to abort the transaction of a process that died.
+# How long nothing may come, however long all of it takes: longer than the broker takes to abort the transaction of a
+# process that died.
 _RESTORE_TIMEOUT_S: Final = 120.0
 _ENDS_TIMEOUT_MS: Final = 5_000
 _POLL_RECORDS: Final = 64
@@ -181,21 +182,21 @@ class SnapshotRestore:
             # committed last would be taken for not there, and booked again.
             found = ends_of_logs(self._consumer, lacking, _ENDS_TIMEOUT_MS)
             self._ends |= {n: end for (_, n), end in found.items()}
-        for records in self._consumer.poll(int(timeout_s * 1000), _POLL_RECORDS).values():
+        for (_, n), records in self._consumer.poll(int(timeout_s * 1000), _POLL_RECORDS).items():
+            # of a partition that is complete, whatever others commit there still comes
+            if n not in self._assemblies:
+                continue
+            self._deadline = time.monotonic() + _RESTORE_TIMEOUT_S
             for record in records:
-                if (
-                    record.key is not None
-                    and record.value is not None
-                    and record.partition in self._assemblies
-                ):
-                    self._assemblies[record.partition].add(record.key, record.value)
+                if record.key is not None and record.value is not None:
+                    self._assemblies[n].add(record.key, record.value)
         complete = {n: assembly.snapshot() for n, assembly in self._assemblies.items() if self._is_read(n)}
         for n in complete:
             del self._assemblies[n]
         if not self.done and time.monotonic() > self._deadline:
             raise LogUnavailableError(
-                f"topic {STATE}: partitions {sorted(self._assemblies)} could not be read to their end within "
-                f"{_RESTORE_TIMEOUT_S:.0f} s; is a transaction left open there (kafka-transactions.sh find-hanging)?"
+                f"topic {STATE}: partitions {sorted(self._assemblies)} could not be read to their end, and nothing has come "
+                f"for {_RESTORE_TIMEOUT_S:.0f} s; is a transaction left open there (kafka-transactions.sh find-hanging)?"
             )
         return complete
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from kafka_broker import KafkaBroker
 from stage_reader import StageReader
 from structlog.testing import capture_logs
 
-from idlewatt.stream import kafka_clients, kafka_log, kafka_transactions, topics
+from idlewatt.stream import kafka_clients, kafka_log, kafka_snapshots, kafka_transactions, topics
 from idlewatt.stream.errors import ConfigError, LogUnavailableError, RewindError
 from idlewatt.stream.kafka_appender import KafkaAppender
 from idlewatt.stream.kafka_assignor import CopartitionedAssignor
@@ -464,6 +465,39 @@ def test_a_snapshot_of_before_is_read_again(
     heir = open_member()
     heir.until_values(sent("b "))
     assert not lies
+
+
+def test_a_restore_ends_when_nothing_comes(fresh_topics: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long all of it takes; what comes to a partition that has been read to its end is not what it waits for."""
+    now_s = [0.0]
+    monkeypatch.setattr(kafka_snapshots, "_POLL_RECORDS", 1)
+    monkeypatch.setattr(kafka_snapshots, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    others = kafka_clients.open_producer(fresh_topics.log, "others", 10_000)
+    hangs = kafka_clients.open_producer(fresh_topics.log, "hangs", 10_000, "hangs")
+    hangs.init_transactions()
+    hangs.begin_transaction()
+    hangs.send(topics.STATE, key=b"other", value=b"x", partition=1).get(10)
+    for sent in [others.send(topics.STATE, key=b"other", value=b"x", partition=0) for _ in range(150)]:
+        sent.get(10)
+    restore = SnapshotRestore(fresh_topics.log, "reader", "group", frozenset({0, 1}))
+
+    def wait_for_the_one_that_hangs() -> None:
+        for _ in range(20):
+            others.send(topics.STATE, key=b"other", value=b"x", partition=0).get(10)
+            now_s[0] += 10
+            restore.step(0.25)
+
+    try:
+        while not (found := restore.step(0.25)):
+            now_s[0] += 1
+        assert found == {0: None}
+        with pytest.raises(LogUnavailableError, match=r"partitions \[1\] .* nothing has come for 120 s"):
+            wait_for_the_one_that_hangs()
+    finally:
+        restore.close()
+        hangs.abort_transaction()
+        hangs.close(1)
+        others.close(1)
 
 
 def test_offsets_that_somebody_has_set_ahead_are_told_and_not_followed(
