@@ -195,10 +195,15 @@ def _unlike(count: Mapping[str, int]) -> Iterator[str]:
     """Numbers of partitions that do not go together."""
     for one, other in _READ_TOGETHER.values():
         if one in count and other in count and count[one] != count[other]:
+            # what is in the ledger is kept for its 400 days
+            mend = (
+                f"make {other} anew with {count[one]}"
+                if one == topics.LEDGER
+                else "create the one that holds nothing yet anew, with as many as the other, or go on"
+            )
             yield (
                 f"topic {one} has {count[one]} partitions and {other} {count[other]}: they must be equal, so that "
-                "rows that belong together meet; create the one that holds nothing yet anew, with as many as the "
-                'other, or go on as docs/architecture.md says under "The number of partitions"'
+                f'rows that belong together meet; {mend} as docs/architecture.md says under "The number of partitions"'
             )
     most = max((count.get(topic, 0) for pair in _READ_TOGETHER.values() for topic in pair), default=0)
     if count.get(topics.STATE, most) < most:
@@ -304,7 +309,11 @@ def _doubts(
     """What is unlike the topics that Idlewatt creates, topics of one kind in one line."""
     unlike: dict[str, list[str]] = defaultdict(list)
     for name, count in counts.items():
-        if count < log.partitions or (count > log.partitions and name != topics.STATE):
+        # the others' must not change, or matters to nobody
+        if name in _READ_TOGETHER["meter"] and count != log.partitions:
+            fault = f"{count} partitions, and log.partitions is {log.partitions}, which is for topics that are made anew"
+            unlike[fault].append(name)
+        if name == topics.STATE and count < log.partitions:
             unlike[f"{count} partitions, and log.partitions is {log.partitions}"].append(name)
         if copies[name] < log.replication_factor:
             fault = f"{copies[name]} replicas, and log.replication_factor is {log.replication_factor}"

@@ -28,6 +28,7 @@ from idlewatt.stream.settings import Process, Settings
 
 pytestmark = pytest.mark.kafka
 METER = (topics.GPU, topics.ENGINE)
+ECONOMY = (topics.LEDGER, topics.USAGE)
 KEYS = [topics.pool_key("site", f"rack-{i}") for i in range(16)]
 
 
@@ -80,6 +81,40 @@ def test_another_number_of_partitions_is_refused_at_the_start(
     prepare(fresh_topics.model_copy(update={"process": economy}))
 
 
+def test_an_economy_whose_topics_were_raised_goes_on_as_it_is_told(
+    kafka_broker: KafkaBroker, fresh_topics: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With usage made anew it has its state; with the ledger raised, the offsets of its group: no message comes twice."""
+    monkeypatch.setattr(KafkaStageLog, "_STALE_S", 1.0)
+    sites = [b"site-%d" % n for n in range(12)]
+
+    def reads(value: bytes, state: bytes | None, partitions: int = 4) -> None:
+        log = fresh_topics.log.model_copy(update={"partitions": partitions})
+        prepare(fresh_topics.model_copy(update={"log": log}))
+        append(fresh_topics, *(Record(topic, site, value + site) for site in sites for topic in ECONOMY))
+        reader = StageReader(KafkaStageLog(fresh_topics.log, fresh_topics.process.group, "economy", ECONOMY))
+        reader.until(lambda: len(reader.messages) >= 2 * len(sites))
+        reader.until_assigned_and_caught_up()
+        assert sorted(m.value for m in reader.messages) == sorted(2 * [value + site for site in sites])
+        assert set(reader.snapshots.values()) == {state}
+        reader.commit(b"state")
+        reader.log.close()
+
+    reads(b"before ", None)
+    kafka_broker.raise_partitions(8, topics.USAGE, topics.STATE)
+    with pytest.raises(ConfigError, match=r"make idlewatt\.usage anew with 4 as docs/architecture\.md says"):
+        prepare(fresh_topics)
+    delete(kafka_broker, topics.USAGE)
+    reads(b"with usage anew ", b"state")
+    kafka_broker.raise_partitions(8, *ECONOMY)
+    with pytest.raises(
+        ConfigError, match=r"idlewatt\.ledger has 8 .* was made with 4: .*docs/architecture\.md"
+    ):
+        prepare(fresh_topics)
+    delete(kafka_broker, topics.STATE)
+    reads(b"with the ledger raised ", None, partitions=8)
+
+
 def of_group(settings: Settings, group: str, *stages: str) -> Settings:
     process = settings.process.model_dump() | {"group": group, "stages": stages or settings.process.stages}
     return settings.model_copy(update={"process": Process.model_validate(process)})
@@ -130,7 +165,7 @@ def test_another_group_is_refused_from_the_first_state_on(fresh_topics: Settings
 
 def test_another_group_of_the_economy_is_told_to_go_back(fresh_topics: Settings) -> None:
     """It would price the whole ledger again, so that there is no way to have one."""
-    reader = StageReader(KafkaStageLog(fresh_topics.log, "priced", "economy", (topics.LEDGER, topics.USAGE)))
+    reader = StageReader(KafkaStageLog(fresh_topics.log, "priced", "economy", ECONOMY))
     reader.until_assigned(4)
     reader.commit(b"state")
     reader.log.close()
@@ -422,7 +457,10 @@ def test_a_brokers_bound_by_size_is_none_of_the_topics(
 def test_topics_unlike_ours_are_told(
     kafka_broker: KafkaBroker, fresh_topics: Settings, tmp_path: Path
 ) -> None:
-    """What keeps less, takes less, has fewer copies or another number of partitions is a warning, in doctor too."""
+    """What keeps less, takes less, has fewer copies or partitions of another number, is a warning, in doctor too.
+
+    Not of partitions of what the economy has begun to read: who raised those could not go on.
+    """
     with capture_logs() as logged:
         prepare(fresh_topics)
     assert logged == []
@@ -441,10 +479,14 @@ def test_topics_unlike_ours_are_told(
         "idlewatt.money: retention.bytes 1073741824, less than Idlewatt's -1",
     ]
     all_seven = ", ".join(sorted(topics.ALL))
-    but_state = ", ".join(sorted(set(topics.ALL) - {topics.STATE}))
     copies = f"{all_seven}: 1 replicas, and log.replication_factor is 3"
     assert sorted(line["found"] for line in logged) == sorted(
-        [*less, copies, f"{but_state}: 4 partitions, and log.partitions is 6"]
+        [
+            *less,
+            copies,
+            "idlewatt.engine, idlewatt.gpu: 4 partitions, and log.partitions is 6, which is for topics "
+            "that are made anew",
+        ]
     )
     assert {(line["event"], line["log_level"]) for line in logged} == {("topic_settings", "warning")}
     lines = idlewatt("doctor", env=environment(asked, "test", tmp_path)).stdout
