@@ -256,7 +256,7 @@ def _rivals(
                     held[owner.removesuffix(f"-{stage}")].add(topic)
         for group, booked in sorted(held.items()):
             what = " and ".join(sorted(booked))
-            mend = "set process.group back"
+            mend = _set_back(process, stage, snapshots)
             # to make the topics anew changes nothing where that is not noticed
             if stage == "meter" and None not in topic_ids.values():
                 mend += (
@@ -287,8 +287,16 @@ def _heirs(
             yield (
                 f"process.group {process.group} has in {topics.STATE} state of topics that are gone, and group {heir} has "
                 "had the meter since: all that it has booked would be booked a second time, as what was drawn in a gap; "
-                "set process.group back, or give it a name that no group has had"
+                f"{_set_back(process, 'meter', snapshots)}, or give it a name that no group has had"
             )
+
+
+def _set_back(process: Process, stage: str, snapshots: Collection[str]) -> str:
+    """How a stage gets the group it had, where this one may be right for another stage of the process."""
+    if any(other != stage and f"{process.group}-{other}" in snapshots for other in process.stages):
+        alone = f'run the {stage} as a process of its own (process.stages = ["{stage}"])'
+        return f"{alone} and set its process.group back"
+    return "set process.group back"
 
 
 def _is_of(

@@ -224,6 +224,33 @@ def test_a_group_that_another_one_came_after_is_not_let_back(
     prepare(second)
 
 
+def test_stages_whose_groups_differ_are_told_to_run_apart(
+    kafka_broker: KafkaBroker, booked: Settings, meter: StageReader
+) -> None:
+    """Whichever group's name both of them got, one of the two would be refused under it."""
+    meter.log.close()
+    first, second = booked.process.group, "second"
+    reader = StageReader(KafkaStageLog(booked.log, first, "economy", ECONOMY))
+    reader.until_assigned(4)
+    reader.commit(b"state")
+    reader.log.close()
+    delete(kafka_broker, *METER)
+    prepare(of_group(booked, second, "meter"))
+    reader = StageReader(KafkaStageLog(booked.log, second, "meter", METER))
+    reader.until_assigned(4)
+    reader.commit(b"state")
+    reader.log.close()
+    for group, stage in ((first, "meter"), (second, "economy")):
+        mend = rf"run the {stage} as a process of its own .*\[\"{stage}\"\]\) and set its process\.group back"
+        with pytest.raises(ConfigError, match=mend):
+            prepare(of_group(booked, group))
+    delete(kafka_broker, *METER)
+    with pytest.raises(ConfigError, match=r"had the meter since.* run the meter as a process of its own"):
+        prepare(booked)
+    prepare(of_group(booked, first, "economy"))
+    prepare(of_group(booked, second, "meter"))
+
+
 def test_another_group_is_refused_where_one_of_its_topics_was_not_made_anew(
     kafka_broker: KafkaBroker, booked: Settings
 ) -> None:
