@@ -46,8 +46,8 @@ class Snapshot:
     partitions: int
     # by topic the id that Kafka gave it: one that is deleted and made anew has another, and offsets of its own
     topic_ids: Mapping[str, str]
-    # of one that was read back: its offset in its partition of idlewatt.state
-    at: int = 0
+    # of one that was looked at at the start: when it came, by the brokers' clocks
+    written_ms: int = 0
 
     def place(self, topic: str, topic_id: str | None) -> int | None:
         """Its offset, where that is one of the topic that has this id; it is where nobody knows an id."""
@@ -108,7 +108,7 @@ def snapshots_of(
             if header[:4] != _MAGIC or _HEADER.unpack(header)[2]:
                 continue
             owner, snapshot = _opened(value[_HEADER.size :])
-            found[key] = owner, record.partition, replace(snapshot, state=b"", at=record.offset)
+            found[key] = owner, record.partition, replace(snapshot, state=b"", written_ms=record.timestamp)
             if all(snapshot.place(topic, topic_ids.get(topic)) is not None for topic in snapshot.resume):
                 seen.add(owner)
             if seen >= set(owners):

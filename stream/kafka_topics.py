@@ -272,23 +272,24 @@ def _rivals(
 def _heirs(
     process: Process, topic_ids: Mapping[str, str | None], snapshots: Mapping[str, Mapping[int, Snapshot]]
 ) -> Iterator[str]:
-    """Groups that had the meter after this one, whose state is of none of the topics of today."""
-    own = f"{process.group}-meter"
-    read = topic_ids.keys() & set(_READ_TOGETHER["meter"])
-    if "meter" not in process.stages or own not in snapshots:
-        return
-    if any(_is_of(own, own, snapshots, topic, topic_ids[topic]) for topic in read):
-        return
-    for owner in sorted(snapshots):
-        both = snapshots[own].keys() & snapshots[owner].keys()
-        is_later = both and all(snapshots[own][n].at < snapshots[owner][n].at for n in both)
-        if owner.endswith("-meter") and is_later:
-            heir = owner.removesuffix("-meter")
-            yield (
-                f"process.group {process.group} has in {topics.STATE} state of topics that are gone, and group {heir} has "
-                "had the meter since: all that it has booked would be booked a second time, as what was drawn in a gap; "
-                f"{_set_back(process, 'meter', snapshots)}, or give it a name that no group has had"
-            )
+    """Groups that had a stage after this one, whose state is of none of the topics of today."""
+    # offsets would compare nothing where two groups have no partition in common
+    newest_ms = {owner: max(s.written_ms for s in found.values()) for owner, found in snapshots.items()}
+    for stage in sorted(set(process.stages)):
+        own = f"{process.group}-{stage}"
+        read = topic_ids.keys() & set(_READ_TOGETHER[stage])
+        if own not in snapshots or any(
+            _is_of(own, own, snapshots, topic, topic_ids[topic]) for topic in read
+        ):
+            continue
+        for owner in sorted(snapshots):
+            if owner.endswith(f"-{stage}") and newest_ms[owner] > newest_ms[own]:
+                yield (
+                    f"process.group {process.group} has in {topics.STATE} state of topics that are gone, and group "
+                    f"{owner.removesuffix(f'-{stage}')} has had the {stage} since: all that it has booked would be booked "
+                    f"a second time, as what was gained in a gap; {_set_back(process, stage, snapshots)}, or give it a "
+                    "name that no group has had"
+                )
 
 
 def _set_back(process: Process, stage: str, snapshots: Collection[str]) -> str:

@@ -202,26 +202,28 @@ def test_another_group_may_begin_where_nothing_is_booked_twice(
         prepare(booked)
 
 
+@pytest.mark.parametrize(("stage", "inputs"), [("meter", METER), ("economy", ECONOMY)])
 def test_a_group_that_another_one_came_after_is_not_let_back(
-    kafka_broker: KafkaBroker, booked: Settings, meter: StageReader
+    kafka_broker: KafkaBroker, fresh_topics: Settings, stage: str, inputs: tuple[str, str]
 ) -> None:
-    """Its readings are of before: it would book as its gap what the other has booked. One that nobody came after goes on."""
-    meter.log.close()
-    delete(kafka_broker, *METER)
-    second = of_group(booked, "second", "meter")
-    prepare(second)
-    reader = StageReader(KafkaStageLog(second.log, "second", "meter", METER))
-    reader.until_assigned(4)
-    reader.commit(b"state")
-    reader.log.close()
-    delete(kafka_broker, *METER)
+    """Its readings are of before: it would book as its gap what the other has booked, in whatever partitions that was.
+
+    One that nobody came after goes on, and so does one that is new.
+    """
+    for group, partitions in (("first", (0, 1)), ("second", (2, 3))):
+        prepare(of_group(fresh_topics, group, stage))
+        reader = StageReader(KafkaStageLog(fresh_topics.log, group, stage, inputs))
+        reader.until_assigned(4)
+        reader.log.commit(Commit([], dict.fromkeys(partitions, b"state"), {}))
+        reader.log.close()
+        delete(kafka_broker, *inputs)
     with pytest.raises(
-        ConfigError, match=r"group second has had the meter since.* a name that no group has had$"
+        ConfigError, match=rf"group second has had the {stage} since.* a name that no group has had$"
     ):
-        prepare(booked)
-    prepare(of_group(booked, booked.process.group, "economy"))
-    prepare(of_group(booked, "third", "meter"))
-    prepare(second)
+        prepare(of_group(fresh_topics, "first", stage))
+    prepare(of_group(fresh_topics, "first", "economy" if stage == "meter" else "meter"))
+    prepare(of_group(fresh_topics, "third", stage))
+    prepare(of_group(fresh_topics, "second", stage))
 
 
 def test_stages_whose_groups_differ_are_told_to_run_apart(
