@@ -73,14 +73,8 @@ def window_sums(
     costed: pl.DataFrame, losses: pl.DataFrame, priced: pl.DataFrame, tokens: pl.DataFrame
 ) -> pl.LazyFrame:
     """ROLLING_COLUMNS of costs.costed(), pricing.idle_losses() and pricing.priced_tokens() rows, and of the ledger's tokens."""
-    engines = blind(tokens, "window_start_ms").lazy()
     return pl.concat(
-        [
-            _of_power(costed.lazy(), losses.lazy()),
-            # they would stand over the costs of other engines' GPUs
-            _of_tokens(priced.lazy().join(engines.filter("wholly"), on=_ENGINE_WINDOW, how="anti")),
-            _of_engines(tokens.lazy(), engines),
-        ]
+        [_of_power(costed.lazy(), losses.lazy()), _of_tokens(priced.lazy()), _of_engines(tokens)]
     )
 
 
@@ -94,22 +88,33 @@ def _of_tokens(priced: pl.LazyFrame) -> pl.LazyFrame:
     return priced.group_by("site", "pool", "window_start_ms").agg(_TOKEN_SUMS).select(_OF_TOKENS)
 
 
-def _of_engines(tokens: pl.LazyFrame, blind_engines: pl.LazyFrame) -> pl.LazyFrame:
+def _of_engines(tokens: pl.DataFrame) -> pl.LazyFrame:
     """For how long engines were read and not read. One whose other model was read only lacks a model that it unloaded.
 
-    One that is blind is as good as not read.
+    One that is blind is as good as not read, and for as much of their time as it made of their tokens.
     """
     # what comes late takes back what was silent
-    models = tokens.group_by(*_ENGINE_WINDOW, "model_name").agg(pl.col("measured_ms", "silent_ms").sum())
-    engines = models.group_by(_ENGINE_WINDOW).agg(
-        read_ms=pl.col("measured_ms").max(), unread_ms=pl.col("silent_ms").min()
+    models = (
+        tokens.lazy()
+        .group_by(*_ENGINE_WINDOW, "model_name")
+        .agg(pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms").sum())
     )
-    blind_ms = pl.when(pl.col("wholly").is_not_null()).then("read_ms").otherwise(0)
+    engines = models.group_by(_ENGINE_WINDOW).agg(
+        read_ms=pl.col("measured_ms").max(),
+        unread_ms=pl.col("silent_ms").min(),
+        made=pl.sum_horizontal(TOKEN_COUNTS).sum(),
+    )
+    is_blind = pl.col("wholly").is_not_null()
+    all_ms = pl.col("read_ms").sum() + pl.col("unread_ms").sum()
+    by_time_ms = pl.col("unread_ms").sum() + pl.col("read_ms").filter(is_blind).sum()
+    by_tokens_ms = (all_ms * (pl.col("made").filter(is_blind).sum() / pl.col("made").sum())).cast(
+        pl.Int64, strict=False
+    )
     return (
-        engines.join(blind_engines, on=_ENGINE_WINDOW, how="left")
-        .with_columns(pl.col("read_ms") - blind_ms, pl.col("unread_ms") + blind_ms)
+        engines.join(blind(tokens, "window_start_ms").lazy(), on=_ENGINE_WINDOW, how="left")
         .group_by("site", "pool", "window_start_ms")
-        .agg(pl.col("read_ms", "unread_ms").sum())
+        .agg(all_ms=all_ms, unread_ms=pl.max_horizontal(by_time_ms, by_tokens_ms.fill_null(0)))
+        .with_columns(read_ms=pl.col("all_ms") - pl.col("unread_ms"))
         .select(_OF_ENGINES)
     )
 
