@@ -680,15 +680,16 @@ def test_figures_are_withheld_while_engines_were_not_read() -> None:
 
 
 def test_figures_are_withheld_where_engines_make_their_tokens_on_gpus_that_nobody_reads() -> None:
-    """The costs of one node would stand over the tokens of ten. What only embeds may have no share in its GPU's joules."""
+    """The costs of one node would stand over the tokens of ten. Beside others on a node it is not known whose GPUs served."""
     figures = (names.MARGIN_PER_HOUR, names.COST_PER_MILLION_TOKENS, names.REVENUE_PER_GIGAWATT_YEAR)
-    blind = dataclasses.replace(sold(0, 1000), serving_mj=0)
+    blind = dataclasses.replace(sold(0, 1000), node="other", serving_mj=0)
     # of its GPUs some are read
     partly = dataclasses.replace(sold(0, 1000), unread_gpus=4)
     embeds = dataclasses.replace(blind, output_tokens=0)
     for read, others, row, is_shown in (
         *((1, 9, blind, False), (9, 1, blind, True), (1, 9, partly, False), (9, 1, partly, True)),
-        *((1, 9, embeds, True), (1, 9, dataclasses.replace(embeds, node="other"), False)),
+        *((1, 9, embeds, False), (1, 9, dataclasses.replace(embeds, node="n"), True)),
+        (1, 9, dataclasses.replace(blind, node="n"), True),
     ):
         engines = [dataclasses.replace(sold(0, 1000), engine=f"read {n}") for n in range(read)]
         engines += [dataclasses.replace(row, engine=f"other {n}") for n in range(others)]

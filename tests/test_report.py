@@ -459,22 +459,24 @@ def test_a_few_tokens_of_gpus_that_nobody_reads_withhold_nothing() -> None:
         assert (total["tokens_per_joule"] is not None, total["margin"] is not None) == (is_shown, is_shown)
 
 
-def test_engines_whose_gpus_nobody_reads_are_not_metered_by_those_of_others() -> None:
-    """They have no share in any serving joules of the hour; what only embeds may have none of a GPU that is read."""
+def test_engines_whose_gpus_nobody_reads_are_not_metered_by_those_of_other_nodes() -> None:
+    """Nothing on their node is known to have served in that window; beside others on a node it is not known whose GPUs did."""
 
     def unmetered(*made: Any) -> int:
-        powers = [power(), power(window_start_ms=START_MS + HOUR_MS - 10_000)]
-        total = report(of(Booked(powers, [tokens(), *made], []).ledger), ()).total
+        total = report(of(Booked([power()], [tokens(), *made], []).ledger), ()).total
         assert (total["tokens_per_joule"] is None) == (total["unmetered_tokens"] > 0)
         return int(total["unmetered_tokens"])
 
     blind = tokens(node="other", serving_mj=0)
     embeds = tokens(node="other", engine="embeds", output_tokens=0, serving_mj=0)
-    later = tokens(node="other", window_start_ms=START_MS + HOUR_MS - 10_000)
     assert unmetered(blind) == 70_000
     assert unmetered(embeds) == 50_000
     assert unmetered(blind, embeds) == 120_000
-    assert unmetered(blind, embeds, later) == 0
+    assert unmetered(embeds, tokens(node="other")) == 0
+    # told late, it takes back
+    assert unmetered(blind, tokens(node="other", output_tokens=0, input_tokens=0, cached_input_tokens=0)) == 0
+    # of a gap in its readings
+    assert unmetered(tokens(node="other", serving_mj=0, measured_ms=0)) == 0
     # of its GPUs some are read
     assert unmetered(tokens(node="other", unread_gpus=4)) == 70_000
     assert unmetered(tokens(node="other", unread_gpus=0)) == 0

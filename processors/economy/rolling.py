@@ -11,13 +11,12 @@ import polars as pl
 
 from idlewatt.processors.amounts import by_turns
 from idlewatt.processors.at_once import at_once
-from idlewatt.processors.blind_engines import ENGINE, blind
+from idlewatt.processors.blind_nodes import NODE_WINDOW, blind, unread_ms
 from idlewatt.processors.economy.book import MICRO
 from idlewatt.processors.economy.pricing import POOL_WINDOW
 from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
 from idlewatt.stream.records import POOL, TOKEN_COUNTS
 
-_ENGINE_WINDOW: Final = (*ENGINE, "window_start_ms")
 # older windows are kept by the minute
 _FINE_MS: Final = 300_000
 # What engines made in other windows, as before their pool's first GPU was read, would stand over the costs of these.
@@ -91,29 +90,33 @@ def _of_tokens(priced: pl.LazyFrame) -> pl.LazyFrame:
 def _of_engines(tokens: pl.DataFrame) -> pl.LazyFrame:
     """For how long engines were read and not read. One whose other model was read only lacks a model that it unloaded.
 
-    One that is blind is as good as not read, and for as much of their time as it made of their tokens.
+    One whose GPUs are not all read is as good as not read.
     """
+    engine = (*NODE_WINDOW, "engine")
     # what comes late takes back what was silent
     models = (
         tokens.lazy()
-        .group_by(*_ENGINE_WINDOW, "model_name")
-        .agg(pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms").sum())
+        .group_by(*engine, "model_name")
+        .agg(pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms").sum(), pl.col("unread_gpus").max())
     )
-    engines = models.group_by(_ENGINE_WINDOW).agg(
+    engines = models.group_by(engine).agg(
         read_ms=pl.col("measured_ms").max(),
-        unread_ms=pl.col("silent_ms").min(),
+        silent_ms=pl.col("silent_ms").min(),
         made=pl.sum_horizontal(TOKEN_COUNTS).sum(),
+        blind=(pl.col("unread_gpus") > 0).any(),
     )
-    is_blind = pl.col("wholly").is_not_null()
-    all_ms = pl.col("read_ms").sum() + pl.col("unread_ms").sum()
-    by_time_ms = pl.col("unread_ms").sum() + pl.col("read_ms").filter(is_blind).sum()
-    by_tokens_ms = (all_ms * (pl.col("made").filter(is_blind).sum() / pl.col("made").sum())).cast(
-        pl.Int64, strict=False
+    read_ms, silent_ms, is_blind = (
+        pl.col("read_ms"),
+        pl.col("silent_ms"),
+        pl.col("blind") | pl.col("node_blind"),
     )
     return (
-        engines.join(blind(tokens, "window_start_ms").lazy(), on=_ENGINE_WINDOW, how="left")
+        engines.join(blind(tokens).lazy().with_columns(node_blind=pl.lit(True)), on=NODE_WINDOW, how="left")
         .group_by("site", "pool", "window_start_ms")
-        .agg(all_ms=all_ms, unread_ms=pl.max_horizontal(by_time_ms, by_tokens_ms.fill_null(0)))
+        .agg(
+            all_ms=read_ms.sum() + silent_ms.sum(),
+            unread_ms=unread_ms(read_ms, silent_ms, pl.col("made"), is_blind.fill_null(False)),
+        )
         .with_columns(read_ms=pl.col("all_ms") - pl.col("unread_ms"))
         .select(_OF_ENGINES)
     )

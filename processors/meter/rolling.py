@@ -5,7 +5,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.at_once import at_once
-from idlewatt.processors.blind_engines import ENGINE, blind
+from idlewatt.processors.blind_nodes import NODE_WINDOW, blind, unread_ms
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.rows import where
 from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
@@ -64,43 +64,34 @@ def extend(
         pl.col("draw_mj", "gpu_ms").sum(),
         pl.when(pl.col("state") == "dark").then("gpu_ms").otherwise(0).sum().alias("dark_ms"),
     )
-    served = (
-        _without_blind(tokens)
-        .group_by(window)
-        .agg(
-            pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms", "blind_ms").sum(),
-            (pl.col("advance") == "request_end").any().alias("request_end"),
-        )
+    nodes, is_blind = blind(tokens), pl.lit(False)
+    if nodes.height:
+        tokens = tokens.join(nodes.with_columns_seq(blind=pl.lit(True)), on=NODE_WINDOW, how="left")
+        is_blind = pl.col("blind").fill_null(False)
+    made = pl.sum_horizontal(TOKEN_COUNTS)
+    served = tokens.group_by(window).agg(
+        pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms").sum(),
+        unread_ms(pl.col("measured_ms"), pl.col("silent_ms"), made, is_blind).alias("unread_ms"),
+        (pl.col("advance") == "request_end").any().alias("request_end"),
     )
     both = watts.join(served, on=window, how="full", coalesce=True).with_columns_seq(
         pl.col(pl.Int64).fill_null(0), pl.col("request_end").fill_null(False)
     )
+    # nothing is left to be blind to where no token counts
+    seen = pl.col("gpu_ms") > 0
+    more_ms = pl.when(seen).then(pl.col("unread_ms") - pl.col("silent_ms")).otherwise(0)
     both = both.with_columns_seq(
-        pl.when(pl.col("gpu_ms") > 0).then(pl.col(*TOKEN_COUNTS, "blind_ms")).otherwise(0)
-    ).with_columns_seq(pl.col("measured_ms") - pl.col("blind_ms"), pl.col("silent_ms") + pl.col("blind_ms"))
+        pl.when(seen).then(pl.col(TOKEN_COUNTS)).otherwise(0),
+        pl.col("measured_ms") - more_ms,
+        pl.col("silent_ms") + more_ms,
+    )
     if unread.height:
-        unread_ms = pl.col("unread_gpus").fill_null(0) * pl.col("window_ms")
+        never_ms = pl.col("unread_gpus").fill_null(0) * pl.col("window_ms")
         both = both.join(unread, on=["site", "pool"], how="left").with_columns_seq(
-            pl.col("gpu_ms", "dark_ms") + unread_ms
+            pl.col("gpu_ms", "dark_ms") + never_ms
         )
     longer = pl.concat([history, both.select_seq(*HISTORY_COLUMNS)], rechunk=True)
     return where(longer, longer["window_start_ms"] >= edge_ms - max(ROLLING_MS.values()))
-
-
-def _without_blind(tokens: pl.DataFrame) -> pl.DataFrame:
-    """Without what was made on GPUs that nobody reads; blind_ms: for how long the engine was read meanwhile.
-
-    Engines that name such GPUs beside others count whole: their pool's GPU time lacks those.
-    """
-    engines = blind(tokens, "window_start_ms").filter("wholly")
-    if engines.is_empty():
-        return tokens.with_columns_seq(pl.lit(0, pl.Int64).alias("blind_ms"))
-    marked = tokens.join(engines, on=[*ENGINE, "window_start_ms"], how="left")
-    is_blind = pl.col("wholly").fill_null(False)
-    return marked.with_columns_seq(
-        pl.when(is_blind).then(0).otherwise(pl.col(TOKEN_COUNTS)).name.keep(),
-        pl.when(is_blind).then("measured_ms").otherwise(0).alias("blind_ms"),
-    )
 
 
 def rolling(history: pl.DataFrame, edge_ms: int, config: MeterConfig) -> pl.DataFrame:

@@ -12,7 +12,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.amounts import SUM, nearest
-from idlewatt.processors.blind_engines import ENGINE, blind
+from idlewatt.processors.blind_nodes import NODE_WINDOW, blind
 from idlewatt.processors.economy import costs, pricing, tiers
 from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO, Book
 from idlewatt.processors.economy.config import EconomyConfig
@@ -226,15 +226,19 @@ def _watt_cells(power: pl.DataFrame, losses: pl.DataFrame, book: Book) -> Iterat
 
 
 def _unmetered_cells(priced: pl.DataFrame, made: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
-    """Of the tokens of a clock hour those of windows in which none of their pool's GPUs were read, and of blind engines.
+    """Of the tokens those of windows in which none of their pool's or node's GPUs, or not all of their engine's, were read.
 
-    `made`, `power`: rows of all of the hour.
+    `made`, `power`: all rows of these windows.
     """
     window = ["site", "pool", "window_start_ms"]
     read = power.group_by(window).agg(pl.col("gpu_ms").sum()).filter(pl.col("gpu_ms") > 0)
-    of_read = priced.join(read, on=window, how="semi").join(blind(made), on=ENGINE, how="semi")
-    unmetered = pl.concat([priced.join(read, on=window, how="anti"), of_read])
-    return _cells(unmetered, {"unmetered_tokens": ALL_KINDS.sum()})
+    of_read, nodes = priced.join(read, on=window, how="semi"), blind(made)
+    unmetered = [
+        priced.join(read, on=window, how="anti"),
+        of_read.join(nodes, on=NODE_WINDOW, how="semi"),
+        of_read.join(nodes, on=NODE_WINDOW, how="anti").filter(pl.col("unread_gpus") > 0),
+    ]
+    return _cells(pl.concat(unmetered), {"unmetered_tokens": ALL_KINDS.sum()})
 
 
 def _amount(kind: str, condition: pl.Expr | None = None) -> pl.Expr:
