@@ -10,6 +10,7 @@ from stage_driver import Driver
 
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.stage import MeterStage
+from idlewatt.processors.meter.state import MeterState
 from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS
 from idlewatt.stream import records
 from idlewatt.stream.clock import HOUR_MS
@@ -121,7 +122,7 @@ def test_a_full_hour_begins_at_the_same_window_however_rows_are_read() -> None:
         ms = 5_000 * n - 120_000
         rows += readings(ms, 500_000 * n, 100 * n, running=True)
         rows += readings(ms, 250_000 * n, 0, running=False, pool="q")
-    long_ago = [("s", "q", "no such", model, START_MS // HOUR_MS - 24, 200, 50) for model in ("", "m")]
+    long_ago = [("s", "q", "no such", model, START_MS // HOUR_MS - 24, 200, 50, 10**9) for model in ("", "m")]
     histogram = pl.DataFrame(long_ago, schema=HISTOGRAM_COLUMNS, orient="row")
     lost = []
     for at_once in (8, 120):
@@ -155,3 +156,20 @@ def test_tokens_beside_the_joules_of_some_of_their_gpus_teach_nothing(read_s: in
         if row["state"] == "idle_loaded"
     }
     assert lost[550_000] == (pytest.approx(1000, rel=0.03) if read_s else None)
+
+
+def test_state_of_before_joules_were_kept_with_yields_goes_on() -> None:
+    """What it learned stays; the model that most joules were learned of since is the main one."""
+    rows = [
+        row
+        for second in range(180)
+        for row in readings(1000 * second, 500_000 * second, 1000 * second, running=True)
+    ]
+    none = pl.DataFrame(schema=HISTOGRAM_COLUMNS)
+    driver = folded(rows[:200], 40, MeterConfig(use_published=False), none)
+    before = replace(driver.state, histogram=driver.state.histogram.drop("serving_mj"))
+    driver.state = MeterState.restore(before.snapshot())
+    driver.append(pack(rows[200:]))
+    driver.fold(rows[-1].ts_ms)
+    assert driver.sample("idlewatt_yardstick_tokens_per_joule", model_name="m") == pytest.approx(2, rel=0.03)
+    assert driver.state.histogram["serving_mj"].sum() > 0

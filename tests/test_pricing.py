@@ -184,7 +184,9 @@ def named(*prices: str, tiers: str = "") -> Book:
     return parse_book(f"price = [{lines}]\ntier = [{tiers}]\ncost.use_published = false".encode(), "book")
 
 
-@pytest.mark.parametrize(("yardstick_model", "lost"), [("m", 350), ("other", 3000), (None, 200)])
+@pytest.mark.parametrize(
+    ("yardstick_model", "lost"), [("m", 350), ("other", 3000), (None, 200), ("no price", 200)]
+)
 def test_free_gpus_of_a_quiet_pool_are_valued_by_the_model_whose_yield_they_would_have(
     yardstick_model: str | None, lost: int
 ) -> None:

@@ -27,7 +27,8 @@ def found(
             "window_start_ms": [START_MS + 10_000 * n for n in range(len(made))],
             "output_tokens": made,
             "serving_mj": 1_000_000,
-        }
+        },
+        schema_overrides={"serving_mj": pl.Int64},
     )
     histogram = pl.DataFrame(schema=HISTOGRAM_COLUMNS)
     if learned:
@@ -59,12 +60,18 @@ def test_published_yields_are_the_last_resort(
 
 
 def test_what_has_no_yield_of_its_own_has_that_of_the_pools_main_model() -> None:
-    """And tells whose: of a small model that ran longest, not of the large one, nor of both together; configured or not."""
-    windows = {"small": (20_000, 8), "large": (1000, 7), "rare": (90_000, 5)}
+    """And tells whose: of a small model that took most joules lately, not of a large one, nor of both; configured or not."""
+    # the hours ago of their windows, how many there are, and what they made of how many joules
+    windows = {
+        "small": (0, 7, 40_000, 2_000_000),
+        "large": (0, 8, 1000, 1_000_000),
+        "rare": (0, 5, 900_000, 9_000_000),
+        "old": (3, 99, 9_000, 9_000_000),
+    }
     samples = pl.DataFrame(
         [
-            ("s", "p", H100, model, START_MS + 10_000 * n, output, 1_000_000)
-            for model, (output, count) in windows.items()
+            ("s", "p", H100, model, START_MS + 10_000 * n - hours * 3_600_000, output, serving_mj)
+            for model, (hours, count, output, serving_mj) in windows.items()
             for n in range(count)
         ],
         schema={**dict.fromkeys(PAIR, pl.String), **SAMPLE},
@@ -81,10 +88,11 @@ def test_what_has_no_yield_of_its_own_has_that_of_the_pools_main_model() -> None
             "rare": "small",
             "small": "small",
             "large": "large",
+            "old": "old",
         }
         found = {model: row["yield_utpj"] / 1e6 for model, row in rows.items()}
         assert found == pytest.approx(
-            {"": expected, "rare": expected, "small": expected, "large": 1.0}, rel=0.03
+            {"": expected, "rare": expected, "small": expected, "large": 1.0, "old": 1.0}, rel=0.03
         )
 
 

@@ -118,7 +118,7 @@ def idle_losses(
     `mix`: mix_rows() of all token rows so far, those read together with `power` included; `src` tells their order.
     `ends`: site, pool and end_ms of windows that were read before `power`, where the mix goes MIX_MS back and no further.
     """
-    idle = _idle_parts(power, config.lost_revenue_counts)
+    idle = _valued(_idle_parts(power, config.lost_revenue_counts), book)
     idle = idle.with_columns(priced_ms="window_start_ms") if ends is None else _priced_ms(idle, power, ends)
     amount = pl.col("lost_tokens").cast(pl.Int128) * pl.col("price").cast(pl.Int128)
     return at_once(
@@ -175,6 +175,17 @@ def _idle_parts(power: pl.DataFrame, counts: Sequence[str]) -> pl.DataFrame:
     return rows if counts else rows.clear()
 
 
+def _valued(idle: pl.DataFrame, book: Book) -> pl.DataFrame:
+    """Where the book has no price for the yardstick's model, as after it was replaced by another, the row's own counts."""
+    listed = prices.highest_output(
+        book, idle.select("window_start_ms", model_name="yardstick_model")
+    ).with_columns(yardstick_model="model_name")
+    by = ["yardstick_model", "window_start_ms"]
+    valued = pl.when(pl.col("price_output").is_not_null()).then("yardstick_model").otherwise("model_name")
+    priced = idle.join(listed.drop("model_name"), on=by, how="left", maintain_order="left")
+    return priced.with_columns(valued.alias("yardstick_model")).drop("price_output")
+
+
 def _priced_ms(idle: pl.DataFrame, power: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:
     """Add the moment that the hour of a row's price ends at: that of its window, or the earliest whose hour is known.
 
@@ -196,11 +207,11 @@ def _priced_ms(idle: pl.DataFrame, power: pl.DataFrame, ends: pl.DataFrame) -> p
 def _blended(lost: pl.DataFrame, mix: pl.DataFrame, book: Book, min_tokens: int) -> pl.DataFrame:
     """The realised price per output token, input and cached revenue included, over the hour up to each `priced_ms`.
 
-    Of the model whose yield the tokens are, else (GPUs without a model, of whose pool no yield was learned) of those of
-    the pool together. A model that made fewer than `min_tokens` says nothing, and one that brought more than
-    MOST_PER_OUTPUT ever less: a prompt of 100,000 tokens is no price of the one token that was made of it. Where none
-    does, the list price of output alone on the default tier, without a model the least that there is; no row where the
-    price book has none: then the loss in money is withheld.
+    Of the model whose yield the tokens are, else (GPUs of which no model is known) of those of the pool together. A model
+    that made fewer than `min_tokens` says nothing, and one that brought more than MOST_PER_OUTPUT ever less: a prompt of
+    100,000 tokens is no price of the one token that was made of it. Where none does, the list price of output alone on the
+    default tier, without a model the least that there is; no row where the price book has none: then the loss in money is
+    withheld.
     Only what the ledger told before a row counts for it: an amendment that comes later changes no price, whether
     it is read together with the row or not. Columns _PRICED_BY and price (micro-units per million output tokens).
     """

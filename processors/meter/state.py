@@ -147,6 +147,9 @@ class MeterState:
     def restore(cls, snapshot: bytes) -> Self:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
+        if "serving_mj" not in frames["histogram"].columns:
+            # an older one; which model is the main one is known when more was learned
+            frames["histogram"] = frames["histogram"].with_columns(serving_mj=pl.lit(0, pl.Int64))
         return cls._of(scalars["edge_ms"], frames)
 
     @classmethod

@@ -1,8 +1,7 @@
 """The yardstick: the yield, in output tokens per joule, that an idle joule is held against.
 
-Configured, else learned as the 90th percentile of the pair's serving windows over a trailing day, else that of the model
-that most of the pool's windows on the product were learned of, else what was published of the product if that is wanted,
-else withheld. The price of what was lost is that of the same model: a small model's yield at a large one's price would be
+Configured, else learned as the 90th percentile of the pair's serving windows over a trailing day, else that of the pool's
+main model on the product, else what was published of the product if that is wanted, else withheld. The price of what was lost is that of the same model: a small model's yield at a large one's price would be
 what no watt brings. Yields are kept as hourly histograms with 32 buckets per doubling: 2 % wide.
 """
 
@@ -33,6 +32,7 @@ HISTOGRAM_COLUMNS: Final = {
     "hour": pl.Int64,
     "bucket": pl.Int64,
     "windows": pl.Int64,
+    "serving_mj": pl.Int64,
 }
 YIELD_COLUMNS: Final = {
     "site": pl.String,
@@ -60,13 +60,14 @@ def learn(histogram: pl.DataFrame, samples: pl.DataFrame, min_tokens: int, now_m
         (pl.col("window_start_ms") // HOUR_MS).alias("hour"),
         (per_joule.log(2) * _BUCKETS_PER_DOUBLING).floor().cast(pl.Int64).alias("bucket"),
         pl.lit(1, pl.Int64).alias("windows"),
+        "serving_mj",
     )
     recent = pl.col("hour") > now_ms // HOUR_MS - TRAILING_HOURS
     return (
         pl.concat([histogram, counted])
         .filter(recent)
         .group_by(*PAIR, "hour", "bucket")
-        .agg(pl.col("windows").sum())
+        .agg(pl.col("windows", "serving_mj").sum())
         .sort(*PAIR, "hour", "bucket")
     )
 
@@ -74,14 +75,11 @@ def learn(histogram: pl.DataFrame, samples: pl.DataFrame, min_tokens: int, now_m
 def yields(histogram: pl.DataFrame, pairs: pl.DataFrame, config: MeterConfig) -> pl.DataFrame:
     """The yardstick of each (site, pool, product, model_name) in `pairs`: YIELD_COLUMNS, no row where withheld."""
     learned = _percentiles(histogram)
-    most = pl.col("windows") == pl.col("windows").max().over(_PRODUCT)
-    main = learned.filter(most).sort(*PAIR).unique(_PRODUCT, keep="first", maintain_order=True)
-    main = main.select_seq(*_PRODUCT, main="model_name", main_utpj="learned_utpj")
     rows = (
         pairs.select_seq(*PAIR)
         .unique()
-        .join(learned.drop("windows"), on=list(PAIR), how="left")
-        .join(main, on=list(_PRODUCT), how="left")
+        .join(learned, on=list(PAIR), how="left")
+        .join(_main(histogram, learned), on=list(_PRODUCT), how="left")
         .sort(*PAIR)
     )
     out: list[tuple[str, str, str, str, int, str, str]] = []
@@ -103,21 +101,36 @@ def yields(histogram: pl.DataFrame, pairs: pl.DataFrame, config: MeterConfig) ->
     return pl.DataFrame(out, schema=YIELD_COLUMNS, orient="row")
 
 
+def _main(histogram: pl.DataFrame, learned: pl.DataFrame) -> pl.DataFrame:
+    """_PRODUCT, main and main_utpj: of the models that took most joules in the newest two hours of which anything was learned.
+
+    By joules, not windows: in a busy pool all models have every window, and one more or less would make a large model's
+    place a small one's.
+    """
+    recent = histogram.filter(pl.col("hour") > pl.col("hour").max().over(_PRODUCT) - 2)
+    return (
+        recent.group_by(PAIR)
+        .agg(pl.col("serving_mj").sum())
+        .join(learned, on=list(PAIR))
+        .sort(*_PRODUCT, "serving_mj", "model_name", descending=[False, False, False, True, False])
+        .unique(_PRODUCT, keep="first", maintain_order=True)
+        .select_seq(*_PRODUCT, main="model_name", main_utpj="learned_utpj")
+    )
+
+
 def _percentiles(histogram: pl.DataFrame) -> pl.DataFrame:
-    """PAIR, windows and learned_utpj of those with enough windows; micro-tokens per joule."""
+    """PAIR and learned_utpj of those with enough windows; micro-tokens per joule."""
     named = histogram.filter(pl.col("model_name") != "")
     counts = named.group_by(*PAIR, "bucket").agg(pl.col("windows").sum()).sort(*PAIR, "bucket")
     total = pl.col("windows").sum().over(PAIR)
     reached = pl.col("windows").cum_sum().over(PAIR) >= QUANTILE * total
     middle = ((pl.col("bucket") + 0.5) / _BUCKETS_PER_DOUBLING * math.log(2)).exp()
     return (
-        counts.with_columns_seq(total=total, reached=reached)
-        .filter((pl.col("total") >= MIN_WINDOWS) & pl.col("reached"))
+        counts.filter((total >= MIN_WINDOWS) & reached)
         .group_by(*PAIR, maintain_order=True)
-        .agg(pl.col("bucket").first(), windows=pl.col("total").first())
+        .agg(pl.col("bucket").first())
         .select_seq(
             *PAIR,
-            "windows",
             (middle.clip(upper_bound=_MOST_TOKENS_PER_JOULE) * 1e6)
             .round()
             .cast(pl.Int64)
