@@ -63,9 +63,7 @@ def _lose(
         benchmark = _by_turns(row[f"{part}_mj"] * BENCHMARK[0], BENCHMARK[1], window)
         total[*where, "benchmark_lost_revenue", *how, "USD"] += benchmark
         yardstick_model = row["yardstick_model"]
-        priced = (
-            model if yardstick_model is None or _price(yardstick_model, book) is None else yardstick_model
-        )
+        priced = model if yardstick_model is None else yardstick_model
         price = _realised(sold, window, priced, min_tokens, book)
         if price is None and (listed := _price(priced, book)) is not None:
             price = listed.output

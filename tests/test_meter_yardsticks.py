@@ -159,7 +159,7 @@ def test_tokens_beside_the_joules_of_some_of_their_gpus_teach_nothing(read_s: in
 
 
 def test_state_of_before_joules_were_kept_with_yields_goes_on() -> None:
-    """What it learned stays; the model that most joules were learned of since is the main one."""
+    """What it learned stays; until joules are learned, the model of most windows is the main one."""
     rows = [
         row
         for second in range(180)

@@ -1,6 +1,7 @@
 """Where the yardstick comes from: what an operator says beats what was learned, and both beat what was published."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 import pytest
@@ -59,41 +60,62 @@ def test_published_yields_are_the_last_resort(
         assert seen[1] == expected[1]
 
 
+def learned_of(**windows: tuple[int, int, int, int]) -> pl.DataFrame:
+    """Of each model: how many hours ago, how many windows there were, the tokens and millijoules of each."""
+    rows = [
+        ("s", "p", H100, model, START_MS + 10_000 * n - hours * 3_600_000, output, serving_mj)
+        for model, (hours, count, output, serving_mj) in windows.items()
+        for n in range(count)
+    ]
+    samples = pl.DataFrame(rows, schema={**dict.fromkeys(PAIR, pl.String), **SAMPLE}, orient="row")
+    return learn(pl.DataFrame(schema=HISTOGRAM_COLUMNS), samples, 100, START_MS + 60_000)
+
+
+def yardsticks_of(histogram: pl.DataFrame, *models: str, **config: Any) -> dict[str, tuple[float, str]]:
+    """By model the tokens per joule and whose they are."""
+    pairs = pl.DataFrame({"site": "s", "pool": "p", "product": H100, "model_name": models})
+    rows = yields(histogram, pairs, MeterConfig(**config)).iter_rows(named=True)
+    return {row["model_name"]: (row["yield_utpj"] / 1e6, row["yardstick_model"]) for row in rows}
+
+
 def test_what_has_no_yield_of_its_own_has_that_of_the_pools_main_model() -> None:
-    """And tells whose: of a small model that took most joules lately, not of a large one, nor of both; configured or not."""
-    # the hours ago of their windows, how many there are, and what they made of how many joules
-    windows = {
-        "small": (0, 7, 40_000, 2_000_000),
-        "large": (0, 8, 1000, 1_000_000),
-        "rare": (0, 5, 900_000, 9_000_000),
-        "old": (3, 99, 9_000, 9_000_000),
-    }
-    samples = pl.DataFrame(
-        [
-            ("s", "p", H100, model, START_MS + 10_000 * n - hours * 3_600_000, output, serving_mj)
-            for model, (hours, count, output, serving_mj) in windows.items()
-            for n in range(count)
-        ],
-        schema={**dict.fromkeys(PAIR, pl.String), **SAMPLE},
-        orient="row",
+    """And tells whose: of a small model that took most joules, not of a large one, nor of both; configured or not."""
+    histogram = learned_of(
+        small=(0, 7, 40_000, 2_000_000), large=(0, 8, 1000, 1_000_000), rare=(0, 5, 900_000, 9_000_000)
     )
-    histogram = learn(pl.DataFrame(schema=HISTOGRAM_COLUMNS), samples, 100, START_MS + 60_000)
-    pairs = pl.DataFrame({"site": "s", "pool": "p", "product": H100, "model_name": ["", *windows]})
     for yardsticks, expected in ((), 20.0), ((Yardstick(model="small", tokens_per_joule=15),), 15.0):
-        rows = yields(histogram, pairs, MeterConfig(yardsticks=yardsticks)).rows_by_key(
-            "model_name", named=True, unique=True
-        )
-        assert {model: row["yardstick_model"] for model, row in rows.items()} == {
+        found = yardsticks_of(histogram, "", "small", "large", "rare", yardsticks=yardsticks)
+        assert {model: whose for model, (_, whose) in found.items()} == {
             "": "small",
-            "rare": "small",
             "small": "small",
             "large": "large",
-            "old": "old",
+            "rare": "small",
         }
-        found = {model: row["yield_utpj"] / 1e6 for model, row in rows.items()}
-        assert found == pytest.approx(
-            {"": expected, "rare": expected, "small": expected, "large": 1.0, "old": 1.0}, rel=0.03
+        per_joule = {model: tokens for model, (tokens, _) in found.items()}
+        assert per_joule == pytest.approx(
+            {"": expected, "small": expected, "large": 1, "rare": expected}, rel=0.03
         )
+
+
+@pytest.mark.parametrize(
+    ("windows", "main"),
+    [
+        # one request at night to a model that is hardly used, learned or not, does not outweigh the evening
+        ({"large": (3, 240, 1000, 5_000_000), "rare": (0, 1, 9000, 5_000_000)}, "large"),
+        ({"large": (9, 240, 1000, 5_000_000), "small": (0, 6, 9000, 5_000_000)}, "large"),
+        # nor do a few joules more or less count among alike models
+        ({"b": (0, 99, 1000, 5_000_000), "c": (0, 98, 9000, 5_000_000)}, "b"),
+        ({"b": (0, 98, 1000, 5_000_000), "c": (0, 99, 9000, 5_000_000)}, "b"),
+        ({"b": (0, 70, 1000, 5_000_000), "c": (0, 99, 9000, 5_000_000)}, "c"),
+        # one that took another's place is the main one within hours
+        ({"new": (0, 60, 1000, 5_000_000), "old": (5, 99, 1000, 5_000_000)}, "new"),
+    ],
+)
+def test_the_main_model_changes_with_what_the_pool_does_and_not_by_a_hair(
+    windows: dict[str, tuple[int, int, int, int]], main: str
+) -> None:
+    """Or what a free GPU loses would jump between what a small and what a large model brings."""
+    assert yardsticks_of(learned_of(**windows), "")[""][1] == main
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def idle_losses(
     `mix`: mix_rows() of all token rows so far, those read together with `power` included; `src` tells their order.
     `ends`: site, pool and end_ms of windows that were read before `power`, where the mix goes MIX_MS back and no further.
     """
-    idle = _valued(_idle_parts(power, config.lost_revenue_counts), book)
+    idle = _idle_parts(power, config.lost_revenue_counts)
     idle = idle.with_columns(priced_ms="window_start_ms") if ends is None else _priced_ms(idle, power, ends)
     amount = pl.col("lost_tokens").cast(pl.Int128) * pl.col("price").cast(pl.Int128)
     return at_once(
@@ -173,17 +173,6 @@ def _idle_parts(power: pl.DataFrame, counts: Sequence[str]) -> pl.DataFrame:
     ]
     rows = at_once(pl.concat(parts))
     return rows if counts else rows.clear()
-
-
-def _valued(idle: pl.DataFrame, book: Book) -> pl.DataFrame:
-    """Where the book has no price for the yardstick's model, as after it was replaced by another, the row's own counts."""
-    listed = prices.highest_output(
-        book, idle.select("window_start_ms", model_name="yardstick_model")
-    ).with_columns(yardstick_model="model_name")
-    by = ["yardstick_model", "window_start_ms"]
-    valued = pl.when(pl.col("price_output").is_not_null()).then("yardstick_model").otherwise("model_name")
-    priced = idle.join(listed.drop("model_name"), on=by, how="left", maintain_order="left")
-    return priced.with_columns(valued.alias("yardstick_model")).drop("price_output")
 
 
 def _priced_ms(idle: pl.DataFrame, power: pl.DataFrame, ends: pl.DataFrame) -> pl.DataFrame:

@@ -148,8 +148,8 @@ class MeterState:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
         if "serving_mj" not in frames["histogram"].columns:
-            # an older one; which model is the main one is known when more was learned
-            frames["histogram"] = frames["histogram"].with_columns(serving_mj=pl.lit(0, pl.Int64))
+            # an older one: the main model is that of most windows, until joules are learned
+            frames["histogram"] = frames["histogram"].with_columns(serving_mj="windows")
         return cls._of(scalars["edge_ms"], frames)
 
     @classmethod

@@ -19,6 +19,11 @@ TRAILING_HOURS: Final = 24
 MIN_WINDOWS: Final = 6
 QUANTILE: Final = 0.9
 _BUCKETS_PER_DOUBLING: Final = 32
+# Of joules, for which model is the main one: after an upgrade it is the new one within hours, and a request or two at night
+# do not outweigh the evening.
+_HALF_LIFE_HOURS: Final = 4
+# of the joules of the model that took most; of alike ones the first by name is the main one, whoever is ahead
+_ALIKE: Final = 0.8
 # a thousand times what any engine makes; counters that jump say more, and what follows from it must fit 64 bits
 _MOST_TOKENS_PER_JOULE: Final = 1e6
 _PRODUCT: Final = ("site", "pool", "product")
@@ -102,19 +107,18 @@ def yields(histogram: pl.DataFrame, pairs: pl.DataFrame, config: MeterConfig) ->
 
 
 def _main(histogram: pl.DataFrame, learned: pl.DataFrame) -> pl.DataFrame:
-    """_PRODUCT, main and main_utpj: of the models that took most joules in the newest two hours of which anything was learned.
-
-    By joules, not windows: in a busy pool all models have every window, and one more or less would make a large model's
-    place a small one's.
-    """
-    recent = histogram.filter(pl.col("hour") > pl.col("hour").max().over(_PRODUCT) - 2)
+    """_PRODUCT, main and main_utpj: of the models that took most joules, those of late counting most."""
+    age_hours = pl.col("hour").max().over(_PRODUCT) - pl.col("hour")
+    # sums of floats are the same in the same order only
+    hours = histogram.join(learned, on=list(PAIR)).sort(*PAIR, "hour", "bucket")
+    weighed = hours.with_columns_seq(weight=pl.col("serving_mj") * 0.5 ** (age_hours / _HALF_LIFE_HOURS))
+    models = weighed.group_by(PAIR, maintain_order=True).agg(
+        pl.col("weight").sum(), main_utpj=pl.col("learned_utpj").first()
+    )
     return (
-        recent.group_by(PAIR)
-        .agg(pl.col("serving_mj").sum())
-        .join(learned, on=list(PAIR))
-        .sort(*_PRODUCT, "serving_mj", "model_name", descending=[False, False, False, True, False])
+        models.filter(pl.col("weight") >= _ALIKE * pl.col("weight").max().over(_PRODUCT))
         .unique(_PRODUCT, keep="first", maintain_order=True)
-        .select_seq(*_PRODUCT, main="model_name", main_utpj="learned_utpj")
+        .select_seq(*_PRODUCT, pl.col("model_name").alias("main"), "main_utpj")
     )
 
 
