@@ -61,7 +61,10 @@ def _book_engines(state: MeterState, room: int, config: MeterConfig) -> tuple[Me
     pieces, left = gaps.take(state.engine_gaps, room, config.window_ms, TOKEN_COUNTS)
     windows = tokens.engine_windows(pieces)
     made = tokens.with_joules(windows, _NO_JOULES, state.engine_index)
-    rows = tokens.token_rows(made, None, config.window_ms)
+    # nobody knows any more what was read then
+    rows = tokens.token_rows(
+        made.with_columns_seq(pl.lit(None, pl.Int64).alias("unread_gpus")), config.window_ms
+    )
     after = replace(state, engine_gaps=left, token_totals=totals.add_tokens(state.token_totals, rows))
     return (
         after,

@@ -45,10 +45,10 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     engine_windows = tokens.with_joules(
         engines.windows, tokens.joules(shares, state.gpu_index), state.engine_index
     )
-    unread = tokens.unread_gpus(engine_windows, holding, engines.index)
-    token_rows = tokens.token_rows(engine_windows, unread, edges.window_ms)
+    engine_windows = tokens.with_unread(engine_windows, holding, engines.index)
+    token_rows = tokens.token_rows(engine_windows, edges.window_ms)
     minutes, open_minutes = gpu_minutes(state, gpus.windows, edges.edge_ms)
-    samples = tokens.samples(_on_time(engine_windows, edges), gpus.windows, holding, engines.index, edges)
+    samples = tokens.samples(_on_time(engine_windows, edges), gpus.windows, holding.held, edges)
     pool_windows = waterfall.pool_windows(
         waterfall.by_model(gpus.windows, parts), state.gpu_index, state.gpu_renames, edges.window_ms
     )

@@ -164,14 +164,15 @@ def with_joules(
     return with_names(both, engine_index, "site", "pool", "node", "engine", "model_name", "advance")
 
 
-def unread_gpus(windows: pl.DataFrame, holding: Holding, engine_index: pl.DataFrame) -> pl.Series:
-    """How many GPUs each row's engine names that nobody has read in its pool."""
-    servers = by_id(windows["id"], engine_index["id"], engine_index["server"])
-    return by_id(servers, holding.unread["server"], holding.unread["gpus"], default=0)
+def with_unread(windows: pl.DataFrame, holding: Holding, engine_index: pl.DataFrame) -> pl.DataFrame:
+    """Add server and unread_gpus: how many GPUs it names that nobody has read in its pool."""
+    server = by_id(windows["id"], engine_index["id"], engine_index["server"])
+    unread = by_id(server, holding.unread["server"], holding.unread["gpus"], default=0)
+    return windows.with_columns_seq(server.alias("server"), unread.alias("unread_gpus"))
 
 
-def token_rows(windows: pl.DataFrame, unread: pl.Series | None, window_ms: int) -> pl.DataFrame:
-    """What with_joules() gives to ledger rows (records.TokenRow). `unread`: see unread_gpus(); None: nobody knows."""
+def token_rows(windows: pl.DataFrame, window_ms: int) -> pl.DataFrame:
+    """What with_joules() and with_unread() give to ledger rows (records.TokenRow)."""
     return windows.select_seq(
         "site",
         "pool",
@@ -182,32 +183,30 @@ def token_rows(windows: pl.DataFrame, unread: pl.Series | None, window_ms: int) 
         "model_name",
         "advance",
         pl.col(*TOKEN_COUNTS, "serving_mj", "measured_ms", "silent_ms").fill_null(0),
-        pl.lit(unread, pl.Int64).alias("unread_gpus"),
+        "unread_gpus",
     ).sort("site", "pool", "window_start_ms", "engine", "model_name")
 
 
 def samples(
     windows: pl.DataFrame,
     gpu_windows: pl.DataFrame,
-    holding: Holding,
-    engine_index: pl.DataFrame,
+    held: pl.DataFrame,
     edges: Edges,
 ) -> pl.DataFrame:
     """Yields of windows in which an engine and all its GPUs were wholly measured, by pool, product and model.
 
-    `windows`: see with_joules(), of this step. Tokens beside the joules of some of the GPUs would teach a yield that no
+    `windows`: see with_joules() and with_unread(), of this step. Tokens beside the joules of some of the GPUs would teach a yield that no
     engine has.
     """
-    servers = by_id(windows["id"], engine_index["id"], engine_index["server"])
     # a counter that moves at a request's end gives zero, then a spike: its windows say nothing of the yield
     usable = (
         (windows["silent_ms"] == 0)
         & windows["product"].is_not_null()
         & (windows["advance"] != "request_end")
-        & ~servers.is_in(holding.unread["server"].implode())
+        & (windows["unread_gpus"] == 0)
     )
-    rows = where(windows.with_columns_seq(servers.alias("server")), usable.fill_null(False))
-    blind = _not_whole(gpu_windows, holding.held, edges)
+    rows = where(windows, usable.fill_null(False))
+    blind = _not_whole(gpu_windows, held, edges)
     if blind.height:
         rows = rows.join(blind, on=["server", "window_start_ms"], how="anti")
     return rows.group_by("site", "pool", "product", "model_name", "window_start_ms").agg(

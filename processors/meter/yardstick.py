@@ -1,8 +1,9 @@
 """The yardstick: the yield, in output tokens per joule, that an idle joule is held against.
 
 Configured, else learned as the 90th percentile of the pair's serving windows over a trailing day, else that of the pool's
-main model on the product, else what was published of the product if that is wanted, else withheld. The price of what was lost is that of the same model: a small model's yield at a large one's price would be
-what no watt brings. Yields are kept as hourly histograms with 32 buckets per doubling: 2 % wide.
+main model on the product, else what was published of the product if that is wanted, else withheld. The price of what was
+lost is that of the same model: a small model's yield at a large one's price would be what no watt brings. Yields are kept
+as hourly histograms with 32 buckets per doubling: 2 % wide.
 """
 
 import math
