@@ -10,7 +10,6 @@ from stage_driver import Driver
 
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.stage import MeterStage
-from idlewatt.processors.meter.state import MeterState
 from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS
 from idlewatt.stream import records
 from idlewatt.stream.clock import HOUR_MS
@@ -96,6 +95,34 @@ def test_tokens_per_joule_are_withheld_while_a_named_gpu_is_not_read_in_its_pool
     assert {row["unread_gpus"] for row in driver.rows(records.TOKENS)} == {1}
 
 
+@pytest.mark.parametrize("at_once", [30, 100_000])
+def test_tokens_of_before_a_named_gpu_was_read_are_told_however_rows_are_read(at_once: int) -> None:
+    """A processor that catches up has the GPU's first reading before it closes the windows in which nobody read it."""
+    rows: list[Row] = []
+    for second in range(0, 400, 5):
+        rows += [gpu(1000 * second, 500_000 * second, "a"), engine(1000 * second, 1000 * second, "a", "b")]
+        if second >= 222:
+            rows.append(gpu(1000 * second, 500_000 * second, "b"))
+    driver = folded(rows, at_once, MeterConfig(), pl.DataFrame(schema=HISTOGRAM_COLUMNS))
+    told = {row["window_start_ms"] - START_MS: row["unread_gpus"] for row in driver.rows(records.TOKENS)}
+    assert told == {start_ms: int(start_ms + 10_000 <= 225_000) for start_ms in told}
+    assert set(told.values()) == {0, 1}
+    # seconds: 380 of the one GPU; of the other 155 that were read and 220 that were not
+    coverage = driver.sample("idlewatt_coverage_ratio", window="1h", of="watts", pool="p")
+    assert coverage == pytest.approx(1 - 220 / (380 + 155 + 220))
+
+
+def test_a_gpu_that_nobody_reads_is_missing_once_whoever_names_it() -> None:
+    """Seven engines on the instances of one GPU; an engine that came back under another name."""
+    rows: list[Row] = []
+    for second in range(0, 180, 5):
+        rows += [gpu(1000 * second, 500_000 * second, "a"), engine(1000 * second, 1000 * second, "a")]
+        instances = [engine(1000 * second, 1000 * second, "mig") for _ in range(7)]
+        rows += [replace(row, engine=f"instance {n}") for n, row in enumerate(instances)]
+    driver = folded(rows, 40, MeterConfig(), pl.DataFrame(schema=HISTOGRAM_COLUMNS))
+    assert driver.sample("idlewatt_coverage_ratio", window="1m", of="watts", pool="p") == 0.5
+
+
 @pytest.mark.parametrize("neighbour", [False, True])
 def test_a_day_without_work_leaves_nothing_to_go_by(neighbour: bool) -> None:
     """The pool served for an hour; whether another of its partition works on changes nothing."""
@@ -156,20 +183,3 @@ def test_tokens_beside_the_joules_of_some_of_their_gpus_teach_nothing(read_s: in
         if row["state"] == "idle_loaded"
     }
     assert lost[550_000] == (pytest.approx(1000, rel=0.03) if read_s else None)
-
-
-def test_state_of_before_joules_were_kept_with_yields_goes_on() -> None:
-    """What it learned stays; until joules are learned, the model of most windows is the main one."""
-    rows = [
-        row
-        for second in range(180)
-        for row in readings(1000 * second, 500_000 * second, 1000 * second, running=True)
-    ]
-    none = pl.DataFrame(schema=HISTOGRAM_COLUMNS)
-    driver = folded(rows[:200], 40, MeterConfig(use_published=False), none)
-    before = replace(driver.state, histogram=driver.state.histogram.drop("serving_mj"))
-    driver.state = MeterState.restore(before.snapshot())
-    driver.append(pack(rows[200:]))
-    driver.fold(rows[-1].ts_ms)
-    assert driver.sample("idlewatt_yardstick_tokens_per_joule", model_name="m") == pytest.approx(2, rel=0.03)
-    assert driver.state.histogram["serving_mj"].sum() > 0

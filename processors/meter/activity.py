@@ -127,7 +127,7 @@ class Holding:
     held: pl.DataFrame
     # server, id; of GPUs that one engine alone names
     alone: pl.DataFrame
-    # server, gpus; how many GPUs it names that nobody has read in its pool
+    # server, site, pool, gpu_uuid; of GPUs that it names and nobody has ever read in its pool
     unread: pl.DataFrame
 
 
@@ -176,20 +176,8 @@ def holding(servers: pl.DataFrame, gpu_index: pl.DataFrame, before: Holding | No
         .select_seq("server", "id", pl.lit(True).alias("inferred"))
     )
     alone = where(explicit, explicit["id"].is_unique()).select_seq("server", "id")
-    unread = (
-        named.filter(pl.col("id").is_null()).group_by("server").agg(pl.col("gpus").n_unique().cast(pl.Int64))
-    )
+    unread = named.filter(pl.col("id").is_null()).select_seq("server", "site", "pool", gpu_uuid="gpus")
     return Holding(servers, gpu_index, pl.concat([explicit, possible]), alone, unread)
-
-
-def unread_gpus(holding: Holding) -> pl.DataFrame:
-    """Per (site, pool): `unread_gpus`, that its engines name and nobody has read there."""
-    places = holding.servers.select_seq("server", "site", "pool")
-    return (
-        holding.unread.join(places, on="server")
-        .group_by("site", "pool")
-        .agg(pl.col("gpus").sum().alias("unread_gpus"))
-    )
 
 
 def demand(activity: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:

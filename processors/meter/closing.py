@@ -16,6 +16,7 @@ from idlewatt.processors.meter.renames import forget
 from idlewatt.processors.meter.rows import where, with_names
 from idlewatt.processors.meter.state import OFFENDER_COLUMNS, SAMPLE_COLUMNS, MeterState
 from idlewatt.processors.meter.timeline import Edges
+from idlewatt.processors.meter.unread_gpus import unread_gpus, with_unread
 from idlewatt.stream.records import IDLE_STATES
 
 # frames of the state that counters are made of
@@ -45,7 +46,10 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     engine_windows = tokens.with_joules(
         engines.windows, tokens.joules(shares, state.gpu_index), state.engine_index
     )
-    engine_windows = tokens.with_unread(engine_windows, holding, engines.index)
+    unread = unread_gpus(holding, state.gpus, gpus.step)
+    engine_windows = with_unread(
+        tokens.with_server(engine_windows, engines.index), unread, ("server",), edges.window_ms
+    )
     token_rows = tokens.token_rows(engine_windows, edges.window_ms)
     minutes, open_minutes = gpu_minutes(state, gpus.windows, edges.edge_ms)
     samples = tokens.samples(_on_time(engine_windows, edges), gpus.windows, holding.held, edges)
@@ -121,9 +125,9 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
             state.history,
             _on_time(power, edges),
             _on_time(token_rows, edges),
-            activity.unread_gpus(holding),
+            unread,
             activity.unloaded(engines.index, engines.step.last),
-            edges.edge_ms,
+            edges,
         ),
         power_totals=power_totals,
         available_totals=available_totals,

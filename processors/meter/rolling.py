@@ -8,6 +8,8 @@ from idlewatt.processors.at_once import at_once
 from idlewatt.processors.blind_nodes import NODE_WINDOW, blind, unread_ms
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.rows import where
+from idlewatt.processors.meter.timeline import Edges
+from idlewatt.processors.meter.unread_gpus import with_unread
 from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 
@@ -47,7 +49,7 @@ def extend(
     tokens: pl.DataFrame,
     unread: pl.DataFrame,
     unloaded: pl.DataFrame,
-    edge_ms: int,
+    edges: Edges,
 ) -> pl.DataFrame:
     """Add the closed windows of these ledger rows; keep an hour.
 
@@ -86,12 +88,12 @@ def extend(
         pl.col("silent_ms") + more_ms,
     )
     if unread.height:
-        never_ms = pl.col("unread_gpus").fill_null(0) * pl.col("window_ms")
-        both = both.join(unread, on=["site", "pool"], how="left").with_columns_seq(
+        never_ms = pl.col("unread_gpus") * pl.col("window_ms")
+        both = with_unread(both, unread, ("site", "pool"), edges.window_ms).with_columns_seq(
             pl.col("gpu_ms", "dark_ms") + never_ms
         )
     longer = pl.concat([history, both.select_seq(*HISTORY_COLUMNS)], rechunk=True)
-    return where(longer, longer["window_start_ms"] >= edge_ms - max(ROLLING_MS.values()))
+    return where(longer, longer["window_start_ms"] >= edges.edge_ms - max(ROLLING_MS.values()))
 
 
 def rolling(history: pl.DataFrame, edge_ms: int, config: MeterConfig) -> pl.DataFrame:

@@ -4,7 +4,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.activity import Holding, in_windows
+from idlewatt.processors.meter.activity import in_windows
 from idlewatt.processors.meter.rows import by_id, where, with_names
 from idlewatt.processors.meter.timeline import Bounds, Edges
 from idlewatt.processors.meter.waterfall import SUMS
@@ -164,15 +164,14 @@ def with_joules(
     return with_names(both, engine_index, "site", "pool", "node", "engine", "model_name", "advance")
 
 
-def with_unread(windows: pl.DataFrame, holding: Holding, engine_index: pl.DataFrame) -> pl.DataFrame:
-    """Add server and unread_gpus: how many GPUs it names that nobody has read in its pool."""
+def with_server(windows: pl.DataFrame, engine_index: pl.DataFrame) -> pl.DataFrame:
+    """Add server."""
     server = by_id(windows["id"], engine_index["id"], engine_index["server"])
-    unread = by_id(server, holding.unread["server"], holding.unread["gpus"], default=0)
-    return windows.with_columns_seq(server.alias("server"), unread.alias("unread_gpus"))
+    return windows.with_columns_seq(server.alias("server"))
 
 
 def token_rows(windows: pl.DataFrame, window_ms: int) -> pl.DataFrame:
-    """What with_joules() and with_unread() give to ledger rows (records.TokenRow)."""
+    """What with_joules() gives, with unread_gpus, to ledger rows (records.TokenRow)."""
     return windows.select_seq(
         "site",
         "pool",
@@ -195,8 +194,8 @@ def samples(
 ) -> pl.DataFrame:
     """Yields of windows in which an engine and all its GPUs were wholly measured, by pool, product and model.
 
-    `windows`: see with_joules() and with_unread(), of this step. Tokens beside the joules of some of the GPUs would teach a yield that no
-    engine has.
+    `windows`: see with_joules(), with server and unread_gpus, of this step. Tokens beside the joules of some of the GPUs
+    would teach a yield that no engine has.
     """
     # a counter that moves at a request's end gives zero, then a spike: its windows say nothing of the yield
     usable = (
