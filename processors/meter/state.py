@@ -24,7 +24,7 @@ from idlewatt.stream import records
 from idlewatt.stream.frames import empty_frame
 from idlewatt.stream.records import TOKEN_COUNTS
 
-LAYOUT: Final = "meter/2"
+LAYOUT: Final = "meter/3"
 GPU_KEY: Final = ("site", "pool", "gpu_uuid")
 # with the node: engines of two nodes may call themselves alike
 ENGINE_KEY: Final = ("site", "pool", "node", "engine", "model_name")
@@ -147,9 +147,6 @@ class MeterState:
     def restore(cls, snapshot: bytes) -> Self:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
-        if "serving_mj" not in frames["histogram"].columns:
-            # an older one: the main model is that of most windows, until joules are learned
-            frames["histogram"] = frames["histogram"].with_columns(serving_mj="windows")
         return cls._of(scalars["edge_ms"], frames)
 
     @classmethod
