@@ -19,7 +19,7 @@ class CollectorMetrics(Collector):
         sink: Callable[[], SinkState],
         refused: Callable[[], Mapping[str, int]],
     ) -> None:
-        """`refused`: requests of POST /v1/usage by the reason for which nothing of them was taken."""
+        """`refused`: requests of POST /v1/usage by the reason for which they were refused."""
         self._sources = sources
         self._sink = sink
         self._refused = refused

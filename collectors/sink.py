@@ -118,9 +118,11 @@ class Sink:
         self._queue.put(rows)
 
     def store(self, rows: Iterable[Row]) -> bool:
-        """Bring rows to the log or, while it is away or slow, to the spool before returning; False if neither has all.
+        """Bring rows to the log or, while it is away or slow, to the spool before returning; False if it is not sure that
+        either has all.
 
-        For rows that count in any order. After False some may be there all the same. May be used from any thread.
+        For rows that count in any order. After False the log may have some or all of them. What others were told to be
+        kept is not dropped for them. May be used from any thread.
         """
         if self._stopping.is_set():
             return False
@@ -130,7 +132,7 @@ class Sink:
             return False
         spool, is_known_away = self._spool, self._away
         answer = _Answer.AWAY if is_known_away else self._ask(batch, _TURN_WITHIN_S)
-        if answer is _Answer.AWAY and spool is not None and self._stored(spool, batch):
+        if answer is _Answer.AWAY and spool is not None and spool.append_all(batch):
             return True
         if is_known_away:
             # where nothing waits to be sent, nobody else finds out that it is back
@@ -301,10 +303,6 @@ class Sink:
                 # on a full disk others may take the room as fast as it is made, and each try costs minutes of what was kept
                 is_worth_drops = is_last or self._queue.is_half_full
                 self._queue.settle(batch, spool.append(batch, drop_if_disk_full=is_worth_drops))
-
-    def _stored(self, spool: Spool, batch: Sequence[WaitingMessage]) -> bool:
-        # what others were promised to be kept is not dropped for it
-        return spool.append(batch, drop_oldest=False) == len(batch)
 
     def _leave(self, spool: Spool) -> None:
         """Leave to the spool what waits in memory, also what the sink's own thread may still hang in the log with."""

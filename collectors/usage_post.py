@@ -63,7 +63,8 @@ class UsageLine(BaseModel):
 
 
 class UsagePost:
-    """Takes usage over HTTP. All lines of a request are taken, or none."""
+    """Takes usage over HTTP. Of a request with a wrong line nothing is taken; of one that is answered with 503 the log
+    may have some lines or all, for it did not say in time."""
 
     def __init__(self, site: str, store: Callable[[Sequence[UsageRow]], bool], clock: Clock) -> None:
         """`store` returns True when rows are where no crash takes them. It is called from several threads."""
@@ -79,11 +80,11 @@ class UsagePost:
 
     @property
     def refused(self) -> Mapping[str, int]:
-        """Requests by the reason for which nothing of them was taken."""
+        """Requests by the reason for which they were refused."""
         return dict(self._refused)
 
     def take(self, request: Request) -> Answer:
-        """202 if all is taken, 400 with the first lines that are wrong, 503 if the rows cannot be kept now."""
+        """202 if all is taken, 400 with the first lines that are wrong, 503 if it is not sure that all is kept."""
         rows, errors = self._rows(request.body, request.headers.get(_KEY, ""))
         if errors:
             self._refuse("bad_lines", line=errors[0]["line"], error=errors[0]["error"])
@@ -92,7 +93,7 @@ class UsagePost:
             self._refuse("not_stored", mend="see why the log takes nothing, and send it again")
             return error(
                 http.HTTPStatus.SERVICE_UNAVAILABLE,
-                "nothing was taken, for it cannot be kept now: send it again with the same ids",
+                "it is not sure that all of it is kept: send the same again, with the same ids or Idempotency-Key",
                 Retry_After=str(_RETRY_AFTER_S),
             )
         return Answer(http.HTTPStatus.ACCEPTED, {"accepted": len(rows)})

@@ -80,30 +80,45 @@ class Spool:
         """Rows by topic that were dropped for want of room, or could not be read any more."""
         return dict(self._dropped_rows)
 
-    def append(
-        self, messages: Sequence[WaitingMessage], *, drop_oldest: bool = True, drop_if_disk_full: bool = True
-    ) -> int:
+    def append(self, messages: Sequence[WaitingMessage], *, drop_if_disk_full: bool = True) -> int:
         """Put messages behind all others and return how many of them were taken; the rest stays the caller's.
 
-        Where they exceed `max_bytes` or the disk is full, the oldest go, or with `drop_oldest` false, or of a full disk
-        with `drop_if_disk_full` false, the rest is not taken. Nor is it if the disk refuses all the same; then `fault`
-        says why. Nor, with `drop_oldest` false, is any of it if the disk does not say that it holds it; it may be sent
-        even so.
+        Where they exceed `max_bytes` or the disk is full, the oldest go, or of a full disk with `drop_if_disk_full`
+        false, the rest is not taken. Nor is it if the disk refuses all the same; then `fault` says why.
         """
         taken = 0
         with self._mutex:
             if self._lock_fd is None:
                 return 0
-            failures = self.failures
             try:
                 for message in messages:
-                    self._append(message, drop_oldest, drop_oldest and drop_if_disk_full)
+                    self._append(message, drop_if_disk_full)
                     taken += 1
             except OSError as error:
                 self._failed(error)
             if self._segments:
                 self._sync(self._segments[-1])
-            return taken if drop_oldest or self.failures == failures else 0
+            return taken
+
+    def append_all(self, messages: Sequence[WaitingMessage]) -> bool:
+        """Put all messages behind all others, or none, and drop nothing for them; False if there is no room.
+
+        Also if the disk does not say that it holds them: only then they may be sent even so.
+        """
+        # in one piece, of which nothing stays where the disk has no room for the whole
+        frames = b"".join(map(to_frame, messages))
+        with self._mutex:
+            if self._lock_fd is None:
+                return False
+            failures = self.failures
+            try:
+                if self.waiting_bytes + len(frames) > self.max_bytes:
+                    raise OSError(errno.ENOSPC, "the spool is full", str(self._folder))
+                self._write(frames, messages, drop_if_disk_full=False)
+                self._sync(self._segments[-1])
+            except OSError as error:
+                self._failed(error)
+            return self.failures == failures
 
     def oldest(self, limit: int) -> list[WaitingMessage]:
         """Some of the oldest messages, `limit` at most, in their order; none if none waits or they cannot be read now.
@@ -164,28 +179,23 @@ class Spool:
         while self.waiting_bytes > self.max_bytes:
             self._remove_first()
 
-    def _append(self, message: WaitingMessage, drop_oldest: bool, drop_if_disk_full: bool) -> None:
+    def _append(self, message: WaitingMessage, drop_if_disk_full: bool) -> None:
         frame = to_frame(message)
-        topic, rows = message.record.topic, message.rows
-        if not drop_oldest and self.waiting_bytes + len(frame) > self.max_bytes:
-            raise OSError(errno.ENOSPC, "the spool is full", str(self._folder))
         if len(frame) > self.max_bytes:
-            self._dropped_rows[topic] += rows
+            self._dropped_rows[message.record.topic] += message.rows
             return
         while self.waiting_bytes + len(frame) > self.max_bytes:
             self._remove_first()
-        self._write(frame, drop_if_disk_full)
-        self._segments[-1].rows[topic] += rows
-        self.waiting_bytes += len(frame)
-        self.waiting_rows += rows
+        self._write(frame, [message], drop_if_disk_full)
 
-    def _write(self, frame: bytes, drop_if_disk_full: bool) -> None:
-        """Write it behind the last message. Raises OSError, after which nothing of it is there."""
+    def _write(self, frames: bytes, messages: Sequence[WaitingMessage], drop_if_disk_full: bool) -> None:
+        """Write the frames of messages behind the last one. Raises OSError, after which nothing of them is there."""
         freed = 0
         while True:
             try:
-                self._segment_for(frame).write(frame)
-                return
+                segment = self._segment_for(frames)
+                segment.write(frames)
+                break
             except OSError as error:
                 if error.errno not in _FULL:
                     raise
@@ -194,11 +204,15 @@ class Spool:
                     continue
                 # For one message the spool gives up neither all it has, nor more than its size if others take the
                 # room as fast as it is made.
-                if not drop_if_disk_full or freed > len(frame) or self._holds_one_segment():
+                if not drop_if_disk_full or freed > len(frames) or self._holds_one_segment():
                     raise
                 self._failed(error)
                 freed += self._segments[0].bytes
                 self._remove_first()
+        self.waiting_bytes += len(frames)
+        for message in messages:
+            segment.rows[message.record.topic] += message.rows
+            self.waiting_rows += message.rows
 
     def _holds_one_segment(self) -> bool:
         return not self._segments or self.waiting_bytes == self._segments[0].bytes

@@ -461,18 +461,12 @@ def test_a_log_that_answers_just_as_it_is_left_changes_nothing(
     release, entered = threading.Event(), threading.Event()
 
     class SlowSpool(Spool):
-        def append(
-            self,
-            messages: Sequence[WaitingMessage],
-            *,
-            drop_oldest: bool = True,
-            drop_if_disk_full: bool = True,
-        ) -> int:
+        def append(self, messages: Sequence[WaitingMessage], *, drop_if_disk_full: bool = True) -> int:
             # the sink's own thread does meanwhile what it does when the log answers
             release.set()
             if threading.current_thread() is not sink._thread:
                 sink._thread.join(0.2)
-            return super().append(messages, drop_oldest=drop_oldest, drop_if_disk_full=drop_if_disk_full)
+            return super().append(messages, drop_if_disk_full=drop_if_disk_full)
 
     def hang(records: Sequence[Record]) -> None:
         is_first = not entered.is_set()

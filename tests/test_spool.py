@@ -372,15 +372,33 @@ def test_who_may_not_drop_anything_is_refused_when_it_is_full(tmp_path: Path) ->
     """What was taken before stays, and there is room again when some of it was sent."""
     spool = Spool(tmp_path, 16 * KIB)
     taken = 0
-    while spool.append([message(taken, 900)], drop_oldest=False):
+    while spool.append_all([message(taken, 900)]):
         taken += 1
     assert 10 < taken < 20
     assert (dropped(spool), spool.waiting_rows) == (0, taken)
-    assert spool.append([message(99, 17 * KIB)], drop_oldest=False) == 0
+    assert not spool.append_all([message(99, 17 * KIB)])
     assert dropped(spool) == 0
     spool.oldest(ALL)
     spool.acknowledge()
-    assert spool.append([message(taken, 900)], drop_oldest=False) == 1
+    # of these the first would have room
+    assert not spool.append_all([message(99, 300), message(99, 900)])
+    assert (dropped(spool), spool.waiting_rows) == (0, taken - 1)
+    assert spool.append_all([message(taken, 900)])
+
+
+def test_of_what_belongs_together_a_full_disk_takes_all_or_none(small_disk: SmallDisk) -> None:
+    """Also where it has room for some of it; what fits as a whole is taken, and next to it nothing is torn."""
+    spool = Spool(small_disk.folder / "spool", 2 * DISK_BYTES)
+    parts = [message(number, DISK_BYTES // 10) for number in range(4)]
+    taken = 0
+    while spool.append_all(parts):
+        taken += 1
+    assert taken == 2
+    assert "No space left" in spool.fault
+    assert (spool.waiting_rows, dropped(spool)) == (8, 0)
+    assert spool.append_all(parts[:1])
+    assert drain(spool) == [*range(4), *range(4), 0]
+    assert spool.damaged == 0
 
 
 def test_a_full_disk_may_be_no_reason_to_drop(small_disk: SmallDisk) -> None:
@@ -408,17 +426,17 @@ def test_what_the_disk_does_not_say_it_holds_is_not_taken(
 ) -> None:
     """Whoever may not drop anything is told so; the messages may be sent even so."""
     spool = Spool(tmp_path, 64 * KIB)
-    assert spool.append([message(0)], drop_oldest=False) == 1
+    assert spool.append_all([message(0)])
 
     def refuse(fd: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as broken:
         broken.setattr(os, "fdatasync", refuse)
-        assert spool.append([message(1), message(2)], drop_oldest=False) == 0
+        assert not spool.append_all([message(1), message(2)])
         assert "Input/output error" in spool.fault
         assert spool.append([message(3)]) == 1
-    assert spool.append([message(4)], drop_oldest=False) == 1
+    assert spool.append_all([message(4)])
     assert drain(spool) == list(range(5))
 
 

@@ -305,6 +305,27 @@ def test_a_full_spool_takes_no_more_usage(shelf: Shelf, tmp_path: Path) -> None:
     assert (spool.waiting_rows, spool.dropped_rows) == (taken, {})
 
 
+def test_of_a_post_that_has_no_room_nothing_is_kept(shelf: Shelf, tmp_path: Path) -> None:
+    """Nor if some of its messages would fit: who sends its lines again in another way counts none of them twice."""
+    shelf.away = True
+    spool = Spool(tmp_path, 100_000)
+    usage_post = UsagePost("hall", Sink(shelf, 1.0, spool=spool).store, lambda: NOW_MS)
+    posts = 0
+    while True:
+        seed = random.Random(posts)
+        rows = [LINE | {"event_id": seed.randbytes(8).hex()} for _ in range(2000)]
+        answer = usage_post.take(Request("", {}, lines(*rows)))
+        if answer.status == 503:
+            break
+        posts += 1
+        assert posts < 100
+    assert posts > 0
+    assert spool.waiting_rows == 2000 * posts
+    assert "not sure" in answer.content["error"]
+    assert "Idempotency-Key" in answer.content["error"]
+    spool.close()
+
+
 def test_an_id_may_be_anything(site: Site, shelf: Shelf) -> None:
     """Only names of consumers, models and tiers stand beside Idlewatt's own."""
     assert site.post(lines(LINE | {"event_id": str(("run-7", 3)), "team": "(eu) search (1)"}))[0] == 202
