@@ -15,9 +15,11 @@ from idlewatt.stream.spool_frames import WaitingMessage
 
 Row = GpuRow | EngineRow | UsageRow
 
-# Of posted usage 16 kB once compressed: a message goes in one piece, and a line of 5 kB/s is to carry it within the 4 s
-# an append has. What it cannot carry is offered again for ever, and all that comes after waits behind it.
-MAX_ROWS_PER_MESSAGE: Final = 200
+# A message goes in one piece, and a line of 5 kB/s is to carry it within the 4 s an append has, even one of ids and
+# names that do not compress. What it cannot carry is offered again for ever, and all that comes after waits behind it.
+MAX_VALUE_BYTES: Final = 18_000
+# of posted usage more than that holds: larger groups would be encoded in vain
+_MAX_ROWS: Final = 100
 
 _DESTINATIONS: Final[Mapping[type, tuple[str, Schema]]] = {
     GpuRow: (topics.GPU, records.GPU),
@@ -40,14 +42,14 @@ def topic_of(row: Row) -> str:
 
 
 def pack(rows: Iterable[Row]) -> Iterator[WaitingMessage | Unencodable]:
-    """Messages of MAX_ROWS_PER_MESSAGE rows at most; within a topic and key the rows stay in their order."""
+    """Messages of MAX_VALUE_BYTES at most, or of one row; within a topic and key the rows stay in their order."""
     groups: defaultdict[tuple[type, bytes], list[Row]] = defaultdict(list)
     for row in rows:
         groups[type(row), _key_of(row)].append(row)
     for (kind, key), group in groups.items():
         topic, schema = _DESTINATIONS[kind]
-        for start in range(0, len(group), MAX_ROWS_PER_MESSAGE):
-            yield from _encoded(topic, key, schema, group[start : start + MAX_ROWS_PER_MESSAGE])
+        for start in range(0, len(group), _MAX_ROWS):
+            yield from _encoded(topic, key, schema, group[start : start + _MAX_ROWS])
 
 
 def _key_of(row: Row) -> bytes:
@@ -58,12 +60,15 @@ def _encoded(
     topic: str, key: bytes, schema: Schema, rows: Sequence[Row]
 ) -> Iterator[WaitingMessage | Unencodable]:
     try:
-        yield WaitingMessage(Record(topic, key, encode_rows(schema, rows)), len(rows))
+        value = encode_rows(schema, rows)
+        if len(value) <= MAX_VALUE_BYTES or len(rows) == 1:
+            yield WaitingMessage(Record(topic, key, value), len(rows))
+            return
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         if len(rows) == 1:
             yield Unencodable(rows[0], str(error))
             return
-        # halved until the row at fault stands alone
-        middle = len(rows) // 2
-        yield from _encoded(topic, key, schema, rows[:middle])
-        yield from _encoded(topic, key, schema, rows[middle:])
+    # halved until each part is small enough, and a row at fault stands alone
+    middle = len(rows) // 2
+    yield from _encoded(topic, key, schema, rows[:middle])
+    yield from _encoded(topic, key, schema, rows[middle:])

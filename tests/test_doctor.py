@@ -308,7 +308,7 @@ def test_a_spool_that_waits_is_told(tmp_path: Path) -> None:
     spool = Spool(folder, 1 << 20)
     try:
         row = GpuRow(ts_ms=1, site="s", pool="p", node="n", gpu_uuid="GPU-1", product="x")
-        assert spool.append([m for m in pack([row] * 200) if isinstance(m, WaitingMessage)]) == 1
+        assert spool.append([m for m in pack([row] * 100) if isinstance(m, WaitingMessage)]) == 1
         assert re.fullmatch(rf"warn  spool    0\.0 MB of 1\.0 MB wait in {folder}: its .*", spooling(folder))
     finally:
         spool.close()

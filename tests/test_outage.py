@@ -11,7 +11,7 @@ from idlewatt_command import Serving, serving, wait_until
 from kafka.admin import ConfigResource
 from kafka_broker import KafkaBroker
 
-from idlewatt.collectors.packing import MAX_ROWS_PER_MESSAGE, pack
+from idlewatt.collectors.packing import pack
 from idlewatt.collectors.sink import Sink
 from idlewatt.stream import topics
 from idlewatt.stream.decoding import decode
@@ -102,7 +102,7 @@ def test_a_message_that_kafka_never_takes_costs_itself_alone(
     with open_admin(settings.log) as admin:
         admin.alter_configs([ConfigResource("topic", topics.GPU, {"max.message.bytes": "20000"})])
     rng = random.Random(1)
-    too_large = [reading(1010, rng.randbytes(200).hex(), gpu) for gpu in range(MAX_ROWS_PER_MESSAGE)]
+    too_large = [reading(1010, rng.randbytes(20_000).hex())]
     spool = Spool(tmp_path / "spool", 1 << 26)
     for rows in ([reading(t)] for t in range(1000, 1010)):
         spool.append([m for m in pack(rows) if isinstance(m, WaitingMessage)])
@@ -116,7 +116,7 @@ def test_a_message_that_kafka_never_takes_costs_itself_alone(
         wait_until(sink.send, "what comes later is sent")
     state = sink.state()
     sink.stop(5.0)
-    assert (state.dropped_rows[topics.GPU], state.waiting_rows) == (MAX_ROWS_PER_MESSAGE, 0)
+    assert (state.dropped_rows[topics.GPU], state.waiting_rows) == (1, 0)
     assert state.sent_rows[topics.GPU] == 100
     (said,) = (event for event in logged if event["event"] == "append_failed")
     assert said["topic"] == topics.GPU

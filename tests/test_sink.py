@@ -1,10 +1,10 @@
 import dataclasses
+import hashlib
 import itertools
 import random
 import statistics
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +14,7 @@ import pytest
 import structlog
 from small_disk import DISK_BYTES, SmallDisk
 
-from idlewatt.collectors.packing import MAX_ROWS_PER_MESSAGE
+from idlewatt.collectors.packing import MAX_VALUE_BYTES
 from idlewatt.collectors.row_queue import RowQueue
 from idlewatt.collectors.sink import Sink
 from idlewatt.stream import records, topics
@@ -79,9 +79,10 @@ def usage(number: int) -> UsageRow:
         ts_ms=1_790_000_000_000,
         site="s",
         source="api",
-        event_id=str(uuid.UUID(int=seed.getrandbits(128))),
+        event_id=hashlib.sha256(str(number).encode()).hexdigest(),
         team=f"team-{number % 40}",
         agent_family=f"agents-{number % 7}",
+        engineer=f"user{seed.randrange(3000)}@example.com",
         model_name="llama-3.1-70b",
         output_tokens=seed.randrange(5000),
         input_tokens=seed.randrange(50_000),
@@ -139,16 +140,30 @@ def test_rows_are_packed_by_topic_and_pool(shelf: Shelf) -> None:
 
 
 def test_many_rows_are_split_into_messages(shelf: Shelf) -> None:
-    """No message grows beyond what Kafka takes."""
+    """No message grows beyond what a thin line carries, and none is much smaller for it; the rows keep their order."""
     sink = Sink(shelf, 1.0)
-    sink.put(gpu(i) for i in range(2 * MAX_ROWS_PER_MESSAGE + 5))
+    sink.put(gpu(i) for i in range(405))
     sink.send()
-    assert [decode(record.value)[1].height for record in shelf.records] == [
-        MAX_ROWS_PER_MESSAGE,
-        MAX_ROWS_PER_MESSAGE,
-        5,
+    assert shelf.times() == list(range(405))
+    assert max(len(record.value) for record in shelf.records) <= MAX_VALUE_BYTES
+    assert len(shelf.records) <= 5
+
+
+def test_no_names_make_a_message_longer(shelf: Shelf) -> None:
+    """Names as long as may be posted, of four bytes a character, and no two alike."""
+
+    def name(number: int) -> str:
+        return "".join(map(chr, random.Random(number).choices(range(0x20000, 0x2A000), k=120)))
+
+    named = ("source", "event_id", "function", "team", "agent_family", "engineer", "model_name", "tier")
+    rows = [
+        dataclasses.replace(usage(n), **{field: name(8 * n + i) for i, field in enumerate(named)})
+        for n in range(40)
     ]
-    assert max(len(record.value) for record in shelf.records) < 500_000
+    sink = Sink(shelf, 1.0)
+    assert sink.store(rows)
+    assert len(shelf.rows()) == 40
+    assert max(len(record.value) for record in shelf.records) <= MAX_VALUE_BYTES
 
 
 def test_rows_wait_while_the_log_is_away(shelf: Shelf, logged: list[structlog.typing.EventDict]) -> None:
