@@ -149,7 +149,7 @@ class Sink:
             return _Answer.AWAY
         try:
             # it may have gone away for the one before: to ask it would hold the caller up for seconds more
-            return _Answer.AWAY if self._away and not even_if_away else self._append(batch)
+            return _Answer.AWAY if self._away and not even_if_away else self._append(batch, says_why=True)
         finally:
             self._asking.release()
 
@@ -266,14 +266,15 @@ class Sink:
 
     def _offer(self, batch: Sequence[WaitingMessage]) -> _Answer:
         """Append; what a thin line does not carry within an append's time would be sent again for ever."""
-        answer = self._append(batch)
+        # of several, the one at fault says so when it is offered alone
+        answer = self._append(batch, says_why=len(batch) == 1)
         if answer is _Answer.AWAY:
             self._messages_per_append = max(len(batch) // 2, 1)
         elif answer is _Answer.TAKEN:
             self._messages_per_append = min(2 * self._messages_per_append, _MAX_MESSAGES_PER_APPEND)
         return answer
 
-    def _append(self, batch: Sequence[WaitingMessage]) -> _Answer:
+    def _append(self, batch: Sequence[WaitingMessage], *, says_why: bool) -> _Answer:
         try:
             self._appender.append([message.record for message in batch])
         except LogUnavailableError as error:
@@ -282,7 +283,7 @@ class Sink:
                 _log.warning("log_away", detail=str(error), waiting_rows=self.state().waiting_rows)
             return _Answer.AWAY
         except Exception as error:
-            if len(batch) == 1:
+            if says_why:
                 self._minute_log.error("append_failed", 1, topic=batch[0].record.topic, exc_info=error)
             return _Answer.REFUSED
         if self._away:

@@ -24,7 +24,7 @@ from idlewatt.processors.economy.usage import UsageState, fold_usage
 from idlewatt.stream import topics
 from idlewatt.stream.decoding import decode
 from idlewatt.stream.embedded_log import EmbeddedAppender, EmbeddedStageLog
-from idlewatt.stream.errors import LogUnavailableError
+from idlewatt.stream.errors import LogUnavailableError, RefusedMessageError
 from idlewatt.stream.http_routes import Request
 from idlewatt.stream.log import Record
 from idlewatt.stream.metrics_server import MetricsServer
@@ -324,6 +324,26 @@ def test_of_a_post_that_has_no_room_nothing_is_kept(shelf: Shelf, tmp_path: Path
     assert "not sure" in answer.content["error"]
     assert "Idempotency-Key" in answer.content["error"]
     spool.close()
+
+
+@pytest.mark.parametrize("count", [1, 300])
+def test_why_the_log_refuses_a_post_is_said(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Whether it is one message or several: the sender is told only that it is not sure that all is kept."""
+
+    def refuse(records: Sequence[Record]) -> None:
+        raise RefusedMessageError("raise max.message.bytes")
+
+    monkeypatch.setattr(shelf, "append", refuse)
+    usage_post = UsagePost("hall", Sink(shelf, 1.0).store, lambda: NOW_MS)
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(2):
+            answer = usage_post.take(Request("", {}, lines(*[LINE] * count)))
+            assert answer.status == 503
+    (said,) = [event for event in logged if event["event"] == "append_failed"]
+    assert said["topic"] == topics.USAGE
+    assert str(said["exc_info"]) == "raise max.message.bytes"
 
 
 def test_an_id_may_be_anything(site: Site, shelf: Shelf) -> None:
