@@ -19,6 +19,7 @@ from idlewatt.stream.clock import Clock, unix_ms
 from idlewatt.stream.errors import ConfigError
 from idlewatt.stream.http_routes import Route
 from idlewatt.stream.log import Appender
+from idlewatt.stream.minute_log import MinuteLog
 from idlewatt.stream.settings import Engine, Gateway, Settings
 from idlewatt.stream.spool import Spool, SpoolDiskError
 
@@ -51,8 +52,12 @@ class Collection:
                 source.close()
             self._close_gpus()
             raise
-        self._sink = Sink(appender, collect.send_interval_s, spool=spool, open_spool=open_spool)
-        self._usage_post = UsagePost(settings.site, self._sink.store, clock)
+        # one for both: the sink has it say what waits for its minute, and at the end
+        minute_log = MinuteLog()
+        self._sink = Sink(
+            appender, collect.send_interval_s, spool=spool, open_spool=open_spool, minute_log=minute_log
+        )
+        self._usage_post = UsagePost(settings.site, self._sink.store, clock, minute_log)
         self._scheduler = Scheduler(sources, lambda reading: self._sink.put(reading.rows), collect.timeout_s)
 
     @property

@@ -75,18 +75,19 @@ class Sink:
         spool: Spool | None = None,
         open_spool: Callable[[], Spool] | None = None,
         max_waiting_rows: int = MAX_WAITING_ROWS,
-        monotonic: Callable[[], float] = time.monotonic,
+        minute_log: MinuteLog | None = None,
     ) -> None:
         """`max_waiting_rows` is the bound of memory; the spool has its own, and is closed by stop().
 
         `open_spool`: there should be one, and its disk refused it; it is tried again once a minute. Raises ConfigError.
+        `minute_log`: what others have logged in it is said in time too, and when stop() ends.
         """
         self._appender = appender
         self._send_interval_s = send_interval_s
         self._spool = spool
         self._open_spool = open_spool
         self._spool_refusals = int(open_spool is not None)
-        self._minute_log = MinuteLog(monotonic)
+        self._minute_log = minute_log or MinuteLog()
         self._queue = RowQueue(max_waiting_rows, self._minute_log)
         self._sent_rows = Counter(dict.fromkeys(topics.RAW, 0))
         self._refused_rows = Counter(self._sent_rows)

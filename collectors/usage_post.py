@@ -66,12 +66,17 @@ class UsagePost:
     """Takes usage over HTTP. Of a request with a wrong line nothing is taken; of one that is answered with 503 the log
     may have some lines or all, for it did not say in time."""
 
-    def __init__(self, site: str, store: Callable[[Sequence[UsageRow]], bool], clock: Clock) -> None:
-        """`store` returns True when rows are where no crash takes them. It is called from several threads."""
+    def __init__(
+        self, site: str, store: Callable[[Sequence[UsageRow]], bool], clock: Clock, minute_log: MinuteLog
+    ) -> None:
+        """`store` returns True when rows are where no crash takes them. It is called from several threads.
+
+        `minute_log` is the caller's to flush.
+        """
         self._site = site
         self._store = store
         self._clock = clock
-        self._minute_log = MinuteLog()
+        self._minute_log = minute_log
         self._refused: Counter[str] = Counter()
 
     @property

@@ -672,7 +672,7 @@ def test_drops_are_said_once_a_minute_with_their_number(
 ) -> None:
     """An hour of dropping is some sixty lines, and their counts add up to the rows that are gone."""
     now_s = 0.0
-    sink = Sink(shelf, 1.0, spool=Spool(tmp_path, 16 * 1024), monotonic=lambda: now_s)
+    sink = Sink(shelf, 1.0, spool=Spool(tmp_path, 16 * 1024), minute_log=MinuteLog(lambda: now_s))
     shelf.refuse = away
     for second in range(3600):
         now_s = float(second)

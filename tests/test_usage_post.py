@@ -75,7 +75,7 @@ class Site:
 
     def __init__(self, sink: Sink, token: str | None = TOKEN) -> None:
         self.sink = sink
-        self.usage_post = UsagePost("hall", sink.store, lambda: NOW_MS)
+        self.usage_post = UsagePost("hall", sink.store, lambda: NOW_MS, MinuteLog())
         self.server = MetricsServer("127.0.0.1", 0, lambda: b"", token)
         self.server.start()
         self.server.open([self.usage_post.route])
@@ -193,7 +193,7 @@ def test_of_many_wrong_lines_the_first_are_told() -> None:
         return NOW_MS
 
     too_old = [LINE | {"ts_ms": 0}] * 100
-    usage_post = UsagePost("hall", lambda rows: True, clock)
+    usage_post = UsagePost("hall", lambda rows: True, clock, MinuteLog())
     answer = usage_post.take(Request("", {}, lines(LINE, *too_old)))
     assert answer.status == 400
     assert [error["line"] for error in answer.content["errors"]] == list(range(2, 22))
@@ -309,7 +309,7 @@ def test_of_a_post_that_has_no_room_nothing_is_kept(shelf: Shelf, tmp_path: Path
     """Nor if some of its messages would fit: who sends its lines again in another way counts none of them twice."""
     shelf.away = True
     spool = Spool(tmp_path, 100_000)
-    usage_post = UsagePost("hall", Sink(shelf, 1.0, spool=spool).store, lambda: NOW_MS)
+    usage_post = UsagePost("hall", Sink(shelf, 1.0, spool=spool).store, lambda: NOW_MS, MinuteLog())
     posts = 0
     while True:
         seed = random.Random(posts)
@@ -336,7 +336,7 @@ def test_why_the_log_refuses_a_post_is_said(
         raise RefusedMessageError("raise max.message.bytes")
 
     monkeypatch.setattr(shelf, "append", refuse)
-    usage_post = UsagePost("hall", Sink(shelf, 1.0).store, lambda: NOW_MS)
+    usage_post = UsagePost("hall", Sink(shelf, 1.0).store, lambda: NOW_MS, MinuteLog())
     with structlog.testing.capture_logs() as logged:
         for _ in range(2):
             answer = usage_post.take(Request("", {}, lines(*[LINE] * count)))
@@ -384,8 +384,7 @@ def test_each_reason_is_logged_with_its_own_count(shelf: Shelf) -> None:
     """Posts that could not be kept are not told as wrong lines, for one wrong line after them."""
     now_s = 0.0
     shelf.away = True
-    usage_post = UsagePost("hall", Sink(shelf, 1.0).store, lambda: NOW_MS)
-    usage_post._minute_log = MinuteLog(lambda: now_s)
+    usage_post = UsagePost("hall", Sink(shelf, 1.0).store, lambda: NOW_MS, MinuteLog(lambda: now_s))
     with structlog.testing.capture_logs() as logged:
         usage_post.take(Request("", {}, b"x"))
         for _ in range(57):
@@ -396,6 +395,43 @@ def test_each_reason_is_logged_with_its_own_count(shelf: Shelf) -> None:
     assert told[:2] == [("bad_lines", 1), ("not_stored", 1)]
     assert sorted(told[2:]) == [("bad_lines", 1), ("not_stored", 56)]
     assert usage_post.refused == {"bad_lines": 2, "not_stored": 57}
+
+
+def test_refused_posts_are_said_though_none_comes_after_them(shelf: Shelf) -> None:
+    """The sink says those that waited when their minute is over."""
+    now_s = 0.0
+    minute_log = MinuteLog(lambda: now_s)
+    sink = Sink(shelf, 1.0, minute_log=minute_log)
+    usage_post = UsagePost("hall", sink.store, lambda: NOW_MS, minute_log)
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(3):
+            usage_post.take(Request("", {}, b"x"))
+        sink.send()
+        assert [event["count"] for event in logged] == [1]
+        now_s = 61.0
+        sink.send()
+        assert [event["count"] for event in logged] == [1, 2]
+
+
+def test_refused_posts_are_said_at_the_end(tmp_path: Path) -> None:
+    """What waits for its minute when the collector ends is said then."""
+    told = Settings(
+        site="hall",
+        log=Log(path=str(tmp_path / "log.db")),
+        collect=Collect(node="n", gpu="none"),
+        serve=Serve(token=TOKEN),
+    )
+    shelf = Shelf()
+    shelf.away = True
+    collection = Collection(told, shelf, clock=lambda: NOW_MS)
+    (route,) = collection.routes
+    with structlog.testing.capture_logs() as logged:
+        collection.start()
+        for _ in range(57):
+            route.handle(Request("", {}, lines(LINE)))
+        shelf.away = False
+        collection.stop(1)
+    assert [event["count"] for event in logged if event["event"] == "usage_refused"] == [1, 56]
 
 
 def test_the_spool_takes_them_while_the_log_is_away(shelf: Shelf, tmp_path: Path) -> None:
@@ -509,7 +545,7 @@ def test_a_collector_that_only_takes_usage(tmp_path: Path) -> None:
 def test_no_body_ends_the_server(parts: list[bytes], key: str) -> None:
     """Whatever is sent is taken or refused with a reason, and what is taken can be written."""
     shelf = Shelf()
-    usage_post = UsagePost("hall", Sink(shelf, 1.0).store, lambda: NOW_MS)
+    usage_post = UsagePost("hall", Sink(shelf, 1.0).store, lambda: NOW_MS, MinuteLog())
     answer = usage_post.take(Request("", {"idempotency-key": key}, b"\n".join(parts)))
     if answer.status == 202:
         assert answer.content["accepted"] == len(shelf.rows()) > 0
