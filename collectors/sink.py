@@ -164,7 +164,7 @@ class Sink:
     def stop(self, timeout_s: float) -> None:
         """Send what waits and end. What the log has not taken after `timeout_s` is left in the spool.
 
-        Without a spool it is lost, which is logged.
+        Without a spool it is lost, which is logged; as is that it may be, where the spool's disk does not answer.
         """
         self._give_up_at = time.monotonic() + timeout_s
         self._stopping.set()
@@ -172,13 +172,19 @@ class Sink:
             self._thread.join(timeout_s)
         else:
             self.send()
+        is_left = True
         if self._spool is not None:
             leaving = threading.Thread(target=self._leave, args=(self._spool,), name="spool", daemon=True)
             leaving.start()
             leaving.join(_LEAVE_S)
+            is_left = not leaving.is_alive()
         self._minute_log.flush()
-        if lost := self._queue.waiting_rows:
-            _log.error("rows_lost", rows=lost, reason="the log did not take them before the end")
+        if waiting := self._queue.waiting_rows:
+            if is_left:
+                _log.error("rows_lost", rows=waiting, reason="the log did not take them before the end")
+            else:
+                reason = "the disk of the spool did not answer before the end"
+                _log.error("rows_may_be_lost", up_to_rows=waiting, reason=reason)
 
     def state(self) -> SinkState:
         """Counts as of now."""

@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import itertools
+import os
 import random
 import statistics
 import threading
@@ -503,6 +504,33 @@ def test_a_log_that_answers_just_as_it_is_left_changes_nothing(
     left = Spool(tmp_path, GIB)
     assert left.waiting_rows == 2
     left.close()
+
+
+def test_rows_are_not_called_lost_while_the_disk_of_the_spool_hangs(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[structlog.typing.EventDict]
+) -> None:
+    """Where its answer does not come before the end, nobody knows; here they are safe."""
+    monkeypatch.setattr("idlewatt.collectors.sink._LEAVE_S", 0.05)
+    over = threading.Event()
+    fdatasync = os.fdatasync
+
+    def hang(fd: int) -> None:
+        assert over.wait(10)
+        fdatasync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", hang)
+    shelf.refuse = away
+    spool = Spool(tmp_path, GIB)
+    sink = Sink(shelf, 1.0, spool=spool)
+    sink.put([gpu(1), gpu(2)])
+    sink.start()
+    try:
+        sink.stop(0.05)
+        said = [event for event in logged if "lost" in event["event"]]
+        assert [(event["event"], event["up_to_rows"]) for event in said] == [("rows_may_be_lost", 2)]
+    finally:
+        over.set()
+    wait_until(lambda: sink.state().waiting_rows == spool.waiting_rows == 2)
 
 
 def test_messages_are_in_one_hand_at_a_time() -> None:
