@@ -506,6 +506,32 @@ def test_a_log_that_answers_just_as_it_is_left_changes_nothing(
     left.close()
 
 
+def test_who_stores_when_stop_gives_up_stores_alone(shelf: Shelf, tmp_path: Path) -> None:
+    """The sink's own thread has written a row and not settled it yet: stop() does not write it once more."""
+    is_written, is_written_twice = threading.Event(), threading.Event()
+
+    class SlowSpool(Spool):
+        def append(self, messages: Sequence[WaitingMessage], *, drop_if_disk_full: bool = True) -> int:
+            taken = super().append(messages, drop_if_disk_full=drop_if_disk_full)
+            if threading.current_thread() is sink._thread:
+                is_written.set()
+                is_written_twice.wait(0.2)
+            else:
+                is_written_twice.set()
+            return taken
+
+    shelf.refuse = away
+    sink = Sink(shelf, 0.01, spool=SlowSpool(tmp_path, GIB))
+    sink.put([gpu(1)])
+    sink.start()
+    assert is_written.wait(5)
+    sink.stop(0)
+    sink._thread.join(5)
+    left = Spool(tmp_path, GIB)
+    assert left.waiting_rows == 1
+    left.close()
+
+
 def test_rows_are_not_called_lost_while_the_disk_of_the_spool_hangs(
     shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[structlog.typing.EventDict]
 ) -> None:
