@@ -16,6 +16,9 @@ from idlewatt.stream.topics import EVENT_HORIZON_MS
 
 PATH: Final = "/v1/usage"
 MAX_BODY_BYTES: Final = 1024 * 1024
+# the longest names, of characters that JSON escapes by 12 bytes, come to 12 kB; of a megabyte of unknown names each would
+# be an error of its own
+MAX_LINE_BYTES: Final = 16 * 1024
 _KEY: Final = "idempotency-key"
 # less than the 15 s that processors take, whose clocks may be behind
 _AHEAD_MS: Final = 10_000
@@ -114,6 +117,10 @@ class UsagePost:
             if not line.strip():
                 continue
             try:
+                if len(line) > MAX_LINE_BYTES:
+                    raise ValueError(
+                        f"the line has {len(line)} bytes, at most {MAX_LINE_BYTES} are taken: is it one event?"
+                    )
                 told = UsageLine.model_validate_json(line.rstrip(b"\n"))
                 rows.append(self._row(told, key, number))
             except ValidationError as invalid:

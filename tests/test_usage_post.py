@@ -19,7 +19,7 @@ from small_disk import SmallDisk
 
 from idlewatt.collectors.collection import Collection
 from idlewatt.collectors.sink import Sink
-from idlewatt.collectors.usage_post import MAX_BODY_BYTES, UsagePost
+from idlewatt.collectors.usage_post import MAX_BODY_BYTES, MAX_LINE_BYTES, UsagePost
 from idlewatt.processors.economy.usage import UsageState, fold_usage
 from idlewatt.stream import topics
 from idlewatt.stream.decoding import decode
@@ -166,7 +166,8 @@ WRONG: list[tuple[str, bytes, str]] = [
     ("half a character", lines(LINE).replace(b"kim", b"\\ud800"), "Invalid JSON"),
     ("no UTF-8", lines(LINE).replace(b"kim", b"\xff\xfe"), "Invalid JSON"),
     ("nothing", b"\n \n", "no line"),
-    ("deep", b"[" * 100_000, "Invalid JSON"),
+    ("deep", b"[" * 10_000, "Invalid JSON"),
+    ("a long line", lines({f"{n:05}": 1 for n in range(1500)}), f"at most {MAX_LINE_BYTES} are taken"),
 ]
 
 
@@ -182,6 +183,13 @@ def test_wrong_lines_are_told(site: Site, shelf: Shelf, body: bytes, said: str) 
     assert not shelf.records
     assert site.usage_post.refused == {"bad_lines": 1}
     assert site.post(good)[0] == 202
+
+
+def test_the_longest_names_fit_a_line(site: Site, shelf: Shelf) -> None:
+    """Also where each character is escaped by twelve bytes, as most languages' JSON does it."""
+    named = ("source", "event_id", "function", "team", "agent_family", "engineer", "model_name", "tier")
+    assert site.post(lines(LINE | dict.fromkeys(named, "\U0001f600" * 120)))[0] == 202
+    assert len(shelf.rows()) == 1
 
 
 def test_of_many_wrong_lines_the_first_are_told() -> None:
