@@ -189,7 +189,7 @@ ALERTS: Final = (
     ),
     AlertRule(
         name="IdlewattPoolDark",
-        expr=f"{q.unread_share(q.EVERYWHERE)} > {DARK_SHARE_LIMIT}",
+        expr=f"{q.unread_share(q.EVERYWHERE, 'watts')} > {DARK_SHARE_LIMIT}",
         lasting="5m",
         severity="warning",
         summary=f"{_POOL_IN_WORDS} is dark: nobody knows what {{{{ $value | humanizePercentage }}}} of its GPUs do",
@@ -197,6 +197,19 @@ ALERTS: Final = (
             "{{ $value | humanizePercentage }} of the GPUs of pool {{ $labels.pool }} of site {{ $labels.site }} tell "
             "nothing, or the engines that hold them do not. Their watts, measured or set aside, are booked as dark, not as "
             "zero (those of GPUs that were never read are not known), and the pool's ratios are withheld."
+        ),
+    ),
+    AlertRule(
+        name="IdlewattEnginesDark",
+        expr=f"{q.unread_share(q.EVERYWHERE, 'tokens')} > {DARK_SHARE_LIMIT}",
+        # a server that is restarted loads its model for as long
+        lasting="15m",
+        severity="warning",
+        summary=f"{_POOL_IN_WORDS} shows no ratios: {{{{ $value | humanizePercentage }}}} of its engine time is not measured",
+        description=(
+            "{{ $value | humanizePercentage }} of the engine time of pool {{ $labels.pool }} of site {{ $labels.site }} is of engines "
+            "that nobody reads, or that make tokens on nodes of which no GPU is known to serve, for 15 minutes. What tokens take "
+            "there is not known, and the pool's ratios are withheld. The watts of GPUs that are read are right."
         ),
     ),
     AlertRule(

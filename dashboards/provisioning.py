@@ -85,10 +85,12 @@ def alertmanager_yaml() -> str:
                     "repeat_interval": "12h",
                 },
                 "inhibit_rules": [
-                    # a pool that is not measured has no trustworthy waste or yield
+                    # a pool that is not measured has no trustworthy waste or yield, and its engines lack the same GPUs
                     {
                         "source_matchers": ['alertname=~"IdlewattPoolDark|IdlewattWindowClockStalled"'],
-                        "target_matchers": ['alertname=~"IdlewattWastedWatts|IdlewattTokensPerJouleFell"'],
+                        "target_matchers": [
+                            'alertname=~"IdlewattWastedWatts|IdlewattTokensPerJouleFell|IdlewattEnginesDark"'
+                        ],
                         "equal": ["site", "pool"],
                     }
                 ],

@@ -109,6 +109,7 @@ GOING_ON: Final = {
     AVAILABLE.replace('"a"', '"b"'): "0+60000x4400",
 }
 WATTS_READ: Final = f'idlewatt_coverage_ratio{{{POOL},window="1m",of="watts"}}'
+TOKENS_READ: Final = WATTS_READ.replace("watts", "tokens")
 SERVING: Final = f'idlewatt_gpus{{{POOL},state="serving",product="H100"}}'
 REWINDS: Final = 'idlewatt_rewinds_total{stage="economy",instance="p:1"}'
 BOOK_PRICES: Final = 'idlewatt_book_prices{instance="p:1"}'
@@ -452,6 +453,38 @@ CASES: Final = (
         "10m",
     ),
     Case("IdlewattPoolDark", "missing", "a pool has no GPUs", {}, "10m"),
+    Case(
+        "IdlewattEnginesDark",
+        "fires",
+        "GPUs that no engine names were never read on a quarter of the nodes: all that are known are",
+        {WATTS_READ: "1x40", TOKENS_READ: "0.75x40"},
+        "20m",
+        (
+            Fires(
+                OF_POOL,
+                "Pool a of site north shows no ratios: 25% of its engine time is not measured",
+                "25% of the engine time of pool a of site north is of engines that nobody reads, or that make tokens on nodes of "
+                "which no GPU is known to serve, for 15 minutes. What tokens take there is not known, and the pool's ratios are "
+                "withheld. The watts of GPUs that are read are right.",
+            ),
+        ),
+    ),
+    Case("IdlewattEnginesDark", "quiet", "a twelfth is not read", {TOKENS_READ: "0.917x40"}, "30m"),
+    Case(
+        "IdlewattEnginesDark",
+        "quiet",
+        "engines that are restarted one after the other load for ten minutes each",
+        {TOKENS_READ: "1x5 0.8x10 1 1 0.8x10 1x20"},
+        "26m",
+    ),
+    Case(
+        "IdlewattEnginesDark",
+        "quiet",
+        "the figures are old (IdlewattWindowClockStalled fires then)",
+        {TOKENS_READ: "0.75x40", WINDOW_END: "0x40"},
+        "20m",
+    ),
+    Case("IdlewattEnginesDark", "missing", "a pool has no engine", {WATTS_READ: "0.75x40"}, "20m"),
     Case(
         "IdlewattPipelineBehind",
         "fires",
