@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Final
@@ -39,8 +40,8 @@ class EmbeddedAppender:
     """Writes messages, and forgets old ones by topics.RETENTION_MS. May be used from several threads."""
 
     RETENTION_INTERVAL_MS: Final = 60_000
-    # What one clearing looks at per topic: it never holds the file for long.
-    RETENTION_ROWS: Final = 5000
+    # What one clearing looks at per topic and place: it never holds the file for long.
+    RETENTION_ROWS: Final = 2500
     # How far past the message that is due first a clearing goes: a clock that is years ahead takes ten minutes' worth a
     # minute, of raw rows before books that are younger than 400 days, and not all there is at once.
     RETENTION_STEP_MS: Final = 10 * 60_000
@@ -51,6 +52,9 @@ class EmbeddedAppender:
         self._bell = bell_of(path)
         self._clock = clock
         self._next_clearing_ms = 0
+        # Where in each topic the next clearing looks besides its front, all the way round: messages of a clock that was ahead
+        # may be more than it looks at, and what comes after them is due before they are.
+        self._further: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def append(self, records: Sequence[Record]) -> None:
@@ -81,30 +85,37 @@ class EmbeddedAppender:
                 ends = dict(
                     self._connection.execute('SELECT topic, min("offset") FROM resume GROUP BY topic')
                 )
-                read = {topic: ends.get(topic, _NO_END) for topic in RETENTION_MS}
-                until_ms = min(now_ms, self._first_due_ms(read, now_ms) + self.RETENTION_STEP_MS)
-                for topic, end in read.items():
-                    deleted = self._connection.execute(
-                        """DELETE FROM messages WHERE appended_ms < ? AND "offset" IN (
-                            SELECT "offset" FROM messages WHERE topic = ? AND "offset" < ?
-                            ORDER BY "offset" LIMIT ?)""",
-                        (until_ms - RETENTION_MS[topic], topic, end, self.RETENTION_ROWS),
-                    ).rowcount
-                    more = more or deleted == self.RETENTION_ROWS
+                looked_at = {topic: self._look(topic, ends.get(topic, _NO_END)) for topic in RETENTION_MS}
+                due_ms = (
+                    appended_ms + RETENTION_MS[topic]
+                    for topic, found in looked_at.items()
+                    for _, appended_ms in chain(*found)
+                )
+                until_ms = min(now_ms, min(due_ms, default=now_ms) + self.RETENTION_STEP_MS)
+                for topic, found in looked_at.items():
+                    before_ms = until_ms - RETENTION_MS[topic]
+                    front, further = ([offset for offset, ms in part if ms < before_ms] for part in found)
+                    self._connection.executemany(
+                        'DELETE FROM messages WHERE "offset" = ?',
+                        ((offset,) for offset in chain(front, further)),
+                    )
+                    is_end = len(found[1]) < self.RETENTION_ROWS
+                    self._further[topic] = further[0] if further else 0 if is_end else found[1][-1][0] + 1
+                    more = more or self.RETENTION_ROWS in (len(front), len(further))
         except sqlite3.Error:
             # the messages are written; clearing can wait for a better minute
             more = False
         self._next_clearing_ms = now_ms if more else now_ms + self.RETENTION_INTERVAL_MS
 
-    def _first_due_ms(self, read: Mapping[str, int], now_ms: int) -> int:
-        """When the first of what all stages have read comes of age; now where there is nothing."""
-        query = 'SELECT appended_ms FROM messages WHERE topic = ? AND "offset" < ? ORDER BY "offset" LIMIT 1'
-        oldest = {
-            topic: self._connection.execute(query, (topic, end)).fetchone() for topic, end in read.items()
-        }
-        return min(
-            (found[0] + RETENTION_MS[topic] for topic, found in oldest.items() if found), default=now_ms
-        )
+    def _look(self, topic: str, end: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Offset and appended_ms of the first that all stages have read, and of as many further on."""
+        query = """SELECT "offset", appended_ms FROM messages WHERE topic = ? AND "offset" >= ? AND "offset" < ?
+            ORDER BY "offset" LIMIT ?"""
+        front = self._connection.execute(query, (topic, 0, end, self.RETENTION_ROWS)).fetchall()
+        behind = front[-1][0] + 1 if front else end
+        from_offset = max(behind, self._further.get(topic, 0))
+        further = self._connection.execute(query, (topic, from_offset, end, self.RETENTION_ROWS)).fetchall()
+        return front, further
 
 
 class EmbeddedStageLog:

@@ -400,6 +400,36 @@ def test_a_clock_that_is_years_ahead_takes_no_books(tmp_path: Path) -> None:
     appender.close()
 
 
+def test_messages_of_a_clock_that_was_ahead_keep_none_behind_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many they are, what comes after them goes when it is old, and they on their own date; no step looks at all."""
+    monkeypatch.setattr(EmbeddedAppender, "RETENTION_ROWS", 10)
+    path = tmp_path / "log.db"
+    now_ms = [1_000 * DAY_MS]
+    appender = EmbeddedAppender(path, clock=lambda: now_ms[0])
+
+    def append(times: int, every_ms: int, value: bytes) -> None:
+        for _ in range(times):
+            now_ms[0] += every_ms
+            appender.append([gpu(value)])
+
+    now_ms[0] += 365 * DAY_MS
+    append(35, 1000, b"ahead")
+    now_ms[0] -= 365 * DAY_MS
+    append(200, DAY_MS // 10, b"right")
+    kept = values(path, topics.GPU)
+    assert kept.count(b"ahead") == 35
+    # three days are 30; a clearing looks at ten, and the way round all that are there takes ten of them
+    assert 30 <= kept.count(b"right") <= 40
+    now_ms[0] += 365 * DAY_MS
+    append(200, DAY_MS // 10, b"year")
+    kept = values(path, topics.GPU)
+    assert set(kept) == {b"year"}
+    assert 30 <= len(kept) <= 40
+    appender.close()
+
+
 def test_offsets_are_never_given_twice(tmp_path: Path) -> None:
     """When retention has emptied the log, new messages still come after what a stage has read."""
     path = tmp_path / "log.db"
