@@ -93,7 +93,8 @@ def _prepare(settings: Settings, *, process: bool) -> None:
     try:
         prepare(settings, process=process)
     except LogUnavailableError as error:
-        if process:
+        # a log in a file has no spool: nothing that is read could be kept
+        if process or settings.log.kind != "kafka":
             raise
         _log.warning("log_unavailable", error=str(error), meanwhile="rows wait in collect.spool_path")
 

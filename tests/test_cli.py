@@ -6,19 +6,22 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
 from idlewatt_command import COMMAND, Serving, environment, idlewatt, serving, taken_port, wait_until
 from kafka_broker import KafkaBroker
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from idlewatt.cli.config_sample import sample
 from idlewatt.cli.main import main
 from idlewatt.cli.serving import running
 from idlewatt.stream import metric_names
-from idlewatt.stream.settings import Log, Settings
+from idlewatt.stream.embedded_file import open_file
+from idlewatt.stream.errors import LogUnavailableError
+from idlewatt.stream.settings import Collect, Log, Settings
 
 COMMANDS = ("demo", "run", "collect", "process", "dashboards", "doctor", "report", "whatif", "tail", "config")
 _STOPPED_AT = """
@@ -164,6 +167,25 @@ def test_a_collector_starts_without_kafka(tmp_path: Path) -> None:
     with serving("collect", "--config", simulated(tmp_path), log=tmp_path / "log", env=env) as command:
         wait_until(lambda: families(command.page()).get("idlewatt_spool_bytes", 0) > 0, "rows are spooled")
         assert command.stop()[0] == 0
+
+
+def test_a_collector_on_a_file_that_is_held_promises_no_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log in a file has none: it ends with what is exit code 3, and says nothing of rows that wait."""
+    monkeypatch.setattr("idlewatt.stream.embedded_file.BUSY_TIMEOUT_S", 0.3)
+    path = tmp_path / "log.db"
+    open_file(path).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        settings = Settings(log=Log(path=str(path)), collect=Collect(gpu="none"))
+        with (
+            capture_logs() as logged,
+            pytest.raises(LogUnavailableError, match="another program holds it"),
+            running(settings, [0], collect=True, process=False),
+        ):
+            pass
+    assert logged == []
 
 
 def test_config_prints_the_sample() -> None:
