@@ -27,6 +27,8 @@ _PASSING: Final = {
     sqlite3.SQLITE_FULL: "make room on its disk",
     # what a full disk is said to be where the file of the shared memory cannot grow
     sqlite3.SQLITE_IOERR: "make room on its disk, which must be a local one",
+    # of the files that SQLite makes beside it: the file itself was opened before
+    sqlite3.SQLITE_CANTOPEN: "make room on its disk, inodes too, and let this user write in its folder",
     sqlite3.SQLITE_BUSY: "another program holds it: stop that, or try again",
 }
 _TABLES: Final = (
@@ -80,14 +82,17 @@ def open_readonly(path: str | Path) -> sqlite3.Connection:
         )
     try:
         connection = _connect(f"{path.absolute().as_uri()}?mode=ro")
-        try:
-            if _is_new(connection, path):
-                raise ConfigError(f"log.path: there is nothing in {path} yet")
-        except BaseException:
-            connection.close()
-            raise
     except sqlite3.Error as error:
+        raise ConfigError(f"log.path: {path} cannot be opened: {error}") from error
+    try:
+        if _is_new(connection, path):
+            raise ConfigError(f"log.path: there is nothing in {path} yet")
+    except sqlite3.Error as error:
+        connection.close()
         raise _fault(f"log.path: {path} cannot be read: {error}", error, "name the log's file") from error
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

@@ -18,7 +18,7 @@ import pytest
 from stage_reader import StageReader
 
 from idlewatt.stream import topics
-from idlewatt.stream.embedded_file import open_file
+from idlewatt.stream.embedded_file import open_file, open_readonly
 from idlewatt.stream.embedded_log import EmbeddedAppender, EmbeddedStageLog, read_messages
 from idlewatt.stream.errors import ConfigError, LogUnavailableError, RewindError
 from idlewatt.stream.log import Commit, Record
@@ -560,6 +560,17 @@ def test_a_disk_without_room_is_no_reason_for_another_file(tmp_path: Path) -> No
     assert child.stderr.startswith(
         f"3 log.path: {path} cannot hold the log: disk I/O error; make room on its disk"
     )
+
+
+def test_a_disk_without_inodes_is_no_reason_for_another_file(tmp_path: Path) -> None:
+    """Where the files that SQLite keeps beside a log cannot be made, whoever starts or reads is told what to do there."""
+    path = tmp_path / "log.db"
+    open_file(path).close()
+    # as little to be opened as where there is no inode for it
+    (tmp_path / "log.db-wal").mkdir()
+    for use in (open_file, open_readonly):
+        with pytest.raises(LogUnavailableError, match=r"log\.path.*; make room on its disk, inodes too"):
+            use(path)
 
 
 def test_a_log_that_is_held_for_long_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
