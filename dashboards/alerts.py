@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from idlewatt.dashboards import queries as q
 from idlewatt.dashboards.recording import (
+    COVERED_TOKENS_RATE,
     ENERGY_RATE,
     IDLE_SHARE_HOUR,
     OUTPUT_TOKENS_RATE,
@@ -33,8 +34,8 @@ IDLE_HOURS_SEEN: Final = 20
 YIELD_FALL: Final = 0.5
 # under this a yield says more about the load than about the machines, tokens/s
 YIELD_MIN_TOKENS_PER_SECOND: Final = 10
-# a day's mean is no yardstick before there is a good part of a day
-YIELD_MIN_HISTORY: Final = "6h"
+# of the 24 hours of a day: its mean is no yardstick before a good part of it was measured
+YIELD_HOURS_SEEN: Final = 6
 DARK_SHARE_LIMIT: Final = round(1 - q.COVERAGE_FLOOR, 6)
 BEHIND_LIMIT_S: Final = 60
 # A pool whose figures vanish is looked for this long: over a weekend, and as long as raw rows wait for it in Kafka.
@@ -175,7 +176,8 @@ ALERTS: Final = (
             (
                 f"{TOKENS_PER_JOULE} < {YIELD_FALL} * {TOKENS_PER_JOULE_DAY}",
                 f"{OUTPUT_TOKENS_RATE} > {YIELD_MIN_TOKENS_PER_SECOND}",
-                f"{TOKENS_PER_JOULE_DAY} offset {YIELD_MIN_HISTORY}",
+                # each five minutes, however often rules are evaluated
+                f"count_over_time({COVERED_TOKENS_RATE}[1d:5m]) >= {12 * YIELD_HOURS_SEEN}",
             )
         ),
         lasting="30m",

@@ -402,6 +402,19 @@ CASES: Final = (
     ),
     Case(
         "IdlewattTokensPerJouleFell",
+        "quiet",
+        "as ever after a load test six hours ago, and of the time between no GPU was read",
+        covered(watts="1x60 0x300 1x120")
+        | {
+            f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="it"}}': "0+60000x60 3600000x299 3600000+60000x120",
+            f'idlewatt_energy_joules_total{{{POOL},state="dark",scope="it"}}': "0x361 18000000x120",
+            f'idlewatt_tokens_total{{{POOL},model_name="m",kind="output"}}': "0+360000x60 21600000+90000x420",
+            f'idlewatt_tokens_per_joule{{{POOL},window="5m",kind="output"}}': "6x60 _x302 1.5x120",
+        },
+        "420m",
+    ),
+    Case(
+        "IdlewattTokensPerJouleFell",
         "fires",
         "0.75 after 2, and six hours ago its GPUs were not read: their joules came to the counters at once",
         covered(watts="1x480 0x360 0.2 0.4 0.6 0.8 1x480")
