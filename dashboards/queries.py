@@ -188,27 +188,24 @@ def tokens_per_joule(where: Where) -> str:
 
 
 def _of_covered_pools(by_pool: str, where: Where) -> str:
-    watts, tokens = (
-        highest(names.COVERAGE, {**where, "window": ROLLING, "of": of}, POOL) for of in ("watts", "tokens")
-    )
-    return f"sum({_where_covered(by_pool, watts, tokens)})"
+    return f"sum({covered_throughout(by_pool, RATE_INTERVAL, where)})"
 
 
-def covered_throughout(rate_by_pool: str, window: str) -> str:
+def covered_throughout(rate_by_pool: str, window: str, where: Where = EVERYWHERE) -> str:
     """A rate over a window, of pools that were covered all through it.
 
     When readings come back, coverage is well again before the leap of the counters has left the window.
     """
     watts, tokens = (
-        f"min_over_time({series(names.COVERAGE, {'window': ROLLING, 'of': of})}[{window}])"
+        _aggregated(
+            "max",
+            names.COVERAGE,
+            POOL,
+            f"min_over_time({series(names.COVERAGE, {**where, 'window': ROLLING, 'of': of})}[{window}])",
+        )
         for of in ("watts", "tokens")
     )
-    by_pool = (_aggregated("max", names.COVERAGE, POOL, least) for least in (watts, tokens))
-    return _where_covered(rate_by_pool, *by_pool)
-
-
-def _where_covered(by_pool: str, watts: str, tokens: str) -> str:
-    return f"{by_pool} and {watts} >= {COVERAGE_FLOOR} unless {tokens} < {COVERAGE_FLOOR}"
+    return f"{rate_by_pool} and {watts} >= {COVERAGE_FLOOR} unless {tokens} < {COVERAGE_FLOOR}"
 
 
 def tokens_per_second_per_megawatt(where: Where) -> str:

@@ -454,6 +454,17 @@ FIGURES: Final = (
         {"{}": 1.25},
     ),
     (
+        "withheld until the leap of what was booked late has left the rates, however soon coverage is well again",
+        FACTORY
+        | covered(1, 1, 1)
+        | {
+            'idlewatt_coverage_ratio{site="n",pool="a",window="5m",of="watts"}': "0.8x51 1x8",
+            'idlewatt_energy_joules_total{site="n",pool="a",state="serving",scope="it"}': "0+8000x51 988000+10000x8",
+        },
+        q.tokens_per_joule(ANYWHERE),
+        {},
+    ),
+    (
         "a pool of which no watt is known makes no tokens over the joules of others",
         FACTORY | covered(1, 1, 1) | BLIND,
         q.tokens_per_joule(ANYWHERE),
