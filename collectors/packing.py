@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import lz4.frame  # type: ignore[import-untyped]
 import pyarrow as pa
 
 from idlewatt.stream import records, topics
@@ -15,11 +16,11 @@ from idlewatt.stream.spool_frames import WaitingMessage
 
 Row = GpuRow | EngineRow | UsageRow
 
-# A message goes in one piece, and a line of 5 kB/s is to carry it within the 4 s an append has, even one of ids and
-# names that do not compress. What it cannot carry is offered again for ever, and all that comes after waits behind it.
-MAX_VALUE_BYTES: Final = 18_000
-# of posted usage more than that holds: larger groups would be encoded in vain
-_MAX_ROWS: Final = 100
+# Once compressed, as it travels: a message goes in one piece, and a line of 5 kB/s is to carry it within the 4 s an append
+# has. What it cannot carry is offered again for ever, and all that comes after waits behind it.
+MAX_PACKED_BYTES: Final = 18_000
+# of posted usage as much as that, with ids that do not compress less
+_MAX_ROWS: Final = 200
 
 _DESTINATIONS: Final[Mapping[type, tuple[str, Schema]]] = {
     GpuRow: (topics.GPU, records.GPU),
@@ -42,7 +43,7 @@ def topic_of(row: Row) -> str:
 
 
 def pack(rows: Iterable[Row]) -> Iterator[WaitingMessage | Unencodable]:
-    """Messages of MAX_VALUE_BYTES at most, or of one row; within a topic and key the rows stay in their order."""
+    """Messages of MAX_PACKED_BYTES at most, or of one row; within a topic and key the rows stay in their order."""
     groups: defaultdict[tuple[type, bytes], list[Row]] = defaultdict(list)
     for row in rows:
         groups[type(row), _key_of(row)].append(row)
@@ -61,7 +62,7 @@ def _encoded(
 ) -> Iterator[WaitingMessage | Unencodable]:
     try:
         value = encode_rows(schema, rows)
-        if len(value) <= MAX_VALUE_BYTES or len(rows) == 1:
+        if len(rows) == 1 or _fits(value):
             yield WaitingMessage(Record(topic, key, value), len(rows))
             return
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
@@ -72,3 +73,7 @@ def _encoded(
     middle = len(rows) // 2
     yield from _encoded(topic, key, schema, rows[:middle])
     yield from _encoded(topic, key, schema, rows[middle:])
+
+
+def _fits(value: bytes) -> bool:
+    return len(value) <= MAX_PACKED_BYTES or len(lz4.frame.compress(value)) <= MAX_PACKED_BYTES

@@ -20,7 +20,8 @@ from idlewatt.stream.errors import ConfigError
 from idlewatt.stream.spool_frames import WaitingMessage, to_frame
 from idlewatt.stream.spool_segment import Segment
 
-# What is dropped, held in memory, or sent again after a crash at a time: a minute or so of a node with 8 GPUs.
+# What is dropped, held in memory, or sent again after a crash at a time: a minute or so of a node with 8 GPUs. What was
+# appended as a whole may be more.
 _SEGMENT_BYTES: Final = 256 * 1024
 # of a small spool
 _LEAST_SEGMENTS: Final = 16
@@ -110,10 +111,10 @@ class Spool:
         with self._mutex:
             if self._lock_fd is None:
                 return False
+            if self.waiting_bytes + len(frames) > self.max_bytes:
+                return False
             failures = self.failures
             try:
-                if self.waiting_bytes + len(frames) > self.max_bytes:
-                    raise OSError(errno.ENOSPC, "the spool is full", str(self._folder))
                 self._write(frames, messages, drop_if_disk_full=False)
                 self._sync(self._segments[-1])
             except OSError as error:
