@@ -207,10 +207,10 @@ ALERTS: Final = (
         # a server that is restarted loads its model for as long
         lasting="15m",
         severity="warning",
-        summary=f"{_POOL_IN_WORDS} shows no ratios: {{{{ $value | humanizePercentage }}}} of its engine time is not measured",
+        summary=f"{_POOL_IN_WORDS} shows no ratios: {{{{ $value | humanizePercentage }}}} of its engine time, or tokens of a kind, is not measured",
         description=(
-            "{{ $value | humanizePercentage }} of the engine time of pool {{ $labels.pool }} of site {{ $labels.site }} is of engines "
-            "that nobody reads, or that make tokens on nodes of which no GPU is known to serve, for 15 minutes. What tokens take "
+            "{{ $value | humanizePercentage }} of the engine time of pool {{ $labels.pool }} of site {{ $labels.site }}, or of its tokens of a kind, is of engines "
+            "that nobody reads, or that make tokens on GPUs that nobody reads, for 15 minutes. What tokens take "
             "there is not known, and the pool's ratios are withheld. The watts of GPUs that are read are right."
         ),
     ),

@@ -267,7 +267,7 @@ def top_spenders(where: Where, kind: str, most: int) -> str:
 def unread_share(where: Where, of: str) -> str:
     """Share of the last minute's GPU time that nobody read, also of GPUs that engines name and nobody ever read (`watts`).
 
-    Or of its engine time (`tokens`), also of engines that make tokens on nodes no GPU of which is read.
+    Or of its engine time or tokens of a kind (`tokens`), also of engines that make tokens on GPUs that nobody reads.
     """
     return f"1 - {highest(names.COVERAGE, {**where, 'window': '1m', 'of': of}, POOL)}"
 

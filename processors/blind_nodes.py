@@ -1,5 +1,6 @@
-"""Nodes whose engines make tokens on GPUs that nobody reads: what these tokens took is not known."""
+"""Tokens that are made on GPUs that nobody reads: what they took is not known."""
 
+from collections.abc import Mapping
 from typing import Final
 
 import polars as pl
@@ -7,6 +8,10 @@ import polars as pl
 from idlewatt.stream.records import TOKEN_COUNTS
 
 NODE_WINDOW: Final = ("site", "pool", "node", "window_start_ms")
+# of tokens and what they bring: what was made on GPUs that nobody reads
+UNMETERED_TOKENS: Final = {name: f"unmetered_{name}" for name in TOKEN_COUNTS}
+UNMETERED_REVENUE: Final = {"revenue_micro": "unmetered_revenue_micro"}
+UNMETERED: Final = UNMETERED_TOKENS | UNMETERED_REVENUE
 
 
 def blind(tokens: pl.DataFrame) -> pl.DataFrame:
@@ -27,9 +32,24 @@ def blind(tokens: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def unread_ms(read_ms: pl.Expr, unread_ms: pl.Expr, made: pl.Expr, is_blind: pl.Expr) -> pl.Expr:
-    """Aggregates engines: for how long they were not read, those that are blind included, or as much of it as they made."""
-    by_time_ms = unread_ms.sum() + read_ms.filter(is_blind).sum()
-    share = made.filter(is_blind).sum() / made.sum()
-    by_tokens_ms = ((read_ms.sum() + unread_ms.sum()) * share).cast(pl.Int64, strict=False)
-    return pl.max_horizontal(by_time_ms, by_tokens_ms.fill_null(0))
+def with_blind(rows: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:
+    """`rows` of `tokens`, all of their windows, with `blind`: whether their node is, or their engine names GPUs that nobody reads."""
+    nodes = blind(tokens)
+    is_blind = (pl.col("unread_gpus") > 0).fill_null(False)
+    if nodes.height:
+        rows = rows.join(nodes.with_columns_seq(blind=pl.lit(True)), on=NODE_WINDOW, how="left")
+        is_blind |= pl.col("blind").fill_null(False)
+    return rows.with_columns_seq(is_blind.alias("blind"))
+
+
+def metered(counted: Mapping[str, str], least: int) -> pl.Expr:
+    """Of each that is counted the share that was made on GPUs that are read; of these the least.
+
+    Kinds of tokens together would not tell: prompts are many, and need hardly be those of the engines that make the output.
+    A few that only a probe makes say nothing of the rest: fewer than `least` count as if they were as many.
+    """
+    shares = []
+    for name, unmetered in counted.items():
+        amount = pl.max_horizontal(name, pl.lit(least, pl.Int64))
+        shares.append((amount - pl.col(unmetered)) / amount)
+    return pl.min_horizontal(shares)

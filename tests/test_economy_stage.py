@@ -717,6 +717,42 @@ def test_one_engine_of_many_may_make_most_of_what_nobody_reads_the_watts_of(
         assert (shown(driver, figure) is not None) is is_shown
 
 
+@pytest.mark.parametrize("unread", [{"node": "other", "serving_mj": 0}, {"unread_gpus": 1}])
+def test_what_is_made_on_gpus_that_nobody_reads_is_weighed_by_kind_and_margin_by_revenue_too(
+    unread: dict[str, Any],
+) -> None:
+    """Tokens of another kind or of less worth, which others make many of, would hide that output and revenue have no costs."""
+    embeds = {"output_tokens": 0, "input_tokens": 400_000, "cached_input_tokens": 0}
+    dear = (
+        BOOK
+        + """
+    [[price]]
+    model = "dear"
+    input = 100
+    output = 100
+    """
+    )
+    for book, model, read, costs_are_known, revenue_has_costs in (
+        (BOOK, "m", embeds, False, False),
+        (BOOK, "m", {}, True, True),
+        (dear, "dear", {}, True, False),
+    ):
+        rows = [dataclasses.replace(sold(0, 40_000), engine=f"read {n}", **read) for n in range(19)]
+        rows.append(dataclasses.replace(sold(0, 40_000, model), engine="unread", **unread))
+        driver = driver_of(book)
+        driver.append(ledger(power(0), *rows))
+        driver.fold(START_MS)
+        cost, *money = (
+            shown(driver, figure) is not None
+            for figure in (
+                names.COST_PER_MILLION_TOKENS,
+                names.MARGIN_PER_HOUR,
+                names.REVENUE_PER_GIGAWATT_YEAR,
+            )
+        )
+        assert (cost, money) == (costs_are_known, [revenue_has_costs] * 2)
+
+
 @pytest.mark.parametrize("read_at_once", [True, False])
 def test_what_was_made_while_no_gpu_was_read_stands_over_no_cost(read_at_once: bool) -> None:
     """An hour of tokens before a pool's GPUs are read changes no figure of the minutes after, and stays in the counters."""

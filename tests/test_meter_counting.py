@@ -539,6 +539,42 @@ def test_what_is_made_on_nodes_whose_gpus_nobody_reads_is_withheld() -> None:
     assert embedding.sample("idlewatt_tokens_per_joule", window="1m", kind="output") == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("is_named", [False, True])
+def test_output_of_gpus_that_nobody_reads_is_not_thinned_by_what_others_make(is_named: bool) -> None:
+    """Nineteen engines that only embed make most of the tokens and none of the output; chats stand beside a burst of batches."""
+
+    def of_twenty(read: dict[str, int], unread: dict[str, int], *, burst_s: int = 300) -> Driver[Any]:
+        rows: list[Any] = []
+        for s in range(0, 301, 10):
+            for n in range(19):
+                rows.append(gpu(s, 100_000 * s, gpu_uuid=f"GPU-{n}", node=f"n{n}", has_process=True))
+            for n in range(20):
+                made = {
+                    kind: per_s * (s if n < 19 else min(s, burst_s))
+                    for kind, per_s in ({"output_tokens": 0} | (read if n < 19 else unread)).items()
+                }
+                gpus = [f"GPU-{n}"] if is_named else []
+                rows.append(replace(engine(s, 0, node=f"n{n}", engine=f"n{n}:8000", gpus=gpus), **made))
+        return metered(*rows, until_s=300)
+
+    embeds = of_twenty({"input_tokens": 20_000}, {"output_tokens": 4_000, "input_tokens": 8_000})
+    agents = {"output_tokens": 200, "input_tokens": 400, "cached_input_tokens": 16_000}
+    reasons = of_twenty(agents, {"output_tokens": 2_500, "input_tokens": 1_000})
+    # in one window of thirty as much as the others in all of them
+    batches = of_twenty({"output_tokens": 10}, {"output_tokens": 5_700}, burst_s=10)
+    for driver, share in ((embeds, 0), (reasons, 19 * 200 / (19 * 200 + 2_500)), (batches, 0.5)):
+        found = driver.sample("idlewatt_coverage_ratio", window="5m", of="tokens")
+        assert found == pytest.approx(share)
+        assert driver.sample("idlewatt_tokens_per_joule", window="5m", kind="output") is None
+    alike = of_twenty(agents, agents)
+    # a few tokens of a kind that nobody else makes say nothing of the rest
+    probed = of_twenty(
+        {"input_tokens": 20_000, "output_tokens": 200}, agents | {"cached_input_tokens": 10}, burst_s=1
+    )
+    for driver in (alike, probed):
+        assert driver.sample("idlewatt_tokens_per_joule", window="5m", kind="output") is not None
+
+
 def test_a_server_that_counts_at_a_requests_end_is_judged_over_more_than_a_minute() -> None:
     """A minute is shorter than many requests, whose end would be a leap; no window of it is a yardstick."""
     driver = metered(

@@ -452,11 +452,44 @@ def test_tokens_of_gpus_that_nobody_reads_have_no_ratio() -> None:
 
 def test_a_few_tokens_of_gpus_that_nobody_reads_withhold_nothing() -> None:
     """As on /metrics, where a pool whose readings began an hour late does not hide what a month made."""
-    for output, is_shown in ((5_000, True), (9_000, False)):
+    for output, is_shown in ((2_000, True), (3_000, False)):
         blind = tokens(pool="blind", output_tokens=output, input_tokens=0, cached_input_tokens=0)
         total = report(of(Booked([power()], [tokens(), blind], []).ledger), ()).total
         assert total["unmetered_tokens"] == output
         assert (total["tokens_per_joule"] is not None, total["margin"] is not None) == (is_shown, is_shown)
+
+
+def test_other_kinds_of_tokens_hide_no_output_of_gpus_that_nobody_reads() -> None:
+    """Half a pool's output stands over no joules, and a pool that embeds beside it makes most of their site's tokens."""
+    made = [
+        tokens(),
+        tokens(node="other", serving_mj=0),
+        tokens(pool="embeds", output_tokens=0, input_tokens=10**6, cached_input_tokens=0),
+    ]
+    found = of(Booked([power(), power(pool="embeds")], made, []).ledger)
+    for by in (("site",), ()):
+        shown = report(found, by)
+        for row in (*shown.rows, shown.total):
+            assert {row[name] for name in (*RATIOS, "margin")} == {None}
+            assert row["withheld"] == "tokens without telemetry of their GPUs"
+
+
+def test_margin_is_withheld_where_gpus_that_nobody_reads_make_the_revenue() -> None:
+    """Of the dear tokens of a small engine it would have the revenue and no costs; what all its tokens took is nearly known."""
+    book = parse_book(
+        b"""
+        price = [{ model = "llama", input = 1, output = 1 }, { model = "dear", input = 9, output = 9 }]
+        tariff = { per_kwh = 0.1 }
+        capital = [{ product = "*", per_gpu_hour = 2 }]
+        """,
+        "book",
+    )
+    small = {"output_tokens": 1_000, "input_tokens": 2_000, "cached_input_tokens": 500}
+    for model, is_shown in (("llama", True), ("dear", False)):
+        blind = tokens(node="other", serving_mj=0, model_name=model, **small)
+        total = report(of(Booked([power()], [tokens(), blind], []).ledger, book), (), book).total
+        assert (total["margin"] is not None, total["withheld"] == "") == (is_shown, is_shown)
+        assert {total[name] for name in RATIOS}.isdisjoint({None})
 
 
 def test_engines_whose_gpus_nobody_reads_are_not_metered_by_those_of_other_nodes() -> None:
@@ -553,7 +586,7 @@ def test_tokens_were_made_on_whatever_tier_they_were_sold() -> None:
 
 
 def test_tokens_of_gpus_that_nobody_reads_are_those_of_who_used_them() -> None:
-    """By tokens of all kinds: what only reads, embeds or ranks makes few or none, and costs as little as nothing else."""
+    """By tokens of each kind: what only reads, embeds or ranks makes few or none of output."""
     made = [tokens(pool="blind", output_tokens=10_100, input_tokens=100_100, cached_input_tokens=0)]
     used = [
         {"team": "writes", "output_tokens": 10_000, "input_tokens": 100, "cached_input_tokens": 0},
@@ -565,6 +598,31 @@ def test_tokens_of_gpus_that_nobody_reads_are_those_of_who_used_them() -> None:
     assert unmetered == {"writes": 10_100, "reads": 90_100, "embeds": 10_000}
     assert {rows[team]["margin"] for team in ("writes", "reads", "embeds")} == {None}
     assert [row["margin"] for row in report(of(Booked([], made, used).ledger), ("tier",)).rows] == [None]
+    # output of the one pool, input of the other
+    none = {"output_tokens": 0, "input_tokens": 0, "cached_input_tokens": 0}
+    made = [
+        tokens(pool="blind", **none | {"output_tokens": 10_000}),
+        tokens(**none | {"input_tokens": 10**6}),
+    ]
+    used = [
+        {"team": "writes", **none, "output_tokens": 10_000},
+        {"team": "reads", **none, "input_tokens": 10**6},
+    ]
+    rows = {row["team"]: row for row in report(of(Booked([power()], made, used).ledger), ("team",)).rows}
+    assert {team: row["unmetered_tokens"] for team, row in rows.items()} == {"writes": 10_000, "reads": 0}
+    assert {team: row["margin"] is None for team, row in rows.items()} == {"writes": True, "reads": False}
+
+
+def test_shares_of_what_nobody_reads_the_watts_of_leave_nothing_to_nobody() -> None:
+    """Where usage claims all input, rounding would make tokens of it that are nobody's, and none of them metered."""
+    made = [
+        tokens(output_tokens=20_000),
+        tokens(pool="blind", output_tokens=1_000, input_tokens=2_000, cached_input_tokens=0),
+    ]
+    used = [{"team": f"{n}", "output_tokens": 2_500, "input_tokens": 6_000} for n in range(7)]
+    rows = {row["team"]: row for row in report(of(Booked([power()], made, used).ledger), ("team",)).rows}
+    assert (rows[""]["output_tokens"], rows[""]["input_tokens"]) == (3_500, 0)
+    assert rows[""]["margin"] is not None
 
 
 def test_notes_tell_of_what_the_total_takes_away() -> None:

@@ -475,9 +475,9 @@ CASES: Final = (
         (
             Fires(
                 OF_POOL,
-                "Pool a of site north shows no ratios: 25% of its engine time is not measured",
-                "25% of the engine time of pool a of site north is of engines that nobody reads, or that make tokens on nodes of "
-                "which no GPU is known to serve, for 15 minutes. What tokens take there is not known, and the pool's ratios are "
+                "Pool a of site north shows no ratios: 25% of its engine time, or tokens of a kind, is not measured",
+                "25% of the engine time of pool a of site north, or of its tokens of a kind, is of engines that nobody reads, or that "
+                "make tokens on GPUs that nobody reads, for 15 minutes. What tokens take there is not known, and the pool's ratios are "
                 "withheld. The watts of GPUs that are read are right.",
             ),
         ),

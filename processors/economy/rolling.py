@@ -11,7 +11,7 @@ import polars as pl
 
 from idlewatt.processors.amounts import by_turns
 from idlewatt.processors.at_once import at_once
-from idlewatt.processors.blind_nodes import NODE_WINDOW, blind, unread_ms
+from idlewatt.processors.blind_nodes import NODE_WINDOW, UNMETERED, with_blind
 from idlewatt.processors.economy.book import MICRO
 from idlewatt.processors.economy.pricing import POOL_WINDOW
 from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
@@ -29,6 +29,7 @@ _COUNTS: Final = (
     *TOKEN_COUNTS,
     "unpriced_tokens",
     "revenue_micro",
+    *UNMETERED.values(),
     "lost_micro",
     "lost_ms",
     "benchmark_micro",
@@ -73,7 +74,11 @@ def window_sums(
 ) -> pl.LazyFrame:
     """ROLLING_COLUMNS of costs.costed(), pricing.idle_losses() and pricing.priced_tokens() rows, and of the ledger's tokens."""
     return pl.concat(
-        [_of_power(costed.lazy(), losses.lazy()), _of_tokens(priced.lazy()), _of_engines(tokens)]
+        [
+            _of_power(costed.lazy(), losses.lazy()),
+            _of_tokens(with_blind(priced, tokens).lazy()),
+            _of_engines(with_blind(tokens, tokens).lazy()),
+        ]
     )
 
 
@@ -84,40 +89,30 @@ def _of_power(costed: pl.LazyFrame, losses: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _of_tokens(priced: pl.LazyFrame) -> pl.LazyFrame:
-    return priced.group_by("site", "pool", "window_start_ms").agg(_TOKEN_SUMS).select(_OF_TOKENS)
+    earned = priced.with_columns(_REVENUE)
+    return earned.group_by("site", "pool", "window_start_ms").agg(_TOKEN_SUMS).select(_OF_TOKENS)
 
 
-def _of_engines(tokens: pl.DataFrame) -> pl.LazyFrame:
+def _of_engines(tokens: pl.LazyFrame) -> pl.LazyFrame:
     """For how long engines were read and not read. One whose other model was read only lacks a model that it unloaded.
 
     One whose GPUs are not all read is as good as not read.
     """
     engine = (*NODE_WINDOW, "engine")
     # what comes late takes back what was silent
-    models = (
-        tokens.lazy()
-        .group_by(*engine, "model_name")
-        .agg(pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms").sum(), pl.col("unread_gpus").max())
+    models = tokens.group_by(*engine, "model_name").agg(
+        pl.col("measured_ms", "silent_ms").sum(), pl.col("blind").any()
     )
     engines = models.group_by(engine).agg(
-        read_ms=pl.col("measured_ms").max(),
-        silent_ms=pl.col("silent_ms").min(),
-        made=pl.sum_horizontal(TOKEN_COUNTS).sum(),
-        blind=(pl.col("unread_gpus") > 0).any(),
+        read_ms=pl.col("measured_ms").max(), silent_ms=pl.col("silent_ms").min(), blind=pl.col("blind").any()
     )
-    read_ms, silent_ms, is_blind = (
-        pl.col("read_ms"),
-        pl.col("silent_ms"),
-        pl.col("blind") | pl.col("node_blind"),
-    )
+    read_ms = pl.col("read_ms")
     return (
-        engines.join(blind(tokens).lazy().with_columns(node_blind=pl.lit(True)), on=NODE_WINDOW, how="left")
-        .group_by("site", "pool", "window_start_ms")
+        engines.group_by("site", "pool", "window_start_ms")
         .agg(
-            all_ms=read_ms.sum() + silent_ms.sum(),
-            unread_ms=unread_ms(read_ms, silent_ms, pl.col("made"), is_blind.fill_null(False)),
+            read_ms=read_ms.filter(~pl.col("blind")).sum(),
+            unread_ms=pl.col("silent_ms").sum() + read_ms.filter("blind").sum(),
         )
-        .with_columns(read_ms=pl.col("all_ms") - pl.col("unread_ms"))
         .select(_OF_ENGINES)
     )
 
@@ -159,17 +154,19 @@ _LOSS_SUMS: Final = (
     # half a loss is a wrong one: none of a window in which some idle watts could not be priced
     (pl.col("lost_micro").is_null() & (pl.col("energy_mj") != 0)).any().alias("withheld"),
 )
+_REVENUE: Final = by_turns(pl.col("earned"), MICRO).alias("revenue_micro")
 _TOKEN_SUMS: Final = (
-    pl.col(TOKEN_COUNTS).sum(),
+    pl.col(*UNMETERED).sum(),
+    *(pl.col(name).filter("blind").sum().alias(unmetered) for name, unmetered in UNMETERED.items()),
     # of all kinds: what embeds or ranks makes no output
     pl.sum_horizontal(TOKEN_COUNTS).filter(pl.col("earned").is_null()).sum().alias("unpriced_tokens"),
-    by_turns(pl.col("earned"), MICRO).sum().alias("revenue_micro"),
 )
 _LOSS_IS_KNOWN: Final = pl.col("withheld").fill_null(False).not_()
 _TOKEN_COLUMNS: Final = (
     *TOKEN_COUNTS,
     "unpriced_tokens",
     "revenue_micro",
+    *UNMETERED.values(),
 )
 _ENGINE_COLUMNS: Final = ("read_ms", "unread_ms")
 _POWER_COLUMNS: Final = [name for name in ROLLING_COLUMNS if name not in (*_TOKEN_COLUMNS, *_ENGINE_COLUMNS)]

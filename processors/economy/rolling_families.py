@@ -11,6 +11,7 @@ from typing import Final, Literal
 import polars as pl
 
 from idlewatt.processors.at_once import at_once
+from idlewatt.processors.blind_nodes import UNMETERED_REVENUE, UNMETERED_TOKENS, metered
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.economy.config import EconomyConfig
 from idlewatt.processors.economy.pricing import BENCHMARK_CURRENCY
@@ -94,12 +95,16 @@ def _among(sums: pl.DataFrame, config: EconomyConfig) -> Mapping[_Among, pl.Data
     is_lit = pl.col("gpu_ms") - pl.col("dark_ms") >= config.coverage_floor * pl.col("gpu_ms")
     # nor does what its engines made while they were not read, which stands in no rolling figure when it comes
     is_read = pl.col("read_ms") >= config.coverage_floor * (pl.col("read_ms") + pl.col("unread_ms"))
-    lit = sums.filter((pl.col("gpu_ms") > 0) & is_lit & is_read)
+    # nor what they made on GPUs that nobody reads
+    is_metered = metered(UNMETERED_TOKENS, config.min_tokens) >= config.coverage_floor
+    lit = sums.filter((pl.col("gpu_ms") > 0) & is_lit & is_read & is_metered)
     return {
         "all": sums,
         "made": lit.filter(pl.col("output_tokens") >= config.min_tokens),
-        # all tokens of these have a price
-        "sold": lit.filter(pl.col("unpriced_tokens") == 0),
+        # all tokens of these have a price, and what they bring has costs
+        "sold": lit.filter(
+            pl.col("unpriced_tokens") == 0, metered(UNMETERED_REVENUE, 1) >= config.coverage_floor
+        ),
     }
 
 

@@ -5,7 +5,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.at_once import at_once
-from idlewatt.processors.blind_nodes import NODE_WINDOW, blind, unread_ms
+from idlewatt.processors.blind_nodes import UNMETERED_TOKENS, metered, with_blind
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.rows import where
 from idlewatt.processors.meter.timeline import Edges
@@ -22,6 +22,7 @@ HISTORY_COLUMNS: Final = {
     "gpu_ms": pl.Int64,
     "dark_ms": pl.Int64,
     **dict.fromkeys(TOKEN_COUNTS, pl.Int64),
+    **dict.fromkeys(UNMETERED_TOKENS.values(), pl.Int64),
     "measured_ms": pl.Int64,
     "silent_ms": pl.Int64,
     # tokens of a server whose counter jumps at a request's end
@@ -66,24 +67,26 @@ def extend(
         pl.col("draw_mj", "gpu_ms").sum(),
         pl.when(pl.col("state") == "dark").then("gpu_ms").otherwise(0).sum().alias("dark_ms"),
     )
-    nodes, is_blind = blind(tokens), pl.lit(False)
-    if nodes.height:
-        tokens = tokens.join(nodes.with_columns_seq(blind=pl.lit(True)), on=NODE_WINDOW, how="left")
-        is_blind = pl.col("blind").fill_null(False)
-    made = pl.sum_horizontal(TOKEN_COUNTS)
-    served = tokens.group_by(window).agg(
-        pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms").sum(),
-        unread_ms(pl.col("measured_ms"), pl.col("silent_ms"), made, is_blind).alias("unread_ms"),
-        (pl.col("advance") == "request_end").any().alias("request_end"),
+    names_read = ~(pl.col("unread_gpus") > 0).fill_null(False)
+    served = (
+        with_blind(tokens, tokens)
+        .group_by(window)
+        .agg(
+            pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms").sum(),
+            # GPUs that an engine names and nobody reads are counted below
+            pl.col("measured_ms").filter("blind", names_read).sum().alias("blind_ms"),
+            *(pl.col(name).filter("blind").sum().alias(to) for name, to in UNMETERED_TOKENS.items()),
+            (pl.col("advance") == "request_end").any().alias("request_end"),
+        )
     )
     both = watts.join(served, on=window, how="full", coalesce=True).with_columns_seq(
         pl.col(pl.Int64).fill_null(0), pl.col("request_end").fill_null(False)
     )
     # nothing is left to be blind to where no token counts
     seen = pl.col("gpu_ms") > 0
-    more_ms = pl.when(seen).then(pl.col("unread_ms") - pl.col("silent_ms")).otherwise(0)
+    more_ms = pl.when(seen).then("blind_ms").otherwise(0)
     both = both.with_columns_seq(
-        pl.when(seen).then(pl.col(TOKEN_COUNTS)).otherwise(0),
+        pl.when(seen).then(pl.col(*TOKEN_COUNTS, *UNMETERED_TOKENS.values())).otherwise(0),
         pl.col("measured_ms") - more_ms,
         pl.col("silent_ms") + more_ms,
     )
@@ -105,7 +108,10 @@ def rolling(history: pl.DataFrame, edge_ms: int, config: MeterConfig) -> pl.Data
     sums = (pl.col(*_SUMS).sum(), pl.col("request_end").any())
     expected_ms = pl.col("measured_ms") + pl.col("silent_ms")
     coverage_watts = pl.when(pl.col("gpu_ms") > 0).then(1 - pl.col("dark_ms") / pl.col("gpu_ms"))
-    coverage_tokens = pl.when(expected_ms > 0).then(pl.col("measured_ms") / expected_ms)
+    least = pl.min_horizontal(
+        pl.col("measured_ms") / expected_ms, metered(UNMETERED_TOKENS, config.min_tokens)
+    )
+    coverage_tokens = pl.when(expected_ms > 0).then(least)
     trusted = (
         (coverage_watts >= config.coverage_floor)
         & (coverage_tokens >= config.coverage_floor)

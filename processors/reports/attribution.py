@@ -8,8 +8,8 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.amounts import SUM
-from idlewatt.processors.reports.cells import ALL_KINDS, KEY, MEASURES, TOKEN_MEASURES, WATT_MEASURES, Cells
+from idlewatt.processors.blind_nodes import UNMETERED
+from idlewatt.processors.reports.cells import KEY, MEASURES, TOKEN_MEASURES, WATT_MEASURES, Cells
 
 _MODEL: Final = ("site", "model_name")
 
@@ -20,21 +20,15 @@ def with_tiers(cells: pl.DataFrame) -> pl.DataFrame:
     watts = cells.group_by(key).agg(pl.col(*WATT_MEASURES).sum())
     weights = cells.select(*KEY, pl.col("output_tokens").alias("weight"))
     parts = split(watts, weights.filter(pl.col("tier") != ""), key, "tier", WATT_MEASURES)
-    return _summed(
-        [
-            cells.with_columns(pl.lit(0, SUM).alias(name) for name in WATT_MEASURES),
-            parts.with_columns(pl.lit(0, SUM).alias(name) for name in TOKEN_MEASURES),
-        ],
-        KEY,
-    )
+    return _summed([cells.drop(WATT_MEASURES), parts], KEY)
 
 
 def by_consumer(found: Cells, kind: str, key: Sequence[str]) -> pl.DataFrame:
     """`key` (of site, model_name, tier), consumer and MEASURES: the consumers of a kind, and the rest, named "".
 
     Tokens and revenue are what usage tells of each; the rest is what engines made beyond it, and negative where
-    usage tells of more than they made: that more is in unmade_tokens, in proportion to output tokens. Tokens that nobody
-    read the watts of are in unmetered_tokens, in proportion to tokens of all kinds.
+    usage tells of more than they made: that more is in unmade_tokens, in proportion to output tokens. Tokens of a kind that
+    nobody read the watts of are everybody's in proportion to tokens of that kind, what they bring in proportion to revenue.
     """
     cells = with_tiers(found.cells) if "tier" in key else found.cells
     # a site's watts are its own consumers', whether or not sites are told apart
@@ -48,9 +42,8 @@ def by_consumer(found: Cells, kind: str, key: Sequence[str]) -> pl.DataFrame:
         .group_by(*models, "consumer")
         .agg(pl.col(*TOKEN_MEASURES).sum())
         .join(made, on=_MODEL, how="left")
-        .join(whole.select(*models, all=ALL_KINDS, blind="unmetered_tokens"), on=models, how="left")
-        .with_columns(unmade_tokens=_unmade(), unmetered_tokens=_unmetered(models))
-        .drop("made", "all", "blind")
+        .with_columns(unmade_tokens=_unmade())
+        .drop("made")
     )
     told = spent.group_by(models).agg(pl.col(*TOKEN_MEASURES).sum().name.prefix("told_"))
     both = whole.join(told, on=models, how="full", coalesce=True).with_columns(
@@ -62,32 +55,24 @@ def by_consumer(found: Cells, kind: str, key: Sequence[str]) -> pl.DataFrame:
         *(pl.col(name) - pl.col(f"told_{name}") for name in TOKEN_MEASURES),
     )
     tokens = pl.concat([spent.select(rest.columns), rest])
-    weights = tokens.with_columns(weight=pl.col("output_tokens").clip(lower_bound=0))
-    parts = split(
-        whole.select(*models, *WATT_MEASURES),
-        weights.select(*models, "consumer", "weight"),
-        models,
-        "consumer",
-        WATT_MEASURES,
-    )
-    return _summed(
-        [
-            tokens.with_columns(pl.lit(0, SUM).alias(name) for name in WATT_MEASURES),
-            parts.with_columns(pl.lit(0, SUM).alias(name) for name in TOKEN_MEASURES),
-        ],
-        [*key, "consumer"],
-    )
+    shared = [("output_tokens", WATT_MEASURES), *((name, [to]) for name, to in UNMETERED.items())]
+    parts = [
+        split(
+            whole.select(*models, *measures),
+            tokens.select(*models, "consumer", weight=name),
+            models,
+            "consumer",
+            measures,
+        )
+        for name, measures in shared
+    ]
+    return _summed([tokens.drop(UNMETERED.values()), *parts], [*key, "consumer"])
 
 
 def _unmade() -> pl.Expr:
     output, made = pl.col("output_tokens"), pl.col("made").fill_null(0)
     told = output.sum().over(_MODEL)
     return pl.when(told > made).then(output * (told - made) // told).otherwise(0)
-
-
-def _unmetered(models: Sequence[str]) -> pl.Expr:
-    told = ALL_KINDS.sum().over(models)
-    return (pl.col("blind") * ALL_KINDS // pl.max_horizontal("all", told)).fill_null(0)
 
 
 def split(
@@ -121,6 +106,6 @@ def _part(measure: str, edge: str) -> pl.Expr:
 
 
 def _summed(frames: Sequence[pl.DataFrame], key: Sequence[str]) -> pl.DataFrame:
-    columns = [*key, *MEASURES]
-    rows = pl.concat([frame.select(columns) for frame in frames])
-    return rows.group_by(key).agg(pl.col(*MEASURES).sum()).sort(key).select(columns)
+    """A measure that a frame lacks is 0 there."""
+    rows = pl.concat(frames, how="diagonal")
+    return rows.group_by(key).agg(pl.col(*MEASURES).sum()).sort(key)

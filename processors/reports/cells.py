@@ -12,7 +12,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.amounts import SUM, nearest
-from idlewatt.processors.blind_nodes import NODE_WINDOW, blind
+from idlewatt.processors.blind_nodes import UNMETERED, UNMETERED_TOKENS, with_blind
 from idlewatt.processors.economy import costs, pricing, tiers
 from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO, Book
 from idlewatt.processors.economy.config import EconomyConfig
@@ -27,15 +27,15 @@ from idlewatt.stream.records import STATES, TOKEN_COUNTS
 
 KEY: Final = ("site", "pool", "model_name", "tier")
 # of tokens: what they are, bring, or would have brought; unpriced are those of all kinds without a price, unlisted
-# those that are given away without one, given all that are given away, unmetered those of all kinds that nobody read the
-# watts of, unattributed those of output that no usage claims, unmade those of output that usage claims beyond what engines
-# made
+# those that are given away without one, given all that are given away, unmetered those that nobody read the watts of and
+# what they bring, unattributed those of output that no usage claims, unmade those of output that usage claims beyond what
+# engines made
 TOKEN_MEASURES: Final = (
     *TOKEN_COUNTS,
     "unpriced_tokens",
     "unlisted_tokens",
     "given_tokens",
-    "unmetered_tokens",
+    *UNMETERED.values(),
     "unattributed_tokens",
     "unmade_tokens",
     "revenue_micro",
@@ -111,7 +111,7 @@ def cells(ledger: Ledger, book: Book, config: EconomyConfig, interval: Interval)
         found += [
             *_token_cells(in_time, book),
             *_watt_cells(watts, losses, book),
-            _unmetered_cells(in_time, made, read),
+            *_unmetered_cells(in_time, made, read, book),
         ]
     return Cells(_summed(found, KEY), _consumed(spent.filter(interval.has()), book))
 
@@ -225,20 +225,20 @@ def _watt_cells(power: pl.DataFrame, losses: pl.DataFrame, book: Book) -> Iterat
     )
 
 
-def _unmetered_cells(priced: pl.DataFrame, made: pl.DataFrame, power: pl.DataFrame) -> pl.DataFrame:
+def _unmetered_cells(
+    priced: pl.DataFrame, made: pl.DataFrame, power: pl.DataFrame, book: Book
+) -> Iterator[pl.DataFrame]:
     """Of the tokens those of windows in which none of their pool's or node's GPUs, or not all of their engine's, were read.
 
     `made`, `power`: all rows of these windows.
     """
     window = ["site", "pool", "window_start_ms"]
     read = power.group_by(window).agg(pl.col("gpu_ms").sum()).filter(pl.col("gpu_ms") > 0)
-    of_read, nodes = priced.join(read, on=window, how="semi"), blind(made)
-    unmetered = [
-        priced.join(read, on=window, how="anti"),
-        of_read.join(nodes, on=NODE_WINDOW, how="semi"),
-        of_read.join(nodes, on=NODE_WINDOW, how="anti").filter(pl.col("unread_gpus") > 0),
-    ]
-    return _cells(pl.concat(unmetered), {"unmetered_tokens": ALL_KINDS.sum()})
+    marked = with_blind(priced, made).join(read, on=window, how="left")
+    unmetered = marked.filter(pl.col("blind") | pl.col("gpu_ms").is_null())
+    yield _cells(unmetered, {to: pl.col(name).sum() for name, to in UNMETERED_TOKENS.items()})
+    money = pricing.revenue_rows(unmetered, book)
+    yield _cells(money, {UNMETERED["revenue_micro"]: _amount("revenue")})
 
 
 def _amount(kind: str, condition: pl.Expr | None = None) -> pl.Expr:
@@ -270,7 +270,7 @@ def _consumed(usage: pl.DataFrame, book: Book) -> pl.DataFrame:
         given_tokens=pl.when(unsold).then(ALL_KINDS).otherwise(0),
         unattributed_tokens=pl.lit(0, pl.Int64),
         unmade_tokens=pl.lit(0, pl.Int64),
-        unmetered_tokens=pl.lit(0, pl.Int64),
+        **{name: pl.lit(0, pl.Int64) for name in UNMETERED.values()},
         revenue_micro=pl.col("spend_micro").fill_null(0),
         acquisition_micro=pl.when(unsold).then(pl.col("worth").fill_null(0)).otherwise(0),
     )

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
+import polars as pl
+
+from idlewatt.processors.blind_nodes import UNMETERED_REVENUE, UNMETERED_TOKENS
 from idlewatt.processors.economy import tariff
 from idlewatt.processors.economy.book import MICRO, Book
 from idlewatt.processors.reports.report import Grouped
@@ -126,9 +129,11 @@ def figures(
 ) -> Figures:
     """Figures of each row. One that lacks what it stands on (a price, a tariff) is None; `withheld` says what.
 
-    Ratios, too, where less than `coverage_floor` of the GPU time has telemetry, or less than that of the tokens was made by
-    engines, or by ones whose GPUs are read, or where fewer than `min_tokens` of output were made.
+    Ratios, too, where less than `coverage_floor` of the GPU time has telemetry, or less than that of the output was made by
+    engines, or of tokens of any kind by ones whose GPUs are read, or where fewer than `min_tokens` of output were made.
     """
+    unmetered_tokens = pl.sum_horizontal(UNMETERED_TOKENS.values())
+    grouped = dataclasses.replace(grouped, rows=grouped.rows.with_columns(unmetered_tokens=unmetered_tokens))
     rows = grouped.rows.to_dicts()
     total = {name: grouped.total(name) for name in grouped.rows.columns if name not in grouped.by}
     shown: list[dict[str, Value]] = [{name: row[name] for name in (*grouped.by, *COUNTS)} for row in rows]
@@ -199,14 +204,15 @@ def _complete(
     # of nobody's tokens, what others were told beyond the engines' is taken away
     is_made = output - abs(unmade) >= coverage_floor * output
     all_kinds = sum(row[name] for name in TOKEN_COUNTS)
-    is_metered = abs(all_kinds) - abs(row["unmetered_tokens"]) >= coverage_floor * abs(all_kinds)
+    is_metered = _is_metered(row, UNMETERED_TOKENS, min_tokens, coverage_floor)
+    has_costs = is_metered and _is_metered(row, UNMETERED_REVENUE, 1, coverage_floor)
     is_enough = output >= min_tokens
     is_read = bool(row["is_read"])
     lacking = {
         "no GPUs in the ledger": not is_read,
         "no tariff": not has_tariff,
         "GPU time without telemetry": not is_covered,
-        "tokens without telemetry of their GPUs": not is_metered,
+        "tokens without telemetry of their GPUs": not has_costs,
         "tokens that no engine made": not is_made,
         TOO_FEW: not is_enough,
         "tokens without a price": row["unpriced_tokens"] != 0,
@@ -237,12 +243,20 @@ def _complete(
         line.update(dict.fromkeys(("cost_usage", "cost_allocation", "cost_not_serving", "margin")))
     # what others were told beyond the engines' is taken away from nobody's margin, too
     is_bought = output > 0 and not is_made
-    if is_bought or not is_metered or lacking["tokens without a price"]:
+    if is_bought or not has_costs or lacking["tokens without a price"]:
         line["margin"] = None
     _ratios(line, row)
     if not (is_covered and is_metered and is_made and is_enough):
         line.update(dict.fromkeys(RATIOS))
     line["withheld"] = "; ".join(name for name, is_so in lacking.items() if is_so)
+
+
+def _is_metered(
+    row: Mapping[str, int], counted: Mapping[str, str], least: int, coverage_floor: float
+) -> bool:
+    """As blind_nodes.metered(); of nobody's, what others were told beyond the engines' is taken away."""
+    amounts = {unmetered: max(abs(row[name]), least) for name, unmetered in counted.items()}
+    return all(amounts[name] - abs(row[name]) >= coverage_floor * amounts[name] for name in amounts)
 
 
 def _sum(line: Mapping[str, Value], plus: tuple[str, ...], minus: tuple[str, ...]) -> Decimal | None:
