@@ -65,12 +65,6 @@ def read_snapshot(layout: str, snapshot: bytes) -> tuple[dict[str, Any], dict[st
     return header["scalars"], frames
 
 
-def with_new_columns(frame: pl.DataFrame, columns: Mapping[str, Any]) -> pl.DataFrame:
-    """A frame of sums that an older version may have written: 0 of what it did not count."""
-    new = {name: pl.lit(0, dtype) for name, dtype in columns.items() if name not in frame.columns}
-    return frame.with_columns(**new).select(*columns)
-
-
 def _body(frame: pl.DataFrame) -> _Body:
     # No state is changed in place: the same frame has the same bytes. Half the work is names that never change.
     body = _written.get(id(frame))

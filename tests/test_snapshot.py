@@ -1,17 +1,9 @@
 """Snapshots: a frame that stays is written once, and never stands in for another one."""
 
-from dataclasses import replace
-from typing import Any
-
 import polars as pl
 import pytest
 
 from idlewatt.processors import snapshot
-from idlewatt.processors.blind_nodes import UNMETERED
-from idlewatt.processors.economy import state as economy
-from idlewatt.processors.economy.rolling import ROLLING_COLUMNS
-from idlewatt.processors.meter import state as meter
-from idlewatt.processors.meter.rolling import HISTORY_COLUMNS
 from idlewatt.processors.snapshot import SnapshotError, read_snapshot, write_snapshot
 
 
@@ -68,24 +60,3 @@ def test_state_of_another_layout_is_for_the_version_that_wrote_it() -> None:
     says = r"written as test/1, this Idlewatt reads test/2: run the version that wrote it \(docs/architecture\.md, State\)$"
     with pytest.raises(SnapshotError, match=says):
         read_snapshot("test/2", written)
-
-
-@pytest.mark.parametrize(
-    ("empty", "layout", "name", "columns"),
-    [
-        (meter.MeterState.empty(), meter.LAYOUT, "history", HISTORY_COLUMNS),
-        (economy.EconomyState.empty(), economy.LAYOUT, "rolling", ROLLING_COLUMNS),
-    ],
-)
-def test_the_last_hour_of_an_older_version_is_gone_on_with(
-    empty: Any, layout: str, name: str, columns: dict[str, Any]
-) -> None:
-    """It did not count what was made on GPUs that nobody reads."""
-    row = {column: "s" if dtype == pl.String else True for column, dtype in columns.items()}
-    hour = pl.DataFrame([row], strict=False).cast(columns)
-    scalars, frames = read_snapshot(layout, replace(empty, **{name: hour}).snapshot())
-    new = [column for column in UNMETERED.values() if column in columns]
-    frames[name] = hour.drop(new)
-    restored = getattr(empty.restore(write_snapshot(layout, scalars, frames)), name)
-    assert restored.equals(hour.with_columns(pl.lit(0, pl.Int64).alias(column) for column in new))
-    assert restored.schema == hour.schema

@@ -21,10 +21,10 @@ from idlewatt.processors.economy.tiers import (
 )
 from idlewatt.processors.economy.usage import UsageState
 from idlewatt.processors.gone_pools import BOOKED_COLUMNS
-from idlewatt.processors.snapshot import read_snapshot, with_new_columns, write_snapshot
+from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream.records import TOKEN_COUNTS
 
-LAYOUT: Final = "economy/3"
+LAYOUT: Final = "economy/4"
 TOTAL_KEY: Final = (
     *("site", "pool", "model_name", "kind", "state", "part", "demand", "currency", "tier", "origin"),
 )
@@ -75,7 +75,6 @@ class EconomyState:
     def restore(cls, snapshot: bytes) -> Self:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
-        frames["rolling"] = with_new_columns(frames["rolling"], ROLLING_COLUMNS)
         own: dict[str, Any] = {name: frames[name] for name in _FRAMES}
         return cls(UsageState.of(frames), EnvelopeState.of(frames), scalars["currency"], **own)
 

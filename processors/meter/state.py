@@ -19,7 +19,7 @@ from idlewatt.processors.meter.totals import (
     TOKEN_COLUMNS,
 )
 from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, PAIR, YIELD_COLUMNS
-from idlewatt.processors.snapshot import read_snapshot, with_new_columns, write_snapshot
+from idlewatt.processors.snapshot import read_snapshot, write_snapshot
 from idlewatt.stream import records
 from idlewatt.stream.frames import empty_frame
 from idlewatt.stream.records import TOKEN_COUNTS
@@ -147,7 +147,6 @@ class MeterState:
     def restore(cls, snapshot: bytes) -> Self:
         """Raises SnapshotError where another version wrote it."""
         scalars, frames = read_snapshot(LAYOUT, snapshot)
-        frames["history"] = with_new_columns(frames["history"], HISTORY_COLUMNS)
         return cls._of(scalars["edge_ms"], frames)
 
     @classmethod
