@@ -149,6 +149,9 @@ class TokenRow:
     unread_gpus: Annotated[
         int | None, "GPUs that it names and nobody has read in its pool; rows do not add up"
     ] = None
+    stopped: Annotated[
+        bool | None, "silent, and none of its GPUs had a process: nobody misses it; rows do not add up"
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

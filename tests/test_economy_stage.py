@@ -664,12 +664,17 @@ def test_a_pool_that_is_gone_shows_nothing_of_its_last_hour() -> None:
 
 
 def test_figures_are_withheld_while_engines_were_not_read() -> None:
-    """What they made meanwhile stands in no figure of the hour, also when it comes; a model that was unloaded is no gap."""
+    """What they made meanwhile stands in no figure of the hour, also when it comes; a model that was unloaded is no gap, nor
+    an engine that has stopped.
+    """
     figures = (names.MARGIN_PER_HOUR, names.COST_PER_MILLION_TOKENS, names.REVENUE_PER_GIGAWATT_YEAR)
-    for unread, models, is_shown in ((60, 1, False), (20, 1, True), (360, 2, True)):
+    for unread, models, stopped, is_shown in (
+        *((60, 1, None, False), (60, 1, False, False), (20, 1, False, True), (360, 2, False, True)),
+        (60, 1, True, True),
+    ):
         rows: list[Any] = []
         for window in range(360):
-            silent = dataclasses.replace(sold(window, 0), measured_ms=0, silent_ms=WINDOW_MS)
+            silent = dataclasses.replace(sold(window, 0), measured_ms=0, silent_ms=WINDOW_MS, stopped=stopped)
             rows += [silent if window < unread else sold(window, 1000)]
             rows += [dataclasses.replace(sold(window, 1000), model_name="other")] if models == 2 else []
             rows.append(power(window))

@@ -479,7 +479,8 @@ def test_ratios_are_withheld_where_too_little_is_known() -> None:
     whole = metered(*(gpu(s, 100_000 * s) for s in range(61)), *(engine(s, 50 * s) for s in range(61)))
     assert whole.sample("idlewatt_tokens_per_joule", window="1m", kind="output") == pytest.approx(0.5)
     assert whole.sample("idlewatt_coverage_ratio", window="1m", of="watts") == 1
-    half = metered(*(gpu(s, 100_000 * s) for s in range(61)), *(engine(s, 50 * s) for s in range(31)))
+    held = [gpu(s, 100_000 * s, has_process=True) for s in range(61)]
+    half = metered(*held, *(engine(s, 50 * s) for s in range(31)))
     assert half.sample("idlewatt_coverage_ratio", window="1m", of="tokens") == pytest.approx(0.5)
     assert half.sample("idlewatt_tokens_per_joule", window="1m", kind="output") is None
     few = metered(*(gpu(s, 100_000 * s) for s in range(61)), *(engine(s, s) for s in range(61)))
@@ -667,9 +668,37 @@ def test_of_two_servers_behind_one_address_no_more_is_believed_if_their_clock_is
     ] * 2
 
 
+@pytest.mark.parametrize("named", [["GPU-1"], []])
+def test_an_engine_that_has_stopped_is_missed_by_nobody(named: list[str]) -> None:
+    """Scaled in, it leaves a GPU without a process; one that has a process, tells nothing of it or is not read may serve."""
+
+    def left(has_process: bool | None, read_s: int = 121) -> Driver[Any]:
+        rows: list[Any] = []
+        for s in range(121):
+            rows += [gpu(s, 100_000 * s), engine(s, 50 * s)]
+            if s <= 30:
+                rows.append(engine(s, 50 * s, engine="n:8001", node="m", gpus=named))
+            if s < read_s:
+                held = True if s < 35 else has_process
+                rows.append(gpu(s, 100_000 * s, gpu_uuid="GPU-1", node="m", has_process=held))
+        return metered(*rows, until_s=120)
+
+    stopped = left(has_process=False)
+    assert stopped.sample("idlewatt_coverage_ratio", window="1m", of="tokens") == 1
+    # 3000 tokens of the other one, over what both GPUs drew
+    assert stopped.sample("idlewatt_tokens_per_joule", window="1m", kind="output") == pytest.approx(0.25)
+    told = [row for row in stopped.rows(records.TOKENS) if row["engine"] == "n:8001" and row["silent_ms"]]
+    # the ledger has the silence all the same
+    assert sum(row["silent_ms"] for row in told) == 90_000
+    assert [row["stopped"] for row in told] == [False] + [True] * 8
+    for driver in (left(has_process=True), left(has_process=None), left(has_process=False, read_s=35)):
+        assert driver.sample("idlewatt_coverage_ratio", window="1m", of="tokens") == pytest.approx(0.5)
+        assert not any(row["stopped"] for row in driver.rows(records.TOKENS))
+
+
 def test_a_model_that_was_swapped_for_another_is_not_silent() -> None:
     """Its engine tells of the other one; when that falls silent too, or tells of one of two, coverage falls."""
-    gpus = [gpu(s, 100_000 * s) for s in range(121)]
+    gpus = [gpu(s, 100_000 * s, has_process=True) for s in range(121)]
     swapped = [engine(s, 50 * s) for s in range(31)]
     swapped += [engine(s, 50 * (s - 30), model_name="other") for s in range(33, 121)]
     one = metered(*gpus, *swapped, until_s=120)

@@ -96,12 +96,14 @@ def _of_tokens(priced: pl.LazyFrame) -> pl.LazyFrame:
 def _of_engines(tokens: pl.LazyFrame) -> pl.LazyFrame:
     """For how long engines were read and not read. One whose other model was read only lacks a model that it unloaded.
 
-    One whose GPUs are not all read is as good as not read.
+    One whose GPUs are not all read is as good as not read; nobody misses one that has stopped.
     """
     engine = (*NODE_WINDOW, "engine")
     # what comes late takes back what was silent
     models = tokens.group_by(*engine, "model_name").agg(
-        pl.col("measured_ms", "silent_ms").sum(), pl.col("blind").any()
+        pl.col("measured_ms").sum(),
+        pl.when("stopped").then(0).otherwise("silent_ms").sum().alias("silent_ms"),
+        pl.col("blind").any(),
     )
     engines = models.group_by(engine).agg(
         read_ms=pl.col("measured_ms").max(), silent_ms=pl.col("silent_ms").min(), blind=pl.col("blind").any()

@@ -63,7 +63,8 @@ def _book_engines(state: MeterState, room: int, config: MeterConfig) -> tuple[Me
     made = tokens.with_joules(windows, _NO_JOULES, state.engine_index)
     # nobody knows any more what was read then
     rows = tokens.token_rows(
-        made.with_columns_seq(pl.lit(None, pl.Int64).alias("unread_gpus")), config.window_ms
+        made.with_columns_seq(unread_gpus=pl.lit(None, pl.Int64), stopped=pl.lit(None, pl.Boolean)),
+        config.window_ms,
     )
     after = replace(state, engine_gaps=left, token_totals=totals.add_tokens(state.token_totals, rows))
     return (

@@ -50,6 +50,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     engine_windows = with_unread(
         tokens.with_server(engine_windows, engines.index), unread, ("server",), edges.window_ms
     )
+    engine_windows = tokens.with_stopped(engine_windows, gpus.windows, holding.held, edges.window_ms)
     token_rows = tokens.token_rows(engine_windows, edges.window_ms)
     minutes, open_minutes = gpu_minutes(state, gpus.windows, edges.edge_ms)
     samples = tokens.samples(_on_time(engine_windows, edges), gpus.windows, holding.held, edges)

@@ -56,12 +56,14 @@ def extend(
 
     `unread`: see unread_gpus(). An engine's tokens would stand over the joules of the rest of its GPUs: those that are not
     read are as dark as the ones that fell silent. Tokens of windows in which a pool had no GPU that was read would stand
-    over the joules of other windows. `unloaded`: see unloaded(); nobody misses those.
+    over the joules of other windows. `unloaded`: see unloaded(); nobody misses those, nor engines that have stopped.
     """
+    is_gone = pl.col("stopped")
     if unloaded.height:
-        silent_ms = pl.when("unloaded").then(0).otherwise("silent_ms").alias("silent_ms")
         marked = unloaded.with_columns_seq(unloaded=pl.lit(True))
-        tokens = tokens.join(marked, on=unloaded.columns, how="left").with_columns_seq(silent_ms)
+        tokens = tokens.join(marked, on=unloaded.columns, how="left")
+        is_gone |= pl.col("unloaded").fill_null(False)
+    tokens = tokens.with_columns_seq(silent_ms=pl.when(is_gone).then(0).otherwise("silent_ms"))
     window = [*_KEY, "window_ms"]
     watts = power.group_by(window).agg(
         pl.col("draw_mj", "gpu_ms").sum(),

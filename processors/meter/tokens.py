@@ -170,8 +170,36 @@ def with_server(windows: pl.DataFrame, engine_index: pl.DataFrame) -> pl.DataFra
     return windows.with_columns_seq(server.alias("server"))
 
 
+def with_stopped(
+    windows: pl.DataFrame, gpu_windows: pl.DataFrame, held: pl.DataFrame, window_ms: int
+) -> pl.DataFrame:
+    """Add stopped: the engine was not heard, and no process was on any GPU that it can hold, all window long.
+
+    `windows`: with server, silent_ms and unread_gpus. Whoever scales in does not miss the tokens of what is gone.
+    """
+    window = ["server", "window_start_ms"]
+    is_silent = (windows["silent_ms"] > 0) & (windows["unread_gpus"] == 0)
+    silent = where(windows, is_silent.fill_null(False)).select_seq(window).unique()
+    if silent.is_empty():
+        return windows.with_columns_seq(stopped=pl.lit(False))
+    is_free = (gpu_windows["state"] == "idle_free") & (gpu_windows["gpu_ms"] == window_ms)
+    free = where(gpu_windows, is_free).select_seq("id", "window_start_ms", free=pl.lit(True))
+    # those that an engine names are held by no engine that names none
+    named = where(held, ~held["inferred"])
+    can_hold = held.filter(~pl.col("inferred") | ~pl.col("id").is_in(named["id"].unique().implode()))
+    stopped = (
+        silent.join(can_hold.select_seq("server", "id"), on="server")
+        .join(free, on=["id", "window_start_ms"], how="left")
+        .group_by(window)
+        .agg(pl.col("free").fill_null(False).all().alias("stopped"))
+    )
+    return windows.join(stopped, on=window, how="left", maintain_order="left").with_columns_seq(
+        pl.col("stopped").fill_null(False) & is_silent.fill_null(False)
+    )
+
+
 def token_rows(windows: pl.DataFrame, window_ms: int) -> pl.DataFrame:
-    """What with_joules() gives, with unread_gpus, to ledger rows (records.TokenRow)."""
+    """What with_joules() gives, with unread_gpus and stopped, to ledger rows (records.TokenRow)."""
     return windows.select_seq(
         "site",
         "pool",
@@ -183,6 +211,7 @@ def token_rows(windows: pl.DataFrame, window_ms: int) -> pl.DataFrame:
         "advance",
         pl.col(*TOKEN_COUNTS, "serving_mj", "measured_ms", "silent_ms").fill_null(0),
         "unread_gpus",
+        "stopped",
     ).sort("site", "pool", "window_start_ms", "engine", "model_name")
 
 
