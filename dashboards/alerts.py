@@ -34,7 +34,7 @@ IDLE_HOURS_SEEN: Final = 20
 YIELD_FALL: Final = 0.5
 # under this a yield says more about the load than about the machines, tokens/s
 YIELD_MIN_TOKENS_PER_SECOND: Final = 10
-# of the 24 hours of a day: its mean is no yardstick before a good part of it was measured
+# of the 24 hours of a day: its mean is no yardstick before it was measured under load for a good part of it
 YIELD_HOURS_SEEN: Final = 6
 DARK_SHARE_LIMIT: Final = round(1 - q.COVERAGE_FLOOR, 6)
 BEHIND_LIMIT_S: Final = 60
@@ -177,7 +177,7 @@ ALERTS: Final = (
                 f"{TOKENS_PER_JOULE} < {YIELD_FALL} * {TOKENS_PER_JOULE_DAY}",
                 f"{OUTPUT_TOKENS_RATE} > {YIELD_MIN_TOKENS_PER_SECOND}",
                 # each five minutes, however often rules are evaluated
-                f"count_over_time({COVERED_TOKENS_RATE}[1d:5m]) >= {12 * YIELD_HOURS_SEEN}",
+                f"count_over_time(({COVERED_TOKENS_RATE} > {YIELD_MIN_TOKENS_PER_SECOND})[1d:5m]) >= {12 * YIELD_HOURS_SEEN}",
             )
         ),
         lasting="30m",
@@ -204,13 +204,13 @@ ALERTS: Final = (
     AlertRule(
         name="IdlewattEnginesDark",
         expr=f"{q.unread_share(q.EVERYWHERE, 'tokens')} > {DARK_SHARE_LIMIT}",
-        # a server that is restarted loads its model for as long
-        lasting="15m",
+        # servers that are restarted one after the other load their models meanwhile
+        lasting="30m",
         severity="warning",
         summary=f"{_POOL_IN_WORDS} shows no ratios: {{{{ $value | humanizePercentage }}}} of its engine time, or tokens of a kind, is not measured",
         description=(
             "{{ $value | humanizePercentage }} of the engine time of pool {{ $labels.pool }} of site {{ $labels.site }}, or of its tokens of a kind, is of engines "
-            "that nobody reads, or that make tokens on GPUs that nobody reads, for 15 minutes. What tokens take "
+            "that nobody reads, or that make tokens on GPUs that nobody reads, for 30 minutes. What tokens take "
             "there is not known, and the pool's ratios are withheld. The watts of GPUs that are read are right."
         ),
     ),

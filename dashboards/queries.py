@@ -173,22 +173,18 @@ def tokens_per_joule(where: Where) -> str:
     """Output tokens per joule of several pools together, withheld as the meter withholds a pool's.
 
     The meter's own gauge cannot be added over pools, and pools that it withholds for want of tokens drew
-    joules nevertheless; so it is made of the counters here, under the same two conditions. A pool that does not meet
-    them is left out: when its readings come back, its counters jump by what was booked late, of one kind or the other.
-    One without an engine is in; one without a GPU that is read has tokens and no joules, and is not.
+    joules nevertheless; so it is made of the counters here. A pool that was not covered is left out: when its readings come
+    back, its counters jump by what was booked late, of one kind or the other. One without an engine is in; one without a
+    GPU that is read has tokens and no joules, and is not. Where less than the floor of the GPUs is in, the figure would be
+    that of other pools.
     """
-    tokens = f"{_of_covered_pools(output_tokens_rate(where, POOL), where)} >= {MIN_TOKENS_PER_SECOND}"
-    return " and on () ".join(
-        (
-            ratio(tokens, _of_covered_pools(energy_rate(where, POOL), where)),
-            f"({coverage(where, 'watts')} >= {COVERAGE_FLOOR})",
-            f"({coverage(where, 'tokens')} >= {COVERAGE_FLOOR})",
-        )
+    tokens, joules = (
+        covered_throughout(rate_of(where, POOL), RATE_INTERVAL, where)
+        for rate_of in (output_tokens_rate, energy_rate)
     )
-
-
-def _of_covered_pools(by_pool: str, where: Where) -> str:
-    return f"sum({covered_throughout(by_pool, RATE_INTERVAL, where)})"
+    gpus = level(names.GPUS, where, POOL)
+    counted = ratio(f"sum({gpus} and ({joules}))", f"sum({gpus})")
+    return f"{ratio(f'sum({tokens}) >= {MIN_TOKENS_PER_SECOND}', f'sum({joules})')} and on () ({counted} >= {COVERAGE_FLOOR})"
 
 
 def covered_throughout(rate_by_pool: str, window: str, where: Where = EVERYWHERE) -> str:

@@ -464,6 +464,24 @@ FIGURES: Final = (
         q.tokens_per_joule(ANYWHERE),
         {},
     ),
+    *(
+        (
+            f"withheld while the figure would be that of the smaller pool: {why}",
+            FACTORY
+            | covered(1, 1, 1)
+            | {
+                'idlewatt_tokens_total{site="n",pool="b",model_name="m",kind="output"}': "0+30000x60",
+                'idlewatt_coverage_ratio{site="n",pool="b",window="5m",of="watts"}': coverage,
+            },
+            q.tokens_per_joule(ANYWHERE),
+            shown,
+        )
+        for why, coverage, shown in (
+            ("nearly covered, with both", "0.89x60", {}),
+            ("well again, and not for long", "0.8x51 1x8", {}),
+            ("for long enough it is of both", "0.8x20 1x40", {"{}": 3.125}),
+        )
+    ),
     (
         "a pool of which no watt is known makes no tokens over the joules of others",
         FACTORY | covered(1, 1, 1) | BLIND,

@@ -415,6 +415,18 @@ CASES: Final = (
     ),
     Case(
         "IdlewattTokensPerJouleFell",
+        "quiet",
+        "as ever after a load test six hours ago, and it was idle in between",
+        covered()
+        | {
+            f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="it"}}': "0+60000x60 3600000+6000x300 5400000+60000x120",
+            f'idlewatt_tokens_total{{{POOL},model_name="m",kind="output"}}': "0+360000x60 21600000x300 21600000+90000x120",
+            f'idlewatt_tokens_per_joule{{{POOL},window="5m",kind="output"}}': "6x60 _x301 1.5x120",
+        },
+        "410m",
+    ),
+    Case(
+        "IdlewattTokensPerJouleFell",
         "fires",
         "0.75 after 2, and six hours ago its GPUs were not read: their joules came to the counters at once",
         covered(watts="1x480 0x360 0.2 0.4 0.6 0.8 1x480")
@@ -471,33 +483,33 @@ CASES: Final = (
         "fires",
         "GPUs that no engine names were never read on a quarter of the nodes: all that are known are",
         {WATTS_READ: "1x40", TOKENS_READ: "0.75x40"},
-        "20m",
+        "35m",
         (
             Fires(
                 OF_POOL,
                 "Pool a of site north shows no ratios: 25% of its engine time, or tokens of a kind, is not measured",
                 "25% of the engine time of pool a of site north, or of its tokens of a kind, is of engines that nobody reads, or that "
-                "make tokens on GPUs that nobody reads, for 15 minutes. What tokens take there is not known, and the pool's ratios are "
+                "make tokens on GPUs that nobody reads, for 30 minutes. What tokens take there is not known, and the pool's ratios are "
                 "withheld. The watts of GPUs that are read are right.",
             ),
         ),
     ),
-    Case("IdlewattEnginesDark", "quiet", "a twelfth is not read", {TOKENS_READ: "0.917x40"}, "30m"),
+    Case("IdlewattEnginesDark", "quiet", "a twelfth is not read", {TOKENS_READ: "0.917x40"}, "35m"),
     Case(
         "IdlewattEnginesDark",
         "quiet",
-        "engines that are restarted one after the other load for ten minutes each",
-        {TOKENS_READ: "1x5 0.8x10 1 1 0.8x10 1x20"},
-        "26m",
+        "five engines that are restarted one after the other load for four minutes each",
+        {TOKENS_READ: "1x5 0.8x24 1x20"},
+        "29m",
     ),
     Case(
         "IdlewattEnginesDark",
         "quiet",
         "the figures are old (IdlewattWindowClockStalled fires then)",
         {TOKENS_READ: "0.75x40", WINDOW_END: "0x40"},
-        "20m",
+        "35m",
     ),
-    Case("IdlewattEnginesDark", "missing", "a pool has no engine", {WATTS_READ: "0.75x40"}, "20m"),
+    Case("IdlewattEnginesDark", "missing", "a pool has no engine", {WATTS_READ: "0.75x40"}, "35m"),
     Case(
         "IdlewattPipelineBehind",
         "fires",
