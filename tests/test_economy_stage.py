@@ -758,6 +758,25 @@ def test_what_is_made_on_gpus_that_nobody_reads_is_weighed_by_kind_and_margin_by
         assert (cost, money) == (costs_are_known, [revenue_has_costs] * 2)
 
 
+def test_who_was_taken_for_stopped_and_comes_late_hides_nobodys_silence() -> None:
+    """A server that runs without a process on its GPU was read after all; another one was silent for half the hour."""
+    rows: list[Any] = []
+    for window in range(360):
+        gone = dataclasses.replace(sold(window, 0), engine="gone", measured_ms=0, silent_ms=WINDOW_MS)
+        rows += [
+            dataclasses.replace(gone, stopped=True),
+            dataclasses.replace(sold(window, 1000), engine="read"),
+        ]
+        rows.append(dataclasses.replace(gone, measured_ms=WINDOW_MS, silent_ms=-WINDOW_MS))
+        if window % 2:
+            rows.append(dataclasses.replace(gone, engine="silent"))
+        rows.append(power(window))
+    driver = driver_of()
+    driver.append(ledger(*rows))
+    driver.fold(START_MS)
+    assert shown(driver, names.MARGIN_PER_HOUR, pool="p") is None
+
+
 @pytest.mark.parametrize("read_at_once", [True, False])
 def test_what_was_made_while_no_gpu_was_read_stands_over_no_cost(read_at_once: bool) -> None:
     """An hour of tokens before a pool's GPUs are read changes no figure of the minutes after, and stays in the counters."""

@@ -696,6 +696,20 @@ def test_an_engine_that_has_stopped_is_missed_by_nobody(named: list[str]) -> Non
         assert not any(row["stopped"] for row in driver.rows(records.TOKENS))
 
 
+def test_an_engine_has_stopped_whoever_is_known_to_name_its_gpu_later() -> None:
+    """Also where its successor is heard of before the windows close in which nobody was there."""
+    rows: list[Any] = []
+    for s in range(121):
+        rows.append(gpu(s, 100_000 * s, has_process=s < 35 or s >= 85))
+        if s <= 30:
+            rows.append(engine(s, 50 * s, gpus=[]))
+        if s >= 90:
+            rows.append(engine(s, 50 * (s - 90), engine="n:8001", epoch_ms=START_MS + 86_000))
+    told = [row for row in metered(*rows, until_s=120).rows(records.TOKENS) if row["stopped"]]
+    assert {row["window_start_ms"] - START_MS for row in told} == {40_000, 50_000, 60_000, 70_000}
+    assert {row["engine"] for row in told} == {"n:8000"}
+
+
 def test_a_model_that_was_swapped_for_another_is_not_silent() -> None:
     """Its engine tells of the other one; when that falls silent too, or tells of one of two, coverage falls."""
     gpus = [gpu(s, 100_000 * s, has_process=True) for s in range(121)]

@@ -112,6 +112,37 @@ def test_tokens_of_before_a_named_gpu_was_read_are_told_however_rows_are_read(at
     assert coverage == pytest.approx(1 - 220 / (380 + 155 + 220))
 
 
+@pytest.mark.parametrize("at_once", [30, 100_000])
+def test_a_node_that_joins_darkens_nothing_from_before_it_was_there(at_once: int) -> None:
+    """Also where a processor that catches up hears of it before it closes those windows."""
+    rows: list[Row] = []
+    for second in range(0, 400, 5):
+        rows += [gpu(1000 * second, 500_000 * second, "a"), engine(1000 * second, 1000 * second, "a")]
+        if second >= 200:
+            rows += [gpu(1000 * second, 500_000 * second, "b"), engine(1000 * second, 1000 * second, "b")]
+    driver = folded(rows, at_once, MeterConfig(), pl.DataFrame(schema=HISTOGRAM_COLUMNS))
+    assert driver.sample("idlewatt_coverage_ratio", window="1h", of="watts", pool="p") == 1
+    assert driver.sample("idlewatt_tokens_per_joule", window="1h", kind="output", pool="p") == pytest.approx(
+        2
+    )
+
+
+@pytest.mark.parametrize("at_once", [30, 100_000])
+def test_a_named_gpu_that_is_forgotten_is_not_read_from_then_on(at_once: int) -> None:
+    """Until then it is dark; the tokens of both GPUs stand over the joules of one all the while."""
+    rows: list[Row] = []
+    for second in range(0, 400, 5):
+        rows += [gpu(1000 * second, 500_000 * second, "a"), engine(1000 * second, 1000 * second, "a", "b")]
+        if second <= 100:
+            rows.append(gpu(1000 * second, 500_000 * second, "b"))
+    driver = folded(rows, at_once, MeterConfig(forget_ms=100_000), pl.DataFrame(schema=HISTOGRAM_COLUMNS))
+    told = {row["window_start_ms"] - START_MS: row["unread_gpus"] for row in driver.rows(records.TOKENS)}
+    assert told == {start_ms: int(start_ms >= 200_000) for start_ms in told}
+    assert set(told.values()) == {0, 1}
+    assert driver.sample("idlewatt_coverage_ratio", window="1m", of="watts", pool="p") == 0.5
+    assert driver.sample("idlewatt_tokens_per_joule", window="5m", kind="output", pool="p") is None
+
+
 def test_a_gpu_that_nobody_reads_is_missing_once_whoever_names_it() -> None:
     """Seven engines on the instances of one GPU; an engine that came back under another name."""
     rows: list[Row] = []

@@ -102,7 +102,7 @@ def _of_engines(tokens: pl.LazyFrame) -> pl.LazyFrame:
     # what comes late takes back what was silent
     models = tokens.group_by(*engine, "model_name").agg(
         pl.col("measured_ms").sum(),
-        pl.when("stopped").then(0).otherwise("silent_ms").sum().alias("silent_ms"),
+        pl.when(pl.col("stopped").any()).then(0).otherwise(pl.col("silent_ms").sum()).alias("silent_ms"),
         pl.col("blind").any(),
     )
     engines = models.group_by(engine).agg(

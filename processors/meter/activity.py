@@ -127,7 +127,7 @@ class Holding:
     held: pl.DataFrame
     # server, id; of GPUs that one engine alone names
     alone: pl.DataFrame
-    # server, site, pool, gpu_uuid; of GPUs that it names and nobody has ever read in its pool
+    # server, gpu_uuid; of GPUs that it names and nobody has read in its pool
     unread: pl.DataFrame
 
 
@@ -176,7 +176,7 @@ def holding(servers: pl.DataFrame, gpu_index: pl.DataFrame, before: Holding | No
         .select_seq("server", "id", pl.lit(True).alias("inferred"))
     )
     alone = where(explicit, explicit["id"].is_unique()).select_seq("server", "id")
-    unread = named.filter(pl.col("id").is_null()).select_seq("server", "site", "pool", gpu_uuid="gpus")
+    unread = named.filter(pl.col("id").is_null()).select_seq("server", gpu_uuid="gpus")
     return Holding(servers, gpu_index, pl.concat([explicit, possible]), alone, unread)
 
 

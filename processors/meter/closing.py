@@ -46,11 +46,13 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     engine_windows = tokens.with_joules(
         engines.windows, tokens.joules(shares, state.gpu_index), state.engine_index
     )
-    unread = unread_gpus(holding, state.gpus, gpus.step)
+    unread = unread_gpus(holding, engines.servers, state.gpus, gpus.step, edges)
     engine_windows = with_unread(
         tokens.with_server(engine_windows, engines.index), unread, ("server",), edges.window_ms
     )
-    engine_windows = tokens.with_stopped(engine_windows, gpus.windows, holding.held, edges.window_ms)
+    engine_windows = tokens.with_stopped(
+        engine_windows, gpus.windows, holding.held, engines.servers, edges.window_ms
+    )
     token_rows = tokens.token_rows(engine_windows, edges.window_ms)
     minutes, open_minutes = gpu_minutes(state, gpus.windows, edges.edge_ms)
     samples = tokens.samples(_on_time(engine_windows, edges), gpus.windows, holding.held, edges)

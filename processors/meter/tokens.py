@@ -171,11 +171,16 @@ def with_server(windows: pl.DataFrame, engine_index: pl.DataFrame) -> pl.DataFra
 
 
 def with_stopped(
-    windows: pl.DataFrame, gpu_windows: pl.DataFrame, held: pl.DataFrame, window_ms: int
+    windows: pl.DataFrame,
+    gpu_windows: pl.DataFrame,
+    held: pl.DataFrame,
+    servers: pl.DataFrame,
+    window_ms: int,
 ) -> pl.DataFrame:
     """Add stopped: the engine was not heard, and no process was on any GPU that it can hold, all window long.
 
-    `windows`: with server, silent_ms and unread_gpus. Whoever scales in does not miss the tokens of what is gone.
+    `windows`: with server, silent_ms and unread_gpus. `servers`: see heard(). Whoever scales in does not miss the tokens of
+    what is gone.
     """
     window = ["server", "window_start_ms"]
     is_silent = (windows["silent_ms"] > 0) & (windows["unread_gpus"] == 0)
@@ -184,11 +189,15 @@ def with_stopped(
         return windows.with_columns_seq(stopped=pl.lit(False))
     is_free = (gpu_windows["state"] == "idle_free") & (gpu_windows["gpu_ms"] == window_ms)
     free = where(gpu_windows, is_free).select_seq("id", "window_start_ms", free=pl.lit(True))
-    # those that an engine names are held by no engine that names none
-    named = where(held, ~held["inferred"])
-    can_hold = held.filter(~pl.col("inferred") | ~pl.col("id").is_in(named["id"].unique().implode()))
+    # those that an engine names are held by no engine that names none, from when that one is known
+    named = where(held, ~held["inferred"]).join(
+        servers.select_seq("server", named_ms="since_ms"), on="server"
+    )
+    named = named.group_by("id").agg(pl.col("named_ms").min())
+    is_others = pl.col("inferred") & (pl.col("named_ms") < pl.col("window_start_ms") + window_ms)
     stopped = (
-        silent.join(can_hold.select_seq("server", "id"), on="server")
+        silent.join(held.join(named, on="id", how="left"), on="server")
+        .filter(~is_others.fill_null(False))
         .join(free, on=["id", "window_start_ms"], how="left")
         .group_by(window)
         .agg(pl.col("free").fill_null(False).all().alias("stopped"))

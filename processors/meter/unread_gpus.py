@@ -1,36 +1,48 @@
-"""GPUs that engines name and nobody reads: until when, and how many in each window."""
+"""GPUs that engines name and nobody reads: while nobody does, and how many in each window."""
 
 from collections.abc import Sequence
-from typing import Final
 
 import polars as pl
 
 from idlewatt.processors.meter.activity import Holding
 from idlewatt.processors.meter.rows import by_id, where
-from idlewatt.processors.meter.timeline import Advance, first_readings
-
-_NEVER_MS: Final = (1 << 63) - 1
+from idlewatt.processors.meter.timeline import Advance, Edges, first_readings
 
 
-def unread_gpus(holding: Holding, read_before: pl.DataFrame, step: Advance) -> pl.DataFrame:
-    """(server, site, pool, gpu_uuid, until_ms): what an engine names and nobody had read until then.
+def unread_gpus(
+    holding: Holding, servers: pl.DataFrame, read_before: pl.DataFrame, step: Advance, edges: Edges
+) -> pl.DataFrame:
+    """(server, site, pool, gpu_uuid, from_ms, until_ms): GPUs that an engine names, and while nobody read them.
 
-    A GPU has been read when a reading was taken, not when one has come: else it would depend on how many are read at once.
-    `read_before`: last readings when the step of GPUs began.
+    As it would be if windows closed one by one: from the engine's first reading on, until a reading of the GPU was taken (that
+    one has come says nothing), and again once it is forgotten. `servers`: see heard(). `read_before`: last readings when the
+    step of GPUs began.
     """
-    never = holding.unread.with_columns_seq(until_ms=pl.lit(_NEVER_MS))
-    named = where(holding.held, ~holding.held["inferred"])
+    named = where(holding.held, ~holding.held["inferred"]).select_seq("server", "id")
     was_read = by_id(named["id"], read_before["id"], True, pl.Boolean, default=False)
-    if was_read.all():
-        return never
-    since = (
-        where(named, ~was_read)
-        .join(holding.servers.select_seq("server", "site", "pool"), on="server")
-        .join(holding.gpu_index.select_seq("id", "gpu_uuid"), on="id")
-        .join(first_readings(step), on="id", how="left")
-        .with_columns_seq(until_ms=pl.col("first_ms").fill_null(_NEVER_MS))
+    lost = where(step.last, step.last["ts_ms"] <= edges.edge_ms - edges.forget_ms)
+    forgotten_ms = _edge_after(pl.col("ts_ms") + edges.forget_ms, edges.window_ms)
+    begins = where(named, ~was_read).join(first_readings(step), on="id", how="left")
+    ends = named.join(lost.select_seq("id", from_ms=forgotten_ms), on="id")
+    known = pl.concat(
+        [
+            begins.select_seq("server", "id", from_ms=pl.lit(0, pl.Int64), until_ms="first_ms"),
+            ends.with_columns_seq(until_ms=pl.lit(None, pl.Int64)),
+        ]
+    ).join(holding.gpu_index.select_seq("id", "gpu_uuid"), on="id")
+    never = holding.unread.with_columns_seq(from_ms=pl.lit(0, pl.Int64), until_ms=pl.lit(None, pl.Int64))
+    heard = servers.select_seq(
+        "server", "site", "pool", "since_ms", heard_ms=_edge_after(pl.col("until_ms"), edges.window_ms)
     )
-    return pl.concat([never, since.select_seq(never.columns)])
+    return (
+        pl.concat([never, known.select_seq(never.columns)])
+        .join(heard, on="server")
+        .select_seq(
+            *("server", "site", "pool", "gpu_uuid"),
+            pl.max_horizontal("from_ms", "since_ms"),
+            pl.min_horizontal("until_ms", "heard_ms"),
+        )
+    )
 
 
 def with_unread(
@@ -45,16 +57,22 @@ def with_unread(
     if lasting.is_empty():
         return windows.with_columns_seq(pl.lit(0, pl.Int64).alias("unread_gpus"))
     # several engines may name the same GPU
-    counts = lasting.unique([*whose, "gpu_uuid"]).group_by(*whose, "until_ms").len("unread_gpus")
+    gpus = lasting.group_by(*whose, "gpu_uuid").agg(pl.col("from_ms").min(), pl.col("until_ms").max())
+    counts = gpus.group_by(*whose, "from_ms", "until_ms").len("unread_gpus")
     window = [*whose, "window_start_ms"]
+    end_ms = pl.col("window_start_ms") + window_ms
     found = (
         windows.select_seq(window)
         .unique()
         .join(counts, on=list(whose))
-        .filter(pl.col("until_ms") >= pl.col("window_start_ms") + window_ms)
+        .filter((pl.col("from_ms") < end_ms) & (pl.col("until_ms") >= end_ms))
         .group_by(window)
         .agg(pl.col("unread_gpus").cast(pl.Int64).sum())
     )
     return windows.join(found, on=window, how="left", maintain_order="left").with_columns_seq(
         pl.col("unread_gpus").fill_null(0)
     )
+
+
+def _edge_after(moment: pl.Expr, window_ms: int) -> pl.Expr:
+    return -(-moment // window_ms) * window_ms
