@@ -1,6 +1,7 @@
 """GPUs that engines name and nobody reads: while nobody does, and how many in each window."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import polars as pl
 
@@ -8,11 +9,20 @@ from idlewatt.processors.meter.activity import Holding
 from idlewatt.processors.meter.rows import by_id, where
 from idlewatt.processors.meter.timeline import Advance, Edges, first_readings
 
+UNREAD_COLUMNS: Final = {
+    "server": pl.Int64,
+    "gpu_uuid": pl.String,
+    "site": pl.String,
+    "pool": pl.String,
+    "from_ms": pl.Int64,
+    "until_ms": pl.Int64,
+}
+
 
 def unread_gpus(
     holding: Holding, servers: pl.DataFrame, read_before: pl.DataFrame, step: Advance, edges: Edges
 ) -> pl.DataFrame:
-    """(server, site, pool, gpu_uuid, from_ms, until_ms): GPUs that an engine names, and while nobody read them.
+    """UNREAD_COLUMNS: GPUs that an engine names, and while nobody read them.
 
     As it would be if windows closed one by one: from the engine's first reading on, until a reading of the GPU was taken (that
     one has come says nothing), and again once it is forgotten. `servers`: see heard(). `read_before`: last readings when the
@@ -21,6 +31,8 @@ def unread_gpus(
     named = where(holding.held, ~holding.held["inferred"]).select_seq("server", "id")
     was_read = by_id(named["id"], read_before["id"], True, pl.Boolean, default=False)
     lost = where(step.last, step.last["ts_ms"] <= edges.edge_ms - edges.forget_ms)
+    if was_read.all() and lost.is_empty() and holding.unread.is_empty():
+        return pl.DataFrame(schema=UNREAD_COLUMNS)
     forgotten_ms = _edge_after(pl.col("ts_ms") + edges.forget_ms, edges.window_ms)
     begins = where(named, ~was_read).join(first_readings(step), on="id", how="left")
     ends = named.join(lost.select_seq("id", from_ms=forgotten_ms), on="id")
@@ -37,11 +49,8 @@ def unread_gpus(
     return (
         pl.concat([never, known.select_seq(never.columns)])
         .join(heard, on="server")
-        .select_seq(
-            *("server", "site", "pool", "gpu_uuid"),
-            pl.max_horizontal("from_ms", "since_ms"),
-            pl.min_horizontal("until_ms", "heard_ms"),
-        )
+        .with_columns_seq(pl.max_horizontal("from_ms", "since_ms"), pl.min_horizontal("until_ms", "heard_ms"))
+        .select_seq(*UNREAD_COLUMNS)
     )
 
 
