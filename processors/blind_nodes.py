@@ -32,9 +32,11 @@ def blind(tokens: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def with_blind(rows: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:
-    """`rows` of `tokens`, all of their windows, with `blind`: whether their node is, or their engine names GPUs that nobody reads."""
-    nodes = blind(tokens)
+def with_blind(rows: pl.DataFrame, nodes: pl.DataFrame) -> pl.DataFrame:
+    """Rows of tokens with `blind`: whether their node is, or their engine names GPUs that nobody reads.
+
+    `nodes`: blind() of all tokens of their windows.
+    """
     is_blind = (pl.col("unread_gpus") > 0).fill_null(False)
     if nodes.height:
         rows = rows.join(nodes.with_columns_seq(blind=pl.lit(True)), on=NODE_WINDOW, how="left")

@@ -421,14 +421,19 @@ def test_refused_posts_are_said_though_none_comes_after_them(shelf: Shelf) -> No
         assert [event["count"] for event in logged] == [1, 2]
 
 
-def test_refused_posts_are_said_at_the_end(tmp_path: Path) -> None:
-    """What waits for its minute when the collector ends is said then."""
-    told = Settings(
+def only_usage(folder: Path) -> Settings:
+    """Of a collector that reads nothing and takes what is posted."""
+    return Settings(
         site="hall",
-        log=Log(path=str(tmp_path / "log.db")),
+        log=Log(path=str(folder / "log.db")),
         collect=Collect(node="n", gpu="none"),
         serve=Serve(token=TOKEN),
     )
+
+
+def test_refused_posts_are_said_at_the_end(tmp_path: Path) -> None:
+    """What waits for its minute when the collector ends is said then."""
+    told = only_usage(tmp_path)
     shelf = Shelf()
     shelf.away = True
     collection = Collection(told, shelf, clock=lambda: NOW_MS)
@@ -493,12 +498,7 @@ def test_many_at_once(site: Site, shelf: Shelf) -> None:
 
 def test_a_collector_that_only_takes_usage(tmp_path: Path) -> None:
     """A token is enough of a setting to collect: what is posted is in the embedded log when 202 is answered."""
-    told = Settings(
-        site="hall",
-        log=Log(path=str(tmp_path / "log.db")),
-        collect=Collect(node="n", gpu="none"),
-        serve=Serve(token=TOKEN),
-    )
+    told = only_usage(tmp_path)
     appender = EmbeddedAppender(told.log.path)
     collection = Collection(told, appender, clock=lambda: NOW_MS)
     server = MetricsServer("127.0.0.1", 0, lambda: b"", told.serve.token)

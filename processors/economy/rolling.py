@@ -11,7 +11,7 @@ import polars as pl
 
 from idlewatt.processors.amounts import by_turns
 from idlewatt.processors.at_once import at_once
-from idlewatt.processors.blind_nodes import NODE_WINDOW, UNMETERED, with_blind
+from idlewatt.processors.blind_nodes import NODE_WINDOW, UNMETERED, blind, with_blind
 from idlewatt.processors.economy.book import MICRO
 from idlewatt.processors.economy.pricing import POOL_WINDOW
 from idlewatt.stream.clock import HOUR_MS, MINUTE_MS
@@ -73,11 +73,12 @@ def window_sums(
     costed: pl.DataFrame, losses: pl.DataFrame, priced: pl.DataFrame, tokens: pl.DataFrame
 ) -> pl.LazyFrame:
     """ROLLING_COLUMNS of costs.costed(), pricing.idle_losses() and pricing.priced_tokens() rows, and of the ledger's tokens."""
+    nodes = blind(tokens)
     return pl.concat(
         [
             _of_power(costed.lazy(), losses.lazy()),
-            _of_tokens(with_blind(priced, tokens).lazy()),
-            _of_engines(with_blind(tokens, tokens).lazy()),
+            _of_tokens(with_blind(priced, nodes).lazy()),
+            _of_engines(with_blind(tokens, nodes).lazy()),
         ]
     )
 

@@ -5,7 +5,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.at_once import at_once
-from idlewatt.processors.blind_nodes import UNMETERED_TOKENS, metered, with_blind
+from idlewatt.processors.blind_nodes import UNMETERED_TOKENS, blind, metered, with_blind
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.rows import where
 from idlewatt.processors.meter.timeline import Edges
@@ -71,7 +71,7 @@ def extend(
     )
     names_read = ~(pl.col("unread_gpus") > 0).fill_null(False)
     served = (
-        with_blind(tokens, tokens)
+        with_blind(tokens, blind(tokens))
         .group_by(window)
         .agg(
             pl.col(*TOKEN_COUNTS, "measured_ms", "silent_ms").sum(),

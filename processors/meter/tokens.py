@@ -183,8 +183,8 @@ def with_stopped(
     what is gone.
     """
     window = ["server", "window_start_ms"]
-    is_silent = (windows["silent_ms"] > 0) & (windows["unread_gpus"] == 0)
-    silent = where(windows, is_silent.fill_null(False)).select_seq(window).unique()
+    is_silent = ((windows["silent_ms"] > 0) & (windows["unread_gpus"] == 0)).fill_null(False)
+    silent = where(windows, is_silent).select_seq(window).unique()
     if silent.is_empty():
         return windows.with_columns_seq(stopped=pl.lit(False))
     is_free = (gpu_windows["state"] == "idle_free") & (gpu_windows["gpu_ms"] == window_ms)
@@ -203,7 +203,7 @@ def with_stopped(
         .agg(pl.col("free").fill_null(False).all().alias("stopped"))
     )
     return windows.join(stopped, on=window, how="left", maintain_order="left").with_columns_seq(
-        pl.col("stopped").fill_null(False) & is_silent.fill_null(False)
+        pl.col("stopped").fill_null(False) & is_silent
     )
 
 

@@ -12,7 +12,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.amounts import SUM, nearest
-from idlewatt.processors.blind_nodes import UNMETERED, UNMETERED_TOKENS, with_blind
+from idlewatt.processors.blind_nodes import UNMETERED, UNMETERED_TOKENS, blind, with_blind
 from idlewatt.processors.economy import costs, pricing, tiers
 from idlewatt.processors.economy.book import CONSUMER_KINDS, MICRO, Book
 from idlewatt.processors.economy.config import EconomyConfig
@@ -234,7 +234,7 @@ def _unmetered_cells(
     """
     window = ["site", "pool", "window_start_ms"]
     read = power.group_by(window).agg(pl.col("gpu_ms").sum()).filter(pl.col("gpu_ms") > 0)
-    marked = with_blind(priced, made).join(read, on=window, how="left")
+    marked = with_blind(priced, blind(made)).join(read, on=window, how="left")
     unmetered = marked.filter(pl.col("blind") | pl.col("gpu_ms").is_null())
     yield _cells(unmetered, {to: pl.col(name).sum() for name, to in UNMETERED_TOKENS.items()})
     money = pricing.revenue_rows(unmetered, book)
