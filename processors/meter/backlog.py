@@ -11,6 +11,7 @@ from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.entities import ENERGY
 from idlewatt.processors.meter.gpu_minutes import gpu_minutes
 from idlewatt.processors.meter.state import MeterState
+from idlewatt.processors.meter.yardstick import PAIR
 from idlewatt.stream import records
 from idlewatt.stream.frames import empty_frame
 from idlewatt.stream.records import TOKEN_COUNTS
@@ -42,7 +43,8 @@ def _book_gpus(state: MeterState, room: int, config: MeterConfig) -> tuple[Meter
     pieces, left = gaps.take(state.gpu_gaps, room, config.window_ms, ENERGY)
     windows = waterfall.dark_windows(pieces)
     pools = waterfall.pool_windows(windows, state.gpu_index, state.gpu_renames, config.window_ms)
-    power = waterfall.power_rows(pools, _NO_DEMAND, state.yields, config.window_ms)
+    pools = pools.join(state.yields, on=PAIR, how="left")
+    power = waterfall.power_rows(pools, _NO_DEMAND, config.window_ms)
     minutes, open_minutes = gpu_minutes(state, windows, state.edge_ms)
     power_totals, available_totals = totals.add_power(
         state.power_totals, state.available_totals, power, config.pue

@@ -190,13 +190,9 @@ def pool_windows(
     )
 
 
-def power_rows(
-    windows: pl.DataFrame, demand: pl.DataFrame, yields: pl.DataFrame, window_ms: int
-) -> pl.DataFrame:
-    """What pool_windows() gives to ledger rows (records.PowerRow). `yields`: see yardstick.py."""
-    rows = windows.join(demand, on=["site", "pool", "window_start_ms"], how="left").join(
-        yields.drop("origin"), on=["site", "pool", "product", "model_name"], how="left"
-    )
+def power_rows(windows: pl.DataFrame, demand: pl.DataFrame, window_ms: int) -> pl.DataFrame:
+    """What pool_windows() gives, with yield_utpj and yardstick_model of yields(), to ledger rows (records.PowerRow)."""
+    rows = windows.join(demand, on=["site", "pool", "window_start_ms"], how="left")
     idle = pl.col("state").is_in(IDLE_STATES)
     return rows.select_seq(
         "site",

@@ -51,26 +51,33 @@ YIELD_COLUMNS: Final = {
     "yardstick_model": pl.String,
 }
 
+# what yields() gives
+_OF_MOMENTS: Final = {"known_ms": pl.Int64, **YIELD_COLUMNS}
+NO_YIELDS: Final = pl.DataFrame(schema=_OF_MOMENTS)
 
-def learn(histogram: pl.DataFrame, samples: pl.DataFrame, min_tokens: int, now_ms: int) -> pl.DataFrame:
-    """Count the yields of closed windows, and forget those of hours too long before `now_ms`.
 
-    `samples`: site, pool, product, model_name, window_start_ms, output_tokens, serving_mj of windows that
+def counted(samples: pl.DataFrame, min_tokens: int) -> pl.DataFrame:
+    """The yields of closed windows, a row each: HISTOGRAM_COLUMNS, and learned_ms of the sample.
+
+    `samples`: site, pool, product, model_name, window_start_ms, output_tokens, serving_mj, learned_ms of windows that
     were wholly measured, by servers whose counter moves while they work.
     """
-    usable = samples.filter((pl.col("output_tokens") >= min_tokens) & (pl.col("serving_mj") > 0))
-    windows = usable.group_by(*PAIR, "window_start_ms").agg(pl.col("output_tokens", "serving_mj").sum())
     per_joule = pl.col("output_tokens") * 1000.0 / pl.col("serving_mj")
-    counted = windows.select_seq(
+    return samples.filter((pl.col("output_tokens") >= min_tokens) & (pl.col("serving_mj") > 0)).select_seq(
         *PAIR,
         (pl.col("window_start_ms") // HOUR_MS).alias("hour"),
         (per_joule.log(2) * _BUCKETS_PER_DOUBLING).floor().cast(pl.Int64).alias("bucket"),
         pl.lit(1, pl.Int64).alias("windows"),
         "serving_mj",
+        "learned_ms",
     )
+
+
+def learn(histogram: pl.DataFrame, new: pl.DataFrame, now_ms: int) -> pl.DataFrame:
+    """Add rows of counted(), and forget those of hours too long before `now_ms`."""
     recent = pl.col("hour") > now_ms // HOUR_MS - TRAILING_HOURS
     return (
-        pl.concat([histogram, counted])
+        pl.concat([histogram, new.select_seq(*HISTOGRAM_COLUMNS)])
         .filter(recent)
         .group_by(*PAIR, "hour", "bucket")
         .agg(pl.col("windows", "serving_mj").sum())
@@ -78,64 +85,100 @@ def learn(histogram: pl.DataFrame, samples: pl.DataFrame, min_tokens: int, now_m
     )
 
 
-def yields(histogram: pl.DataFrame, pairs: pl.DataFrame, config: MeterConfig) -> pl.DataFrame:
-    """The yardstick of each (site, pool, product, model_name) in `pairs`: YIELD_COLUMNS, no row where withheld."""
-    learned = _percentiles(histogram)
+def yields(
+    histogram: pl.DataFrame, new: pl.DataFrame, pairs: pl.DataFrame, config: MeterConfig
+) -> pl.DataFrame:
+    """The yardstick of each (known_ms, site, pool, product, model_name) in `pairs`: known_ms and YIELD_COLUMNS, no row where
+    withheld.
+
+    Of each moment known_ms by the histogram and what of `new`, rows of counted(), was learned by then.
+    """
+    learned, main = _learned(histogram, new, pairs["known_ms"].unique())
     rows = (
-        pairs.select_seq(*PAIR)
-        .unique()
-        .join(learned, on=list(PAIR), how="left")
-        .join(_main(histogram, learned), on=list(_PRODUCT), how="left")
-        .sort(*PAIR)
+        pairs.join(learned, on=["known_ms", *PAIR], how="left")
+        .join(main, on=["known_ms", *_PRODUCT], how="left")
+        .sort("known_ms", *PAIR)
     )
-    out: list[tuple[str, str, str, str, int, str, str]] = []
-    for *pool, product, model, own_utpj, main, main_utpj in rows.iter_rows():
-        whose = model or main or ""
+    out: list[tuple[int, str, str, str, str, int, str, str]] = []
+    for known_ms, *pool, product, model, own_utpj, main_model, main_utpj in rows.select_seq(
+        "known_ms", *PAIR, "learned_utpj", "main", "main_utpj"
+    ).iter_rows():
+        whose = model or main_model or ""
         if (configured := config.configured_yield(product, model)) is not None:
             found = round(configured * 1e6), "configured"
         elif own_utpj is not None:
             found = own_utpj, "learned"
-        elif main is not None:
-            whose = main
-            configured = config.configured_yield(product, main)
+        elif main_model is not None:
+            whose = main_model
+            configured = config.configured_yield(product, main_model)
             found = main_utpj if configured is None else round(configured * 1e6), "pool"
         elif config.use_published and (known := published(product)) and known.tokens_per_joule:
             found = round(known.tokens_per_joule * 1e6), "published"
         else:
             continue
-        out.append((*pool, product, model, *found, whose))
-    return pl.DataFrame(out, schema=YIELD_COLUMNS, orient="row")
+        out.append((known_ms, *pool, product, model, *found, whose))
+    return pl.DataFrame(out, schema=_OF_MOMENTS, orient="row")
 
 
-def _main(histogram: pl.DataFrame, learned: pl.DataFrame) -> pl.DataFrame:
-    """_PRODUCT, main and main_utpj: of the models that took most joules, those of late counting most."""
-    age_hours = pl.col("hour").max().over(_PRODUCT) - pl.col("hour")
-    # sums of floats are the same in the same order only
-    hours = histogram.join(learned, on=list(PAIR)).sort(*PAIR, "hour", "bucket")
-    weighed = hours.with_columns_seq(weight=pl.col("serving_mj") * 0.5 ** (age_hours / _HALF_LIFE_HOURS))
-    models = weighed.group_by(PAIR, maintain_order=True).agg(
-        pl.col("weight").sum(), main_utpj=pl.col("learned_utpj").first()
+def _learned(
+    histogram: pl.DataFrame, new: pl.DataFrame, moments: pl.Series
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What was known at these moments: known_ms, PAIR, learned_utpj; and known_ms, _PRODUCT, main, main_utpj."""
+    first_ms = pl.lit(-1, pl.Int64).alias("learned_ms")
+    rows = pl.concat([histogram.with_columns_seq(first_ms), new]).filter(pl.col("model_name") != "")
+    # integers group and join several times faster than names; they order as the names do
+    names = rows.select_seq(*PAIR).unique().sort(*PAIR)
+    names = names.with_columns_seq(
+        pair=pl.int_range(pl.len()), product_id=pl.struct(*_PRODUCT).rle_id().cast(pl.Int64)
+    )
+    rows = (
+        rows.join(names, on=list(PAIR))
+        .select_seq("pair", "product_id", "hour", "bucket", "windows", "serving_mj", "learned_ms")
+        .join(moments.to_frame(), how="cross")
+        .filter(pl.col("learned_ms") <= pl.col("known_ms"))
+    )
+    learned = _percentiles(rows)
+    own = learned.join(names.select_seq(*PAIR, "pair"), on="pair").drop("pair")
+    main = (
+        _main(rows, learned)
+        .join(names.select_seq(*_PRODUCT, pl.col("model_name").alias("main"), "pair"), on="pair")
+        .drop("pair")
+    )
+    return own, main
+
+
+def _main(rows: pl.DataFrame, learned: pl.DataFrame) -> pl.DataFrame:
+    """known_ms, pair, main_utpj: of the models that took most joules, those of late counting most."""
+    product = ("known_ms", "product_id")
+    age_hours = pl.col("hour").max().over(product) - pl.col("hour")
+    # of floats the sum would depend on their order
+    weight = (pl.col("serving_mj") * 0.5 ** (age_hours / _HALF_LIFE_HOURS)).round().cast(pl.Int64)
+    models = (
+        rows.join(learned, on=["known_ms", "pair"])
+        .with_columns_seq(weight=weight)
+        .group_by(*product, "pair", "learned_utpj")
+        .agg(pl.col("weight").sum())
     )
     return (
-        models.filter(pl.col("weight") >= _ALIKE * pl.col("weight").max().over(_PRODUCT))
-        .unique(_PRODUCT, keep="first", maintain_order=True)
-        .select_seq(*_PRODUCT, pl.col("model_name").alias("main"), "main_utpj")
+        models.filter(pl.col("weight") >= _ALIKE * pl.col("weight").max().over(product))
+        .filter(pl.col("pair") == pl.col("pair").min().over(product))
+        .select_seq("known_ms", "pair", main_utpj="learned_utpj")
     )
 
 
-def _percentiles(histogram: pl.DataFrame) -> pl.DataFrame:
-    """PAIR and learned_utpj of those with enough windows; micro-tokens per joule."""
-    named = histogram.filter(pl.col("model_name") != "")
-    counts = named.group_by(*PAIR, "bucket").agg(pl.col("windows").sum()).sort(*PAIR, "bucket")
-    total = pl.col("windows").sum().over(PAIR)
-    reached = pl.col("windows").cum_sum().over(PAIR) >= QUANTILE * total
+def _percentiles(rows: pl.DataFrame) -> pl.DataFrame:
+    """known_ms, pair and learned_utpj of those with enough windows; micro-tokens per joule."""
+    pair = ("known_ms", "pair")
+    counts = rows.group_by(*pair, "bucket").agg(pl.col("windows").sum()).sort(*pair, "bucket")
+    total = pl.col("windows").sum().over(pair)
+    reached = pl.col("windows").cum_sum().over(pair) >= QUANTILE * total
     middle = ((pl.col("bucket") + 0.5) / _BUCKETS_PER_DOUBLING * math.log(2)).exp()
     return (
         counts.filter((total >= MIN_WINDOWS) & reached)
-        .group_by(*PAIR, maintain_order=True)
-        .agg(pl.col("bucket").first())
+        .group_by(*pair)
+        .agg(pl.col("bucket").min())
         .select_seq(
-            *PAIR,
+            *pair,
             (middle.clip(upper_bound=_MOST_TOKENS_PER_JOULE) * 1e6)
             .round()
             .cast(pl.Int64)
