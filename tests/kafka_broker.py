@@ -352,7 +352,10 @@ class KafkaBroker:
         assert found["cluster_id"] == self.cluster_id, (
             f"another Kafka ({found['cluster_id']}) answers at {self.bootstrap_servers}"
         )
-        return any(b["broker_id"] == self.number and not b["is_fenced"] for b in found["brokers"])
+        # the others say so of one that does not listen yet
+        return self.listens and any(
+            b["broker_id"] == self.number and not b["is_fenced"] for b in found["brokers"]
+        )
 
 
 def cluster_of(folder: Path, command: Sequence[str], brokers: int) -> list[KafkaBroker]:

@@ -1,5 +1,6 @@
 """Three brokers that move what they lead to one another."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -27,6 +28,7 @@ from idlewatt.stream.topics import ENGINE, GPU, LEDGER, STATE
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
 MOVES: Final = 6
+_log = logging.getLogger(__name__)
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +135,10 @@ def test_partitions_without_a_leader_hold_up_no_others(brokers: list[KafkaBroker
     member = StageReader(KafkaStageLog(settings.log, settings.process.group, "meter", (GPU, ENGINE)))
 
     def holds(partitions: set[int]) -> bool:
-        with suppress(LogUnavailableError):
+        try:
             member.poll(0.1)
+        except LogUnavailableError as error:
+            _log.warning("%s", error)
         return set(member.snapshots) == partitions
 
     try:
