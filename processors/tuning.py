@@ -19,7 +19,7 @@ ENVIRONMENT: Final = {
     "ARROW_DEFAULT_MEMORY_POOL": "jemalloc",
     "JE_ARROW_MALLOC_CONF": _KEEP,
 }
-# What polars does not allocate is glibc's. It would give each answer of a broker, 12 MB and copied five times, pages of
+# What polars does not allocate is glibc's. It would give each answer of a broker, 6 MB and copied five times, pages of
 # its own, and give them back: half of what reading a message costs. Numbers of mallopt() stand in glibc's malloc.h.
 _MIB: Final = 1 << 20
 _GLIBC_OPTIONS: Final = {

@@ -166,8 +166,8 @@ def _open_consumer(log: Log, client_id: str, **options: Any) -> Consumer:
         auto_offset_reset="earliest",
         allow_auto_create_topics=False,
         fetch_max_wait_ms=250,
-        # kafka-python copies an answer five times: not more than the core's third cache can hold
-        fetch_max_bytes=12 * 1024 * 1024,
+        # kafka-python copies an answer five times: not more than the core's third cache can hold at once
+        fetch_max_bytes=6 * 1024 * 1024,
         proxy_url=LONG_READS,
         **options,
     )

@@ -26,11 +26,18 @@ def take_in(
 ) -> tuple[MeterState, Counts, dict[str, int]]:
     """Add a batch to what waits. Also returns rows left out by (schema, reason), and late rows by schema."""
     named_gpus, named_engines = (batch.entities[schema.name] for schema in (records.GPU, records.ENGINE))
+    gpu_ids = ids_of(named_gpus, state.gpu_index, GPU_KEY, GPU_ATTRIBUTES, state.gpu_ids)
+    engine_ids = ids_of(named_engines, state.engine_index, ENGINE_KEY, ENGINE_ATTRIBUTES, state.engine_ids)
     gpus, bad_gpus = intake.gpu_rows(
-        batch.frames[records.GPU.name], named_gpus, batch.now_ms, config.grace_ms, config.provisioned_mw
+        batch.frames[records.GPU.name],
+        named_gpus,
+        gpu_ids.too_long,
+        batch.now_ms,
+        config.grace_ms,
+        config.provisioned_mw,
     )
     engines, bad_engines = intake.engine_rows(
-        batch.frames[records.ENGINE.name], named_engines, batch.now_ms, config.grace_ms
+        batch.frames[records.ENGINE.name], named_engines, engine_ids.too_long, batch.now_ms, config.grace_ms
     )
     # what the clock said before these rows; after a restart it has been a grace past the edge at least
     before_ms = max(state.newest_ms, (state.edge_ms or 0) + config.grace_ms)
@@ -53,20 +60,18 @@ def take_in(
     late = {}
     if gpus.height:
         gpus, late[records.GPU.name] = _waiting(gpus, state, config, before_ms)
-        known = ids_of(named_gpus, state.gpu_index, GPU_KEY, GPU_ATTRIBUTES, state.gpu_ids)
-        gpus, index = with_ids(known, gpus, GPU_KEY, GPU_ATTRIBUTES, (state.gpus, state.pending_gpus))
+        gpus, index = with_ids(gpu_ids, gpus, GPU_KEY, GPU_ATTRIBUTES, (state.gpus, state.pending_gpus))
         renames, index = renamed(state.gpu_renames, state.gpu_index, index, state.edge_ms)
-        waiting = pl.concat([state.pending_gpus, gpus.select(state.pending_gpus.columns)])
-        state = replace(state, gpu_index=index, gpu_renames=renames, gpu_ids=known, pending_gpus=waiting)
+        waiting = pl.concat([state.pending_gpus, gpus.select_seq(state.pending_gpus.columns)])
+        state = replace(state, gpu_index=index, gpu_renames=renames, gpu_ids=gpu_ids, pending_gpus=waiting)
     if engines.height:
         # what engines did must be known before the GPU rows of the same time are judged: these do not wait
         engines, late[records.ENGINE.name] = _waiting(engines, state, config, None)
-        known = ids_of(named_engines, state.engine_index, ENGINE_KEY, ENGINE_ATTRIBUTES, state.engine_ids)
         before = state.engines, state.pending_engines
-        engines, index = with_ids(known, engines, ENGINE_KEY, ENGINE_ATTRIBUTES, before)
-        waiting = pl.concat([state.pending_engines, engines.select(state.pending_engines.columns)])
+        engines, index = with_ids(engine_ids, engines, ENGINE_KEY, ENGINE_ATTRIBUTES, before)
+        waiting = pl.concat([state.pending_engines, engines.select_seq(state.pending_engines.columns)])
         index = with_servers(index)
-        state = replace(state, engine_index=index, engine_ids=known, pending_engines=waiting)
+        state = replace(state, engine_index=index, engine_ids=engine_ids, pending_engines=waiting)
     left_out = {("gpu", reason): count for reason, count in bad_gpus.items()}
     left_out |= {("engine", reason): count for reason, count in bad_engines.items()}
     return state, left_out, {schema: count for schema, count in late.items() if count}
@@ -84,12 +89,12 @@ def _waiting(
     newest_ms = pl.col("ts_ms").cum_max()
     closed_ms = (newest_ms - config.grace_ms) // config.window_ms * config.window_ms
     is_late = pl.col("ts_ms") < pl.max_horizontal(closed_ms, pl.lit(state.edge_ms, pl.Int64))
-    late = rows.select(is_late).to_series()
+    late = rows.select_seq(is_late).to_series()
     if before_ms is None or not late.any():
         # one column under two names takes no memory for the second
         return rows.hstack([rows["ts_ms"].alias("eff_ms")]), int(late.sum())
     until = pl.max_horizontal(newest_ms, pl.lit(before_ms)) + config.hold_ms
-    return rows.with_columns(eff_ms=pl.when(late).then(until).otherwise("ts_ms")), int(late.sum())
+    return rows.with_columns_seq(eff_ms=pl.when(late).then(until).otherwise("ts_ms")), int(late.sum())
 
 
 def _newest_ms(state: MeterState, batch: Batch, config: MeterConfig) -> int:

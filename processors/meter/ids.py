@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 import polars.selectors as cs
 
+from idlewatt.processors.meter.intake import too_long_names
 from idlewatt.processors.meter.rows import highest
 
 
@@ -16,6 +17,8 @@ class Ids:
     # as they came, and with lists as lines
     named: pl.DataFrame
     entities: pl.DataFrame
+    # whether one of its names is
+    too_long: pl.Series
     index: pl.DataFrame
     # the id of each entity; null where the index does not have it as it is
     ids: pl.Series
@@ -32,12 +35,13 @@ def ids_of(
     if before is not None and before.named is named:
         if before.index is index:
             return before
-        entities = before.entities
+        entities, too_long = before.entities, before.too_long
     else:
-        entities = named.with_columns(cs.list().list.join("\n").fill_null(""))
+        entities = named.with_columns_seq(cs.list().list.join("\n").fill_null(""))
+        too_long = too_long_names(named)
     columns = [*key, *attributes]
     found = entities.join(index.select_seq(*columns, "id"), on=columns, how="left", maintain_order="left")
-    return Ids(named, entities, index, found["id"])
+    return Ids(named, entities, too_long, index, found["id"])
 
 
 def with_ids(

@@ -45,9 +45,14 @@ ADVANCES: Final = ("step", "prefill_end", "request_end")
 
 
 def gpu_rows(
-    rows: pl.DataFrame, entities: pl.DataFrame, now_ms: int, grace_ms: int, provisioned_mw: Mapping[str, int]
+    rows: pl.DataFrame,
+    entities: pl.DataFrame,
+    too_long: pl.Series,
+    now_ms: int,
+    grace_ms: int,
+    provisioned_mw: Mapping[str, int],
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The GPU rows that may be taken; and how many were left out, by reason."""
+    """The GPU rows that may be taken; and how many were left out, by reason. `too_long`: see too_long_names()."""
     faults = {
         **clock_faults(now_ms + grace_ms),
         "negative": pl.any_horizontal(
@@ -59,18 +64,18 @@ def gpu_rows(
             pl.col("power_mw", "power_limit_mw").ge(LARGEST_POWER_MW).fill_null(False),
         ),
     }
-    kept, left_out = _without(rows, faults | _names_too_long(rows, entities))
+    kept, left_out = _without(rows, faults | _of_names(rows, too_long))
     if provisioned_mw:
         limits = entities["pool"].replace_strict(provisioned_mw, default=None, return_dtype=pl.Int64)
         limit = pl.lit(limits.gather(kept["entity"]))
-        kept = kept.with_columns(power_limit_mw=pl.coalesce(limit, "power_limit_mw"))
+        kept = kept.with_columns_seq(power_limit_mw=pl.coalesce(limit, "power_limit_mw"))
     return kept, left_out
 
 
 def engine_rows(
-    rows: pl.DataFrame, entities: pl.DataFrame, now_ms: int, grace_ms: int
+    rows: pl.DataFrame, entities: pl.DataFrame, too_long: pl.Series, now_ms: int, grace_ms: int
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The engine rows that may be taken; and how many were left out, by reason."""
+    """The engine rows that may be taken; and how many were left out, by reason. `too_long`: see too_long_names()."""
     counters = pl.col(TOKEN_COUNTS)
     faults = {
         **clock_faults(now_ms + grace_ms),
@@ -80,7 +85,7 @@ def engine_rows(
     known = entities["advance"].is_in(ADVANCES)
     if not known.all():
         faults["unknown_advance"] = ~pl.lit(known.gather(rows["entity"]))
-    return _without(rows, faults | _names_too_long(rows, entities))
+    return _without(rows, faults | _of_names(rows, too_long))
 
 
 def too_long_name(names: Iterable[str]) -> pl.Expr:
@@ -88,10 +93,14 @@ def too_long_name(names: Iterable[str]) -> pl.Expr:
     return pl.any_horizontal((pl.col(*names).str.len_bytes() > MAX_NAME_BYTES).fill_null(False))
 
 
-def _names_too_long(rows: pl.DataFrame, entities: pl.DataFrame) -> dict[str, pl.Expr]:
+def too_long_names(entities: pl.DataFrame) -> pl.Series:
+    """Of each entity."""
     # which GPUs an engine holds goes into no row of the ledger
     texts = [name for name, dtype in entities.schema.items() if dtype == pl.String and name != "gpus"]
-    too_long = entities.select(too_long_name(texts)).to_series()
+    return entities.select_seq(too_long_name(texts)).to_series()
+
+
+def _of_names(rows: pl.DataFrame, too_long: pl.Series) -> dict[str, pl.Expr]:
     return {"name_too_long": pl.lit(too_long.gather(rows["entity"]))} if too_long.any() else {}
 
 
@@ -109,7 +118,7 @@ def clock_faults(latest_ms: int) -> dict[str, pl.Expr]:
 def _without(rows: pl.DataFrame, faults: Mapping[str, pl.Expr]) -> tuple[pl.DataFrame, dict[str, int]]:
     if rows.is_empty():
         return rows, {}
-    found = rows.select(**{reason: fault.sum() for reason, fault in faults.items()}).row(0, named=True)
+    found = rows.select_seq(**{reason: fault.sum() for reason, fault in faults.items()}).row(0, named=True)
     left_out = {reason: int(count) for reason, count in found.items() if count}
     if left_out:
         rows = rows.filter(~pl.any_horizontal(*faults.values()))
