@@ -29,6 +29,11 @@ SEGMENT_COLUMNS: Final = {
 # Late GPU rows are judged by what engines did then, if that was so long ago at most, or was told so long ago: a spool of
 # hours brings both, but not at once.
 RETAIN_MS: Final = HOUR_MS
+# What readings that make one segment say alike: that requests run, or that no tokens were made; and that some wait.
+GAUGES: Final = (
+    pl.when(pl.col("requests_running") > 0).then(-1).otherwise(pl.sum_horizontal(TOKEN_COUNTS)),
+    (pl.col("requests_waiting") > 0).fill_null(False),
+)
 # a segment that says the same as the one before it, and touches it
 _GOES_ON: Final = pl.all_horizontal(
     *(pl.col(c) == pl.col(c).shift(1) for c in ("server", "model", "active", "waiting")),

@@ -9,7 +9,7 @@ from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.cutting import silence, with_gaps
 from idlewatt.processors.meter.entities import pieces
 from idlewatt.processors.meter.state import ENGINE_CARRY, ENGINE_INTERVAL, MeterState
-from idlewatt.processors.meter.timeline import Advance, Edges, advance
+from idlewatt.processors.meter.timeline import Advance, Edges, Steady, advance
 from idlewatt.stream.records import TOKEN_COUNTS
 
 
@@ -45,6 +45,7 @@ def engine_step(state: MeterState, edges: Edges, config: MeterConfig) -> EngineS
         ENGINE_CARRY,
         state.gone_engines,
         tokens.TOKEN_BOUNDS,
+        steady=Steady(None, activity.GAUGES),
     )
     intervals = with_gaps(tokens.without_unknown(step.intervals), TOKEN_COUNTS)
     # a step may be longer than segments are kept: none of its own windows may lack them

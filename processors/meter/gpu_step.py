@@ -18,6 +18,8 @@ from idlewatt.processors.meter.timeline import NEVER_MS, Advance, Edges, Steady,
 
 # beside the counter, what a piece of a GPU's time is judged by
 _JUDGED_BY: Final = ("power_limit_mw", "has_process")
+# where there is no counter, each reading's power counts
+_GAUGES: Final = (*map(pl.col, _JUDGED_BY), pl.when(pl.col("energy_mj").is_null()).then("ts_ms"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ def gpu_step(state: MeterState, edges: Edges, config: MeterConfig, engines: Engi
         GPU_CARRY,
         state.gone_gpus,
         waterfall.ENERGY_BOUNDS,
-        steady=Steady(steady_windows(whole, holding.held, state.gpu_index, edges), _JUDGED_BY),
+        steady=Steady(steady_windows(whole, holding.held, state.gpu_index, edges), _GAUGES),
     )
     intervals = with_gaps(waterfall.integrate_missing(step.intervals), ENERGY).select_seq(*GPU_INTERVAL)
     silent = _silence(step, edges, config)

@@ -28,7 +28,18 @@ def by_id(
 ) -> pl.Series:
     """For each of `ids` the value of its key, `default` where it is no key. Ids count from 0, so a table serves."""
     table = pl.Series([default], dtype=dtype).new_from_index(0, 1 + max(highest(ids), highest(keys)))
-    return table.scatter(keys, values)[ids]
+    return table.scatter(keys, values)[_as_places(ids)]
+
+
+def at(rows: pl.DataFrame, places: pl.Series) -> pl.DataFrame:
+    """The rows at these places. Column by column that takes half the time of gather()."""
+    places = _as_places(places)
+    return pl.DataFrame([column[places] for column in rows.get_columns()])
+
+
+def _as_places(numbers: pl.Series) -> pl.Series:
+    # polars looks at each for whether it counts from the end, unless they are as it has them itself
+    return numbers.cast(pl.get_index_type(), wrap_numerical=True)
 
 
 def as_one(*columns: pl.Series) -> pl.Series:
@@ -68,9 +79,9 @@ def sums_by(key: pl.Series, rows: pl.DataFrame, sums: Sequence[str]) -> pl.DataF
     ordered = key[order].to_frame("key")
     differs = (pl.col("key") != pl.col("key").shift(1)).fill_null(True)
     begins, ends = ordered.select_seq(begins=differs, ends=differs.shift(-1, fill_value=True))
-    upto = rows.select_seq(pl.col(sums).gather(order).cum_sum().filter(ends))
+    upto = at(rows.select_seq(sums), order).select_seq(pl.all().cum_sum().filter(ends))
     summed = upto.select_seq(pl.all() - pl.all().shift(1, fill_value=0))
-    return rows.select_seq(pl.exclude(sums).gather(order.filter(begins))).hstack(summed)
+    return at(rows.select_seq(pl.exclude(sums)), order.filter(begins)).hstack(summed)
 
 
 def with_names(rows: pl.DataFrame, index: pl.DataFrame, *columns: str, key: str = "id") -> pl.DataFrame:

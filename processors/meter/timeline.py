@@ -17,7 +17,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.meter.going_on import without_bad
-from idlewatt.processors.meter.rows import TIME_BITS, by_id, highest, where
+from idlewatt.processors.meter.rows import TIME_BITS, at, by_id, highest, where
 from idlewatt.stream.records import RESTART_GAP_MS
 
 NEVER_MS: Final = -(1 << 62)
@@ -55,10 +55,10 @@ class Bounds:
 class Steady:
     """Where nobody asks what was gained from one reading to the next, only what was gained over the window."""
 
-    # id, window_start_ms
-    windows: pl.DataFrame
-    # columns that say the same in all of the window's readings, or each reading counts
-    gauges: Sequence[str]
+    # id, window_start_ms; None: everywhere
+    windows: pl.DataFrame | None
+    # what says the same in all of the window's readings, or each reading counts
+    gauges: Sequence[pl.Expr]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,8 @@ def advance(
     # what is gathered from a column of a few pieces takes three times as long
     known = pl.concat([anchors.select_seq(pending.columns), pending], rechunk=True)
     gauges = steady.gauges if steady is not None else ()
-    judged_by = dict.fromkeys(("id", "ts_ms", "epoch_ms", *counters, *gauges))
+    shown = (name for gauge in gauges for name in gauge.meta.root_names())
+    judged_by = dict.fromkeys(("id", "ts_ms", "epoch_ms", *counters, *shown))
     for first_only in (True, False):
         within = _within_reach(known, edges, first_only)
         ordered = _in_order(known.select_seq(*judged_by), within, last, gone, dropped)
@@ -109,7 +110,7 @@ def advance(
     if not some_late and steady is not None and edges.window_ms <= edges.hold_ms:
         ordered = _without_between(ordered, edges, counters, bounds, steady)
     rest = [name for name in pending.columns if name not in judged_by and name != "src"]
-    rows = ordered.hstack(known.select_seq(pl.col(rest).gather(ordered["place"])))
+    rows = ordered.hstack(at(known.select_seq(rest), ordered["place"]))
     if some_late:
         # a reading may not be taken before an earlier one of its entity that still waits
         rows = rows.with_columns_seq(pl.col("eff_ms").cum_max().over("id"))
@@ -126,7 +127,7 @@ def advance(
         rows = rows.with_columns_seq(pl.col("taken").cast(pl.Int8).cum_min().over("id").cast(pl.Boolean))
     taken = where(rows, rows["taken"])
     left = where(rows, ~rows["taken"])
-    left = known[left["place"]].with_columns_seq(left["eff_ms"])
+    left = at(known, left["place"]).with_columns_seq(left["eff_ms"])
     later = where(known, ~within)
     paired = taken.with_columns_seq(
         pl.col("ts_ms").shift(1).alias("t0_ms"),
@@ -135,7 +136,7 @@ def advance(
     is_newest = _last_of_each(taken["id"])
     newest = taken.select_seq(last.columns).filter(is_newest)
     is_old = taken["ts_ms"] <= edges.edge_ms - edges.forget_ms
-    old = known.select_seq(pl.col(*GONE_COLUMNS).gather(taken["place"].filter(is_newest & is_old)))
+    old = at(known.select_seq(*GONE_COLUMNS), taken["place"].filter(is_newest & is_old))
     return Advance(
         intervals=gains(paired, edges.hold_ms, edges.forget_ms, counters, bounds),
         last=newest,
@@ -172,7 +173,7 @@ def _within_reach(known: pl.DataFrame, edges: Edges, first_only: bool) -> pl.Ser
     behind = (near & ~soon).arg_true()
     has_soon = by_id(ids[behind], ids.filter(soon), True, pl.Boolean, default=False)
     places = pl.concat([soon.arg_true(), behind.filter(~has_soon)])
-    readings = known.select_seq(pl.col("id", "ts_ms").gather(places))
+    readings = at(known.select_seq("id", "ts_ms"), places)
     first = readings.group_by("id").agg(pl.col("ts_ms").min())
     is_first = readings["ts_ms"] == by_id(readings["id"], first["id"], first["ts_ms"])
     return due.scatter(places.filter(is_first), True)
@@ -193,7 +194,7 @@ def _in_order(
     if not fresh.all():
         place, ids, ts_ms = place.filter(fresh), ids.filter(fresh), ts_ms.filter(fresh)
     place = place[_by_entity_and_time(ids, ts_ms)]
-    rows = known.select_seq(pl.all().gather(place)).hstack([place.alias("place")])
+    rows = at(known, place).hstack([place.alias("place")])
     repeat = (pl.col("id") == pl.col("id").shift(1)) & (pl.col("ts_ms") == pl.col("ts_ms").shift(1))
     rows = where(rows, ~rows.select_seq(repeat.fill_null(False)).to_series())
     dropped["repeat"] = count - rows.height
@@ -203,8 +204,15 @@ def _in_order(
 def _by_entity_and_time(ids: pl.Series, ts_ms: pl.Series) -> pl.Series:
     """Where the first in order stands, the second and so on; of equals the first comes first.
 
-    One integer sorts several times faster than two columns, and with the row's place in it, nothing need move along.
+    Rows of one entity nearly always stand in the order of their time: to gather those of each takes a third of the time of
+    sorting them all. One integer sorts several times faster than two columns, and with the row's place in it, nothing
+    need move along.
     """
+    by_entity = ids.to_frame("id").with_row_index("place").group_by("id").agg("place").sort("id")
+    places = by_entity["place"].explode()
+    there, then_ms = ids[places], ts_ms[places]
+    if ((then_ms >= then_ms.shift(1)) | (there != there.shift(1))).all():
+        return places
     passed_ms = ts_ms - (ts_ms.min() or 0)
     most_ms = passed_ms.max()
     place_bits = ids.len().bit_length()
@@ -237,25 +245,27 @@ def _without_between(
     Most readings do: nothing was reset, no gauge changed, and a window is not longer than the hold.
     """
     windows = (edges.edge_ms - edges.previous_ms) // edges.window_ms
-    entities = 1 + highest(rows["id"])
-    steady_window = (pl.col("window_start_ms") - edges.previous_ms) // edges.window_ms
-    known = (pl.col("id") < entities) & steady_window.is_between(0, windows - 1)
-    steady_places = steady.windows.filter(known).select_seq(pl.col("id") * windows + steady_window)
     rows = rows.with_columns_seq(window=(pl.col("ts_ms") - edges.previous_ms) // edges.window_ms)
     joined_to_last = (pl.col("id") == pl.col("id").shift(1)) & (pl.col("window") == pl.col("window").shift(1))
-    for name in ("epoch_ms", *steady.gauges):
-        joined_to_last &= pl.col(name).eq_missing(pl.col(name).shift(1))
+    for gauge in (pl.col("epoch_ms"), *steady.gauges):
+        joined_to_last &= gauge.eq_missing(gauge.shift(1))
     for name in counters:
-        joined_to_last &= pl.col(name) >= pl.col(name).shift(1)
+        before = pl.col(name).shift(1)
+        # what is not counted gains nothing
+        joined_to_last &= (pl.col(name) >= before).fill_null(pl.col(name).is_null() & before.is_null())
         elapsed_ms = pl.col("ts_ms") - pl.col("ts_ms").shift(1)
-        joined_to_last &= ~_leaps(name, pl.col(name).shift(1), elapsed_ms, bounds)
+        joined_to_last &= ~_leaps(name, before, elapsed_ms, bounds).fill_null(False)
     joined, place = rows.select_seq(
         joined=joined_to_last.fill_null(False) & pl.col("window").is_between(0, windows - 1),
         place=pl.col("id") * windows + pl.col("window").clip(0, windows - 1),
     )
     between = joined & joined.shift(-1, fill_value=False)
-    is_steady = by_id(place, steady_places["id"], True, pl.Boolean, default=False)
-    return rows.drop("window").filter(~(between & is_steady))
+    if steady.windows is not None:
+        window = (pl.col("window_start_ms") - edges.previous_ms) // edges.window_ms
+        known = (pl.col("id") <= highest(rows["id"])) & window.is_between(0, windows - 1)
+        steady_places = steady.windows.filter(known).select_seq(pl.col("id") * windows + window)
+        between &= by_id(place, steady_places["id"], True, pl.Boolean, default=False)
+    return rows.drop("window").filter(~between)
 
 
 def gains(
