@@ -84,8 +84,9 @@ def _now() -> list[object]:
             unit="si:tok/s/MW",
             no_value="withheld",
             description=(
-                "Output tokens per second for each megawatt the boards draw, of the pools whose GPUs are read. Withheld while "
-                f"coverage is under {q.COVERAGE_FLOOR:.0%}, there are too few tokens to mean anything, or the figures are too old."
+                "Output tokens per second for each megawatt the boards draw, over the last 5 minutes, of the pools that were "
+                f"measured. Withheld while those of coverage under {q.COVERAGE_FLOOR:.0%}, or whose figures are too old, have more "
+                f"than {1 - q.COVERAGE_FLOOR:.0%} of the available watts, or there are too few tokens to mean anything."
             ),
             place=Place(6, 0, 3, 4),
         ),

@@ -33,11 +33,12 @@ CLOCKS: Final = {"meter": names.WINDOW_END, "economy": names.MONEY_END}
 # A clock that is not there is looked for this long: with each commit that fails a processor's page is empty for a moment, in
 # which its counters still have a rate.
 _CLOCK_SEEN: Final = "1h"
+# what gauges were is looked up this often; windows are of 10 s
+_STEP: Final = "15s"
 # job of every Idlewatt process in prometheus.yml
 JOB: Final = "idlewatt"
 
 COVERAGE_FLOOR: Final[float] = Process.model_fields["coverage_floor"].default
-MIN_TOKENS_PER_SECOND: Final[float] = round(Process.model_fields["min_tokens"].default / 60, 2)
 
 
 def series(metric: Metric, where: Where = EVERYWHERE) -> str:
@@ -170,24 +171,31 @@ def coverage(where: Where, of: str) -> str:
 
 
 def tokens_per_joule(where: Where) -> str:
-    """Output tokens per joule of several pools together, withheld as the meter withholds a pool's.
+    """Output tokens per joule of several pools together, over the last 5 minutes: their tokens over their joules.
 
-    The meter's own gauge cannot be added over pools, and pools that it withholds for want of tokens drew
-    joules nevertheless; so it is made of the counters here. A pool that was not covered is left out: when its readings come
-    back, its counters jump by what was booked late, of one kind or the other. One without an engine is in; one without a
-    GPU that is read has tokens and no joules, and is not. Where less than the floor of the GPUs is in, the figure would be
-    that of other pools.
+    Of each pool that is covered, the yield that the meter shows by the watts it drew meanwhile: counters jump by what was
+    booked late when one GPU or engine of many comes back. One whose yield is withheld for want of tokens or of an engine
+    drew joules nevertheless. Where the others held more of the available watts, as last known of each, than the floor
+    allows, the figure would not be that of all.
     """
-    tokens, joules = (
-        covered_throughout(rate_of(where, POOL), RATE_INTERVAL, where)
-        for rate_of in (output_tokens_rate, energy_rate)
+    watts, tokens = (
+        highest(names.COVERAGE, {**where, "window": ROLLING, "of": of}, POOL) for of in ("watts", "tokens")
     )
-    gpus = level(names.GPUS, where, POOL)
-    counted = ratio(f"sum({gpus} and ({joules}))", f"sum({gpus})")
-    return f"{ratio(f'sum({tokens}) >= {MIN_TOKENS_PER_SECOND}', f'sum({joules})')} and on () ({counted} >= {COVERAGE_FLOOR})"
+    draw, available = (
+        _aggregated("sum", names.POWER, POOL, series(names.POWER, parts))
+        for parts in ({**where, "part": "draw"}, where)
+    )
+    drawn = (
+        f"(avg_over_time({draw}[{ROLLING}:{_STEP}])"
+        f" and {watts} >= {COVERAGE_FLOOR} unless {tokens} < {COVERAGE_FLOOR})"
+    )
+    known = f"last_over_time({available}[{_CLOCK_SEEN}:{_STEP}])"
+    made = f"sum({pool_tokens_per_joule(where)} * {drawn})"
+    counted = ratio(f"sum({known} and {drawn})", f"sum({known})")
+    return f"{ratio(made, f'sum({drawn})')} and on () ({counted} >= {COVERAGE_FLOOR})"
 
 
-def covered_throughout(rate_by_pool: str, window: str, where: Where = EVERYWHERE) -> str:
+def covered_throughout(rate_by_pool: str, window: str) -> str:
     """A rate over a window, of pools that were covered all through it.
 
     When readings come back, coverage is well again before the leap of the counters has left the window.
@@ -197,7 +205,7 @@ def covered_throughout(rate_by_pool: str, window: str, where: Where = EVERYWHERE
             "max",
             names.COVERAGE,
             POOL,
-            f"min_over_time({series(names.COVERAGE, {**where, 'window': ROLLING, 'of': of})}[{window}])",
+            f"min_over_time({series(names.COVERAGE, {'window': ROLLING, 'of': of})}[{window}])",
         )
         for of in ("watts", "tokens")
     )

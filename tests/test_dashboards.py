@@ -278,8 +278,8 @@ def test_rates_follow_the_zoom() -> None:
     for dashboard in DASHBOARDS.values():
         for panel in panels(dashboard):
             for target in panel["targets"]:
-                # clocks are no rates
-                expr = re.sub(r"last_over_time\([^\]]*\]", "", target["expr"])
+                # clocks are no rates, nor is what gauges were at steps of their own
+                expr = re.sub(r"last_over_time\([^\]]*\]|\[\w+:\w+\]", "", target["expr"])
                 assert set(re.findall(r"\[([^\]]+)\]", expr)) <= {"$__rate_interval", "$__range"}
 
 
@@ -297,7 +297,7 @@ def test_every_query_is_promql(prometheus_tools: None, tmp_path: Path) -> None:
 
 
 ANYWHERE: Final[Mapping[str, str]] = {"site": "~.+", "pool": "~.+"}
-# two pools of one site: a serves with 1000 W and 2000 tokens/s, b idles with 600 W
+# two pools of one site: a serves with 1000 W and 2000 tokens/s of 1400 W, b idles with 600 of 5600 W
 FACTORY: Final = {
     'idlewatt_tokens_total{site="n",pool="a",model_name="m",kind="output"}': "1000000+20000x60",
     'idlewatt_tokens_total{site="n",pool="a",model_name="m",kind="input"}': "1000000+90000x60",
@@ -308,6 +308,7 @@ FACTORY: Final = {
     'idlewatt_power_watts{site="n",pool="a",state="serving",part="headroom"}': "400x60",
     'idlewatt_power_watts{site="n",pool="b",state="idle_free",part="draw"}': "600x60",
     'idlewatt_power_watts{site="n",pool="b",state="idle_free",part="headroom"}': "5000x60",
+    'idlewatt_tokens_per_joule{site="n",pool="a",window="5m",kind="output"}': "2x60",
     'idlewatt_gpus{site="n",pool="a",state="serving",product="H100"}': "2x60",
     'idlewatt_gpus{site="n",pool="b",state="idle_free",product="H100"}': "8x60",
     'idlewatt_unaccounted_joules_total{site="n",pool="a"}': "3x60",
@@ -332,13 +333,18 @@ def covered(watts_a: float, watts_b: float, tokens_a: float) -> dict[str, str]:
     }
 
 
-# a third pool, whose tokens of hours were just booked
+# a third pool, whose engine is back after hours
 BACK: Final = {
     'idlewatt_coverage_ratio{site="n",pool="c",window="5m",of="watts"}': "1x60",
     'idlewatt_coverage_ratio{site="n",pool="c",window="5m",of="tokens"}': "0.8x60",
-    'idlewatt_gpus{site="n",pool="c",state="serving",product="H100"}': "1x60",
-    'idlewatt_energy_joules_total{site="n",pool="c",state="serving",scope="it"}': "1000000+5000x60",
-    'idlewatt_tokens_total{site="n",pool="c",model_name="m",kind="output"}': "1000000+10000000x60",
+    'idlewatt_power_watts{site="n",pool="c",state="serving",part="draw"}': "500x60",
+}
+
+
+# b serves as well, with 5 tokens per joule
+BOTH: Final = {
+    'idlewatt_tokens_per_joule{site="n",pool="b",window="5m",kind="output"}': "5x60",
+    'idlewatt_tokens_total{site="n",pool="b",model_name="m",kind="output"}': "0+30000x60",
 }
 
 
@@ -436,50 +442,72 @@ FIGURES: Final = (
         {"{}": 1.25},
     ),
     (
+        "and with those of the five minutes that the tokens are of, not by what is drawn now",
+        FACTORY
+        | covered(1, 1, 1)
+        | {'idlewatt_power_watts{site="n",pool="b",state="idle_free",part="draw"}': "600x24 400x17 900x17"},
+        q.tokens_per_joule(ANYWHERE),
+        {"{}": 1.25},
+    ),
+    (
+        "of pools with different yields it is all tokens over all joules: 1000 W at 2 and 600 W at 5",
+        FACTORY | covered(1, 1, 1) | BOTH,
+        q.tokens_per_joule(ANYWHERE),
+        {"{}": 3.125},
+    ),
+    (
         "tokens/s per MW is the same in millions",
         FACTORY | covered(1, 1, 1),
         q.tokens_per_second_per_megawatt(ANYWHERE),
         {"{}": 1_250_000},
     ),
     (
-        "withheld when the large pool is dark: 2 x 1.0 + 8 x 0.8 of 10 GPUs",
+        "withheld when the large pool is dark",
         FACTORY | covered(1, 0.8, 1),
         q.tokens_per_joule(ANYWHERE),
         {},
     ),
     (
-        "a pool whose engine comes back after hours counts when it was measured, not at once",
-        FACTORY | covered(1, 1, 1) | BACK,
-        q.tokens_per_joule(ANYWHERE),
-        {"{}": 1.25},
-    ),
-    (
-        "withheld until the leap of what was booked late has left the rates, however soon coverage is well again",
-        FACTORY
-        | covered(1, 1, 1)
+        "large is what has the watts, not what has the GPUs: 8 of 1000 W are dark beside 80 of 72 W",
+        covered(1, 0, 1)
         | {
-            'idlewatt_coverage_ratio{site="n",pool="a",window="5m",of="watts"}': "0.8x51 1x8",
-            'idlewatt_energy_joules_total{site="n",pool="a",state="serving",scope="it"}': "0+8000x51 988000+10000x8",
+            'idlewatt_power_watts{site="n",pool="a",state="serving",part="draw"}': "5760x60",
+            'idlewatt_power_watts{site="n",pool="b",state="dark",part="headroom"}': "8000x60",
+            'idlewatt_gpus{site="n",pool="a",state="serving",product="L4"}': "80x60",
+            'idlewatt_gpus{site="n",pool="b",state="dark",product="B200"}': "8x60",
+            'idlewatt_energy_joules_total{site="n",pool="a",state="serving",scope="it"}': "0+57600x60",
+            'idlewatt_tokens_total{site="n",pool="a",model_name="m",kind="output"}': "0+32000x60",
+            'idlewatt_tokens_per_joule{site="n",pool="a",window="5m",kind="output"}': "0.56x60",
         },
         q.tokens_per_joule(ANYWHERE),
         {},
     ),
+    (
+        "a small pool that is not measured well enough is left out",
+        FACTORY | covered(1, 1, 1) | BACK,
+        q.tokens_per_joule(ANYWHERE),
+        {"{}": 1.25},
+    ),
     *(
         (
-            f"withheld while the figure would be that of the smaller pool: {why}",
-            FACTORY
-            | covered(1, 1, 1)
-            | {
-                'idlewatt_tokens_total{site="n",pool="b",model_name="m",kind="output"}': "0+30000x60",
-                'idlewatt_coverage_ratio{site="n",pool="b",window="5m",of="watts"}': coverage,
-            },
+            f"what one {who} of sixteen is booked late with, for which coverage is high enough, is not of now",
+            FACTORY | covered(1, 1, 1) | {of: f"0+{rate}x51 {51 * rate + late}+{rate}x8"},
             q.tokens_per_joule(ANYWHERE),
-            shown,
+            {"{}": 1.25},
         )
-        for why, coverage, shown in (
-            ("nearly covered, with both", "0.89x60", {}),
-            ("well again, and not for long", "0.8x51 1x8", {}),
-            ("for long enough it is of both", "0.8x20 1x40", {"{}": 3.125}),
+        for who, of, rate, late in (
+            (
+                "GPU",
+                'idlewatt_energy_joules_total{site="n",pool="a",state="serving",scope="it"}',
+                10_000,
+                450_000,
+            ),
+            (
+                "engine",
+                'idlewatt_tokens_total{site="n",pool="a",model_name="m",kind="output"}',
+                20_000,
+                900_000,
+            ),
         )
     ),
     (
@@ -492,9 +520,8 @@ FIGURES: Final = (
     ("withheld when nothing says how much was measured", FACTORY, q.tokens_per_joule(ANYWHERE), {}),
     (
         "withheld when there are too few tokens",
-        FACTORY
-        | covered(1, 1, 1)
-        | {'idlewatt_tokens_total{site="n",pool="a",model_name="m",kind="output"}': "1000000+10x60"},
+        {series: values for series, values in FACTORY.items() if "_tokens_per_joule" not in series}
+        | covered(1, 1, 1),
         q.tokens_per_joule(ANYWHERE),
         {},
     ),
@@ -532,11 +559,30 @@ FIGURES: Final = (
         f" unless {q.drawn_watts({'site': 'n', 'pool': 'a'})}",
         {"{}": 1000},
     ),
+    *(
+        (
+            f"withheld while it would be the yield of the other pool: {why}",
+            FACTORY | covered(1, 1, 1) | BOTH | gone,
+            q.tokens_per_joule(ANYWHERE),
+            {},
+        )
+        for why, gone in (
+            ("this one's figures are old", clocks(OLD, {})),
+            (
+                "its processor restarts",
+                {
+                    series: values.replace("x60", "x29 stale")
+                    for series, values in (FACTORY | covered(1, 1, 1)).items()
+                    if 'pool="a"' in series
+                },
+            ),
+        )
+    ),
     (
-        "yield of the pools that are fresh",
-        FACTORY | covered(1, 1, 1) | clocks(OLD, {}),
+        "yield of the pools that are fresh, while they have nearly all watts",
+        FACTORY | covered(1, 1, 1) | BOTH | clocks(FRESH | {"c": 200}, {}) | BACK,
         q.tokens_per_joule(ANYWHERE),
-        {},
+        {"{}": 3.125},
     ),
     (
         "each currency of each pool that is fresh",
@@ -565,7 +611,7 @@ FIGURES: Final = (
     (
         "nor made",
         FACTORY | covered(1, 1, 1) | caught_up(51),
-        f"{q.output_tokens_rate(ANYWHERE)} or {q.tokens_per_joule(ANYWHERE)}",
+        q.output_tokens_rate(ANYWHERE),
         {},
     ),
     (
