@@ -191,7 +191,7 @@ ALERTS: Final = (
     ),
     AlertRule(
         name="IdlewattPoolDark",
-        expr=f"{q.unread_share(q.EVERYWHERE, 'watts')} > {DARK_SHARE_LIMIT}",
+        expr=f"{q.unread_share(q.EVERYWHERE, 'watts', '1m')} > {DARK_SHARE_LIMIT}",
         lasting="5m",
         severity="warning",
         summary=f"{_POOL_IN_WORDS} is dark: nobody knows what {{{{ $value | humanizePercentage }}}} of its GPUs do",
@@ -203,7 +203,8 @@ ALERTS: Final = (
     ),
     AlertRule(
         name="IdlewattEnginesDark",
-        expr=f"{q.unread_share(q.EVERYWHERE, 'tokens')} > {DARK_SHARE_LIMIT}",
+        # Of what the ratios are withheld for: an engine that fails again and again is read well in some minutes.
+        expr=f"{q.unread_share(q.EVERYWHERE, 'tokens', q.ROLLING)} > {DARK_SHARE_LIMIT}",
         # servers that are restarted one after the other load their models meanwhile
         lasting="30m",
         severity="warning",

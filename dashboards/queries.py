@@ -268,12 +268,12 @@ def top_spenders(where: Where, kind: str, most: int) -> str:
     return f"topk({most}, {increase(names.CONSUMER_SPEND, {**where, 'consumer_kind': kind}, by)})"
 
 
-def unread_share(where: Where, of: str) -> str:
-    """Share of the last minute's GPU time that nobody read, also of GPUs that engines name and nobody ever read (`watts`).
+def unread_share(where: Where, of: str, window: str) -> str:
+    """Share of the window's GPU time that nobody read, also of GPUs that engines name and nobody ever read (`watts`).
 
     Or of its engine time or tokens of a kind (`tokens`), also of engines that make tokens on GPUs that nobody reads.
     """
-    return f"1 - {highest(names.COVERAGE, {**where, 'window': '1m', 'of': of}, POOL)}"
+    return f"1 - {highest(names.COVERAGE, {**where, 'window': window, 'of': of}, POOL)}"
 
 
 def unaccounted_joules(where: Where) -> str:

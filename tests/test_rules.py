@@ -109,7 +109,7 @@ GOING_ON: Final = {
     AVAILABLE.replace('"a"', '"b"'): "0+60000x4400",
 }
 WATTS_READ: Final = f'idlewatt_coverage_ratio{{{POOL},window="1m",of="watts"}}'
-TOKENS_READ: Final = WATTS_READ.replace("watts", "tokens")
+TOKENS_READ: Final = f'idlewatt_coverage_ratio{{{POOL},window="5m",of="tokens"}}'
 SERVING: Final = f'idlewatt_gpus{{{POOL},state="serving",product="H100"}}'
 REWINDS: Final = 'idlewatt_rewinds_total{stage="economy",instance="p:1"}'
 BOOK_PRICES: Final = 'idlewatt_book_prices{instance="p:1"}'
@@ -203,6 +203,16 @@ def left_out(source: str, reason: str, times: str) -> Fires:
         f"About {times} times in the last 3 minutes, and for a quarter of an hour, c:1 has left out something of {source} "
         f"({reason}): a GPU or a figure of one, a model, a consumer, or rows. What it would have told is in no figure. The rest "
         "of the source is read.",
+    )
+
+
+def engines_dark(share: str) -> Fires:
+    return Fires(
+        OF_POOL,
+        f"Pool a of site north shows no ratios: {share} of its engine time, or tokens of a kind, is not measured",
+        f"{share} of the engine time of pool a of site north, or of its tokens of a kind, is of engines that nobody reads, or that "
+        "make tokens on GPUs that nobody reads, for 30 minutes. What tokens take there is not known, and the pool's ratios are "
+        "withheld. The watts of GPUs that are read are right.",
     )
 
 
@@ -484,23 +494,26 @@ CASES: Final = (
         "GPUs that no engine names were never read on a quarter of the nodes: all that are known are",
         {WATTS_READ: "1x40", TOKENS_READ: "0.75x40"},
         "35m",
-        (
-            Fires(
-                OF_POOL,
-                "Pool a of site north shows no ratios: 25% of its engine time, or tokens of a kind, is not measured",
-                "25% of the engine time of pool a of site north, or of its tokens of a kind, is of engines that nobody reads, or that "
-                "make tokens on GPUs that nobody reads, for 30 minutes. What tokens take there is not known, and the pool's ratios are "
-                "withheld. The watts of GPUs that are read are right.",
-            ),
-        ),
+        (engines_dark("25%"),),
+    ),
+    Case(
+        "IdlewattEnginesDark",
+        "fires",
+        "one of two engines loads for 140 s, serves for 160 and is killed, again and again; some minutes are read well",
+        {
+            TOKENS_READ: "1x5 0.9 0.8 0.77x40",
+            TOKENS_READ.replace("5m", "1m"): "1x5 " + "0.5 0.5 0.75 1 1 " * 9,
+        },
+        "40m",
+        (engines_dark("23%"),),
     ),
     Case("IdlewattEnginesDark", "quiet", "a twelfth is not read", {TOKENS_READ: "0.917x40"}, "35m"),
     Case(
         "IdlewattEnginesDark",
         "quiet",
         "five engines that are restarted one after the other load for four minutes each",
-        {TOKENS_READ: "1x5 0.8x24 1x20"},
-        "29m",
+        {TOKENS_READ: "1x5 0.96 0.92 0.88 0.84 0.8x16 0.84 0.88 0.92 0.96 1x20"},
+        "40m",
     ),
     Case(
         "IdlewattEnginesDark",
