@@ -306,8 +306,12 @@ ALERTS: Final = (
     ),
     AlertRule(
         name="IdlewattCollectorFailing",
-        expr=f"avg_over_time({q.series(names.SCRAPE_SUCCESS)}[5m]) < 0.5",
-        lasting="2m",
+        # not of one that is back: what restarts takes some minutes
+        expr=(
+            f"avg_over_time({q.series(names.SCRAPE_SUCCESS)}[5m]) < 0.5"
+            f" and min_over_time({q.series(names.SCRAPE_SUCCESS)}[1m]) == 0"
+        ),
+        lasting="3m",
         severity="warning",
         summary="{{ $labels.instance }} cannot read {{ $labels.source }}",
         description=(

@@ -884,7 +884,7 @@ CASES: Final = (
         "fires",
         "an engine answers one time in five",
         {SCRAPE: "0 0 0 0 1 0 0 0 0 1 0 0 0 0 1 0 0 0"},
-        "12m",
+        "13m",
         (
             Fires(
                 {"source": "http://e:8000", "instance": "c:1", "job": "idlewatt"},
@@ -896,6 +896,13 @@ CASES: Final = (
         ),
     ),
     Case("IdlewattCollectorFailing", "quiet", "one failure", {SCRAPE: "1 1 1 0 1x20"}, "5m"),
+    Case(
+        "IdlewattCollectorFailing",
+        "quiet",
+        "an engine that was restarted, and loaded for four minutes, is back",
+        {SCRAPE: "1x5 0x3 1x20"},
+        "11m",
+    ),
     Case("IdlewattCollectorFailing", "missing", "no collector (its target is down then)", {}, "12m"),
     Case(
         "IdlewattReadingsLeftOut",
