@@ -166,7 +166,7 @@ ALERTS: Final = (
         summary=f"{_POOL_IN_WORDS} leaves {{{{ $value | humanizePercentage }}}} of its available watts idle",
         description=(
             f"In every hour of the last day more than {IDLE_SHARE_LIMIT:.0%} of what is available to pool {{{{ $labels.pool }}}} "
-            "of site {{ $labels.site }} was that of GPUs with nothing to do, drawn or not, and in the last hour "
+            "of site {{ $labels.site }}, as far as it was seen, was that of GPUs with nothing to do, drawn or not, and in the last hour "
             f"{{{{ $value | humanizePercentage }}}}.{_lost_per_hour_in_words()}"
         ),
     ),

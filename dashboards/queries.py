@@ -142,13 +142,13 @@ def wasted_energy_rate(where: Where, by: tuple[str, ...] = (), window: str = RAT
 
 
 def idle_share_of_available(where: Where, by: tuple[str, ...], window: str) -> str:
-    """Share of the available energy that idle GPUs drew or had to spare."""
-    idle = {**where, "state": WASTED}
-    drawn, spare = (
-        rate(names.ENERGY, {**idle, "scope": "it"}, by, window),
-        rate(names.HEADROOM, idle, by, window),
+    """Share of the available energy that idle GPUs drew or had to spare, of what was seen; absent where most was not."""
+    idle, seen = (
+        f"{rate(names.ENERGY, {**where, 'state': states, 'scope': 'it'}, by, window)}"
+        f" + {rate(names.HEADROOM, {**where, 'state': states}, by, window)}"
+        for states in (WASTED, "!dark")
     )
-    return ratio(f"{drawn} + {spare}", rate(names.AVAILABLE, where, by, window))
+    return f"({idle}) / ({seen} > 0.5 * {rate(names.AVAILABLE, where, by, window)})"
 
 
 def drawn_watts(where: Where, by: tuple[str, ...] = ()) -> str:

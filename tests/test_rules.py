@@ -52,16 +52,18 @@ def energy(serving: int, loaded: int, free: int, minutes: int = 40, pool: str = 
     }
 
 
-def sixteen_gpus(*idle: tuple[int, int]) -> dict[str, str]:
-    """Counters of 16 GPUs with a limit of 700 W: so many minutes with so many idle at 70 W, the others serve at 520 W."""
+def sixteen_gpus(*idle: tuple[int, int | None]) -> dict[str, str]:
+    """Counters of 16 GPUs with a limit of 700 W: so many minutes with so many idle at 70 W, the others serve at 520 W.
+
+    None: nobody reads them.
+    """
     joules = dict.fromkeys(
         ("energy serving", "energy idle_free", "headroom serving", "headroom idle_free", ""), 0
     )
     values = dict.fromkeys(joules, "")
     for minutes, free in idle:
-        watts = dict(
-            zip(joules, ((16 - free) * 520, free * 70, (16 - free) * 180, free * 630, 16 * 700), strict=True)
-        )
+        seen = (0,) * 4 if free is None else ((16 - free) * 520, free * 70, (16 - free) * 180, free * 630)
+        watts = dict(zip(joules, (*seen, 16 * 700), strict=True))
         for name, before in joules.items():
             values[name] += f" {before}+{60 * watts[name]}x{minutes - 1}"
             joules[name] += 60 * watts[name] * minutes
@@ -220,8 +222,8 @@ def leaves_idle(share: str, money: str = "") -> Fires:
     return Fires(
         OF_POOL,
         f"Pool a of site north leaves {share} of its available watts idle",
-        "In every hour of the last day more than 50% of what is available to pool a of site north was that of GPUs with nothing "
-        f"to do, drawn or not, and in the last hour {share}.{money}",
+        "In every hour of the last day more than 50% of what is available to pool a of site north, as far as it was seen, was that "
+        f"of GPUs with nothing to do, drawn or not, and in the last hour {share}.{money}",
     )
 
 
@@ -299,6 +301,32 @@ CASES: Final = (
         },
         "1560m",
         (leaves_idle("56.25%"),),
+    ),
+    Case(
+        "IdlewattIdleCapacity",
+        "fires",
+        "11 are; for 20 minutes, ten hours ago, none of the 16 was read",
+        sixteen_gpus((1000, 11), (20, None), (700, 11)),
+        "1620m",
+        (leaves_idle("68.75%"),),
+    ),
+    Case(
+        "IdlewattIdleCapacity",
+        "quiet",
+        "11 are, as far as was seen, and for seven hours none of the 16 was read",
+        sixteen_gpus((800, 11), (420, None), (500, 11)),
+        "1620m",
+    ),
+    Case(
+        "IdlewattIdleCapacity",
+        "quiet",
+        "the one that is read is, and of the other 15 nobody knows",
+        {
+            f'idlewatt_energy_joules_total{{{POOL},state="idle_free",scope="it"}}': "0+4200x1700",
+            f'idlewatt_headroom_joules_total{{{POOL},state="idle_free"}}': "0+37800x1700",
+            AVAILABLE: "0+672000x1700",
+        },
+        "1620m",
     ),
     Case(
         "IdlewattIdleCapacity",
@@ -1449,7 +1477,8 @@ def test_recorded_ratios_are_ratios_of_sums(prometheus_tools: None, tmp_path: Pa
         recording.WASTED_ENERGY_RATE: 100.0,
         recording.WASTED_SHARE: 0.2,
         recording.TOKENS_PER_JOULE_DAY: 1.2,
-        recording.IDLE_SHARE_HOUR: 0.4,
+        # of 1500 W that are available 100 are dark
+        recording.IDLE_SHARE_HOUR: 600 / 1400,
     }
     done = promtool_test(
         tmp_path,
