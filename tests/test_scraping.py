@@ -113,6 +113,8 @@ def test_every_panel_shows_data(prometheus_server: StartPrometheus, pages: Calla
         {"rules/recording.yaml": rules.recording_yaml(), "rules/alerts.yaml": rules.alerts_yaml()},
     )
     server.wait_for("count_over_time(idlewatt_window_end_timestamp_seconds[1m]) > 3")
+    # gauges are looked up by the quarter of a minute
+    server.wait_for(q.tokens_per_joule(q.EVERYWHERE))
     queries = [
         *((str(query), query.expr) for query in panel_queries()),
         *((expr, expr) for expr in page_queries()),

@@ -7,12 +7,25 @@ import polars as pl
 import pytest
 
 from idlewatt.processors.meter.config import MeterConfig
-from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, PAIR, learn, yields
+from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, PAIR, counted, learn, yields
 from idlewatt.stream.settings import Yardstick
 
 H100 = "NVIDIA H100 80GB HBM3"
 START_MS = 1_760_000_040_000
+NOW_MS = START_MS + 60_000
 SAMPLE = {"window_start_ms": pl.Int64, "output_tokens": pl.Int64, "serving_mj": pl.Int64}
+
+
+def histogram_of(samples: pl.DataFrame, min_tokens: int) -> pl.DataFrame:
+    """What is known now, when these were learned."""
+    new = counted(samples.with_columns(learned_ms=NOW_MS), min_tokens)
+    return learn(pl.DataFrame(schema=HISTOGRAM_COLUMNS), new, NOW_MS)
+
+
+def known_now(histogram: pl.DataFrame, pairs: pl.DataFrame, config: MeterConfig) -> pl.DataFrame:
+    nothing = histogram.clear().with_columns(learned_ms=pl.lit(0, pl.Int64))
+    pairs = pairs.select(pl.lit(NOW_MS).alias("known_ms"), *PAIR).unique()
+    return yields(histogram, nothing, pairs, config)
 
 
 def found(
@@ -31,10 +44,8 @@ def found(
         },
         schema_overrides={"serving_mj": pl.Int64},
     )
-    histogram = pl.DataFrame(schema=HISTOGRAM_COLUMNS)
-    if learned:
-        histogram = learn(histogram, samples, config.min_tokens, START_MS + 60_000)
-    rows = yields(histogram, samples, config).select("yield_utpj", "origin").rows()
+    histogram = histogram_of(samples if learned else samples.clear(), config.min_tokens)
+    rows = known_now(histogram, samples, config).select("yield_utpj", "origin").rows()
     return (rows[0][0] / 1e6, rows[0][1]) if rows else None
 
 
@@ -68,13 +79,13 @@ def learned_of(**windows: tuple[int, int, int, int]) -> pl.DataFrame:
         for n in range(count)
     ]
     samples = pl.DataFrame(rows, schema={**dict.fromkeys(PAIR, pl.String), **SAMPLE}, orient="row")
-    return learn(pl.DataFrame(schema=HISTOGRAM_COLUMNS), samples, 100, START_MS + 60_000)
+    return histogram_of(samples, 100)
 
 
 def yardsticks_of(histogram: pl.DataFrame, *models: str, **config: Any) -> dict[str, tuple[float, str]]:
     """By model the tokens per joule and whose they are."""
     pairs = pl.DataFrame({"site": "s", "pool": "p", "product": H100, "model_name": models})
-    rows = yields(histogram, pairs, MeterConfig(**config)).iter_rows(named=True)
+    rows = known_now(histogram, pairs, MeterConfig(**config)).iter_rows(named=True)
     return {row["model_name"]: (row["yield_utpj"] / 1e6, row["yardstick_model"]) for row in rows}
 
 
