@@ -5,7 +5,9 @@ from typing import Any
 
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
+from idlewatt.processors.meter import yardstick
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.yardstick import HISTOGRAM_COLUMNS, PAIR, counted, learn, yields
 from idlewatt.stream.settings import Yardstick
@@ -144,3 +146,31 @@ def test_a_learned_yield_is_that_of_the_ninth_window_of_ten(
     """Of those, six at least, in which so many tokens were made."""
     seen = found(MeterConfig(min_tokens=min_tokens, use_published=False), True, made=made)
     assert seen == (None if expected is None else (pytest.approx(expected, rel=0.03), "learned"))
+
+
+def test_moments_are_looked_up_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that learns sixty times in an hour takes hardly more memory than one that learns once."""
+    minutes = range(NOW_MS, NOW_MS + 3_600_000, 60_000)
+    samples = pl.DataFrame(
+        [
+            ("s", "p", H100, model, now_ms - 10_000, 1000 + now_ms // 1000 % 977, 100_000 * size, now_ms)
+            for now_ms in minutes
+            for size, model in enumerate("abcd", 1)
+        ],
+        schema={**dict.fromkeys(PAIR, pl.String), **SAMPLE, "learned_ms": pl.Int64},
+        orient="row",
+    )
+    new, histogram = counted(samples, 100), histogram_of(samples.drop("learned_ms"), 100)
+    pairs = pl.DataFrame({"known_ms": minutes}).join(samples.select(PAIR).unique(), how="cross")
+    expected = yields(histogram, new, pairs, MeterConfig())
+    assert expected["yield_utpj"].n_unique() > 10
+    monkeypatch.setattr(yardstick, "_ROWS", 1000)
+    looked_up = []
+    known = yardstick._known
+    monkeypatch.setattr(
+        yardstick,
+        "_known",
+        lambda rows, some: looked_up.append(rows.height * some.height) or known(rows, some),
+    )
+    assert_frame_equal(yields(histogram, new, pairs, MeterConfig()), expected)
+    assert 0 < max(looked_up) <= 1000

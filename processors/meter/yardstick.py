@@ -25,6 +25,8 @@ _BUCKETS_PER_DOUBLING: Final = 32
 _HALF_LIFE_HOURS: Final = 4
 # of the joules of the model that took most; of alike ones the first by name is the main one, whoever is ahead
 _ALIKE: Final = 0.8
+# that are looked up at once, each of all moments; some hundred bytes a row
+_ROWS: Final = 500_000
 # a thousand times what any engine makes; counters that jump say more, and what follows from it must fit 64 bits
 _MOST_TOKENS_PER_JOULE: Final = 1e6
 _PRODUCT: Final = ("site", "pool", "product")
@@ -131,30 +133,37 @@ def _learned(
     names = names.with_columns_seq(
         pair=pl.int_range(pl.len()), product_id=pl.struct(*_PRODUCT).rle_id().cast(pl.Int64)
     )
-    rows = (
-        rows.join(names, on=list(PAIR))
-        .select_seq("pair", "product_id", "hour", "bucket", "windows", "serving_mj", "learned_ms")
-        .join(moments.to_frame(), how="cross")
-        .filter(pl.col("learned_ms") <= pl.col("known_ms"))
-    )
-    learned = _percentiles(rows)
-    own = learned.join(names.select_seq(*PAIR, "pair"), on="pair").drop("pair")
-    main = (
-        _main(rows, learned)
+    rows = rows.join(names, on=list(PAIR)).drop(PAIR)
+    windows = rows.group_by("pair", "bucket", "learned_ms").agg(pl.col("windows").sum())
+    joules = rows.group_by("product_id", "pair", "hour", "learned_ms").agg(pl.col("serving_mj").sum())
+    at_once = max(1, _ROWS // max(1, windows.height + joules.height))
+    own, main = [], []
+    for some in moments.to_frame().iter_slices(at_once):
+        own.append(_percentiles(_known(windows, some)))
+        main.append(_main(_known(joules, some), own[-1]))
+    return (
+        pl.concat(own).join(names.select_seq(*PAIR, "pair"), on="pair").drop("pair"),
+        pl.concat(main)
         .join(names.select_seq(*_PRODUCT, pl.col("model_name").alias("main"), "pair"), on="pair")
-        .drop("pair")
+        .drop("pair"),
     )
-    return own, main
 
 
-def _main(rows: pl.DataFrame, learned: pl.DataFrame) -> pl.DataFrame:
+def _known(rows: pl.DataFrame, moments: pl.DataFrame) -> pl.DataFrame:
+    """Of each moment what was learned by then."""
+    return rows.join(moments, how="cross").filter(pl.col("learned_ms") <= pl.col("known_ms"))
+
+
+def _main(joules: pl.DataFrame, learned: pl.DataFrame) -> pl.DataFrame:
     """known_ms, pair, main_utpj: of the models that took most joules, those of late counting most."""
     product = ("known_ms", "product_id")
     age_hours = pl.col("hour").max().over(product) - pl.col("hour")
     # of floats the sum would depend on their order
     weight = (pl.col("serving_mj") * 0.5 ** (age_hours / _HALF_LIFE_HOURS)).round().cast(pl.Int64)
     models = (
-        rows.join(learned, on=["known_ms", "pair"])
+        joules.join(learned, on=["known_ms", "pair"])
+        .group_by(*product, "pair", "learned_utpj", "hour")
+        .agg(pl.col("serving_mj").sum())
         .with_columns_seq(weight=weight)
         .group_by(*product, "pair", "learned_utpj")
         .agg(pl.col("weight").sum())
@@ -166,10 +175,10 @@ def _main(rows: pl.DataFrame, learned: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _percentiles(rows: pl.DataFrame) -> pl.DataFrame:
+def _percentiles(windows: pl.DataFrame) -> pl.DataFrame:
     """known_ms, pair and learned_utpj of those with enough windows; micro-tokens per joule."""
     pair = ("known_ms", "pair")
-    counts = rows.group_by(*pair, "bucket").agg(pl.col("windows").sum()).sort(*pair, "bucket")
+    counts = windows.group_by(*pair, "bucket").agg(pl.col("windows").sum()).sort(*pair, "bucket")
     total = pl.col("windows").sum().over(pair)
     reached = pl.col("windows").cum_sum().over(pair) >= QUANTILE * total
     middle = ((pl.col("bucket") + 0.5) / _BUCKETS_PER_DOUBLING * math.log(2)).exp()
