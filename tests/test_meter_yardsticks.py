@@ -59,10 +59,22 @@ def readings(ms: int, energy_mj: int, tokens: int, *, running: bool, pool: str =
 def folded(rows: list[Row], at_once: int, config: MeterConfig, histogram: pl.DataFrame) -> Driver[Any]:
     driver = Driver(MeterStage(config))
     driver.state = replace(driver.state, histogram=histogram)
+    fold(driver, rows, at_once)
+    return driver
+
+
+def fold(driver: Driver[Any], rows: list[Row], at_once: int) -> None:
     for first in range(0, len(rows), at_once):
         some = rows[first : first + at_once]
         driver.append(pack(some))
         driver.fold(some[-1].ts_ms)
+
+
+def caught_up(rows: list[Row], at_once: int, forget_ms: int) -> Driver[Any]:
+    """Whose processor read the first 20 rows and was away, however long entities are known."""
+    driver: Driver[Any] = Driver(MeterStage(MeterConfig(forget_ms=forget_ms, use_published=False)))
+    fold(driver, rows[:20], 20)
+    fold(driver, rows[20:], at_once)
     return driver
 
 
@@ -141,6 +153,33 @@ def test_a_named_gpu_that_is_forgotten_is_not_read_from_then_on(at_once: int) ->
     assert set(told.values()) == {0, 1}
     assert driver.sample("idlewatt_coverage_ratio", window="1m", of="watts", pool="p") == 0.5
     assert driver.sample("idlewatt_tokens_per_joule", window="5m", kind="output", pool="p") is None
+
+
+@pytest.mark.parametrize("at_once", [30, 100_000])
+def test_time_between_two_spans_in_which_nobody_read_a_gpu_counts_as_it_was(at_once: int) -> None:
+    """A GPU that was read for a while, and an engine that was gone for a while, told all at once or as it came."""
+    rows: list[Row] = []
+    for second in range(0, 400, 5):
+        rows += [gpu(1000 * second, 500_000 * second, "a"), engine(1000 * second, 1000 * second, "a", "b")]
+        if 50 <= second < 150:
+            rows.append(gpu(1000 * second, 500_000 * second, "b"))
+        rows.append(gpu(1000 * second, 500_000 * second, "c", "q"))
+        if not 50 <= second < 300:
+            rows.append(replace(engine(1000 * second, 1000 * second, "never"), pool="q"))
+    driver = caught_up(rows, at_once, 100_000)
+    told = {
+        row["window_start_ms"] - START_MS: row["unread_gpus"]
+        for row in driver.rows(records.TOKENS)
+        if row["pool"] == "p"
+    }
+    # the last reading at 145 s, and forgotten from the edge after 245 s on
+    assert told == {start_ms: int(not 50_000 <= start_ms < 250_000) for start_ms in told}
+    # of "b" 195 s that it was known for, 95 of them read, and 180 that it was not
+    coverage = driver.sample("idlewatt_coverage_ratio", window="1h", of="watts", pool="p")
+    assert coverage == pytest.approx((380 + 95) / (380 + 195 + 180))
+    # the engine was known until the edge after 145 s, and from 300 s on
+    coverage = driver.sample("idlewatt_coverage_ratio", window="1h", of="watts", pool="q")
+    assert coverage == pytest.approx(380 / (380 + 150 + 80))
 
 
 def test_a_gpu_that_nobody_reads_is_missing_once_whoever_names_it() -> None:

@@ -11,8 +11,8 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.rows import TIME_BITS, by_id, by_window, where
-from idlewatt.processors.meter.timeline import Advance, first_readings
+from idlewatt.processors.meter.rows import TIME_BITS, by_id, by_window, where, with_names
+from idlewatt.processors.meter.timeline import Advance, first_readings, last_readings
 from idlewatt.stream.clock import HOUR_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 
@@ -153,6 +153,18 @@ def heard(engine_index: pl.DataFrame, engines: pl.DataFrame, forget_ms: int) -> 
             (pl.col("ts_ms").max() + forget_ms).alias("until_ms"),
         )
         .sort("server")
+    )
+
+
+def stays(engine_index: pl.DataFrame, step: Advance, forget_ms: int) -> pl.DataFrame:
+    """Like heard(), but a row for each model, and for each time from its first reading until it is forgotten."""
+    lasts = last_readings(step, forget_ms).sort("last_ms")
+    return with_names(lasts, engine_index, "server", "site", "pool", "first_ms").select_seq(
+        "server",
+        "site",
+        "pool",
+        pl.coalesce(pl.col("back_ms").shift(1).over("id"), "first_ms").alias("since_ms"),
+        (pl.col("last_ms") + forget_ms).alias("until_ms"),
     )
 
 

@@ -46,7 +46,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     engine_windows = tokens.with_joules(
         engines.windows, tokens.joules(shares, state.gpu_index), state.engine_index
     )
-    unread = unread_gpus(holding, engines.servers, state.gpus, gpus.step, edges)
+    unread = unread_gpus(holding, engines.index, engines.step, state.gpus, gpus.step, edges)
     engine_windows = with_unread(
         tokens.with_server(engine_windows, engines.index), unread, ("server",), edges.window_ms
     )

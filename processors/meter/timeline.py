@@ -157,6 +157,17 @@ def first_readings(step: Advance) -> pl.DataFrame:
     return pl.concat(new).group_by("id").agg(pl.col("first_ms").min())
 
 
+def last_readings(step: Advance, forget_ms: int) -> pl.DataFrame:
+    """(id, last_ms, back_ms): the last reading of each, and those after which it was forgotten until it came back."""
+    back = where(step.intervals, step.intervals["ts_ms"] - step.intervals["t0_ms"] >= forget_ms)
+    return pl.concat(
+        [
+            step.last.select_seq("id", last_ms="ts_ms", back_ms=pl.lit(None, pl.Int64)),
+            back.select_seq("id", last_ms="t0_ms", back_ms="ts_ms"),
+        ]
+    )
+
+
 def _within_reach(known: pl.DataFrame, edges: Edges, first_only: bool) -> pl.Series:
     """Whether the step can take a reading, or took it before.
 

@@ -5,7 +5,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.activity import Holding
+from idlewatt.processors.meter.activity import Holding, stays
 from idlewatt.processors.meter.rows import by_id, where
 from idlewatt.processors.meter.timeline import Advance, Edges, first_readings
 
@@ -20,13 +20,18 @@ UNREAD_COLUMNS: Final = {
 
 
 def unread_gpus(
-    holding: Holding, servers: pl.DataFrame, read_before: pl.DataFrame, step: Advance, edges: Edges
+    holding: Holding,
+    engine_index: pl.DataFrame,
+    engines: Advance,
+    read_before: pl.DataFrame,
+    step: Advance,
+    edges: Edges,
 ) -> pl.DataFrame:
     """UNREAD_COLUMNS: GPUs that an engine names, and while nobody read them.
 
     As it would be if windows closed one by one: from the engine's first reading on, until a reading of the GPU was taken (that
-    one has come says nothing), and again once it is forgotten. `servers`: see heard(). `read_before`: last readings when the
-    step of GPUs began.
+    one has come says nothing), and again once it is forgotten. `read_before`: last readings when the step of GPUs began.
+    Spans of a GPU may overlap.
     """
     named = where(holding.held, ~holding.held["inferred"]).select_seq("server", "id")
     was_read = by_id(named["id"], read_before["id"], True, pl.Boolean, default=False)
@@ -43,8 +48,8 @@ def unread_gpus(
         ]
     ).join(holding.gpu_index.select_seq("id", "gpu_uuid"), on="id")
     never = holding.unread.with_columns_seq(from_ms=pl.lit(0, pl.Int64), until_ms=pl.lit(None, pl.Int64))
-    heard = servers.select_seq(
-        "server", "site", "pool", "since_ms", heard_ms=_edge_after(pl.col("until_ms"), edges.window_ms)
+    heard = stays(engine_index, engines, edges.forget_ms).with_columns_seq(
+        heard_ms=_edge_after(pl.col("until_ms"), edges.window_ms)
     )
     return (
         pl.concat([never, known.select_seq(never.columns)])
@@ -65,9 +70,10 @@ def with_unread(
     lasting = unread.filter(pl.col("until_ms") >= first_ms + window_ms)
     if lasting.is_empty():
         return windows.with_columns_seq(pl.lit(0, pl.Int64).alias("unread_gpus"))
-    # several engines may name the same GPU
-    gpus = lasting.group_by(*whose, "gpu_uuid").agg(pl.col("from_ms").min(), pl.col("until_ms").max())
-    counts = gpus.group_by(*whose, "from_ms", "until_ms").len("unread_gpus")
+    # several engines may name the same GPU, and one may name it anew: what another span has told counts once
+    told_ms = pl.col("until_ms").cum_max().shift(1).over(*whose, "gpu_uuid")
+    apart = lasting.sort("from_ms").with_columns_seq(pl.max_horizontal("from_ms", told_ms))
+    counts = apart.group_by(*whose, "from_ms", "until_ms").len("unread_gpus")
     window = [*whose, "window_start_ms"]
     end_ms = pl.col("window_start_ms") + window_ms
     found = (
