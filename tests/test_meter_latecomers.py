@@ -95,3 +95,14 @@ def test_every_reading_of_a_latecomer_counts(arrives_ms: int) -> None:
     }
     whole = range(START_MS + 6000, edge_ms, CONFIG.window_ms)
     assert {window: available[window] for window in whole} == dict.fromkeys(whole, LIMIT_MW * 2)
+
+
+@pytest.mark.parametrize("arrives_ms", [15_000, 20_000, 30_000])
+def test_tokens_of_a_spool_are_made_on_the_gpus_that_it_tells_of(arrives_ms: int) -> None:
+    """Those of closed windows are booked before the first reading of their GPU, which waits: it was read all the same."""
+    driver, _ = metered(arrives_ms)
+    # the step that books them closes a window of its own, or several
+    closed_ms = START_MS + arrives_ms - CONFIG.grace_ms - 2 * CONFIG.window_ms
+    closed = [row for row in driver.rows(records.TOKENS) if row["window_start_ms"] <= closed_ms]
+    assert sum(row["output_tokens"] for row in closed) > 0
+    assert {row["unread_gpus"] for row in closed} == {0}

@@ -23,6 +23,8 @@ TOKEN_KEY = ("site", "pool", "window_start_ms", "node", "engine", "model_name")
 MINUTE_KEY = ("site", "pool", "gpu_uuid", "minute_start_ms", "state")
 WINDOW_KEY = ("site", "pool", "window_start_ms")
 POWER_SUMS = ("gpu_ms", "draw_mj", "headroom_mj", "estimated_mj")
+# unread_gpus and stopped do not add up, and are no part of the truth: test_meter_latecomers.py and test_meter_yardsticks.py
+# tell what they are, also of what comes late
 TOKEN_SUMS = (
     "output_tokens",
     "input_tokens",

@@ -30,8 +30,8 @@ def unread_gpus(
     """UNREAD_COLUMNS: GPUs that an engine names, and while nobody read them.
 
     As it would be if windows closed one by one: from the engine's first reading on, until a reading of the GPU was taken (that
-    one has come says nothing), and again once it is forgotten. `read_before`: last readings when the step of GPUs began.
-    Spans of a GPU may overlap.
+    one has come says nothing, except of windows that were closed before), and again once it is forgotten. `read_before`: last
+    readings when the step of GPUs began. Spans of a GPU may overlap.
     """
     named = where(holding.held, ~holding.held["inferred"]).select_seq("server", "id")
     was_read = by_id(named["id"], read_before["id"], True, pl.Boolean, default=False)
@@ -39,11 +39,15 @@ def unread_gpus(
     if was_read.all() and lost.is_empty() and holding.unread.is_empty():
         return pl.DataFrame(schema=UNREAD_COLUMNS)
     forgotten_ms = _edge_after(pl.col("ts_ms") + edges.forget_ms, edges.window_ms)
-    begins = where(named, ~was_read).join(first_readings(step), on="id", how="left")
+    begins = _first_read(where(named, ~was_read), step)
     ends = named.join(lost.select_seq("id", from_ms=forgotten_ms), on="id")
     known = pl.concat(
         [
-            begins.select_seq("server", "id", from_ms=pl.lit(0, pl.Int64), until_ms="first_ms"),
+            # of closed windows a spool's tokens are booked for good, and a hold before its joules: what waits is read, too
+            begins.select_seq("server", "id", from_ms=pl.lit(0, pl.Int64), until_ms="came_ms"),
+            begins.select_seq(
+                "server", "id", from_ms=pl.lit(edges.previous_ms, pl.Int64), until_ms="first_ms"
+            ),
             ends.with_columns_seq(until_ms=pl.lit(None, pl.Int64)),
         ]
     ).join(holding.gpu_index.select_seq("id", "gpu_uuid"), on="id")
@@ -87,6 +91,15 @@ def with_unread(
     return windows.join(found, on=window, how="left", maintain_order="left").with_columns_seq(
         pl.col("unread_gpus").fill_null(0)
     )
+
+
+def _first_read(gpus: pl.DataFrame, step: Advance) -> pl.DataFrame:
+    """Add first_ms of the readings that were taken, and came_ms of those and the ones that wait; null where there is none."""
+    waiting = where(step.pending, by_id(step.pending["id"], gpus["id"], True, pl.Boolean, default=False))
+    came = waiting.group_by("id").agg(waits_ms=pl.col("ts_ms").min())
+    first = first_readings(step).join(came, on="id", how="full", coalesce=True)
+    came_ms = pl.min_horizontal("first_ms", "waits_ms")
+    return gpus.join(first, on="id", how="left").with_columns_seq(came_ms.alias("came_ms"))
 
 
 def _edge_after(moment: pl.Expr, window_ms: int) -> pl.Expr:
