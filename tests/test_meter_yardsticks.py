@@ -182,6 +182,23 @@ def test_time_between_two_spans_in_which_nobody_read_a_gpu_counts_as_it_was(at_o
     assert coverage == pytest.approx(380 / (380 + 150 + 80))
 
 
+@pytest.mark.parametrize("at_once", [30, 100_000])
+def test_a_named_gpu_that_was_forgotten_is_not_read_until_it_is_back(at_once: int) -> None:
+    """Also where a processor that catches up reads of both in one step."""
+    rows: list[Row] = []
+    for second in range(0, 400, 5):
+        rows += [gpu(1000 * second, 500_000 * second, "a"), engine(1000 * second, 1000 * second, "a", "b")]
+        if not 100 <= second < 300:
+            rows.append(gpu(1000 * second, 500_000 * second, "b"))
+    driver = caught_up(rows, at_once, 100_000)
+    told = {row["window_start_ms"] - START_MS: row["unread_gpus"] for row in driver.rows(records.TOKENS)}
+    # the last reading at 95 s, and forgotten from the edge after 195 s on
+    assert told == {start_ms: int(200_000 <= start_ms < 300_000) for start_ms in told}
+    # of "b" 195 s that it was known for, 95 of them read, 100 that it was not, and 80 that were read again
+    coverage = driver.sample("idlewatt_coverage_ratio", window="1h", of="watts", pool="p")
+    assert coverage == pytest.approx((380 + 95 + 80) / (380 + 195 + 100 + 80))
+
+
 def test_a_gpu_that_nobody_reads_is_missing_once_whoever_names_it() -> None:
     """Seven engines on the instances of one GPU; an engine that came back under another name."""
     rows: list[Row] = []

@@ -7,7 +7,7 @@ import polars as pl
 
 from idlewatt.processors.meter.activity import Holding, stays
 from idlewatt.processors.meter.rows import by_id, where
-from idlewatt.processors.meter.timeline import Advance, Edges, first_readings
+from idlewatt.processors.meter.timeline import Advance, Edges, first_readings, last_readings
 
 UNREAD_COLUMNS: Final = {
     "server": pl.Int64,
@@ -35,12 +35,14 @@ def unread_gpus(
     """
     named = where(holding.held, ~holding.held["inferred"]).select_seq("server", "id")
     was_read = by_id(named["id"], read_before["id"], True, pl.Boolean, default=False)
-    lost = where(step.last, step.last["ts_ms"] <= edges.edge_ms - edges.forget_ms)
-    if was_read.all() and lost.is_empty() and holding.unread.is_empty():
+    lost_ms = edges.edge_ms - edges.forget_ms
+    may_be_lost = any((at <= lost_ms).any() for at in (step.last["ts_ms"], step.intervals["t0_ms"]))
+    if was_read.all() and not may_be_lost and holding.unread.is_empty():
         return pl.DataFrame(schema=UNREAD_COLUMNS)
-    forgotten_ms = _edge_after(pl.col("ts_ms") + edges.forget_ms, edges.window_ms)
+    lasts = last_readings(step, edges.forget_ms)
+    lost = where(lasts, lasts["last_ms"] <= lost_ms)
     begins = _first_read(where(named, ~was_read), step)
-    ends = named.join(lost.select_seq("id", from_ms=forgotten_ms), on="id")
+    forgotten_ms = _edge_after(pl.col("last_ms") + edges.forget_ms, edges.window_ms)
     known = pl.concat(
         [
             # of closed windows a spool's tokens are booked for good, and a hold before its joules: what waits is read, too
@@ -48,7 +50,7 @@ def unread_gpus(
             begins.select_seq(
                 "server", "id", from_ms=pl.lit(edges.previous_ms, pl.Int64), until_ms="first_ms"
             ),
-            ends.with_columns_seq(until_ms=pl.lit(None, pl.Int64)),
+            named.join(lost, on="id").select_seq("server", "id", from_ms=forgotten_ms, until_ms="back_ms"),
         ]
     ).join(holding.gpu_index.select_seq("id", "gpu_uuid"), on="id")
     never = holding.unread.with_columns_seq(from_ms=pl.lit(0, pl.Int64), until_ms=pl.lit(None, pl.Int64))
