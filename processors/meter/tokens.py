@@ -179,8 +179,8 @@ def with_stopped(
 ) -> pl.DataFrame:
     """Add stopped: the engine was not heard, and no process was on any GPU that it can hold, all window long.
 
-    `windows`: with server, silent_ms and unread_gpus. `servers`: see heard(). Whoever scales in does not miss the tokens of
-    what is gone.
+    `windows`: with server, silent_ms and unread_gpus. `held`: see with_came(). `servers`: see heard(). Whoever scales in does
+    not miss the tokens of what is gone.
     """
     window = ["server", "window_start_ms"]
     is_silent = ((windows["silent_ms"] > 0) & (windows["unread_gpus"] == 0)).fill_null(False)
@@ -197,7 +197,7 @@ def with_stopped(
     is_others = pl.col("inferred") & (pl.col("named_ms") < pl.col("window_start_ms") + window_ms)
     stopped = (
         silent.join(held.join(named, on="id", how="left"), on="server")
-        .filter(~is_others.fill_null(False))
+        .filter(~is_others.fill_null(False), _was_there(window_ms))
         .join(free, on=["id", "window_start_ms"], how="left")
         .group_by(window)
         .agg(pl.col("free").fill_null(False).all().alias("stopped"))
@@ -232,8 +232,8 @@ def samples(
 ) -> pl.DataFrame:
     """Yields of windows in which an engine and all its GPUs were wholly measured, by pool, product and model.
 
-    `windows`: see with_joules(), with server and unread_gpus, of this step. Tokens beside the joules of some of the GPUs
-    would teach a yield that no engine has.
+    `windows`: see with_joules(), with server and unread_gpus, of this step. `held`: see with_came(). Tokens beside the joules
+    of some of the GPUs would teach a yield that no engine has.
     """
     # a counter that moves at a request's end gives zero, then a spike: its windows say nothing of the yield
     usable = (
@@ -259,7 +259,7 @@ def _not_whole(gpu_windows: pl.DataFrame, held: pl.DataFrame, edges: Edges) -> p
     read = gpu_windows.filter((pl.col("state") != "dark") & (pl.col("window_start_ms") >= edges.previous_ms))
     by_gpu = read.group_by("id").agg(pl.col("gpu_ms").sum())
     read_ms = by_id(held["id"], by_gpu["id"], by_gpu["gpu_ms"], default=0)
-    partly = where(held, read_ms < edges.edge_ms - edges.previous_ms).select_seq("server", "id")
+    partly = where(held, read_ms < edges.edge_ms - edges.previous_ms).select_seq("server", "id", "came_ms")
     if partly.is_empty():
         return partly
     starts = pl.int_range(edges.previous_ms, edges.edge_ms, edges.window_ms, eager=True)
@@ -269,5 +269,12 @@ def _not_whole(gpu_windows: pl.DataFrame, held: pl.DataFrame, edges: Edges) -> p
         .agg(pl.col("gpu_ms").sum())
         .filter(pl.col("gpu_ms") >= edges.window_ms)
     )
-    every = partly.join(starts.alias("window_start_ms").to_frame(), how="cross")
+    every = partly.join(starts.alias("window_start_ms").to_frame(), how="cross").filter(
+        _was_there(edges.window_ms)
+    )
     return every.join(whole, on=["id", "window_start_ms"], how="anti").select_seq("server", "window_start_ms")
+
+
+def _was_there(window_ms: int) -> pl.Expr:
+    """Whether a GPU that an engine may hold was read by the window's end."""
+    return ~(pl.col("came_ms") >= pl.col("window_start_ms") + window_ms).fill_null(False)

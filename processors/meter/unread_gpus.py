@@ -41,7 +41,8 @@ def unread_gpus(
         return pl.DataFrame(schema=UNREAD_COLUMNS)
     lasts = last_readings(step, edges.forget_ms)
     lost = where(lasts, lasts["last_ms"] <= lost_ms)
-    begins = _first_read(where(named, ~was_read), step)
+    begins = where(named, ~was_read)
+    begins = begins.join(_first_read(begins["id"], step), on="id", how="left")
     forgotten_ms = _edge_after(pl.col("last_ms") + edges.forget_ms, edges.window_ms)
     known = pl.concat(
         [
@@ -95,13 +96,30 @@ def with_unread(
     )
 
 
-def _first_read(gpus: pl.DataFrame, step: Advance) -> pl.DataFrame:
-    """Add first_ms of the readings that were taken, and came_ms of those and the ones that wait; null where there is none."""
-    waiting = where(step.pending, by_id(step.pending["id"], gpus["id"], True, pl.Boolean, default=False))
-    came = waiting.group_by("id").agg(waits_ms=pl.col("ts_ms").min())
-    first = first_readings(step).join(came, on="id", how="full", coalesce=True)
-    came_ms = pl.min_horizontal("first_ms", "waits_ms")
-    return gpus.join(first, on="id", how="left").with_columns_seq(came_ms.alias("came_ms"))
+def with_came(held: pl.DataFrame, read_before: pl.DataFrame, step: Advance) -> pl.DataFrame:
+    """Add came_ms: the first reading of a GPU that an engine may hold, if it was not read before; else null. See Holding."""
+    is_new = held["inferred"]
+    if is_new.any():
+        is_new &= ~by_id(held["id"], read_before["id"], True, pl.Boolean, default=False)
+    if not is_new.any():
+        return held.with_columns_seq(came_ms=pl.lit(None, pl.Int64))
+    first = _first_read(held["id"].filter(is_new), step)
+    came_ms = by_id(held["id"], first["id"], first["came_ms"]).alias("came_ms")
+    return held.with_columns_seq(pl.when(is_new).then(came_ms).alias("came_ms"))
+
+
+def _first_read(ids: pl.Series, step: Advance) -> pl.DataFrame:
+    """(id, first_ms, came_ms) of GPUs that are new: the first reading that was taken, and that has come, be it taken or not.
+
+    `ids`: those of which readings may wait.
+    """
+    waiting = where(step.pending, by_id(step.pending["id"], ids, True, pl.Boolean, default=False))
+    waits = waiting.group_by("id").agg(waits_ms=pl.col("ts_ms").min())
+    return (
+        first_readings(step)
+        .join(waits, on="id", how="full", coalesce=True)
+        .select_seq("id", "first_ms", came_ms=pl.min_horizontal("first_ms", "waits_ms"))
+    )
 
 
 def _edge_after(moment: pl.Expr, window_ms: int) -> pl.Expr:
