@@ -33,5 +33,5 @@ pytest_plugins = [
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: a good part of the time, tests wait for processes that they have started."""
-    return (os.cpu_count() or 1) + 1
+    """Two more than there are cores: a good part of the time, tests wait for processes that they have started."""
+    return (os.cpu_count() or 1) + 2
