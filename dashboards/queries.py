@@ -137,14 +137,14 @@ def energy_rate(where: Where, by: tuple[str, ...] = (), window: str = RATE_INTER
 
 def wasted_energy_rate(where: Where, by: tuple[str, ...] = (), window: str = RATE_INTERVAL) -> str:
     """Board energy that idle GPUs drew, per second; 0 for a pool that drew energy and wasted none."""
-    wasted = rate(names.ENERGY, {**where, "state": WASTED, "scope": "it"}, by, window)
+    wasted = energy_rate({**where, "state": WASTED}, by, window)
     return zero_while(wasted, energy_rate(where, by, window))
 
 
 def idle_share_of_available(where: Where, by: tuple[str, ...], window: str) -> str:
     """Share of the available energy that idle GPUs drew or had to spare, of what was seen; absent where most was not."""
     idle, seen = (
-        f"{rate(names.ENERGY, {**where, 'state': states, 'scope': 'it'}, by, window)}"
+        f"{energy_rate({**where, 'state': states}, by, window)}"
         f" + {rate(names.HEADROOM, {**where, 'state': states}, by, window)}"
         for states in (WASTED, "!dark")
     )
@@ -185,10 +185,7 @@ def tokens_per_joule(where: Where) -> str:
         _aggregated("sum", names.POWER, POOL, series(names.POWER, parts))
         for parts in ({**where, "part": "draw"}, where)
     )
-    drawn = (
-        f"(avg_over_time({draw}[{ROLLING}:{_STEP}])"
-        f" and {watts} >= {COVERAGE_FLOOR} unless {tokens} < {COVERAGE_FLOOR})"
-    )
+    drawn = f"({_covered(f'avg_over_time({draw}[{ROLLING}:{_STEP}])', watts, tokens)})"
     known = f"last_over_time({available}[{_CLOCK_SEEN}:{_STEP}])"
     made = f"sum({pool_tokens_per_joule(where)} * {drawn})"
     counted = ratio(f"sum({known} and {drawn})", f"sum({known})")
@@ -209,7 +206,12 @@ def covered_throughout(rate_by_pool: str, window: str) -> str:
         )
         for of in ("watts", "tokens")
     )
-    return f"{rate_by_pool} and {watts} >= {COVERAGE_FLOOR} unless {tokens} < {COVERAGE_FLOOR}"
+    return _covered(rate_by_pool, watts, tokens)
+
+
+def _covered(figures: str, watts: str, tokens: str) -> str:
+    """Those of pools that are covered, by these coverages; a pool without an engine has none of tokens."""
+    return f"{figures} and {watts} >= {COVERAGE_FLOOR} unless {tokens} < {COVERAGE_FLOOR}"
 
 
 def tokens_per_second_per_megawatt(where: Where) -> str:

@@ -89,7 +89,7 @@ def with_names(rows: pl.DataFrame, index: pl.DataFrame, *columns: str, key: str 
     place = by_id(rows[key], index["id"], pl.int_range(index.height, eager=True))
     if place.has_nulls():
         rows, place = rows.filter(place.is_not_null()), place.drop_nulls()
-    return rows.hstack([index[column][place] for column in columns])
+    return rows.hstack(at(index.select_seq(columns), place).get_columns())
 
 
 def by_window(rows: pl.DataFrame, start: str, end: str, window_ms: int) -> pl.DataFrame:

@@ -216,22 +216,15 @@ def _by_entity_and_time(ids: pl.Series, ts_ms: pl.Series) -> pl.Series:
     """Where the first in order stands, the second and so on; of equals the first comes first.
 
     Rows of one entity nearly always stand in the order of their time: to gather those of each takes a third of the time of
-    sorting them all. One integer sorts several times faster than two columns, and with the row's place in it, nothing
-    need move along.
+    sorting them all.
     """
     by_entity = ids.to_frame("id").with_row_index("place").group_by("id").agg("place").sort("id")
     places = by_entity["place"].explode()
     there, then_ms = ids[places], ts_ms[places]
     if ((then_ms >= then_ms.shift(1)) | (there != there.shift(1))).all():
         return places
-    passed_ms = ts_ms - (ts_ms.min() or 0)
-    most_ms = passed_ms.max()
-    place_bits = ids.len().bit_length()
-    if isinstance(most_ms, int) and (highest(ids) + 1) * (most_ms + 1) << place_bits < 1 << 63:
-        order = (ids * (most_ms + 1) + passed_ms) * (1 << place_bits)
-        order += pl.int_range(ids.len(), eager=True)
-        return order.sort() & ((1 << place_bits) - 1)
-    key = (ids * (1 << TIME_BITS) + passed_ms).alias("key")
+    # one integer sorts several times faster than two columns
+    key = (ids * (1 << TIME_BITS) + (ts_ms - (ts_ms.min() or 0))).alias("key")
     return key.to_frame().with_row_index("place").sort("key", maintain_order=True)["place"]
 
 
@@ -265,7 +258,7 @@ def _without_between(
         # what is not counted gains nothing
         joined_to_last &= (pl.col(name) >= before).fill_null(pl.col(name).is_null() & before.is_null())
         elapsed_ms = pl.col("ts_ms") - pl.col("ts_ms").shift(1)
-        joined_to_last &= ~_leaps(name, before, elapsed_ms, bounds).fill_null(False)
+        joined_to_last &= ~_leaps(name, before, elapsed_ms, bounds)
     joined, place = rows.select_seq(
         joined=joined_to_last.fill_null(False) & pl.col("window").is_between(0, windows - 1),
         place=pl.col("id") * windows + pl.col("window").clip(0, windows - 1),
