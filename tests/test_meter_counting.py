@@ -298,6 +298,14 @@ def test_a_reading_after_so_long_a_silence_that_it_is_forgotten_is_a_first_one(
     assert drawn_mj(driver) == gained_mj
 
 
+def test_what_is_forgotten_sooner_than_a_window_lasts_is_still_counted_while_it_speaks() -> None:
+    """Readings that say no more than their neighbours are left out: what lies between is no silence."""
+    rows = [row for s in range(61) for row in (gpu(s, 500 * s), engine(s, 100 * s, requests_running=1))]
+    driver = metered(*rows, config=MeterConfig(forget_ms=5_000))
+    assert drawn_mj(driver) == 30_000
+    assert sum(row["output_tokens"] for row in driver.rows(records.TOKENS)) == 6_000
+
+
 @pytest.mark.parametrize(("before_ms", "late"), [(0, {}), (1, {"gpu": 1})])
 def test_a_row_of_a_closed_window_is_late(before_ms: int, late: dict[str, int]) -> None:
     """The reading at the edge is the next window's first."""

@@ -107,7 +107,7 @@ def advance(
         if not any(count for reason, count in dropped.items() if reason != "repeat"):
             break
     some_late = (within & (known["eff_ms"] > known["ts_ms"])).any()
-    if not some_late and steady is not None and edges.window_ms <= edges.hold_ms:
+    if not some_late and steady is not None and edges.window_ms <= min(edges.hold_ms, edges.forget_ms):
         ordered = _without_between(ordered, edges, counters, bounds, steady)
     rest = [name for name in pending.columns if name not in judged_by and name != "src"]
     rows = ordered.hstack(at(known.select_seq(rest), ordered["place"]))
@@ -246,7 +246,8 @@ def _without_between(
 ) -> pl.DataFrame:
     """Leave out readings that say no more than the ones before and after them in their window say together.
 
-    Most readings do: nothing was reset, no gauge changed, and a window is not longer than the hold.
+    Most readings do: nothing was reset, no gauge changed, and a window is longer neither than the hold nor than an entity is
+    remembered.
     """
     windows = (edges.edge_ms - edges.previous_ms) // edges.window_ms
     rows = rows.with_columns_seq(window=(pl.col("ts_ms") - edges.previous_ms) // edges.window_ms)
