@@ -229,6 +229,35 @@ def test_a_gpu_that_joins_the_node_of_an_engine_that_names_none_was_not_there_be
     assert min(told) < 150_000 < 350_000 < max(told)
 
 
+@pytest.mark.parametrize("at_once", [30, 100_000])
+def test_a_gpu_that_is_forgotten_left_the_node_of_an_engine_that_names_none(at_once: int) -> None:
+    """From then on of what that one makes a yield is learned, and where it was scaled in, nobody misses it, in a catch-up too."""
+    rows: list[Row] = []
+    for second in range(0, 400, 5):
+        ms, energy_mj, tokens = 1000 * second, 500_000 * second, 1000 * second
+        rows += [gpu(ms, energy_mj, "a"), replace(engine(ms, tokens, "a"), gpus=[])]
+        rows += [gpu(ms, energy_mj, "idle"), engine(ms, 0, "idle", running=False)]
+        rows.append(replace(gpu(ms, energy_mj, "q", "q"), has_process=second < 100))
+        if second < 100:
+            rows.append(replace(engine(ms, tokens, "q", pool="q"), gpus=[]))
+        if second <= 50:
+            rows.append(replace(gpu(ms, energy_mj, "second"), node="a", has_process=False))
+            rows.append(replace(gpu(ms, energy_mj, "third", "q"), node="q", has_process=False))
+    driver = caught_up(rows, at_once, 100_000)
+    lost = {
+        row["window_start_ms"] - START_MS: row["lost_tokens_draw"]
+        for row in driver.rows(records.POWER)
+        if row["state"] == "idle_loaded"
+    }
+    assert lost[300_000] == pytest.approx(10_000, rel=0.03)
+    told = {
+        row["window_start_ms"] - START_MS: row["stopped"]
+        for row in driver.rows(records.TOKENS)
+        if row["pool"] == "q" and row["silent_ms"] == 10_000
+    }
+    assert told == {start_ms: start_ms >= 150_000 for start_ms in range(100_000, 190_000, 10_000)}
+
+
 def test_a_gpu_that_nobody_reads_is_missing_once_whoever_names_it() -> None:
     """Seven engines on the instances of one GPU; an engine that came back under another name."""
     rows: list[Row] = []

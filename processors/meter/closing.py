@@ -16,7 +16,7 @@ from idlewatt.processors.meter.renames import forget
 from idlewatt.processors.meter.rows import where, with_names
 from idlewatt.processors.meter.state import OFFENDER_COLUMNS, SAMPLE_COLUMNS, MeterState
 from idlewatt.processors.meter.timeline import Edges
-from idlewatt.processors.meter.unread_gpus import unread_gpus, with_came, with_unread
+from idlewatt.processors.meter.unread_gpus import unread_gpus, with_stays, with_unread
 from idlewatt.stream.records import IDLE_STATES
 
 # frames of the state that counters are made of
@@ -50,7 +50,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     engine_windows = with_unread(
         tokens.with_server(engine_windows, engines.index), unread, ("server",), edges.window_ms
     )
-    held = with_came(holding.held, state.gpus, gpus.step)
+    held = with_stays(holding.held, state.gpus, gpus.step, edges)
     engine_windows = tokens.with_stopped(engine_windows, gpus.windows, held, engines.servers, edges.window_ms)
     token_rows = tokens.token_rows(engine_windows, edges.window_ms)
     minutes, open_minutes = gpu_minutes(state, gpus.windows, edges.edge_ms)

@@ -179,7 +179,7 @@ def with_stopped(
 ) -> pl.DataFrame:
     """Add stopped: the engine was not heard, and no process was on any GPU that it can hold, all window long.
 
-    `windows`: with server, silent_ms and unread_gpus. `held`: see with_came(). `servers`: see heard(). Whoever scales in does
+    `windows`: with server, silent_ms and unread_gpus. `held`: see with_stays(). `servers`: see heard(). Whoever scales in does
     not miss the tokens of what is gone.
     """
     window = ["server", "window_start_ms"]
@@ -232,7 +232,7 @@ def samples(
 ) -> pl.DataFrame:
     """Yields of windows in which an engine and all its GPUs were wholly measured, by pool, product and model.
 
-    `windows`: see with_joules(), with server and unread_gpus, of this step. `held`: see with_came(). Tokens beside the joules
+    `windows`: see with_joules(), with server and unread_gpus, of this step. `held`: see with_stays(). Tokens beside the joules
     of some of the GPUs would teach a yield that no engine has.
     """
     # a counter that moves at a request's end gives zero, then a spike: its windows say nothing of the yield
@@ -259,7 +259,9 @@ def _not_whole(gpu_windows: pl.DataFrame, held: pl.DataFrame, edges: Edges) -> p
     read = gpu_windows.filter((pl.col("state") != "dark") & (pl.col("window_start_ms") >= edges.previous_ms))
     by_gpu = read.group_by("id").agg(pl.col("gpu_ms").sum())
     read_ms = by_id(held["id"], by_gpu["id"], by_gpu["gpu_ms"], default=0)
-    partly = where(held, read_ms < edges.edge_ms - edges.previous_ms).select_seq("server", "id", "came_ms")
+    partly = where(held, read_ms < edges.edge_ms - edges.previous_ms).select_seq(
+        "server", "id", "from_ms", "until_ms"
+    )
     if partly.is_empty():
         return partly
     starts = pl.int_range(edges.previous_ms, edges.edge_ms, edges.window_ms, eager=True)
@@ -276,5 +278,7 @@ def _not_whole(gpu_windows: pl.DataFrame, held: pl.DataFrame, edges: Edges) -> p
 
 
 def _was_there(window_ms: int) -> pl.Expr:
-    """Whether a GPU that an engine may hold was read by the window's end."""
-    return ~(pl.col("came_ms") >= pl.col("window_start_ms") + window_ms).fill_null(False)
+    """Whether a GPU that an engine may hold was known by the window's end, and when it began. See with_stays()."""
+    comes_later = pl.col("from_ms") >= pl.col("window_start_ms") + window_ms
+    is_forgotten = pl.col("until_ms") <= pl.col("window_start_ms")
+    return ~(comes_later.fill_null(False) | is_forgotten.fill_null(False))

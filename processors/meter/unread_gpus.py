@@ -96,16 +96,34 @@ def with_unread(
     )
 
 
-def with_came(held: pl.DataFrame, read_before: pl.DataFrame, step: Advance) -> pl.DataFrame:
-    """Add came_ms: the first reading of a GPU that an engine may hold, if it was not read before; else null. See Holding."""
-    is_new = held["inferred"]
-    if is_new.any():
-        is_new &= ~by_id(held["id"], read_before["id"], True, pl.Boolean, default=False)
-    if not is_new.any():
-        return held.with_columns_seq(came_ms=pl.lit(None, pl.Int64))
-    first = _first_read(held["id"].filter(is_new), step)
-    came_ms = by_id(held["id"], first["id"], first["came_ms"]).alias("came_ms")
-    return held.with_columns_seq(pl.when(is_new).then(came_ms).alias("came_ms"))
+def with_stays(held: pl.DataFrame, read_before: pl.DataFrame, step: Advance, edges: Edges) -> pl.DataFrame:
+    """Add from_ms and until_ms: while a GPU that an engine may hold is known, a row for each time. See Holding.
+
+    From its first reading, be it taken or not, until the edge at which it is forgotten. Null: it was known before, or still is;
+    so of GPUs that an engine names, of which unread_gpus() tells.
+    """
+    no_bounds = held.with_columns_seq(from_ms=pl.lit(None, pl.Int64), until_ms=pl.lit(None, pl.Int64))
+    if not held["inferred"].any():
+        return no_bounds
+    lasts = last_readings(step, edges.forget_ms)
+    lost = lasts["id"].filter(lasts["last_ms"] <= edges.edge_ms - edges.forget_ms)
+    is_known = by_id(held["id"], read_before["id"], True, pl.Boolean, default=False)
+    changes = held["inferred"] & (~is_known | by_id(held["id"], lost, True, pl.Boolean, default=False))
+    if not changes.any():
+        return no_bounds
+    changed = where(held, changes)
+    taken = where(lasts, by_id(lasts["id"], changed["id"], True, pl.Boolean, default=False)).sort("last_ms")
+    forgotten_ms = _edge_after(pl.col("last_ms") + edges.forget_ms, edges.window_ms)
+    stays = taken.join(first_readings(step), on="id", how="left", maintain_order="left").select_seq(
+        "id",
+        from_ms=pl.coalesce(pl.col("back_ms").shift(1).over("id"), "first_ms"),
+        until_ms=pl.when(forgotten_ms <= edges.edge_ms).then(forgotten_ms),
+    )
+    waiting = _waiting(changed["id"], step).select_seq(
+        "id", from_ms="waits_ms", until_ms=pl.lit(None, pl.Int64)
+    )
+    changed = changed.join(pl.concat([stays, waiting]), on="id")
+    return pl.concat([where(no_bounds, ~changes), changed])
 
 
 def _first_read(ids: pl.Series, step: Advance) -> pl.DataFrame:
@@ -113,13 +131,17 @@ def _first_read(ids: pl.Series, step: Advance) -> pl.DataFrame:
 
     `ids`: those of which readings may wait.
     """
-    waiting = where(step.pending, by_id(step.pending["id"], ids, True, pl.Boolean, default=False))
-    waits = waiting.group_by("id").agg(waits_ms=pl.col("ts_ms").min())
     return (
         first_readings(step)
-        .join(waits, on="id", how="full", coalesce=True)
+        .join(_waiting(ids, step), on="id", how="full", coalesce=True)
         .select_seq("id", "first_ms", came_ms=pl.min_horizontal("first_ms", "waits_ms"))
     )
+
+
+def _waiting(ids: pl.Series, step: Advance) -> pl.DataFrame:
+    """(id, waits_ms) of those of these GPUs that have readings which wait: the first of them."""
+    waiting = where(step.pending, by_id(step.pending["id"], ids, True, pl.Boolean, default=False))
+    return waiting.group_by("id").agg(waits_ms=pl.col("ts_ms").min())
 
 
 def _edge_after(moment: pl.Expr, window_ms: int) -> pl.Expr:
