@@ -78,6 +78,7 @@ class AlertRule:
 
 
 _POOL_IN_WORDS: Final = "Pool {{ $labels.pool }} of site {{ $labels.site }}"
+_SCRAPED: Final = q.series(names.SCRAPE_SUCCESS)
 
 
 def _lost_per_hour_in_words() -> str:
@@ -137,6 +138,12 @@ def _clock(clock: Metric) -> str:
     return f"(max by (site, pool) ({q.last_seen(clock)}) or {recorded})"
 
 
+def _unread_each_hour() -> str:
+    """The least that was not measured of any hour that ended within the last: what ended an hour ago is in none of the newest."""
+    hours = f"({q.unread_share(q.EVERYWHERE, 'tokens', '1h')})[1h:1m]"
+    return f"(min_over_time({hours}) > {DARK_SHARE_LIMIT} and count_over_time({hours}) > 55)"
+
+
 ALERTS: Final = (
     AlertRule(
         name="IdlewattWastedWatts",
@@ -157,7 +164,8 @@ ALERTS: Final = (
             (
                 f"{IDLE_SHARE_HOUR} > {IDLE_SHARE_LIMIT}",
                 f"min_over_time({IDLE_SHARE_HOUR}[1d]) > {IDLE_SHARE_LIMIT}",
-                f"last_over_time({IDLE_SHARE_HOUR}[1h] offset 23h)",
+                # what is available to a pool is booked in the dark, too
+                f"sum by (site, pool) (last_over_time({q.series(names.AVAILABLE)}[1h] offset 23h))",
                 f"count_over_time({IDLE_SHARE_HOUR}[1d:1h]) >= {IDLE_HOURS_SEEN}",
             )
         ),
@@ -203,15 +211,15 @@ ALERTS: Final = (
     ),
     AlertRule(
         name="IdlewattEnginesDark",
-        # Of what the ratios are withheld for: an engine that fails again and again is read well in some minutes.
-        expr=f"{q.unread_share(q.EVERYWHERE, 'tokens', q.ROLLING)} > {DARK_SHARE_LIMIT}",
+        # of what the ratios are withheld for: an engine that fails again and again is read well in some minutes
+        expr=f"{q.unread_share(q.EVERYWHERE, 'tokens', q.ROLLING)} > {DARK_SHARE_LIMIT} or {_unread_each_hour()}",
         # servers that are restarted one after the other load their models meanwhile
         lasting="30m",
         severity="warning",
         summary=f"{_POOL_IN_WORDS} shows no ratios: {{{{ $value | humanizePercentage }}}} of its engine time, or tokens of a kind, is not measured",
         description=(
             "{{ $value | humanizePercentage }} of the engine time of pool {{ $labels.pool }} of site {{ $labels.site }}, or of its tokens of a kind, is of engines "
-            "that nobody reads, or that make tokens on GPUs that nobody reads, for 30 minutes. What tokens take "
+            "that nobody reads, or that make tokens on GPUs that nobody reads, for 30 minutes, or in part of each hour. What tokens take "
             "there is not known, and the pool's ratios are withheld. The watts of GPUs that are read are right."
         ),
     ),
@@ -306,17 +314,17 @@ ALERTS: Final = (
     ),
     AlertRule(
         name="IdlewattCollectorFailing",
-        # not of one that is back: what restarts takes some minutes
+        # not of one that is back: what restarts takes some minutes; but of one that fails and is back in turn
         expr=(
-            f"avg_over_time({q.series(names.SCRAPE_SUCCESS)}[5m]) < 0.5"
-            f" and min_over_time({q.series(names.SCRAPE_SUCCESS)}[1m]) == 0"
+            f"avg_over_time({_SCRAPED}[5m]) < 0.5 and min_over_time({_SCRAPED}[1m]) == 0"
+            f" or avg_over_time({_SCRAPED}[30m]) < 0.5 and min_over_time({_SCRAPED}[5m]) == 0 and {_SCRAPED} offset 30m"
         ),
         lasting="3m",
         severity="warning",
         summary="{{ $labels.instance }} cannot read {{ $labels.source }}",
         description=(
             "Only {{ $value | humanizePercentage }} of the readings of {{ $labels.source }} by "
-            "{{ $labels.instance }} in the last 5 minutes brought anything. Its GPUs or tokens are booked as "
+            "{{ $labels.instance }} brought anything lately. Its GPUs or tokens are booked as "
             f"not measured. {names.SCRAPE_ERRORS.name} has the reason, or {names.SAMPLE_ERRORS.name}."
         ),
     ),

@@ -142,13 +142,17 @@ def wasted_energy_rate(where: Where, by: tuple[str, ...] = (), window: str = RAT
 
 
 def idle_share_of_available(where: Where, by: tuple[str, ...], window: str) -> str:
-    """Share of the available energy that idle GPUs drew or had to spare, of what was seen; absent where most was not."""
+    """Share of the available energy that idle GPUs drew or had to spare, of what was seen; absent where most was not.
+
+    And where more was than is available: rows from a spool count when they come, and bring what others did at other times.
+    """
     idle, seen = (
         f"{energy_rate({**where, 'state': states}, by, window)}"
         f" + {rate(names.HEADROOM, {**where, 'state': states}, by, window)}"
         for states in (WASTED, "!dark")
     )
-    return f"({idle}) / ({seen} > 0.5 * {rate(names.AVAILABLE, where, by, window)})"
+    available = rate(names.AVAILABLE, where, by, window)
+    return f"({idle}) / ({seen} > 0.5 * {available} < 1.1 * {available})"
 
 
 def drawn_watts(where: Where, by: tuple[str, ...] = ()) -> str:

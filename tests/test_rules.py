@@ -213,7 +213,7 @@ def engines_dark(share: str) -> Fires:
         OF_POOL,
         f"Pool a of site north shows no ratios: {share} of its engine time, or tokens of a kind, is not measured",
         f"{share} of the engine time of pool a of site north, or of its tokens of a kind, is of engines that nobody reads, or that "
-        "make tokens on GPUs that nobody reads, for 30 minutes. What tokens take there is not known, and the pool's ratios are "
+        "make tokens on GPUs that nobody reads, for 30 minutes, or in part of each hour. What tokens take there is not known, and the pool's ratios are "
         "withheld. The watts of GPUs that are read are right.",
     )
 
@@ -308,6 +308,29 @@ CASES: Final = (
         "11 are; for 20 minutes, ten hours ago, none of the 16 was read",
         sixteen_gpus((1000, 11), (20, None), (700, 11)),
         "1620m",
+        (leaves_idle("68.75%"),),
+    ),
+    Case(
+        "IdlewattIdleCapacity",
+        "fires",
+        "11 are; for two hours, a day and a half ago, none of the 16 was read",
+        sixteen_gpus((1500, 11), (120, None), (1500, 11)),
+        "3000m",
+        (leaves_idle("68.75%"),),
+    ),
+    Case(
+        "IdlewattIdleCapacity",
+        "fires",
+        "11 are; what the others did in two hours came from a spool at once, as if in one",
+        sixteen_gpus((1800, 11))
+        | {
+            series: f"0+{watts * 60}x1440 {watts * 60 * 1440}x119 {watts * 60 * 1561}+{watts * 60}x239"
+            for series, watts in (
+                (f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="it"}}', 5 * 520),
+                (f'idlewatt_headroom_joules_total{{{POOL},state="serving"}}', 5 * 180),
+            )
+        },
+        "1740m",
         (leaves_idle("68.75%"),),
     ),
     Case(
@@ -534,6 +557,27 @@ CASES: Final = (
         },
         "40m",
         (engines_dark("23%"),),
+    ),
+    Case(
+        "IdlewattEnginesDark",
+        "fires",
+        "one of two engines loads for 240 s, serves for 600 and is killed, again and again: in each hour a seventh is not read",
+        {
+            TOKENS_READ: "1x5 " + "0.9 0.75 0.6 0.6 0.6 0.7 0.9 1x6 " * 9,
+            TOKENS_READ.replace("5m", "1h"): "1x25 0.95x5 0.857x95",
+        },
+        "125m",
+        (engines_dark("14.3%"),),
+    ),
+    Case(
+        "IdlewattEnginesDark",
+        "quiet",
+        "for 25 minutes nothing was read, more than an hour ago",
+        {
+            TOKENS_READ: "1x5 0.5 0x23 0.5 1x95",
+            TOKENS_READ.replace("5m", "1h"): "1x5 0.95 0.85 0.75x58 0.8x15 0.85x5 0.95 1x40",
+        },
+        "88m",
     ),
     Case("IdlewattEnginesDark", "quiet", "a twelfth is not read", {TOKENS_READ: "0.917x40"}, "35m"),
     Case(
@@ -917,11 +961,40 @@ CASES: Final = (
             Fires(
                 {"source": "http://e:8000", "instance": "c:1", "job": "idlewatt"},
                 "c:1 cannot read http://e:8000",
-                "Only 16.67% of the readings of http://e:8000 by c:1 in the last 5 minutes brought anything. Its GPUs "
+                "Only 16.67% of the readings of http://e:8000 by c:1 brought anything lately. Its GPUs "
                 "or tokens are booked as not measured. idlewatt_scrape_errors_total has the reason, or "
                 "idlewatt_sample_errors_total.",
             ),
         ),
+    ),
+    Case(
+        "IdlewattCollectorFailing",
+        "fires",
+        "an engine that loads for three minutes, serves for two and is killed, again and again; it is read just now",
+        {SCRAPE: "1x15 " + "0 0 0 1 1 " * 8},
+        "50m",
+        (
+            Fires(
+                {"source": "http://e:8000", "instance": "c:1", "job": "idlewatt"},
+                "c:1 cannot read http://e:8000",
+                "Only 41.94% of the readings of http://e:8000 by c:1 brought anything lately. Its GPUs or tokens are booked as "
+                "not measured. idlewatt_scrape_errors_total has the reason, or idlewatt_sample_errors_total.",
+            ),
+        ),
+    ),
+    Case(
+        "IdlewattCollectorFailing",
+        "quiet",
+        "an engine that was away for twenty minutes is back for six",
+        {SCRAPE: "1x40 0x19 1x5"},
+        "66m",
+    ),
+    Case(
+        "IdlewattCollectorFailing",
+        "quiet",
+        "a new engine, which loaded for four minutes, is back",
+        {SCRAPE: "0x3 1x20"},
+        "6m",
     ),
     Case("IdlewattCollectorFailing", "quiet", "one failure", {SCRAPE: "1 1 1 0 1x20"}, "5m"),
     Case(
