@@ -199,6 +199,42 @@ def test_a_named_gpu_that_was_forgotten_is_not_read_until_it_is_back(at_once: in
     assert coverage == pytest.approx((380 + 95 + 80) / (380 + 195 + 100 + 80))
 
 
+@pytest.mark.parametrize(
+    ("read_s", "unread_s"),
+    [
+        ([*range(200, 400, 5)], range(200)),
+        # the last reading at 95 s, and forgotten from the edge after 195 s on
+        ([*range(0, 100, 5)], range(200, 400)),
+        ([*range(0, 40, 5), *range(200, 400, 5)], range(140, 200)),
+    ],
+)
+def test_tokens_that_come_late_are_of_the_gpus_that_were_read_then(
+    read_s: list[int], unread_s: range
+) -> None:
+    """An engine that is cut off names a GPU of another node, which is read first, forgotten or back before its spool comes."""
+    driver: Driver[Any] = Driver(MeterStage(MeterConfig(forget_ms=100_000, use_published=False)))
+    spool: list[Row] = []
+    for second in range(0, 400, 5):
+        ms, energy_mj = 1000 * second, 500_000 * second
+        spool += [gpu(ms, energy_mj, "a"), engine(ms, 1000 * second, "a", "b")]
+        there = [gpu(ms, energy_mj, "there"), *([gpu(ms, energy_mj, "b")] if second in read_s else [])]
+        if not 150 <= second < 240:
+            there, spool = there + spool, []
+        if second == 240:
+            driver.commit()
+            driver.crash()
+        driver.append(pack(there))
+        if second % 20 == 0:
+            driver.fold(START_MS + ms)
+    told = [
+        (row["window_start_ms"] - START_MS, row["unread_gpus"])
+        for row in driver.rows(records.TOKENS)
+        if row["output_tokens"]
+    ]
+    assert sum(150_000 <= start_ms < 230_000 for start_ms, _ in told) >= 8
+    assert told == [(start_ms, int(start_ms // 1000 in unread_s)) for start_ms, _ in told]
+
+
 @pytest.mark.parametrize("at_once", [30, 100_000])
 def test_a_gpu_that_joins_the_node_of_an_engine_that_names_none_was_not_there_before(at_once: int) -> None:
     """Of what that one made a yield is learned, and where it was scaled in, nobody misses it, in a catch-up too."""

@@ -12,7 +12,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.meter.rows import TIME_BITS, by_id, by_window, where, with_names
-from idlewatt.processors.meter.timeline import Advance, first_readings, last_readings
+from idlewatt.processors.meter.timeline import Advance, last_readings
 from idlewatt.stream.clock import HOUR_MS
 from idlewatt.stream.records import TOKEN_COUNTS
 
@@ -86,22 +86,6 @@ def in_windows(segments: pl.DataFrame, since_ms: int, until_ms: int, window_ms: 
         pl.col("start_ms").clip(lower_bound=since_ms), pl.col("end_ms").clip(upper_bound=until_ms)
     )
     return by_window(clipped, "start_ms", "end_ms", window_ms)
-
-
-def with_first(index: pl.DataFrame, step: Advance) -> pl.DataFrame:
-    """Note the first reading of engines that are new: they are known to be there from then on, not before.
-
-    New is one that was forgotten, too, whose names are still known for what it did.
-    """
-    if step.new.is_empty():
-        return index
-    first = first_readings(step)
-    known_ms = pl.when(~pl.col("id").is_in(first["id"].implode())).then("first_ms")
-    return (
-        index.join(first.rename({"first_ms": "first"}), on="id", how="left", maintain_order="left")
-        .with_columns_seq(first_ms=pl.coalesce(known_ms, "first"))
-        .drop("first")
-    )
 
 
 def unloaded(index: pl.DataFrame, engines: pl.DataFrame) -> pl.DataFrame:

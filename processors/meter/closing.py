@@ -9,13 +9,13 @@ from idlewatt.processors.gone_pools import frames_of_others
 from idlewatt.processors.meter import activity, learning, rolling, tokens, totals, waterfall
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.engine_step import engine_step
-from idlewatt.processors.meter.entities import ENGINES, GPUS, Entities, remembered
+from idlewatt.processors.meter.entities import ENGINES, GPUS, Entities, remembered, with_first
 from idlewatt.processors.meter.gpu_minutes import gpu_minutes
 from idlewatt.processors.meter.gpu_step import gpu_step
 from idlewatt.processors.meter.renames import forget
 from idlewatt.processors.meter.rows import where, with_names
 from idlewatt.processors.meter.state import OFFENDER_COLUMNS, SAMPLE_COLUMNS, MeterState
-from idlewatt.processors.meter.timeline import Edges
+from idlewatt.processors.meter.timeline import Edges, known_since
 from idlewatt.processors.meter.unread_gpus import unread_gpus, with_stays, with_unread
 from idlewatt.stream.records import IDLE_STATES
 
@@ -46,7 +46,16 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     engine_windows = tokens.with_joules(
         engines.windows, tokens.joules(shares, state.gpu_index), state.engine_index
     )
-    unread = unread_gpus(holding, engines.index, engines.step, state.gpus, gpus.step, edges)
+    unread = unread_gpus(
+        holding,
+        engines.index,
+        engines.step,
+        engine_windows,
+        state.gpus,
+        state.forgotten_gpus,
+        gpus.step,
+        edges,
+    )
     engine_windows = with_unread(
         tokens.with_server(engine_windows, engines.index), unread, ("server",), edges.window_ms
     )
@@ -72,7 +81,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
             state.gone_gpus,
             state.open_gpus,
             state.gpu_gaps,
-            state.gpu_index,
+            with_first(state.gpu_index, known_since(gpus.step, config.forget_ms)),
         ),
         gpus.step,
         gpus.intervals,

@@ -7,9 +7,9 @@ import polars as pl
 from idlewatt.processors.meter import activity, tokens
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.cutting import silence, with_gaps
-from idlewatt.processors.meter.entities import pieces
+from idlewatt.processors.meter.entities import pieces, with_first
 from idlewatt.processors.meter.state import ENGINE_CARRY, ENGINE_INTERVAL, MeterState
-from idlewatt.processors.meter.timeline import Advance, Edges, Steady, advance
+from idlewatt.processors.meter.timeline import Advance, Edges, Steady, advance, first_readings
 from idlewatt.stream.records import TOKEN_COUNTS
 
 
@@ -54,7 +54,7 @@ def engine_step(state: MeterState, edges: Edges, config: MeterConfig) -> EngineS
         activity.segments_of(intervals, state.engine_index, edges.edge_ms),
         edges.previous_ms,
     )
-    index = activity.with_first(state.engine_index, step)
+    index = with_first(state.engine_index, first_readings(step))
     servers = activity.heard(index, step.last, config.forget_ms)
     intervals = intervals.select_seq(*ENGINE_INTERVAL)
     silent = silence(step, edges, config.forget_ms, TOKEN_COUNTS, ())

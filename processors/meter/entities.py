@@ -85,6 +85,21 @@ def pieces(
     return split(both(opened, from_edge), now, edges, counters, step.new), gaps
 
 
+def with_first(index: pl.DataFrame, first: pl.DataFrame) -> pl.DataFrame:
+    """Note the first readings (id, first_ms) of those that are new: they are known to be there from then on, not before.
+
+    New is one that was forgotten, too, whose names are still known for what it did.
+    """
+    if first.is_empty():
+        return index
+    first = first.rename({"first_ms": "first"})
+    return (
+        index.join(first, on="id", how="left", maintain_order="left")
+        .with_columns_seq(first_ms=pl.coalesce("first", "first_ms"))
+        .drop("first")
+    )
+
+
 def both(rows: pl.DataFrame, seldom: pl.DataFrame) -> pl.DataFrame:
     """One below the other."""
     return pl.concat([rows, seldom.select_seq(rows.columns)]) if seldom.height else rows

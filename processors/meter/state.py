@@ -24,7 +24,7 @@ from idlewatt.stream import records
 from idlewatt.stream.frames import empty_frame
 from idlewatt.stream.records import TOKEN_COUNTS
 
-LAYOUT: Final = "meter/3"
+LAYOUT: Final = "meter/4"
 GPU_KEY: Final = ("site", "pool", "gpu_uuid")
 # with the node: engines of two nodes may call themselves alike
 ENGINE_KEY: Final = ("site", "pool", "node", "engine", "model_name")
@@ -99,7 +99,7 @@ class MeterState:
     newest_engine_ms: int
     newest_ms: int
 
-    gpu_index: pl.DataFrame  # names of each GPU: GPU_KEY, GPU_ATTRIBUTES, id
+    gpu_index: pl.DataFrame  # names of each GPU: GPU_KEY, GPU_ATTRIBUTES, id, first_ms
     gpu_renames: pl.DataFrame  # what GPUs were called while windows were closed; see renames.py
     gpus: pl.DataFrame  # last reading of each GPU
     forgotten_gpus: pl.DataFrame  # see forgotten.py
@@ -156,7 +156,11 @@ class MeterState:
 
 
 _FRAMES: Final[dict[str, Any]] = {
-    "gpu_index": {**dict.fromkeys((*GPU_KEY, *GPU_ATTRIBUTES), pl.String), "id": pl.Int64},
+    "gpu_index": {
+        **dict.fromkeys((*GPU_KEY, *GPU_ATTRIBUTES), pl.String),
+        "id": pl.Int64,
+        "first_ms": pl.Int64,
+    },
     "gpu_renames": RENAME_COLUMNS,
     "gpus": GPU_READING,
     "forgotten_gpus": {**dict.fromkeys(GPU_KEY, pl.String), "ts_ms": pl.Int64, "power_limit_mw_0": pl.Int64},

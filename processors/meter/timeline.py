@@ -157,6 +157,13 @@ def first_readings(step: Advance) -> pl.DataFrame:
     return pl.concat(new).group_by("id").agg(pl.col("first_ms").min())
 
 
+def known_since(step: Advance, forget_ms: int) -> pl.DataFrame:
+    """(id, first_ms) of the entities that are new, or were forgotten within the step and came back."""
+    is_back = step.intervals["ts_ms"] - step.intervals["t0_ms"] >= forget_ms
+    back = where(step.intervals, is_back).select_seq("id", first_ms="ts_ms")
+    return pl.concat([first_readings(step), back]).group_by("id").agg(pl.col("first_ms").max())
+
+
 def last_readings(step: Advance, forget_ms: int) -> pl.DataFrame:
     """(id, last_ms, back_ms): the last reading of each, and those after which it was forgotten until it came back."""
     back = where(step.intervals, step.intervals["ts_ms"] - step.intervals["t0_ms"] >= forget_ms)

@@ -23,45 +23,62 @@ def unread_gpus(
     holding: Holding,
     engine_index: pl.DataFrame,
     engines: Advance,
+    engine_windows: pl.DataFrame,
     read_before: pl.DataFrame,
+    forgotten: pl.DataFrame,
     step: Advance,
     edges: Edges,
 ) -> pl.DataFrame:
     """UNREAD_COLUMNS: GPUs that an engine names, and while nobody read them.
 
     As it would be if windows closed one by one: from the engine's first reading on, until a reading of the GPU was taken (that
-    one has come says nothing, except of windows that were closed before), and again once it is forgotten. `read_before`: last
-    readings when the step of GPUs began. Spans of a GPU may overlap.
+    one has come says nothing, except of windows that were closed before), and again once it is forgotten. Spans of a GPU may
+    overlap. `engine_windows`: what the step books. `read_before` and `forgotten`: last readings when the step of GPUs began.
     """
     named = where(holding.held, ~holding.held["inferred"]).select_seq("server", "id")
     was_read = by_id(named["id"], read_before["id"], True, pl.Boolean, default=False)
+    # what comes late is booked in windows that were closed, maybe of before the first reading
+    index, earliest_ms = holding.gpu_index, engine_windows["window_start_ms"].min()
+    first_ms = by_id(named["id"], index["id"], index["first_ms"]).clip(upper_bound=edges.previous_ms)
+    comes_after = was_read & (first_ms > (earliest_ms if isinstance(earliest_ms, int) else edges.edge_ms))
     lost_ms = edges.edge_ms - edges.forget_ms
     may_be_lost = any((at <= lost_ms).any() for at in (step.last["ts_ms"], step.intervals["t0_ms"]))
-    if was_read.all() and not may_be_lost and holding.unread.is_empty():
+    if was_read.all() and not comes_after.any() and not may_be_lost and holding.unread.is_empty():
         return pl.DataFrame(schema=UNREAD_COLUMNS)
     lasts = last_readings(step, edges.forget_ms)
     lost = where(lasts, lasts["last_ms"] <= lost_ms)
+    later = where(named.hstack([first_ms.alias("until_ms")]), comes_after)
     begins = where(named, ~was_read)
     begins = begins.join(_first_read(begins["id"], step), on="id", how="left")
     forgotten_ms = _edge_after(pl.col("last_ms") + edges.forget_ms, edges.window_ms)
+    # as from_ms: since it was forgotten, or since ever
+    ever = pl.lit(None, pl.Int64)
     known = pl.concat(
         [
+            # once it is back, nobody knows until when it was read before it was forgotten
+            later.select_seq("server", "id", from_ms=ever, until_ms="until_ms"),
             # of closed windows a spool's tokens are booked for good, and a hold before its joules: what waits is read, too
-            begins.select_seq("server", "id", from_ms=pl.lit(0, pl.Int64), until_ms="came_ms"),
+            begins.select_seq("server", "id", from_ms=ever, until_ms="came_ms"),
             begins.select_seq(
                 "server", "id", from_ms=pl.lit(edges.previous_ms, pl.Int64), until_ms="first_ms"
             ),
             named.join(lost, on="id").select_seq("server", "id", from_ms=forgotten_ms, until_ms="back_ms"),
         ]
-    ).join(holding.gpu_index.select_seq("id", "gpu_uuid"), on="id")
-    never = holding.unread.with_columns_seq(from_ms=pl.lit(0, pl.Int64), until_ms=pl.lit(None, pl.Int64))
+    ).join(index.select_seq("id", "gpu_uuid"), on="id")
+    never = holding.unread.with_columns_seq(from_ms=ever, until_ms=ever)
+    gpu = ["site", "pool", "gpu_uuid"]
+    gone = forgotten.select_seq(*gpu, gone_ms=_edge_after(pl.col("ts_ms") + edges.forget_ms, edges.window_ms))
     heard = stays(engine_index, engines, edges.forget_ms).with_columns_seq(
         heard_ms=_edge_after(pl.col("until_ms"), edges.window_ms)
     )
     return (
         pl.concat([never, known.select_seq(never.columns)])
         .join(heard, on="server")
-        .with_columns_seq(pl.max_horizontal("from_ms", "since_ms"), pl.min_horizontal("until_ms", "heard_ms"))
+        .join(gone, on=gpu, how="left")
+        .with_columns_seq(
+            pl.max_horizontal(pl.coalesce("from_ms", "gone_ms"), "since_ms").alias("from_ms"),
+            pl.min_horizontal("until_ms", "heard_ms"),
+        )
         .select_seq(*UNREAD_COLUMNS)
     )
 
