@@ -235,9 +235,11 @@ def test_tokens_that_come_late_are_of_the_gpus_that_were_read_then(
     assert told == [(start_ms, int(start_ms // 1000 in unread_s)) for start_ms, _ in told]
 
 
-@pytest.mark.parametrize("at_once", [30, 100_000])
-def test_a_gpu_that_joins_the_node_of_an_engine_that_names_none_was_not_there_before(at_once: int) -> None:
-    """Of what that one made a yield is learned, and where it was scaled in, nobody misses it, in a catch-up too."""
+def beside_others(read_s: range, at_once: int, forget_ms: int) -> tuple[dict[int, Any], dict[int, bool]]:
+    """Engines that name no GPU, each beside a GPU of its node that is read in these seconds; one is scaled in at 100 s.
+
+    By window, in ms since the start: tokens lost by another that idles, and whether the one that was scaled in is stopped.
+    """
     rows: list[Row] = []
     for second in range(0, 400, 5):
         ms, energy_mj, tokens = 1000 * second, 500_000 * second, 1000 * second
@@ -246,21 +248,28 @@ def test_a_gpu_that_joins_the_node_of_an_engine_that_names_none_was_not_there_be
         rows.append(replace(gpu(ms, energy_mj, "q", "q"), has_process=second < 100))
         if second < 100:
             rows.append(replace(engine(ms, tokens, "q", pool="q"), gpus=[]))
-        if second >= 250:
+        if second in read_s:
             rows.append(replace(gpu(ms, energy_mj, "second"), node="a", has_process=False))
             rows.append(replace(gpu(ms, energy_mj, "third", "q"), node="q", has_process=False))
-    driver = caught_up(rows, at_once, 86_400_000)
+    driver = caught_up(rows, at_once, forget_ms)
     lost = {
         row["window_start_ms"] - START_MS: row["lost_tokens_draw"]
         for row in driver.rows(records.POWER)
         if row["state"] == "idle_loaded"
     }
-    assert lost[200_000] == pytest.approx(10_000, rel=0.03)
     told = {
         row["window_start_ms"] - START_MS: row["stopped"]
         for row in driver.rows(records.TOKENS)
         if row["pool"] == "q" and row["silent_ms"] == 10_000
     }
+    return lost, told
+
+
+@pytest.mark.parametrize("at_once", [30, 100_000])
+def test_a_gpu_that_joins_the_node_of_an_engine_that_names_none_was_not_there_before(at_once: int) -> None:
+    """Of what that one made a yield is learned, and where it was scaled in, nobody misses it, in a catch-up too."""
+    lost, told = beside_others(range(250, 400), at_once, 86_400_000)
+    assert lost[200_000] == pytest.approx(10_000, rel=0.03)
     assert set(told.values()) == {True}
     assert min(told) < 150_000 < 350_000 < max(told)
 
@@ -268,29 +277,8 @@ def test_a_gpu_that_joins_the_node_of_an_engine_that_names_none_was_not_there_be
 @pytest.mark.parametrize("at_once", [30, 100_000])
 def test_a_gpu_that_is_forgotten_left_the_node_of_an_engine_that_names_none(at_once: int) -> None:
     """From then on of what that one makes a yield is learned, and where it was scaled in, nobody misses it, in a catch-up too."""
-    rows: list[Row] = []
-    for second in range(0, 400, 5):
-        ms, energy_mj, tokens = 1000 * second, 500_000 * second, 1000 * second
-        rows += [gpu(ms, energy_mj, "a"), replace(engine(ms, tokens, "a"), gpus=[])]
-        rows += [gpu(ms, energy_mj, "idle"), engine(ms, 0, "idle", running=False)]
-        rows.append(replace(gpu(ms, energy_mj, "q", "q"), has_process=second < 100))
-        if second < 100:
-            rows.append(replace(engine(ms, tokens, "q", pool="q"), gpus=[]))
-        if second <= 50:
-            rows.append(replace(gpu(ms, energy_mj, "second"), node="a", has_process=False))
-            rows.append(replace(gpu(ms, energy_mj, "third", "q"), node="q", has_process=False))
-    driver = caught_up(rows, at_once, 100_000)
-    lost = {
-        row["window_start_ms"] - START_MS: row["lost_tokens_draw"]
-        for row in driver.rows(records.POWER)
-        if row["state"] == "idle_loaded"
-    }
+    lost, told = beside_others(range(51), at_once, 100_000)
     assert lost[300_000] == pytest.approx(10_000, rel=0.03)
-    told = {
-        row["window_start_ms"] - START_MS: row["stopped"]
-        for row in driver.rows(records.TOKENS)
-        if row["pool"] == "q" and row["silent_ms"] == 10_000
-    }
     assert told == {start_ms: start_ms >= 150_000 for start_ms in range(100_000, 190_000, 10_000)}
 
 

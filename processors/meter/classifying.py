@@ -9,7 +9,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.rows import by_id, sums_by, where
+from idlewatt.processors.meter.rows import among, by_id, sums_by, where
 from idlewatt.processors.meter.timeline import Edges
 from idlewatt.processors.meter.waterfall import STATE
 
@@ -44,7 +44,7 @@ def classify(
     pieces = pieces.with_columns_seq(place=_place(window_ms))
     verdicts = whole.select_seq(_place(window_ms).alias("place"), "verdict", "model")
     sums = _summed(pieces).join(verdicts, on="place", how="left")
-    is_held = by_id(sums["id"], held["id"], True, pl.Boolean, default=False).alias("held")
+    is_held = among(sums["id"], held["id"]).alias("held")
     judged = sums.hstack([is_held]).select_seq(*_SUMMED_JUDGED)
     mixed = judged["state"].is_null()
     if not mixed.any():
@@ -133,7 +133,7 @@ def _piece_by_piece(
     pieces: pl.DataFrame, activity: pl.DataFrame, held: pl.DataFrame, servers: pl.DataFrame
 ) -> pl.DataFrame:
     pieces = pieces.with_row_index("piece")
-    held = held.filter(by_id(held["id"], pieces["id"], True, pl.Boolean, default=False))
+    held = held.filter(among(held["id"], pieces["id"]))
     heard = (
         pieces.select_seq("piece", "id", "window_start_ms", "from_ms", "to_ms")
         .join(held, on="id")

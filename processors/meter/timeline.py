@@ -17,7 +17,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.meter.going_on import without_bad
-from idlewatt.processors.meter.rows import TIME_BITS, at, by_id, highest, where
+from idlewatt.processors.meter.rows import TIME_BITS, among, at, by_id, highest, where
 from idlewatt.stream.records import RESTART_GAP_MS
 
 NEVER_MS: Final = -(1 << 62)
@@ -159,20 +159,23 @@ def first_readings(step: Advance) -> pl.DataFrame:
 
 def known_since(step: Advance, forget_ms: int) -> pl.DataFrame:
     """(id, first_ms) of the entities that are new, or were forgotten within the step and came back."""
-    is_back = step.intervals["ts_ms"] - step.intervals["t0_ms"] >= forget_ms
-    back = where(step.intervals, is_back).select_seq("id", first_ms="ts_ms")
+    back = _back(step, forget_ms).select_seq("id", first_ms="ts_ms")
     return pl.concat([first_readings(step), back]).group_by("id").agg(pl.col("first_ms").max())
 
 
 def last_readings(step: Advance, forget_ms: int) -> pl.DataFrame:
     """(id, last_ms, back_ms): the last reading of each, and those after which it was forgotten until it came back."""
-    back = where(step.intervals, step.intervals["ts_ms"] - step.intervals["t0_ms"] >= forget_ms)
     return pl.concat(
         [
             step.last.select_seq("id", last_ms="ts_ms", back_ms=pl.lit(None, pl.Int64)),
-            back.select_seq("id", last_ms="t0_ms", back_ms="ts_ms"),
+            _back(step, forget_ms).select_seq("id", last_ms="t0_ms", back_ms="ts_ms"),
         ]
     )
+
+
+def _back(step: Advance, forget_ms: int) -> pl.DataFrame:
+    """Intervals of those that were forgotten and came back within the step."""
+    return where(step.intervals, step.intervals["ts_ms"] - step.intervals["t0_ms"] >= forget_ms)
 
 
 def _within_reach(known: pl.DataFrame, edges: Edges, first_only: bool) -> pl.Series:
@@ -189,7 +192,7 @@ def _within_reach(known: pl.DataFrame, edges: Edges, first_only: bool) -> pl.Ser
     usual_ms = edges.hold_ms * (highest(ids) + 1) // max(near.sum(), 1)
     soon = near & (ts_ms <= edges.edge_ms + usual_ms * 5 // 4)
     behind = (near & ~soon).arg_true()
-    has_soon = by_id(ids[behind], ids.filter(soon), True, pl.Boolean, default=False)
+    has_soon = among(ids[behind], ids.filter(soon))
     places = pl.concat([soon.arg_true(), behind.filter(~has_soon)])
     readings = at(known.select_seq("id", "ts_ms"), places)
     first = readings.group_by("id").agg(pl.col("ts_ms").min())
@@ -276,7 +279,7 @@ def _without_between(
         window = (pl.col("window_start_ms") - edges.previous_ms) // edges.window_ms
         known = (pl.col("id") <= highest(rows["id"])) & window.is_between(0, windows - 1)
         steady_places = steady.windows.filter(known).select_seq(pl.col("id") * windows + window)
-        between &= by_id(place, steady_places["id"], True, pl.Boolean, default=False)
+        between &= among(place, steady_places["id"])
     return rows.drop("window").filter(~between)
 
 

@@ -6,7 +6,7 @@ from typing import Final
 import polars as pl
 
 from idlewatt.processors.meter.activity import Holding, stays
-from idlewatt.processors.meter.rows import by_id, where
+from idlewatt.processors.meter.rows import among, by_id, where
 from idlewatt.processors.meter.timeline import Advance, Edges, first_readings, last_readings
 
 UNREAD_COLUMNS: Final = {
@@ -36,7 +36,7 @@ def unread_gpus(
     overlap. `engine_windows`: what the step books. `read_before` and `forgotten`: last readings when the step of GPUs began.
     """
     named = where(holding.held, ~holding.held["inferred"]).select_seq("server", "id")
-    was_read = by_id(named["id"], read_before["id"], True, pl.Boolean, default=False)
+    was_read = among(named["id"], read_before["id"])
     # what comes late is booked in windows that were closed, maybe of before the first reading
     index, earliest_ms = holding.gpu_index, engine_windows["window_start_ms"].min()
     first_ms = by_id(named["id"], index["id"], index["first_ms"]).clip(upper_bound=edges.previous_ms)
@@ -45,12 +45,10 @@ def unread_gpus(
     may_be_lost = any((at <= lost_ms).any() for at in (step.last["ts_ms"], step.intervals["t0_ms"]))
     if was_read.all() and not comes_after.any() and not may_be_lost and holding.unread.is_empty():
         return pl.DataFrame(schema=UNREAD_COLUMNS)
-    lasts = last_readings(step, edges.forget_ms)
-    lost = where(lasts, lasts["last_ms"] <= lost_ms)
+    lost = _lasts(step, edges).drop_nulls("gone_ms")
     later = where(named.hstack([first_ms.alias("until_ms")]), comes_after)
     begins = where(named, ~was_read)
     begins = begins.join(_first_read(begins["id"], step), on="id", how="left")
-    forgotten_ms = _edge_after(pl.col("last_ms") + edges.forget_ms, edges.window_ms)
     # as from_ms: since it was forgotten, or since ever
     ever = pl.lit(None, pl.Int64)
     known = pl.concat(
@@ -62,7 +60,7 @@ def unread_gpus(
             begins.select_seq(
                 "server", "id", from_ms=pl.lit(edges.previous_ms, pl.Int64), until_ms="first_ms"
             ),
-            named.join(lost, on="id").select_seq("server", "id", from_ms=forgotten_ms, until_ms="back_ms"),
+            named.join(lost, on="id").select_seq("server", "id", from_ms="gone_ms", until_ms="back_ms"),
         ]
     ).join(index.select_seq("id", "gpu_uuid"), on="id")
     never = holding.unread.with_columns_seq(from_ms=ever, until_ms=ever)
@@ -122,25 +120,32 @@ def with_stays(held: pl.DataFrame, read_before: pl.DataFrame, step: Advance, edg
     no_bounds = held.with_columns_seq(from_ms=pl.lit(None, pl.Int64), until_ms=pl.lit(None, pl.Int64))
     if not held["inferred"].any():
         return no_bounds
-    lasts = last_readings(step, edges.forget_ms)
-    lost = lasts["id"].filter(lasts["last_ms"] <= edges.edge_ms - edges.forget_ms)
-    is_known = by_id(held["id"], read_before["id"], True, pl.Boolean, default=False)
-    changes = held["inferred"] & (~is_known | by_id(held["id"], lost, True, pl.Boolean, default=False))
+    lasts = _lasts(step, edges)
+    lost = lasts["id"].filter(lasts["gone_ms"].is_not_null())
+    is_known = among(held["id"], read_before["id"])
+    changes = held["inferred"] & (~is_known | among(held["id"], lost))
     if not changes.any():
         return no_bounds
     changed = where(held, changes)
-    taken = where(lasts, by_id(lasts["id"], changed["id"], True, pl.Boolean, default=False)).sort("last_ms")
-    forgotten_ms = _edge_after(pl.col("last_ms") + edges.forget_ms, edges.window_ms)
+    taken = where(lasts, among(lasts["id"], changed["id"])).sort("last_ms")
     stays = taken.join(first_readings(step), on="id", how="left", maintain_order="left").select_seq(
         "id",
         from_ms=pl.coalesce(pl.col("back_ms").shift(1).over("id"), "first_ms"),
-        until_ms=pl.when(forgotten_ms <= edges.edge_ms).then(forgotten_ms),
+        until_ms="gone_ms",
     )
     waiting = _waiting(changed["id"], step).select_seq(
         "id", from_ms="waits_ms", until_ms=pl.lit(None, pl.Int64)
     )
     changed = changed.join(pl.concat([stays, waiting]), on="id")
     return pl.concat([where(no_bounds, ~changes), changed])
+
+
+def _lasts(step: Advance, edges: Edges) -> pl.DataFrame:
+    """last_readings(), with gone_ms: the edge at which the GPU is forgotten, null where this step does not forget it."""
+    gone_ms = _edge_after(pl.col("last_ms") + edges.forget_ms, edges.window_ms)
+    return last_readings(step, edges.forget_ms).with_columns_seq(
+        gone_ms=pl.when(gone_ms <= edges.edge_ms).then(gone_ms)
+    )
 
 
 def _first_read(ids: pl.Series, step: Advance) -> pl.DataFrame:
@@ -157,7 +162,7 @@ def _first_read(ids: pl.Series, step: Advance) -> pl.DataFrame:
 
 def _waiting(ids: pl.Series, step: Advance) -> pl.DataFrame:
     """(id, waits_ms) of those of these GPUs that have readings which wait: the first of them."""
-    waiting = where(step.pending, by_id(step.pending["id"], ids, True, pl.Boolean, default=False))
+    waiting = where(step.pending, among(step.pending["id"], ids))
     return waiting.group_by("id").agg(waits_ms=pl.col("ts_ms").min())
 
 
