@@ -1,18 +1,19 @@
 """What is read long after it was sent is booked as if it had been read at once."""
 
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 import pytest
 from ledger_truth import assert_true
 from meter_fleets import START_MS, Row, pack
-from stage_driver import Driver
+from stage_driver import Driver, sums
 
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.stage import MeterStage
 from idlewatt.processors.meter.state import LAYOUT
 from idlewatt.processors.snapshot import read_snapshot, write_snapshot
-from idlewatt.stream import topics
+from idlewatt.stream import records, topics
 from idlewatt.stream.records import EngineRow, GpuRow
 
 
@@ -234,22 +235,33 @@ def test_nobody_is_forgotten_while_his_late_readings_wait(at_once: bool) -> None
     assert_all_true(driver, [*live, *dead, *back], config)
 
 
-def test_an_engine_that_was_forgotten_is_there_from_its_return_on() -> None:
-    """While nobody knew it to be there, what its GPU's process did is other work, and not dark."""
+@pytest.mark.parametrize("at_once", [3, 100_000])
+def test_an_engine_that_was_forgotten_is_there_from_its_return_on(at_once: int) -> None:
+    """While nobody knew it to be there, what its GPU's process did is other work, and not dark; or another's that names none."""
     config = MeterConfig(forget_ms=60_000)
     driver = Driver(MeterStage(config))
     rows: list[Row] = []
+    spool: list[Row] = [gpu(second, "H", "n2") for second in range(165, 600, 5)]
     made = 0
     for second in range(0, 600, 5):
-        some: list[Row] = [gpu(second)]
+        rows += [gpu(second), gpu(second, "H", "n2")] if second < 165 else [gpu(second)]
         if second < 100 or second >= 305:
             made += 100
-            some.append(engine(second + 0.777, made))
+            rows.append(replace(engine(second + 0.777, made), gpus=["G", "H"]))
+        if 200 <= second < 250:
+            rows.append(replace(engine(second + 0.888, 200 * second, "F"), gpus=[]))
+    for some in (rows[:3], *(rows[at : at + at_once] for at in range(3, len(rows), at_once))):
         driver.append(pack(some))
         driver.fold(some[-1].ts_ms + 10)
-        rows += some
     driver.fold(START_MS + 660_000)
     assert_all_true(driver, rows, config)
+    driver.append(pack(spool))
+    for second in (661, 720):
+        driver.fold(START_MS + 1000 * second)
+    minutes = sums(driver.rows(records.GPU_MINUTE), ("gpu_uuid", "minute_start_ms", "state"), ("gpu_ms",))
+    # while it was known to nobody
+    for minute_start_ms in range(START_MS + 180_000, START_MS + 300_000, 60_000):
+        assert minutes["H", minute_start_ms, "other"] == (60_000,)
 
 
 @pytest.mark.parametrize("restart_s", [None, *range(1105, 1140, 5)])

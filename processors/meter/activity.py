@@ -120,28 +120,24 @@ class Holding:
     unread: pl.DataFrame
 
 
-def heard(engine_index: pl.DataFrame, engines: pl.DataFrame, forget_ms: int) -> pl.DataFrame:
-    """Engines that are known to be there, from when to when: (server, site, pool, node, gpus, since_ms, until_ms).
-
-    `engines`: last readings.
-    """
+def heard(engine_index: pl.DataFrame, engines: pl.DataFrame) -> pl.DataFrame:
+    """Engines that are known to be there: (server, site, pool, node, gpus). `engines`: last readings."""
     last_ms = by_id(engine_index["id"], engines["id"], engines["ts_ms"]).alias("ts_ms")
     known = engine_index.hstack([last_ms])
     return (
         (known.filter(last_ms.is_not_null()) if last_ms.has_nulls() else known)
         .sort("ts_ms")
         .group_by("server")
-        .agg(
-            pl.col("site", "pool", "node", "gpus").last(),
-            pl.col("first_ms").min().alias("since_ms"),
-            (pl.col("ts_ms").max() + forget_ms).alias("until_ms"),
-        )
+        .agg(pl.col("site", "pool", "node", "gpus").last())
         .sort("server")
     )
 
 
 def stays(engine_index: pl.DataFrame, step: Advance, forget_ms: int) -> pl.DataFrame:
-    """Like heard(), but a row for each model, and for each time from its first reading until it is forgotten."""
+    """While engines are known to be there: (server, site, pool, since_ms, until_ms).
+
+    A row for each model, and for each time from its first reading until it is forgotten.
+    """
     lasts = last_readings(step, forget_ms).sort("last_ms")
     return with_names(lasts, engine_index, "server", "site", "pool", "first_ms").select_seq(
         "server",
@@ -154,7 +150,6 @@ def stays(engine_index: pl.DataFrame, step: Advance, forget_ms: int) -> pl.DataF
 
 def holding(servers: pl.DataFrame, gpu_index: pl.DataFrame, before: Holding | None) -> Holding:
     """Who holds which GPU: as before, while nothing has changed that it follows from. `servers`: see heard()."""
-    servers = servers.drop("since_ms", "until_ms")
     if before is not None and before.gpu_index is gpu_index and before.servers.equals(servers):
         return before
     names_some = servers["gpus"] != ""

@@ -4,12 +4,11 @@ From most to least specific: serving, idle_loaded, dark (an engine that should b
 tell whether the GPU has a process), other (a process that is no known engine), idle_free.
 """
 
-import math
 from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.rows import among, by_id, sums_by, where
+from idlewatt.processors.meter.rows import among, by_id, highest, sums_by, where
 from idlewatt.processors.meter.timeline import Edges
 from idlewatt.processors.meter.waterfall import STATE
 
@@ -32,14 +31,14 @@ def classify(
     activity: pl.DataFrame,
     whole: pl.DataFrame,
     held: pl.DataFrame,
-    servers: pl.DataFrame,
+    stays: pl.DataFrame,
     window_ms: int,
 ) -> pl.DataFrame:
     """Sum pieces to (id, window_start_ms, late, measured, state, model): AMOUNTS.
 
     Most GPUs are in one state over a whole window, by one engine that says so for all of it: their pieces are
     summed first and judged once. The others are judged piece by piece. `activity`: what engines did, in_windows();
-    `whole`: what whole_windows() makes of it; `held`: see Holding; `servers`: see heard().
+    `whole`: what whole_windows() makes of it; `held`: see Holding; `stays`: of engines, see activity.stays().
     """
     pieces = pieces.with_columns_seq(place=_place(window_ms))
     verdicts = whole.select_seq(_place(window_ms).alias("place"), "verdict", "model")
@@ -56,8 +55,8 @@ def classify(
         [
             where(judged, ~mixed),
             *(
-                _piece_by_piece(some, activity, held, servers)
-                for some in unclear.iter_slices(_pieces_at_once(activity, held))
+                _piece_by_piece(some, activity, held, stays)
+                for some in unclear.iter_slices(_pieces_at_once(activity, held, stays))
             ),
         ]
     )
@@ -120,36 +119,38 @@ def whole_windows(activity: pl.DataFrame, alone: pl.DataFrame, window_ms: int) -
     return alone.join(engines, on="server").select_seq("id", "window_start_ms", "verdict", "model")
 
 
-def _pieces_at_once(activity: pl.DataFrame, held: pl.DataFrame) -> int:
+def _pieces_at_once(activity: pl.DataFrame, held: pl.DataFrame, stays: pl.DataFrame) -> int:
     """So many that no more than about _PAIRS rows come of them and all that engines did in their windows."""
-    most = [
-        frame.group_by(key).len()["len"].max()
-        for frame, key in ((held, ["id"]), (activity, ["server", "window_start_ms"]))
-    ]
-    return max(_PAIRS // max(1, math.prod(n for n in most if isinstance(n, int))), 1)
+    in_window = max(_most(activity, "server", "window_start_ms"), _most(stays, "server"))
+    return max(_PAIRS // max(1, _most(held, "id") * in_window), 1)
+
+
+def _most(rows: pl.DataFrame, *alike: str) -> int:
+    return highest(rows.group_by(alike).len()["len"])
 
 
 def _piece_by_piece(
-    pieces: pl.DataFrame, activity: pl.DataFrame, held: pl.DataFrame, servers: pl.DataFrame
+    pieces: pl.DataFrame, activity: pl.DataFrame, held: pl.DataFrame, stays: pl.DataFrame
 ) -> pl.DataFrame:
     pieces = pieces.with_row_index("piece")
-    held = held.filter(among(held["id"], pieces["id"]))
+    by_engine = pieces.select_seq("piece", "id", "window_start_ms", "from_ms", "to_ms").join(held, on="id")
     heard = (
-        pieces.select_seq("piece", "id", "window_start_ms", "from_ms", "to_ms")
-        .join(held, on="id")
-        .join(activity, on=["server", "window_start_ms"])
-        .filter(_OVERLAPS)
+        by_engine.join(activity, on=["server", "window_start_ms"])
+        .filter(_overlaps("start_ms", "end_ms"))
         .group_by("piece")
         .agg(_FIRST_BY_NAME)
     )
-    known = held.join(servers.select_seq("server", "since_ms", "until_ms"), on="server")
-    known = known.group_by("id").agg(_KNOWN)
-    rows = pieces.join(known, on="id", how="left").join(heard, on="piece", how="left")
+    known = (
+        by_engine.join(stays, on="server")
+        .filter(_overlaps("since_ms", "until_ms"))
+        .group_by("piece")
+        .agg(named=_NAMED.any(), possible=(~_NAMED).any())
+    )
+    rows = pieces.join(known, on="piece", how="left").join(heard, on="piece", how="left")
     return rows.select_seq(*_PIECES_JUDGED)
 
 
 _NAMED: Final = ~pl.col("inferred")
-_OVERLAPS: Final = (pl.col("start_ms") < pl.col("to_ms")) & (pl.col("end_ms") > pl.col("from_ms"))
 _FIRST_BY_NAME: Final = tuple(
     pl.when(says).then("model").min().alias(name)
     for name, says in {
@@ -159,23 +160,16 @@ _FIRST_BY_NAME: Final = tuple(
         "loaded_inferred": ~_NAMED,
     }.items()
 )
-_KNOWN: Final = (
-    pl.col("since_ms").filter(_NAMED).min().alias("named_ms"),
-    pl.col("until_ms").filter(_NAMED).max().alias("named_until_ms"),
-    pl.col("since_ms").filter(~_NAMED).min().alias("possible_ms"),
-    pl.col("until_ms").filter(~_NAMED).max().alias("possible_until_ms"),
-)
+
+
+def _overlaps(start_ms: str, end_ms: str) -> pl.Expr:
+    """Whether that time touches the piece's."""
+    return (pl.col(start_ms) < pl.col("to_ms")) & (pl.col(end_ms) > pl.col("from_ms"))
 
 
 def _piece_judged() -> tuple[str | pl.Expr, ...]:
-    named, maybe = (
-        (
-            (pl.col(f"{name}_ms") < pl.col("to_ms")) & (pl.col(f"{name}_until_ms") > pl.col("from_ms"))
-        ).fill_null(False)
-        for name in ("named", "possible")
-    )
-    has_process = pl.col("has_process_0").fill_null(False)
-    possible = ~named & has_process & maybe
+    named, maybe = (pl.col(name).fill_null(False) for name in ("named", "possible"))
+    possible = ~named & pl.col("has_process_0").fill_null(False) & maybe
     serving = pl.coalesce("serving_named", pl.when(possible).then("serving_inferred"))
     loaded = pl.coalesce("loaded_named", pl.when(possible).then("loaded_inferred"))
     # an engine that names the GPU, or could hold it, was not heard; only a GPU without a process is known to idle

@@ -48,8 +48,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
     )
     unread = unread_gpus(
         holding,
-        engines.index,
-        engines.step,
+        engines.stays,
         engine_windows,
         state.gpus,
         state.forgotten_gpus,
@@ -60,7 +59,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
         tokens.with_server(engine_windows, engines.index), unread, ("server",), edges.window_ms
     )
     held = with_stays(holding.held, state.gpus, gpus.step, edges)
-    engine_windows = tokens.with_stopped(engine_windows, gpus.windows, held, engines.servers, edges.window_ms)
+    engine_windows = tokens.with_stopped(engine_windows, gpus.windows, held, engines.stays, edges.window_ms)
     token_rows = tokens.token_rows(engine_windows, edges.window_ms)
     minutes, open_minutes = gpu_minutes(state, gpus.windows, edges.edge_ms)
     samples = tokens.samples(_on_time(engine_windows, edges), gpus.windows, held, edges)
@@ -97,7 +96,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
             state.gone_engines,
             state.open_engines,
             state.engine_gaps,
-            engines.index,
+            with_first(engines.index, known_since(engines.step, config.forget_ms)),
         ),
         engines.step,
         engines.intervals,

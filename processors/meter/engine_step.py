@@ -30,8 +30,8 @@ class EngineStep:
     # see activity.by_name()
     ranked: pl.DataFrame
     models: pl.Series
-    # see activity.heard()
-    servers: pl.DataFrame
+    # see activity.stays()
+    stays: pl.DataFrame
     holding: activity.Holding
 
 
@@ -55,7 +55,6 @@ def engine_step(state: MeterState, edges: Edges, config: MeterConfig) -> EngineS
         edges.previous_ms,
     )
     index = with_first(state.engine_index, first_readings(step))
-    servers = activity.heard(index, step.last, config.forget_ms)
     intervals = intervals.select_seq(*ENGINE_INTERVAL)
     silent = silence(step, edges, config.forget_ms, TOKEN_COUNTS, ())
     taken, gaps = pieces(state.open_engines, intervals, silent, step, edges, TOKEN_COUNTS)
@@ -67,6 +66,6 @@ def engine_step(state: MeterState, edges: Edges, config: MeterConfig) -> EngineS
         index,
         segments,
         *activity.by_name(segments, index),
-        servers,
-        activity.holding(servers, state.gpu_index, state.holding),
+        activity.stays(index, step, config.forget_ms),
+        activity.holding(activity.heard(index, step.last), state.gpu_index, state.holding),
     )

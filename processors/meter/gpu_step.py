@@ -61,7 +61,7 @@ def gpu_step(state: MeterState, edges: Edges, config: MeterConfig, engines: Engi
         done = pl.concat([late, done])
         whole = whole_windows(done, holding.alone, edges.window_ms)
     classified = classify(
-        waterfall.with_amounts(taken), done, whole, holding.held, engines.servers, edges.window_ms
+        waterfall.with_amounts(taken), done, whole, holding.held, engines.stays, edges.window_ms
     )
     if gaps.height or taken["late"].any():
         changes, later = _limit_changes(state, step, taken.filter("late"), gaps, edges, config)

@@ -174,12 +174,13 @@ def with_stopped(
     windows: pl.DataFrame,
     gpu_windows: pl.DataFrame,
     held: pl.DataFrame,
-    servers: pl.DataFrame,
+    stays: pl.DataFrame,
     window_ms: int,
 ) -> pl.DataFrame:
     """Add stopped: the engine was not heard, and no process was on any GPU that it can hold, all window long.
 
-    `windows`: with server, silent_ms and unread_gpus. `held`: see with_stays(). `servers`: see heard(). Whoever scales in does
+    `windows`: with server, silent_ms and unread_gpus. `held`: see with_stays(). `stays`: of engines, see
+    activity.stays(). Whoever scales in does
     not miss the tokens of what is gone.
     """
     window = ["server", "window_start_ms"]
@@ -190,9 +191,7 @@ def with_stopped(
     is_free = (gpu_windows["state"] == "idle_free") & (gpu_windows["gpu_ms"] == window_ms)
     free = where(gpu_windows, is_free).select_seq("id", "window_start_ms", free=pl.lit(True))
     # those that an engine names are held by no engine that names none, from when that one is known
-    named = where(held, ~held["inferred"]).join(
-        servers.select_seq("server", named_ms="since_ms"), on="server"
-    )
+    named = where(held, ~held["inferred"]).join(stays.select_seq("server", named_ms="since_ms"), on="server")
     named = named.group_by("id").agg(pl.col("named_ms").min())
     is_others = pl.col("inferred") & (pl.col("named_ms") < pl.col("window_start_ms") + window_ms)
     stopped = (

@@ -5,7 +5,7 @@ from typing import Final
 
 import polars as pl
 
-from idlewatt.processors.meter.activity import Holding, stays
+from idlewatt.processors.meter.activity import Holding
 from idlewatt.processors.meter.rows import among, by_id, where
 from idlewatt.processors.meter.timeline import Advance, Edges, first_readings, last_readings
 
@@ -21,8 +21,7 @@ UNREAD_COLUMNS: Final = {
 
 def unread_gpus(
     holding: Holding,
-    engine_index: pl.DataFrame,
-    engines: Advance,
+    stays: pl.DataFrame,
     engine_windows: pl.DataFrame,
     read_before: pl.DataFrame,
     forgotten: pl.DataFrame,
@@ -33,7 +32,7 @@ def unread_gpus(
 
     As it would be if windows closed one by one: from the engine's first reading on, until a reading of the GPU was taken (that
     one has come says nothing, except of windows that were closed before), and again once it is forgotten. Spans of a GPU may
-    overlap. `engine_windows`: what the step books. `read_before` and `forgotten`: last readings when the step of GPUs began.
+    overlap. `stays`: of engines, see activity.stays(). `engine_windows`: what the step books. `read_before` and `forgotten`: last readings when the step of GPUs began.
     """
     named = where(holding.held, ~holding.held["inferred"]).select_seq("server", "id")
     was_read = among(named["id"], read_before["id"])
@@ -66,16 +65,13 @@ def unread_gpus(
     never = holding.unread.with_columns_seq(from_ms=ever, until_ms=ever)
     gpu = ["site", "pool", "gpu_uuid"]
     gone = forgotten.select_seq(*gpu, gone_ms=_edge_after(pl.col("ts_ms") + edges.forget_ms, edges.window_ms))
-    heard = stays(engine_index, engines, edges.forget_ms).with_columns_seq(
-        heard_ms=_edge_after(pl.col("until_ms"), edges.window_ms)
-    )
     return (
         pl.concat([never, known.select_seq(never.columns)])
-        .join(heard, on="server")
+        .join(stays.rename({"until_ms": "stays_ms"}), on="server")
         .join(gone, on=gpu, how="left")
         .with_columns_seq(
             pl.max_horizontal(pl.coalesce("from_ms", "gone_ms"), "since_ms").alias("from_ms"),
-            pl.min_horizontal("until_ms", "heard_ms"),
+            pl.min_horizontal("until_ms", _edge_after(pl.col("stays_ms"), edges.window_ms)),
         )
         .select_seq(*UNREAD_COLUMNS)
     )
