@@ -265,6 +265,29 @@ def beside_others(read_s: range, at_once: int, forget_ms: int) -> tuple[dict[int
     return lost, told
 
 
+def test_a_gpu_that_is_lost_while_its_node_is_cut_off_is_forgotten_in_the_spool() -> None:
+    """Its last reading, at 195 s, comes with all others of two outages' length: from the edge after 295 s on nobody read it."""
+    driver: Driver[Any] = Driver(MeterStage(MeterConfig(forget_ms=100_000, use_published=False)))
+    spool: list[Row] = []
+    for second in range(0, 600, 5):
+        ms, energy_mj = 1000 * second, 500_000 * second
+        there = [gpu(ms, energy_mj, "there")]
+        spool += [gpu(ms, energy_mj, "a"), engine(ms, 1000 * second, "a", "b")]
+        if second < 200:
+            spool.append(gpu(ms, energy_mj, "b"))
+        if not 100 <= second < 400:
+            there, spool = there + spool, []
+        driver.append(pack(there))
+        if second % 20 == 0:
+            driver.fold(START_MS + ms)
+    told = {
+        row["window_start_ms"] - START_MS: row["unread_gpus"]
+        for row in driver.rows(records.TOKENS)
+        if row["output_tokens"] and row["window_start_ms"] < START_MS + 350_000
+    }
+    assert told == {start_ms: int(start_ms >= 300_000) for start_ms in range(0, 350_000, 10_000)}
+
+
 @pytest.mark.parametrize("at_once", [30, 100_000])
 def test_a_gpu_that_joins_the_node_of_an_engine_that_names_none_was_not_there_before(at_once: int) -> None:
     """Of what that one made a yield is learned, and where it was scaled in, nobody misses it, in a catch-up too."""

@@ -47,7 +47,8 @@ def unread_gpus(
     lost = _lasts(step, edges).drop_nulls("gone_ms")
     later = where(named.hstack([first_ms.alias("until_ms")]), comes_after)
     begins = where(named, ~was_read)
-    begins = begins.join(_first_read(begins["id"], step), on="id", how="left")
+    waiting = _waiting(begins["id"], step, edges)
+    begins = begins.join(first_readings(step), on="id", how="left").join(waiting, on="id", how="left")
     # as from_ms: since it was forgotten, or since ever
     ever = pl.lit(None, pl.Int64)
     known = pl.concat(
@@ -55,7 +56,10 @@ def unread_gpus(
             # once it is back, nobody knows until when it was read before it was forgotten
             later.select_seq("server", "id", from_ms=ever, until_ms="until_ms"),
             # of closed windows a spool's tokens are booked for good, and a hold before its joules: what waits is read, too
-            begins.select_seq("server", "id", from_ms=ever, until_ms="came_ms"),
+            begins.select_seq(
+                "server", "id", from_ms=ever, until_ms=pl.min_horizontal("first_ms", "from_ms")
+            ),
+            begins.drop_nulls("until_ms").select_seq("server", "id", from_ms="until_ms", until_ms=ever),
             begins.select_seq(
                 "server", "id", from_ms=pl.lit(edges.previous_ms, pl.Int64), until_ms="first_ms"
             ),
@@ -129,9 +133,7 @@ def with_stays(held: pl.DataFrame, read_before: pl.DataFrame, step: Advance, edg
         from_ms=pl.coalesce(pl.col("back_ms").shift(1).over("id"), "first_ms"),
         until_ms="gone_ms",
     )
-    waiting = _waiting(changed["id"], step).select_seq(
-        "id", from_ms="waits_ms", until_ms=pl.lit(None, pl.Int64)
-    )
+    waiting = _waiting(changed["id"], step, edges)
     changed = changed.join(pl.concat([stays, waiting]), on="id")
     return pl.concat([where(no_bounds, ~changes), changed])
 
@@ -144,22 +146,12 @@ def _lasts(step: Advance, edges: Edges) -> pl.DataFrame:
     )
 
 
-def _first_read(ids: pl.Series, step: Advance) -> pl.DataFrame:
-    """(id, first_ms, came_ms) of GPUs that are new: the first reading that was taken, and that has come, be it taken or not.
-
-    `ids`: those of which readings may wait.
-    """
-    return (
-        first_readings(step)
-        .join(_waiting(ids, step), on="id", how="full", coalesce=True)
-        .select_seq("id", "first_ms", came_ms=pl.min_horizontal("first_ms", "waits_ms"))
-    )
-
-
-def _waiting(ids: pl.Series, step: Advance) -> pl.DataFrame:
-    """(id, waits_ms) of those of these GPUs that have readings which wait: the first of them."""
+def _waiting(ids: pl.Series, step: Advance, edges: Edges) -> pl.DataFrame:
+    """(id, from_ms, until_ms) of those of these GPUs that have readings which wait: from the first of them until the edge at
+    which they are forgotten if no other comes."""
+    until_ms = _edge_after(pl.col("ts_ms").max() + edges.forget_ms, edges.window_ms)
     waiting = where(step.pending, among(step.pending["id"], ids))
-    return waiting.group_by("id").agg(waits_ms=pl.col("ts_ms").min())
+    return waiting.group_by("id").agg(from_ms=pl.col("ts_ms").min(), until_ms=until_ms)
 
 
 def _edge_after(moment: pl.Expr, window_ms: int) -> pl.Expr:
