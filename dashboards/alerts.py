@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from idlewatt.dashboards import queries as q
 from idlewatt.dashboards.recording import (
+    BUSY_SHARE_HOUR,
     COVERED_TOKENS_RATE,
     ENERGY_RATE,
     IDLE_SHARE_HOUR,
@@ -17,6 +18,7 @@ from idlewatt.dashboards.recording import (
     RECORDED_CLOCKS,
     TOKENS_PER_JOULE,
     TOKENS_PER_JOULE_DAY,
+    UNREAD_SHARE_HOUR,
     WASTED_ENERGY_RATE,
     WASTED_SHARE,
 )
@@ -140,8 +142,12 @@ def _clock(clock: Metric) -> str:
 
 def _unread_each_hour() -> str:
     """The least that was not measured of any hour that ended within the last: what ended an hour ago is in none of the newest."""
-    hours = f"({q.unread_share(q.EVERYWHERE, 'tokens', '1h')})[1h:1m]"
-    return f"(min_over_time({hours}) > {DARK_SHARE_LIMIT} and count_over_time({hours}) > 55)"
+    hours = f"{UNREAD_SHARE_HOUR}[1h]"
+    # recorded every two minutes; without a time of late that was not measured, what was is over
+    return (
+        f"(min_over_time({hours}) > {DARK_SHARE_LIMIT} and count_over_time({hours}) > 27"
+        f" and {q.least_covered('tokens', '20m')} < {q.COVERAGE_FLOOR})"
+    )
 
 
 ALERTS: Final = (
@@ -163,7 +169,8 @@ ALERTS: Final = (
         expr=" and ".join(
             (
                 f"{IDLE_SHARE_HOUR} > {IDLE_SHARE_LIMIT}",
-                f"min_over_time({IDLE_SHARE_HOUR}[1d]) > {IDLE_SHARE_LIMIT}",
+                # an hour in which idle GPUs were not seen is no busy one
+                f"max_over_time({BUSY_SHARE_HOUR}[1d]) < {1 - IDLE_SHARE_LIMIT}",
                 # what is available to a pool is booked in the dark, too
                 f"sum by (site, pool) (last_over_time({q.series(names.AVAILABLE)}[1h] offset 23h))",
                 f"count_over_time({IDLE_SHARE_HOUR}[1d:1h]) >= {IDLE_HOURS_SEEN}",
@@ -173,9 +180,9 @@ ALERTS: Final = (
         severity="warning",
         summary=f"{_POOL_IN_WORDS} leaves {{{{ $value | humanizePercentage }}}} of its available watts idle",
         description=(
-            f"In every hour of the last day more than {IDLE_SHARE_LIMIT:.0%} of what is available to pool {{{{ $labels.pool }}}} "
-            "of site {{ $labels.site }}, as far as it was seen, was that of GPUs with nothing to do, drawn or not, and in the last hour "
-            f"{{{{ $value | humanizePercentage }}}}.{_lost_per_hour_in_words()}"
+            "In the last hour {{ $value | humanizePercentage }} of what is available to pool {{ $labels.pool }} of site "
+            "{{ $labels.site }}, as far as it was seen, was that of GPUs with nothing to do, drawn or not, and in no hour of the last "
+            f"day were others seen to need {1 - IDLE_SHARE_LIMIT:.0%}.{_lost_per_hour_in_words()}"
         ),
     ),
     AlertRule(

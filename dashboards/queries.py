@@ -23,6 +23,8 @@ RATE_INTERVAL: Final = "$__rate_interval"
 RANGE: Final = "$__range"
 ROLLING: Final = "5m"
 WASTED: Final = "~idle_loaded|idle_free"
+BUSY: Final = "~serving|other"
+SEEN: Final = "!dark"
 # window, grace and scrape make about 45 s in the default settings; figures that are older than this are none of now
 CLOCK_LIMIT_S: Final = 120
 # seconds of windows closed per second, beyond which a rate is so many times too high: windows and scrapes that do not fit
@@ -141,18 +143,28 @@ def wasted_energy_rate(where: Where, by: tuple[str, ...] = (), window: str = RAT
     return zero_while(wasted, energy_rate(where, by, window))
 
 
-def idle_share_of_available(where: Where, by: tuple[str, ...], window: str) -> str:
+def idle_share_of_seen(where: Where, by: tuple[str, ...], window: str) -> str:
     """Share of the available energy that idle GPUs drew or had to spare, of what was seen; absent where most was not.
 
     And where more was than is available: rows from a spool count when they come, and bring what others did at other times.
     """
-    idle, seen = (
-        f"{energy_rate({**where, 'state': states}, by, window)}"
-        f" + {rate(names.HEADROOM, {**where, 'state': states}, by, window)}"
-        for states in (WASTED, "!dark")
-    )
     available = rate(names.AVAILABLE, where, by, window)
-    return f"({idle}) / ({seen} > 0.5 * {available} < 1.1 * {available})"
+    seen = _drawn_or_spare(where, SEEN, by, window)
+    return (
+        f"({_drawn_or_spare(where, WASTED, by, window)}) / ({seen} > 0.5 * {available} < 1.1 * {available})"
+    )
+
+
+def busy_share_of_available(where: Where, by: tuple[str, ...], window: str) -> str:
+    """Share of the available energy that GPUs at work were seen to draw or to have to spare; absent as above for a spool."""
+    available = rate(names.AVAILABLE, where, by, window)
+    busy = f"({_drawn_or_spare(where, BUSY, by, window)} or 0 * {available})"
+    return f"{busy} / {available} unless {_drawn_or_spare(where, SEEN, by, window)} >= 1.1 * {available}"
+
+
+def _drawn_or_spare(where: Where, states: str, by: tuple[str, ...], window: str) -> str:
+    draw = energy_rate({**where, "state": states}, by, window)
+    return f"{draw} + {rate(names.HEADROOM, {**where, 'state': states}, by, window)}"
 
 
 def drawn_watts(where: Where, by: tuple[str, ...] = ()) -> str:
@@ -201,16 +213,13 @@ def covered_throughout(rate_by_pool: str, window: str) -> str:
 
     When readings come back, coverage is well again before the leap of the counters has left the window.
     """
-    watts, tokens = (
-        _aggregated(
-            "max",
-            names.COVERAGE,
-            POOL,
-            f"min_over_time({series(names.COVERAGE, {'window': ROLLING, 'of': of})}[{window}])",
-        )
-        for of in ("watts", "tokens")
-    )
-    return _covered(rate_by_pool, watts, tokens)
+    return _covered(rate_by_pool, least_covered("watts", window), least_covered("tokens", window))
+
+
+def least_covered(of: str, window: str) -> str:
+    """The least coverage of each pool's last 5 minutes at any moment of a window."""
+    least = f"min_over_time({series(names.COVERAGE, {'window': ROLLING, 'of': of})}[{window}])"
+    return _aggregated("max", names.COVERAGE, POOL, least)
 
 
 def _covered(figures: str, watts: str, tokens: str) -> str:

@@ -15,6 +15,8 @@ TOKENS_PER_JOULE: Final = "pool:idlewatt_tokens_per_joule:ratio_rate5m"
 TOKENS_PER_JOULE_DAY: Final = "pool:idlewatt_tokens_per_joule:ratio_rate1d"
 RECORDED_CLOCKS: Final = {clock: f"pool:{clock.name}:max" for clock in q.CLOCKS.values()}
 IDLE_SHARE_HOUR: Final = "pool:idlewatt_idle_available_energy:ratio_rate1h"
+BUSY_SHARE_HOUR: Final = "pool:idlewatt_busy_available_energy:ratio_rate1h"
+UNREAD_SHARE_HOUR: Final = "pool:idlewatt_unread_tokens:ratio1h"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,10 @@ RECORDING_DAY: Final = (
         q.ratio(f"sum_over_time({COVERED_TOKENS_RATE}[1d])", f"sum_over_time({COVERED_ENERGY_RATE}[1d])"),
     ),
     # held against a day of itself
-    RecordingRule(IDLE_SHARE_HOUR, q.idle_share_of_available(q.EVERYWHERE, q.POOL, "1h")),
+    RecordingRule(IDLE_SHARE_HOUR, q.idle_share_of_seen(q.EVERYWHERE, q.POOL, "1h")),
+    RecordingRule(BUSY_SHARE_HOUR, q.busy_share_of_available(q.EVERYWHERE, q.POOL, "1h")),
+    # against an hour of itself
+    RecordingRule(UNREAD_SHARE_HOUR, q.unread_share(q.EVERYWHERE, "tokens", "1h")),
     *(
         RecordingRule(record, f"max by (site, pool) ({q.series(clock)})")
         for clock, record in RECORDED_CLOCKS.items()

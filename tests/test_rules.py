@@ -1,5 +1,6 @@
 """Recording and alert rules under promtool: each alert against series that fire it, that must not, and that are missing."""
 
+import itertools
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,17 +53,18 @@ def energy(serving: int, loaded: int, free: int, minutes: int = 40, pool: str = 
     }
 
 
-def sixteen_gpus(*idle: tuple[int, int | None]) -> dict[str, str]:
+def sixteen_gpus(*idle: tuple[int, int | None], unread: tuple[int, ...] = ()) -> dict[str, str]:
     """Counters of 16 GPUs with a limit of 700 W: so many minutes with so many idle at 70 W, the others serve at 520 W.
 
-    None: nobody reads them.
+    None: nobody reads them. `unread`: so many of the idle in each of these times.
     """
     joules = dict.fromkeys(
         ("energy serving", "energy idle_free", "headroom serving", "headroom idle_free", ""), 0
     )
     values = dict.fromkeys(joules, "")
-    for minutes, free in idle:
-        seen = (0,) * 4 if free is None else ((16 - free) * 520, free * 70, (16 - free) * 180, free * 630)
+    for (minutes, free), dark in itertools.zip_longest(idle, unread, fillvalue=0):
+        idle_seen, busy = (0, 0) if free is None else (free - dark, 16 - free)
+        seen = (busy * 520, idle_seen * 70, busy * 180, idle_seen * 630)
         watts = dict(zip(joules, (*seen, 16 * 700), strict=True))
         for name, before in joules.items():
             values[name] += f" {before}+{60 * watts[name]}x{minutes - 1}"
@@ -222,8 +224,8 @@ def leaves_idle(share: str, money: str = "") -> Fires:
     return Fires(
         OF_POOL,
         f"Pool a of site north leaves {share} of its available watts idle",
-        "In every hour of the last day more than 50% of what is available to pool a of site north, as far as it was seen, was that "
-        f"of GPUs with nothing to do, drawn or not, and in the last hour {share}.{money}",
+        f"In the last hour {share} of what is available to pool a of site north, as far as it was seen, was that of GPUs with nothing "
+        f"to do, drawn or not, and in no hour of the last day were others seen to need 50%.{money}",
     )
 
 
@@ -307,6 +309,22 @@ CASES: Final = (
         "fires",
         "11 are; for 20 minutes, ten hours ago, none of the 16 was read",
         sixteen_gpus((1000, 11), (20, None), (700, 11)),
+        "1620m",
+        (leaves_idle("68.75%"),),
+    ),
+    Case(
+        "IdlewattIdleCapacity",
+        "fires",
+        "none of the 16 ever served",
+        {name: values for name, values in sixteen_gpus((1700, 16)).items() if "serving" not in name},
+        "1620m",
+        (leaves_idle("100%"),),
+    ),
+    Case(
+        "IdlewattIdleCapacity",
+        "fires",
+        "11 are; for 50 minutes, ten hours ago, eight of these were not read, and the others no busier",
+        sixteen_gpus((1000, 11), (50, 11), (700, 11), unread=(0, 8, 0)),
         "1620m",
         (leaves_idle("68.75%"),),
     ),
@@ -578,6 +596,26 @@ CASES: Final = (
             TOKENS_READ.replace("5m", "1h"): "1x5 0.95 0.85 0.75x58 0.8x15 0.85x5 0.95 1x40",
         },
         "88m",
+    ),
+    Case(
+        "IdlewattEnginesDark",
+        "quiet",
+        "for an hour nothing was read, which ended 40 minutes ago",
+        {
+            TOKENS_READ: "1x5 0.5 0x58 0.5 1x95",
+            TOKENS_READ.replace("5m", "1h"): "1x5 1-0.0167x59 0+0.0167x59 1x40",
+        },
+        "105m",
+    ),
+    Case(
+        "IdlewattEnginesDark",
+        "quiet",
+        "an engine is restarted now and then, and the hour's figures are there for 40 minutes",
+        {
+            TOKENS_READ: "1x5 " + "0.9 0.75 0.6 0.6 0.6 0.7 0.9 1x6 " * 9,
+            TOKENS_READ.replace("5m", "1h"): "_x85 0.857x40",
+        },
+        "125m",
     ),
     Case("IdlewattEnginesDark", "quiet", "a twelfth is not read", {TOKENS_READ: "0.917x40"}, "35m"),
     Case(
@@ -1538,6 +1576,7 @@ def test_recorded_ratios_are_ratios_of_sums(prometheus_tools: None, tmp_path: Pa
             f'idlewatt_headroom_joules_total{{{POOL},state="serving"}}': "1000000+24000x40",
             f'idlewatt_headroom_joules_total{{{POOL},state="idle_loaded"}}': "1000000+30000x40",
             AVAILABLE: "1000000+90000x40",
+            TOKENS_READ.replace("5m", "1h"): "0.75x40",
             # facility joules are the same joules once more
             f'idlewatt_energy_joules_total{{{POOL},state="serving",scope="facility"}}': "1000000+48000x40",
         }
@@ -1552,6 +1591,8 @@ def test_recorded_ratios_are_ratios_of_sums(prometheus_tools: None, tmp_path: Pa
         recording.TOKENS_PER_JOULE_DAY: 1.2,
         # of 1500 W that are available 100 are dark
         recording.IDLE_SHARE_HOUR: 600 / 1400,
+        recording.BUSY_SHARE_HOUR: 800 / 1500,
+        recording.UNREAD_SHARE_HOUR: 0.25,
     }
     done = promtool_test(
         tmp_path,
@@ -1708,6 +1749,6 @@ def test_recorded_names_are_of_level_metric_operation() -> None:
     for rule in (*recording.RECORDING, *recording.RECORDING_DAY):
         level, metric, operation = rule.record.split(":")
         assert level == "pool"
-        assert operation in {"max", "rate5m", "ratio_rate5m", "ratio_rate1h", "ratio_rate1d"}
+        assert operation in {"max", "rate5m", "ratio1h", "ratio_rate5m", "ratio_rate1h", "ratio_rate1d"}
         assert metric.startswith("idlewatt_")
         assert rule.record not in exported
