@@ -1,5 +1,6 @@
 """What is read long after it was sent is booked as if it had been read at once."""
 
+from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from ledger_truth import assert_true
 from meter_fleets import START_MS, Row, pack
 from stage_driver import Driver, sums
+from truth import truth
 
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.stage import MeterStage
@@ -147,6 +149,57 @@ def test_joules_at_the_utility_are_those_of_the_pue_they_were_booked_with(later:
     added = joules(scope="it") - before[0]
     assert added > 0
     assert joules(scope="facility") - before[1] == pytest.approx(added * (later or 0))
+
+
+@pytest.mark.parametrize(
+    ("before_ms", "after_ms", "change_s"),
+    [
+        (10_000, 20_000, 110),
+        (10_000, 60_000, 100),
+        (15_000, 20_000, 115),
+        (15_000, 20_000, 130),
+        (20_000, 5000, 110),
+    ],
+)
+def test_windows_of_another_length_begin_where_those_of_before_end(
+    before_ms: int, after_ms: int, change_s: int
+) -> None:
+    """A setting that is changed under way loses no time, and books none twice; a node's spool spans the change."""
+    driver = Driver(MeterStage(MeterConfig(window_ms=before_ms)))
+    rows: list[Row] = []
+    spool: list[Row] = []
+    for second in range(0, 400, 5):
+        there: list[Row] = [gpu(second), engine(second, 100 * second)]
+        spool.append(gpu(second, "away", "n2", has_process=False))
+        if not 60 <= second < 200:
+            there, spool = there + spool, []
+        rows += there
+        driver.append(pack(there))
+        driver.fold(there[0].ts_ms)
+        if second == change_s:
+            driver.commit()
+            driver.stage = MeterStage(MeterConfig(window_ms=after_ms))
+            driver.crash()
+    edge_ms = driver.state.edge_ms
+    assert edge_ms % after_ms == 0
+    power, tokens = driver.rows(records.POWER), driver.rows(records.TOKENS)
+    in_window = sums(power, ("window_start_ms", "window_ms"), ("gpu_ms",))
+    assert all(gpu_ms <= 2 * window_ms for (_, window_ms), (gpu_ms,) in in_window.items())
+    expected = truth(
+        [row for row in rows if isinstance(row, GpuRow)],
+        [row for row in rows if isinstance(row, EngineRow)],
+        window_ms=5000,
+        grace_ms=15_000,
+        forget_ms=86_400_000,
+        edge_ms=edge_ms,
+    )
+    amounts = ("gpu_ms", "draw_mj", "headroom_mj")
+    true: dict[Any, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for (*_, state), found in expected.power.items():
+        true[(state,)] = [a + b for a, b in zip(true[(state,)], found, strict=False)]
+    booked = sums(power, ("state",), amounts)
+    assert {state: row for state, row in booked.items() if any(row)} == {k: tuple(v) for k, v in true.items()}
+    assert sum(row["output_tokens"] for row in tokens) == sum(row[0] for row in expected.tokens.values())
 
 
 @pytest.mark.parametrize("limit_mw", [500_000, None])

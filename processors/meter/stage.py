@@ -1,5 +1,6 @@
 """The meter: raw rows of a partition's pools to its ledger of joules and tokens. No money here."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -62,7 +63,8 @@ class MeterStage:
             edges = Edges(
                 state.edge_ms,
                 next_ms,
-                self._config.window_ms,
+                # until then of one that was begun in another length
+                math.gcd(state.edge_ms, self._config.window_ms),
                 self._config.hold_ms,
                 self._config.forget_ms,
             )
@@ -91,10 +93,12 @@ class MeterStage:
         return (state.newest_ms - self._config.grace_ms) // window_ms * window_ms
 
     def _next_edge(self, state: MeterState, target_ms: int, room: int) -> int:
-        """As far as there is room for, and one window at least."""
+        """As far as there is room for, and one window at least; but only to where the next begins, if windows were shorter before."""
         assert state.edge_ms is not None
-        windows = max(room // max(_entities(state), 1), 1)
-        return min(target_ms, state.edge_ms + windows * self._config.window_ms)
+        window_ms = self._config.window_ms
+        begun_ms = state.edge_ms % window_ms
+        windows = 1 if begun_ms else max(room // max(_entities(state), 1), 1)
+        return min(target_ms, state.edge_ms - begun_ms + windows * window_ms)
 
 
 def _entities(state: MeterState) -> int:
