@@ -398,8 +398,8 @@ class Simulate(_Section):
     outage_every_s: Seconds = Field(90.0, description="Mean time between outages of an engine or node.")
     start_ms: Annotated[int, Field(ge=0)] | None = Field(
         None,
-        description="Unix milliseconds at which the factory began: started again, it goes on where it was. "
-        "Left out: now, and with each start all engines and drivers have restarted.",
+        description="Unix milliseconds at which the factory began: started again, it goes on where it was, after some "
+        "ten seconds of work for each hour since. Left out: now, and with each start all engines and drivers have restarted.",
         examples=[1_767_225_600_000],
     )
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import structlog
+
 from idlewatt.collectors.engine_source import EngineSource
 from idlewatt.collectors.simulated.clocked import ClockedFactory
 from idlewatt.collectors.simulated.engine_servers import EngineServers
@@ -9,8 +11,10 @@ from idlewatt.collectors.simulated.factory import Factory
 from idlewatt.collectors.simulated.gateway import SimulatedGateway
 from idlewatt.collectors.simulated.gpus import SimulatedGpus
 from idlewatt.collectors.source import Source
-from idlewatt.stream.clock import Clock
+from idlewatt.stream.clock import HOUR_MS, Clock
 from idlewatt.stream.settings import Engine, Settings
+
+_log = structlog.get_logger()
 
 
 def build_simulated_sources(
@@ -35,8 +39,11 @@ def build_simulated_sources(
             # and a reading of an older process is refused
             has_past=start_ms is not None,
         )
-        # hours of a past are seconds of work, for which no reading should wait
-        factory.advance(clock())
+        now_ms = clock()
+        if start_ms is not None:
+            # the work of a few seconds for each, for which no reading should wait
+            _log.info("simulated_past", hours=round((now_ms - start_ms) / HOUR_MS, 1))
+        factory.advance(now_ms)
     elif factory.site != settings.site:
         raise ValueError(f"the factory stands at site {factory.site!r}, the settings say {settings.site!r}")
     clocked = ClockedFactory(factory, clock)
