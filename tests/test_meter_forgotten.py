@@ -2,6 +2,8 @@
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -53,8 +55,17 @@ def engine(second: int) -> EngineRow:
     )
 
 
-def metered(messages: int, *, restarts: bool, spool_until_s: int = BACK_S) -> Driver[Any]:
-    """The spool comes in so many messages, two at a time; then the node is live again."""
+def metered(
+    messages: int,
+    *,
+    restarts: bool,
+    spool_until_s: int = BACK_S,
+    forget_s: Mapping[int, int] = MappingProxyType({}),
+) -> Driver[Any]:
+    """The spool comes in so many messages, two at a time; then the node is live again.
+
+    `forget_s`: seconds after which it is forgotten, from restarts at such seconds on.
+    """
     driver: Driver[Any] = Driver(MeterStage(CONFIG))
     spool = list(range(CUT_S, spool_until_s, 5))
     part = -(-len(spool) // messages)
@@ -72,16 +83,23 @@ def metered(messages: int, *, restarts: bool, spool_until_s: int = BACK_S) -> Dr
         driver.fold(START_MS + 1000 * second)
         if restarts and second % 15 == 0:
             driver.commit()
+            if second in forget_s:
+                driver.stage = MeterStage(MeterConfig(forget_ms=1000 * forget_s[second]))
             driver.crash()
     for _ in range(3):
         driver.fold(START_MS + 1000 * END_S + 30_000)
     return driver
 
 
-@pytest.mark.parametrize(("messages", "restarts"), [(1, False), (40, True)])
-def test_each_moment_is_in_one_state_again(messages: int, restarts: bool) -> None:
+@pytest.mark.parametrize(
+    ("messages", "restarts", "forget_s"),
+    [(1, False, {}), (40, True, {}), (1, True, {300: 100}), (1, True, {600: 600})],
+)
+def test_each_moment_is_in_one_state_again(
+    messages: int, restarts: bool, forget_s: Mapping[int, int]
+) -> None:
     """Each window of its GPU has ten seconds and what the limit made available; each of its engine's, ten seconds."""
-    driver = metered(messages, restarts=restarts)
+    driver = metered(messages, restarts=restarts, forget_s=forget_s)
     windows: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0])
     for row in driver.rows(records.POWER):
         windows[row["window_start_ms"]][0] += row["gpu_ms"]

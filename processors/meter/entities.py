@@ -9,7 +9,7 @@ import polars as pl
 from idlewatt.processors.meter import forgotten
 from idlewatt.processors.meter.cutting import split, still_open
 from idlewatt.processors.meter.gaps import put_off, taken_back
-from idlewatt.processors.meter.rows import where
+from idlewatt.processors.meter.rows import among, where
 from idlewatt.processors.meter.state import ENGINE_GAP, ENGINE_KEY, GPU_GAP, GPU_KEY
 from idlewatt.processors.meter.timeline import Advance, Edges
 from idlewatt.stream.records import TOKEN_COUNTS
@@ -55,10 +55,10 @@ def remembered(
 
     `intervals` and `gaps`: the step's own. `unfinished`: frames with the ids of those that something else waits for.
     """
-    dark, still_forgotten = forgotten.back(before.forgotten, step, before.index, kind.key, edges.forget_ms)
+    dark, still_forgotten = forgotten.back(before.forgotten, step, before.index, kind.key)
     gaps = both(both(before.gaps, gaps), taken_back(dark, kind.gap_columns, kind.counters))
     is_kept = step.last["ts_ms"] > edges.edge_ms - edges.forget_ms
-    kept, lost = where(step.last, is_kept), where(step.last, ~is_kept)
+    kept, lost = where(step.last, is_kept), _with_until(where(step.last, ~is_kept), before.last, edges)
     if "power_limit_mw" in lost.columns:
         lost = lost.rename({"power_limit_mw": "power_limit_mw_0"})
     gone = _read_again(before.gone, step)
@@ -103,6 +103,13 @@ def with_first(index: pl.DataFrame, first: pl.DataFrame) -> pl.DataFrame:
 def both(rows: pl.DataFrame, seldom: pl.DataFrame) -> pl.DataFrame:
     """One below the other."""
     return pl.concat([rows, seldom.select_seq(rows.columns)]) if seldom.height else rows
+
+
+def _with_until(lost: pl.DataFrame, known: pl.DataFrame, edges: Edges) -> pl.DataFrame:
+    """Add until_ms, up to which the silence after last readings is booked; `known`: last readings before the step."""
+    # of those it is booked up to the last edge, whatever forget_ms was then
+    booked_ms = pl.when(among(lost["id"], known["id"])).then(edges.previous_ms)
+    return lost.with_columns_seq(until_ms=pl.max_horizontal(pl.col("ts_ms") + edges.forget_ms, booked_ms))
 
 
 def _read_again(gone: pl.DataFrame, step: Advance) -> pl.DataFrame:

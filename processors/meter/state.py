@@ -24,7 +24,7 @@ from idlewatt.stream import records
 from idlewatt.stream.frames import empty_frame
 from idlewatt.stream.records import TOKEN_COUNTS
 
-LAYOUT: Final = "meter/4"
+LAYOUT: Final = "meter/5"
 GPU_KEY: Final = ("site", "pool", "gpu_uuid")
 # with the node: engines of two nodes may call themselves alike
 ENGINE_KEY: Final = ("site", "pool", "node", "engine", "model_name")
@@ -163,7 +163,11 @@ _FRAMES: Final[dict[str, Any]] = {
     },
     "gpu_renames": RENAME_COLUMNS,
     "gpus": GPU_READING,
-    "forgotten_gpus": {**dict.fromkeys(GPU_KEY, pl.String), "ts_ms": pl.Int64, "power_limit_mw_0": pl.Int64},
+    "forgotten_gpus": {
+        **dict.fromkeys(GPU_KEY, pl.String),
+        "until_ms": pl.Int64,
+        "power_limit_mw_0": pl.Int64,
+    },
     "gone_gpus": GONE_COLUMNS,
     "open_gpus": GPU_INTERVAL,
     "engine_index": {
@@ -173,7 +177,7 @@ _FRAMES: Final[dict[str, Any]] = {
         "first_ms": pl.Int64,
     },
     "engines": ENGINE_READING,
-    "forgotten_engines": {**dict.fromkeys(ENGINE_KEY, pl.String), "ts_ms": pl.Int64},
+    "forgotten_engines": {**dict.fromkeys(ENGINE_KEY, pl.String), "until_ms": pl.Int64},
     "gone_engines": GONE_COLUMNS,
     "open_engines": ENGINE_INTERVAL,
     "gpu_gaps": GPU_GAP,

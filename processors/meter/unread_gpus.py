@@ -68,7 +68,7 @@ def unread_gpus(
     ).join(index.select_seq("id", "gpu_uuid"), on="id")
     never = holding.unread.with_columns_seq(from_ms=ever, until_ms=ever)
     gpu = ["site", "pool", "gpu_uuid"]
-    gone = forgotten.select_seq(*gpu, gone_ms=_edge_after(pl.col("ts_ms") + edges.forget_ms, edges.window_ms))
+    gone = forgotten.select_seq(*gpu, gone_ms=_edge_after(pl.col("until_ms"), edges.window_ms))
     return (
         pl.concat([never, known.select_seq(never.columns)])
         .join(stays.rename({"until_ms": "stays_ms"}), on="server")
