@@ -60,7 +60,7 @@ def _grace_faults(settings: Settings) -> Iterator[str]:
         if grace_s < least_s:
             yield (
                 f"[process] grace_s must be at least {least_s:g}, 1.5 times collect.{name}: "
-                f"with {grace_s:g} no reading would count as measured"
+                f"with {grace_s:g} no reading would count as measured. Set it alike here and where processors run"
             )
     read_s = [collect.gpu_interval_s] if collect.gpu != "none" else []
     read_s += [collect.engine_interval_s] if collect.engine else []

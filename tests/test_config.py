@@ -94,7 +94,7 @@ BAD_FILES = {
     "grace_too_short_to_measure_anything": (
         "[collect]\ngpu_interval_s = 30",
         "[process] grace_s must be at least 45, 1.5 times collect.gpu_interval_s: "
-        "with 15 no reading would count as measured",
+        "with 15 no reading would count as measured. Set it alike here and where processors run",
     ),
     "grace_too_short_for_rows_to_come_in_time": (
         "[collect]\ngpu_interval_s = 2\nsend_interval_s = 13.5",
