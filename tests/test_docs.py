@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from idlewatt.collectors.usage_post import UsageLine
 from idlewatt.stream import topics
 from idlewatt.stream.kafka_topics import _configs
 from idlewatt.stream.metric_names import METRICS
@@ -33,6 +34,14 @@ def test_settings_of_topics_are_those_they_are_created_with() -> None:
         for key, value in _configs(name, 3).items():
             assert f"`{key}`" in section
             assert re.search(rf"(?<!\w){value}\b", section), (name, key, value)
+
+
+def test_fields_of_a_line_of_usage_are_those_that_are_taken() -> None:
+    """Who posts usage finds each field of a line, and which of them are required."""
+    section = (ROOT / "docs" / "metering.md").read_text().partition("| field | what it is |")[2]
+    rows = re.findall(r"^\| (`.*?`) \| (required: )?", section.partition("\n\n")[0], flags=re.MULTILINE)
+    told = {name: bool(required) for names, required in rows for name in re.findall(r"`(\w+)`", names)}
+    assert told == {name: field.is_required() for name, field in UsageLine.model_fields.items()}
 
 
 def test_readme_has_every_metric_once() -> None:
