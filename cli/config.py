@@ -70,8 +70,8 @@ def _grace_faults(settings: Settings) -> Iterator[str]:
     if read_s and 1.5 * slowest_s <= grace_s < latest_s:
         yield (
             f"[process] grace_s must be at least {latest_s:g}, collect.send_interval_s and the slower of gpu_interval_s and "
-            f"engine_interval_s together: with {grace_s:g} rows would come too late for live figures. Raise it, or lower "
-            "collect.send_interval_s"
+            f"engine_interval_s together: with {grace_s:g} rows would come too late for live figures. Raise it here and "
+            "where processors run, or lower collect.send_interval_s"
         )
 
 

@@ -99,14 +99,14 @@ BAD_FILES = {
     "grace_too_short_for_rows_to_come_in_time": (
         "[collect]\ngpu_interval_s = 2\nsend_interval_s = 13.5",
         "[process] grace_s must be at least 15.5, collect.send_interval_s and the slower of gpu_interval_s and "
-        "engine_interval_s together: with 15 rows would come too late for live figures. Raise it, or lower "
-        "collect.send_interval_s",
+        "engine_interval_s together: with 15 rows would come too late for live figures. Raise it here "
+        "and where processors run, or lower collect.send_interval_s",
     ),
     "grace_too_short_for_rows_that_are_sent_as_always": (
         "[process]\ngrace_s = 1.5",
         "[process] grace_s must be at least 2, collect.send_interval_s and the slower of gpu_interval_s and "
-        "engine_interval_s together: with 1.5 rows would come too late for live figures. Raise it, or lower "
-        "collect.send_interval_s",
+        "engine_interval_s together: with 1.5 rows would come too late for live figures. Raise it here "
+        "and where processors run, or lower collect.send_interval_s",
     ),
     "required_key_missing": (
         "[[collect.engine]]\nname = 'a'",
