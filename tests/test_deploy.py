@@ -188,6 +188,8 @@ def test_idlewatt_services_start_commands_that_exist(name: str, capsys: pytest.C
     assert settings.serve.host == "0.0.0.0"
     assert settings.serve.port == provisioning.PORT
     assert f":{settings.serve.port}/healthz" in service["healthcheck"]["test"][-1]
+    # /v1 is off without it
+    assert "IDLEWATT_SERVE__TOKEN" in service["environment"]
     # of a host without GPUs, `idlewatt doctor` goes by it
     gpus = {"collect-gpu": "nvml", "collect": "simulated"}
     assert settings.collect.gpu == (gpus[name] if command == "collect" else "none")
