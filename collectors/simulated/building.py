@@ -41,7 +41,7 @@ def build_simulated_sources(
         )
         now_ms = clock()
         if start_ms is not None:
-            # the work of a few seconds for each, for which no reading should wait
+            # each is seconds of work, for which no reading should wait
             _log.info("simulated_past", hours=round((now_ms - start_ms) / HOUR_MS, 1))
         factory.advance(now_ms)
     elif factory.site != settings.site:
