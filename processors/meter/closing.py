@@ -9,13 +9,13 @@ from idlewatt.processors.gone_pools import frames_of_others
 from idlewatt.processors.meter import activity, learning, rolling, tokens, totals, waterfall
 from idlewatt.processors.meter.config import MeterConfig
 from idlewatt.processors.meter.engine_step import engine_step
-from idlewatt.processors.meter.entities import ENGINES, GPUS, Entities, remembered, with_first
+from idlewatt.processors.meter.entities import ENGINES, GPUS, Entities, remembered
 from idlewatt.processors.meter.gpu_minutes import gpu_minutes
 from idlewatt.processors.meter.gpu_step import gpu_step
 from idlewatt.processors.meter.renames import forget
 from idlewatt.processors.meter.rows import where, with_names
 from idlewatt.processors.meter.state import OFFENDER_COLUMNS, SAMPLE_COLUMNS, MeterState
-from idlewatt.processors.meter.timeline import Edges, known_since
+from idlewatt.processors.meter.timeline import Edges
 from idlewatt.processors.meter.unread_gpus import unread_gpus, with_stays, with_unread
 from idlewatt.stream.records import IDLE_STATES
 
@@ -80,7 +80,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
             state.gone_gpus,
             state.open_gpus,
             state.gpu_gaps,
-            with_first(state.gpu_index, known_since(gpus.step, config.forget_ms)),
+            state.gpu_index,
         ),
         gpus.step,
         gpus.intervals,
@@ -96,7 +96,7 @@ def close(state: MeterState, edges: Edges, config: MeterConfig) -> tuple[MeterSt
             state.gone_engines,
             state.open_engines,
             state.engine_gaps,
-            with_first(engines.index, known_since(engines.step, config.forget_ms)),
+            engines.index,
         ),
         engines.step,
         engines.intervals,

@@ -11,7 +11,7 @@ from idlewatt.processors.meter.cutting import split, still_open
 from idlewatt.processors.meter.gaps import put_off, taken_back
 from idlewatt.processors.meter.rows import among, where
 from idlewatt.processors.meter.state import ENGINE_GAP, ENGINE_KEY, GPU_GAP, GPU_KEY
-from idlewatt.processors.meter.timeline import Advance, Edges
+from idlewatt.processors.meter.timeline import Advance, Edges, known_since
 from idlewatt.stream.records import TOKEN_COUNTS
 
 ENERGY: Final = ("energy_mj",)
@@ -62,13 +62,14 @@ def remembered(
     if "power_limit_mw" in lost.columns:
         lost = lost.rename({"power_limit_mw": "power_limit_mw_0"})
     gone = _read_again(before.gone, step)
+    index = with_first(before.index, known_since(step, edges.forget_ms))
     return Entities(
         last=kept,
         forgotten=forgotten.remember(still_forgotten, lost, before.index, kind.key, edges.edge_ms),
         gone=gone,
         open=still_open(pl.concat([before.open, intervals]), edges),
         gaps=gaps,
-        index=_known(before.index, kept, step, gaps, gone, *unfinished),
+        index=_known(index, kept, step, gaps, gone, *unfinished),
     )
 
 

@@ -180,8 +180,7 @@ def with_stopped(
     """Add stopped: the engine was not heard, and no process was on any GPU that it can hold, all window long.
 
     `windows`: with server, silent_ms and unread_gpus. `held`: see with_stays(). `stays`: of engines, see
-    activity.stays(). Whoever scales in does
-    not miss the tokens of what is gone.
+    activity.stays(). Whoever scales in does not miss the tokens of what is gone.
     """
     window = ["server", "window_start_ms"]
     is_silent = ((windows["silent_ms"] > 0) & (windows["unread_gpus"] == 0)).fill_null(False)

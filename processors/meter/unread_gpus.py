@@ -32,7 +32,8 @@ def unread_gpus(
 
     As it would be if windows closed one by one: from the engine's first reading on, until a reading of the GPU was taken (that
     one has come says nothing, except of windows that were closed before), and again once it is forgotten. Spans of a GPU may
-    overlap. `stays`: of engines, see activity.stays(). `engine_windows`: what the step books. `read_before` and `forgotten`: last readings when the step of GPUs began.
+    overlap. `stays`: of engines, see activity.stays(). `engine_windows`: what the step books. `read_before`: last readings, and
+    `forgotten`: see forgotten.py, both when the step of GPUs began.
     """
     named = where(holding.held, ~holding.held["inferred"]).select_seq("server", "id")
     was_read = among(named["id"], read_before["id"])
