@@ -25,6 +25,8 @@ ROLLING: Final = "5m"
 WASTED: Final = "~idle_loaded|idle_free"
 BUSY: Final = "~serving|other"
 SEEN: Final = "!dark"
+# of what is available: rows from a spool count when they come, and bring what others did at other times
+TOO_MUCH_SEEN: Final = 1.1
 # window, grace and scrape make about 45 s in the default settings; figures that are older than this are none of now
 CLOCK_LIMIT_S: Final = 120
 # seconds of windows closed per second, beyond which a rate is so many times too high: windows and scrapes that do not fit
@@ -144,22 +146,18 @@ def wasted_energy_rate(where: Where, by: tuple[str, ...] = (), window: str = RAT
 
 
 def idle_share_of_seen(where: Where, by: tuple[str, ...], window: str) -> str:
-    """Share of the available energy that idle GPUs drew or had to spare, of what was seen; absent where most was not.
-
-    And where more was than is available: rows from a spool count when they come, and bring what others did at other times.
-    """
+    """Share of the available energy that idle GPUs drew or had to spare, of what was seen; absent where most was not, or
+    TOO_MUCH_SEEN."""
     available = rate(names.AVAILABLE, where, by, window)
     seen = _drawn_or_spare(where, SEEN, by, window)
-    return (
-        f"({_drawn_or_spare(where, WASTED, by, window)}) / ({seen} > 0.5 * {available} < 1.1 * {available})"
-    )
+    return f"({_drawn_or_spare(where, WASTED, by, window)}) / ({seen} > 0.5 * {available} < {TOO_MUCH_SEEN} * {available})"
 
 
 def busy_share_of_available(where: Where, by: tuple[str, ...], window: str) -> str:
-    """Share of the available energy that GPUs at work were seen to draw or to have to spare; absent as above for a spool."""
+    """Share of the available energy that GPUs at work were seen to draw or to have to spare; absent where TOO_MUCH_SEEN."""
     available = rate(names.AVAILABLE, where, by, window)
     busy = f"({_drawn_or_spare(where, BUSY, by, window)} or 0 * {available})"
-    return f"{busy} / {available} unless {_drawn_or_spare(where, SEEN, by, window)} >= 1.1 * {available}"
+    return f"{busy} / {available} unless {_drawn_or_spare(where, SEEN, by, window)} >= {TOO_MUCH_SEEN} * {available}"
 
 
 def _drawn_or_spare(where: Where, states: str, by: tuple[str, ...], window: str) -> str:

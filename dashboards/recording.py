@@ -16,7 +16,7 @@ TOKENS_PER_JOULE_DAY: Final = "pool:idlewatt_tokens_per_joule:ratio_rate1d"
 RECORDED_CLOCKS: Final = {clock: f"pool:{clock.name}:max" for clock in q.CLOCKS.values()}
 IDLE_SHARE_HOUR: Final = "pool:idlewatt_idle_available_energy:ratio_rate1h"
 BUSY_SHARE_HOUR: Final = "pool:idlewatt_busy_available_energy:ratio_rate1h"
-UNREAD_SHARE_HOUR: Final = "pool:idlewatt_unread_tokens:ratio1h"
+UNREAD_SHARE_HOUR: Final = "pool:idlewatt_unread_tokens:ratio_rate1h"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1749,6 +1749,6 @@ def test_recorded_names_are_of_level_metric_operation() -> None:
     for rule in (*recording.RECORDING, *recording.RECORDING_DAY):
         level, metric, operation = rule.record.split(":")
         assert level == "pool"
-        assert operation in {"max", "rate5m", "ratio1h", "ratio_rate5m", "ratio_rate1h", "ratio_rate1d"}
+        assert operation in {"max", "rate5m", "ratio_rate5m", "ratio_rate1h", "ratio_rate1d"}
         assert metric.startswith("idlewatt_")
         assert rule.record not in exported
